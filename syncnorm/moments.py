@@ -1,0 +1,97 @@
+"""The primitive: count, mean and M2 of a sample, and their exact merge.
+
+SyncBatchNorm merges them over ranks, recalibration over batches, a federated server over clients. The formula
+stands here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations (M2) of a sample, per channel.
+
+    Estimator: exact moments of everything merged in, in any order and any split. Merging adds each part's M2 and
+    the spread of the parts' means,
+
+        N = sum n_r,   mean = sum n_r mean_r / N,   M2 = sum M2_r + sum n_r (mean_r - mean)^2
+
+    (Chan, Golub & LeVeque 1983), which keeps its precision where E[x^2] - E[x]^2 loses it: mean >> standard
+    deviation. `var(correction=1)` is the unbiased variance that BN keeps as running variance, `correction=0` the
+    biased one it normalises with. A count of zero is a neutral element. Everything is differentiable.
+
+    Shapes: count (), mean (C,), m2 (C,). Parts stacked along a leading dimension R are (R,), (R, C), (R, C).
+    """
+
+    count: Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, dim: int | Sequence[int]) -> Moments:
+        """Return the moments of `x` over the dimensions `dim`, e.g. (0, 2, 3) for x of shape (N, C, H, W).
+
+        float16 and bfloat16 are accumulated in float32; other types in their own. An empty sample has mean and M2
+        zero, connected to `x` for autograd, so that a rank without samples still takes part in a backward.
+        """
+        dims = (dim,) if isinstance(dim, int) else tuple(dim)
+        x = x.to(accumulator(x.dtype))
+        samples = 1
+        for d in dims:
+            samples *= x.shape[d]
+        rough = x.sum(dims, keepdim=True) / max(samples, 1)
+        deviation = x - rough
+        # Zero but for the rounding of the first sum, which it takes out of both mean and M2.
+        residue = deviation.sum(dims) / max(samples, 1)
+        m2 = deviation.square().sum(dims) - samples * residue.square()
+        return cls(x.new_full((), samples, dtype=torch.float64), rough.reshape(residue.shape) + residue, m2)
+
+    def merge(self, other: Moments) -> Moments:
+        """Return the moments of both samples together."""
+        return Moments.pool([self, other])
+
+    @staticmethod
+    def pool(parts: Sequence[Moments]) -> Moments:
+        """Return the moments of all parts together. No part at all raises `ValueError`: the shape is unknown."""
+        if not parts:
+            raise ValueError("Moments.pool got no parts: give it at least one.")
+        return Moments(
+            torch.stack([part.count for part in parts]),
+            torch.stack([part.mean for part in parts]),
+            torch.stack([part.m2 for part in parts]),
+        ).pooled()
+
+    def pooled(self) -> Moments:
+        """Return the moments of all parts of a stack (count (R,), mean (R, C), m2 (R, C)) together."""
+        count = self.count.unsqueeze(1)
+        total = count.sum()
+        share = (count / torch.where(total > 0, total, 1.0)).to(self.mean.dtype)
+        # A part without samples may hold anything as its mean, NaN too: a weight of zero would not keep it out.
+        mean_of_part = torch.where(count > 0, self.mean, 0.0)
+        m2_of_part = torch.where(count > 0, self.m2, 0.0)
+        rough = (share * mean_of_part).sum(0)
+        # Zero but for the rounding of the first sum, as in `of`.
+        mean = rough + (share * (mean_of_part - rough)).sum(0)
+        spread = mean_of_part - mean
+        return Moments(total, mean, (m2_of_part + count.to(mean.dtype) * spread.square()).sum(0))
+
+    def var(self, correction: int = 0) -> Tensor:
+        """Return the variance M2 / (count - correction): biased for correction 0, unbiased for 1. Shape (C,).
+
+        Zero where count <= correction, where there is nothing to divide by.
+        """
+        if correction not in (0, 1):
+            raise ValueError(f"correction is {correction!r}: write 0 (biased) or 1 (unbiased).")
+        degrees = (self.count - correction).to(self.m2.dtype)
+        return torch.where(degrees > 0, self.m2 / degrees.clamp(min=1e-30), 0.0)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Return the type that statistics of `dtype` are held in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,0 +1,134 @@
+"""What a study is: a base run, what varies, how many seeds; and the runs that this expands into."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import product
+from typing import Any
+
+from syncnorm.config import Norm, Run, describe, run_id
+from syncnorm.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`.
+
+    Names are those of a run's fields ("per_device_batch", "norm", "skew") or dotted paths ("world.skew").
+    """
+
+    x: str
+    line: str
+    panel: str | None = None
+    metric: str = "accuracy"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A claim: rows that differ in the field `over` alone give the same metrics, within `tolerance`."""
+
+    over: str = "engine"
+    tolerance: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Further runs of a study: other things vary, from the same base. `seeds` None means the study's."""
+
+    vary: dict[str, Sequence[Any]]
+    seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Many runs, one question.
+
+    `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the runs
+    are the product of all values and of the seeds 0 .. seeds-1. `quick` holds the fields of this class that
+    `--quick` replaces.
+    """
+
+    name: str
+    question: str
+    base: Run
+    vary: dict[str, Sequence[Any]]
+    seeds: int = 5
+    also: tuple[Grid, ...] = ()
+    figures: tuple[Curve, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    quick: dict[str, Any] = field(default_factory=dict)
+
+
+def quicker(study: Study) -> Study:
+    """Return the study that `--quick` runs: the same question with the fields that `study.quick` names replaced."""
+    return replace(study, **{"name": f"{study.name}-quick", **study.quick, "quick": {}})
+
+
+def expand(study: Study) -> list[Run]:
+    """Return a study's runs, each once, in a fixed order that finishes all points of one seed before the next."""
+    found: dict[str, tuple[int, Run]] = {}
+    for grid in (Grid(study.vary, study.seeds), *study.also):
+        seeds = study.seeds if grid.seeds is None else grid.seeds
+        for values in product(*grid.vary.values()):
+            run = study.base
+            for name, value in zip(grid.vary, values, strict=True):
+                run = with_field(run, name, value)
+            for seed in range(seeds):
+                one = replace(run, seed=seed)
+                found.setdefault(run_id(one), (seed, one))
+    return [run for _, run in sorted(found.values(), key=lambda pair: pair[0])]
+
+
+def with_field(run: Run, name: str, value: Any) -> Run:
+    """Return `run` with the field `name` (unique name or dotted path) set to `value`."""
+    return _set(run, field_path(run, name), value)
+
+
+def field_path(run: Run, name: str) -> tuple[str, ...]:
+    """Return the path of a run's field from its dotted path or its own name.
+
+    A name that no field has, or that several have, raises `UserError`.
+    """
+    paths = {path: value for path, value in _leaves(run)}
+    wanted = tuple(name.split("."))
+    if wanted in paths:
+        return wanted
+    hits = [path for path in paths if path[-1] == name]
+    if len(hits) > 1:
+        raise UserError(f"field '{name}' is ambiguous: write one of {', '.join('.'.join(p) for p in hits)}.")
+    if not hits:
+        raise unknown("field of a run", name, {path[-1] for path in paths} | {".".join(path) for path in paths})
+    return hits[0]
+
+
+def value_at(config: dict[str, Any], run: Run, name: str) -> Any:
+    """Return what a row's `config` holds for the field `name`; a norm or data set is shown by its name."""
+    value: Any = config
+    for part in field_path(run, name):
+        value = value[part]
+    return value["name"] if isinstance(value, dict) and "name" in value else value
+
+
+def default_run_config() -> dict[str, Any]:
+    """Return the description of the default run, for what needs a row's shape and has no row."""
+    return describe(Run())
+
+
+def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every path of a dataclass tree, inner nodes first so that "norm" names the node and not its name."""
+    for item in fields(node):
+        path, value = (*prefix, item.name), getattr(node, item.name)
+        yield path, value
+        if is_dataclass(value):
+            yield from _leaves(value, path)
+
+
+def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
+    head, *rest = path
+    if rest:
+        return replace(node, **{head: _set(getattr(node, head), tuple(rest), value)})
+    current = getattr(node, head)
+    if isinstance(current, Norm) and isinstance(value, str):
+        value = Norm(value)
+    elif is_dataclass(current) and isinstance(value, str):
+        value = replace(current, name=value)  # type: ignore[type-var]
+    return replace(node, **{head: value})
