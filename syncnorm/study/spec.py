@@ -42,9 +42,9 @@ class Grid:
 class Study:
     """Many runs, one question.
 
-    `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the runs
-    are the product of all values and of the seeds 0 .. seeds-1. `quick` holds the fields of this class that
-    `--quick` replaces.
+    `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the
+    runs are the product of all values and of the seeds 0 .. seeds-1. `quick` holds the fields of this class
+    that `--quick` replaces.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Study:
 
 
 def quicker(study: Study) -> Study:
-    """Return the study that `--quick` runs: the same question with the fields that `study.quick` names replaced."""
+    """Return the study that `--quick` runs: the fields that `study.quick` names are replaced."""
     return replace(study, **{"name": f"{study.name}-quick", **study.quick, "quick": {}})
 
 
 def expand(study: Study) -> list[Run]:
-    """Return a study's runs, each once, in a fixed order that finishes all points of one seed before the next."""
+    """Return a study's runs, each once, in a fixed order: all points of one seed before the next seed."""
     found: dict[str, tuple[int, Run]] = {}
     for grid in (Grid(study.vary, study.seeds), *study.also):
         seeds = study.seeds if grid.seeds is None else grid.seeds
@@ -80,7 +80,8 @@ def expand(study: Study) -> list[Run]:
 
 def with_field(run: Run, name: str, value: Any) -> Run:
     """Return `run` with the field `name` (unique name or dotted path) set to `value`."""
-    return _set(run, field_path(run, name), value)
+    changed: Run = _set(run, field_path(run, name), value)
+    return changed
 
 
 def field_path(run: Run, name: str) -> tuple[str, ...]:
@@ -96,14 +97,18 @@ def field_path(run: Run, name: str) -> tuple[str, ...]:
     if len(hits) > 1:
         raise UserError(f"field '{name}' is ambiguous: write one of {', '.join('.'.join(p) for p in hits)}.")
     if not hits:
-        raise unknown("field of a run", name, {path[-1] for path in paths} | {".".join(path) for path in paths})
+        known = {path[-1] for path in paths} | {".".join(path) for path in paths}
+        raise unknown("field of a run", name, known)
     return hits[0]
 
 
-def value_at(config: dict[str, Any], run: Run, name: str) -> Any:
-    """Return what a row's `config` holds for the field `name`; a norm or data set is shown by its name."""
+def value_at(config: dict[str, Any], name: str) -> Any:
+    """Return what a row's `config` (plain data) holds for the field `name`; a norm or data set is its name.
+
+    A name that no field of a run has raises `UserError`.
+    """
     value: Any = config
-    for part in field_path(run, name):
+    for part in field_path(Run(), name):
         value = value[part]
     return value["name"] if isinstance(value, dict) and "name" in value else value
 
@@ -114,7 +119,7 @@ def default_run_config() -> dict[str, Any]:
 
 
 def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield every path of a dataclass tree, inner nodes first so that "norm" names the node and not its name."""
+    """Yield every path of a dataclass tree and its value: inner nodes and leaves."""
     for item in fields(node):
         path, value = (*prefix, item.name), getattr(node, item.name)
         yield path, value
