@@ -14,12 +14,19 @@ class Curve:
     """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`.
 
     Names are those of a run's fields ("per_device_batch", "norm", "skew") or dotted paths ("world.skew").
+    `where` leaves out the runs whose fields have other values, e.g. {"norm": "bn"}.
     """
 
     x: str
     line: str
     panel: str | None = None
     metric: str = "accuracy"
+    where: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names of a run's fields that place it in the figure."""
+        return (self.x, self.line, *([self.panel] if self.panel else []), *self.where)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,17 @@ def value_at(config: dict[str, Any], name: str) -> Any:
     for part in field_path(Run(), name):
         value = value[part]
     return value["name"] if isinstance(value, dict) and "name" in value else value
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a row's nested config as one level: dotted path to value, e.g. {"world.skew": 50.0}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
 
 
 def default_run_config() -> dict[str, Any]:

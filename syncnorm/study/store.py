@@ -36,12 +36,13 @@ class About:
     question: str
     command: str
     """What the user typed; empty when the study was run from Python."""
-    run_ids: tuple[str, ...]
-    """The runs of the study as it is now, in its order. Rows of other runs stay, and are not reported."""
+    runs: dict[str, dict[str, Any]]
+    """By run id, in the study's order: the seed and the fields that figures name.
+
+    Rows of runs that are not (or no longer) among these stay in the folder and are not reported.
+    """
     figures: tuple[Curve, ...]
     agreements: tuple[Agreement, ...]
-    values: dict[str, list[Any]]
-    """For every field that a figure names, its values in the study's order."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,15 @@ class Results:
     @property
     def missing(self) -> list[str]:
         """Ids of the study's runs without a row."""
-        return [run for run in self.about.run_ids if run not in self.rows]
+        return [run for run in self.about.runs if run not in self.rows]
 
     @property
     def strangers(self) -> int:
         """Number of runs in the folder that the study no longer has."""
-        return len(self.rows.keys() - set(self.about.run_ids))
+        return len(self.rows.keys() - self.about.runs.keys())
 
     def _present(self) -> list[Row]:
-        return [self.rows[run] for run in self.about.run_ids if run in self.rows]
+        return [self.rows[run] for run in self.about.runs if run in self.rows]
 
 
 class Store:
@@ -160,26 +161,19 @@ def read(directory: str | Path) -> Results:
         stored["study"],
         stored["question"],
         stored["command"],
-        tuple(stored["run_ids"]),
+        stored["runs"],
         tuple(Curve(**curve) for curve in stored["figures"]),
         tuple(Agreement(**agreement) for agreement in stored["agreements"]),
-        stored["values"],
     )
     return Results(about, _read_rows(folder))
 
 
 def about_study(study: Study, command: str = "") -> About:
     """Return what a report needs to know of a study; a figure's field that no run has raises `UserError`."""
-    runs = expand(study)
-    values: dict[str, list[Any]] = {}
-    configs = [describe(run) for run in runs]
-    for name in [name for curve in study.figures for name in (curve.x, curve.line, curve.panel) if name]:
-        values[name] = []
-        for config in configs:
-            if (value := value_at(config, name)) not in values[name]:
-                values[name].append(value)
-    ids = tuple(run_id(run) for run in runs)
-    return About(study.name, study.question, command, ids, study.figures, study.agreements, values)
+    names = ["seed", *dict.fromkeys(name for curve in study.figures for name in curve.fields)]
+    runs = {run_id(run): describe(run) for run in expand(study)}
+    points = {run: {name: value_at(config, name) for name in names} for run, config in runs.items()}
+    return About(study.name, study.question, command, points, study.figures, study.agreements)
 
 
 def finished_row(study: str, result: Result) -> Row:

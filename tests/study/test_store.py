@@ -38,10 +38,10 @@ def test_rows_come_back_and_are_not_to_be_made_again(small: Study, fill: Fill) -
     assert results.about.question == small.question
     assert results.about.figures == small.figures
     assert results.about.agreements == small.agreements
-    assert results.about.values == {"norm": ["bn", "gn"]}
+    assert [point["norm"] for point in results.about.runs.values()] == ["bn", "gn", "bn", "gn"]
     assert [row["config"]["seed"] for row in results.finished] == [0, 1]
     assert len(results.missing) == 2
-    assert len(results.about.run_ids) == len(runs) == 4
+    assert len(results.about.runs) == len(runs) == 4
 
 
 def test_a_row_is_one_line_of_strict_json(small: Study, tmp_path: Path) -> None:
