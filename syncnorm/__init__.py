@@ -4,5 +4,6 @@ The names below need torch alone. `syncnorm.data`, `syncnorm.training` and `sync
 """
 
 from syncnorm.moments import Moments
+from syncnorm.norms import SyncBatchNorm
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "SyncBatchNorm"]

@@ -1,0 +1,116 @@
+"""What ranks tell each other: moments, sums, and once, before the first sum, the shapes they are about to send.
+
+Collectives here are differentiable or plain, eager or compiled; every function is the identity for one rank.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.distributed import _functional_collectives as functional
+from torch.distributed.distributed_c10d import _get_default_store
+
+from syncnorm.moments import Moments
+
+# Compiled collectives carry gradients from torch 2.11 on; before, a compiled model breaks its graph at the layer.
+COMPILES = hasattr(functional, "all_reduce_backward")
+
+
+def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
+    """Return this process's rank in `group` (None: all processes) and the group's size; (0, 1) without a group.
+
+    A process outside of the group raises `ValueError`.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return 0, 1
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if rank < 0:
+        raise ValueError("this rank is not in the layer's process_group: give each rank the group it belongs to.")
+    return rank, size
+
+
+def gather_moments(local: Moments, group: ProcessGroup | None) -> Moments:
+    """Return every rank's moments, stacked: count (R,), mean (R, C), m2 (R, C). One all-gather, no gradient."""
+    row = _pack(local)
+    _, size = rank_and_size(group)
+    if size == 1:
+        return _unpack(row.unsqueeze(0))
+    rows = row.new_empty(size * row.numel())
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(rows, row, group=group)
+    return _unpack(rows.view(size, -1))
+
+
+def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) -> Moments:
+    """Return what `gather_moments` returns, with gradients of every order through every rank.
+
+    Each rank puts its moments into its own row of zeros, and the rows are summed: an all-reduce is its own adjoint,
+    so one collective forward is one backward, on every backend.
+    """
+    row = _pack(local)
+    rank, size = rank_and_size(group)
+    if size == 1:
+        return _unpack(row.unsqueeze(0))
+    mine = torch.arange(size, device=row.device).unsqueeze(1) == rank
+    return _unpack(_sum_differentiably(torch.where(mine, row, 0.0), group))
+
+
+def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Sum `x` over the ranks, in place and without a gradient."""
+    if rank_and_size(group)[1] > 1:
+        dist.all_reduce(x, group=group)
+    return x
+
+
+def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:
+    """Compare what every rank says, and return {rank: said} if they differ, else {}.
+
+    Goes through the group's key-value store: tensors of different sizes would hang or corrupt a collective, and the
+    store costs no collective and no device synchronisation. Every rank of the group has to call this equally often.
+    """
+    rank, size = rank_and_size(group)
+    store = _get_default_store()
+    name = (group or dist.group.WORLD).group_name  # type: ignore[union-attr]
+    turn = store.add(f"syncnorm/{name}/turn/{rank}", 1)
+    prefix = f"syncnorm/{name}/{turn}"
+    store.set(f"{prefix}/{rank}", said)
+    if store.get(f"{prefix}/0").decode() != said:
+        store.set(f"{prefix}/differs", "yes")
+    if store.add(f"{prefix}/arrived", 1) == size:
+        store.set(f"{prefix}/complete", "yes")
+    store.wait([f"{prefix}/complete"])
+    if not store.check([f"{prefix}/differs"]):
+        return {}
+    return {peer: store.get(f"{prefix}/{peer}").decode() for peer in range(size)}
+
+
+def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return functional.all_reduce(x, "sum", group or dist.group.WORLD)  # type: ignore[arg-type]
+    summed: Tensor = _AllReduceSum.apply(x, group)
+    return summed
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """A sum over ranks whose gradient is the sum over ranks of the gradient, to any order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        return sum_over_ranks(x.clone(), group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _AllReduceSum.apply(grads[0], ctx.group), None
+
+
+def _pack(moments: Moments) -> Tensor:
+    return torch.cat([moments.count.to(moments.mean.dtype).unsqueeze(0), moments.mean, moments.m2])
+
+
+def _unpack(rows: Tensor) -> Moments:
+    channels = (rows.shape[1] - 1) // 2
+    count, mean, m2 = rows.split([1, channels, channels], dim=1)
+    return Moments(count.squeeze(1), mean, m2)

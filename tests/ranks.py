@@ -1,0 +1,53 @@
+"""Ranks as threads: every rank of a process group in one process, for maths in milliseconds."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.multi_threaded_pg import (
+    ProcessLocalGroup,
+    _install_threaded_pg,
+    _uninstall_threaded_pg,
+)
+
+
+def run_ranks(size: int, work: Callable[[int], Any], timeout: float = 20.0) -> list[Any]:
+    """Run `work(rank)` on `size` ranks at once; return what each returned, or the exception that it raised.
+
+    A rank that hangs past `timeout` seconds fails the test.
+    """
+    results: list[Any] = [TimeoutError(f"rank {rank} hangs") for rank in range(size)]
+    store = dist.HashStore()
+
+    def one(rank: int) -> None:
+        dist.init_process_group("threaded", rank=rank, world_size=size, store=store)
+        try:
+            results[rank] = work(rank)
+        except Exception as error:
+            results[rank] = error
+        finally:
+            dist.destroy_process_group()
+
+    torch._C._distributed_c10d._set_thread_isolation_mode(True)
+    _install_threaded_pg()
+    try:
+        threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout)
+    finally:
+        ProcessLocalGroup.reset()
+        _uninstall_threaded_pg()
+        torch._C._distributed_c10d._set_thread_isolation_mode(False)
+    return results
+
+
+def ok(results: list[Any]) -> list[Any]:
+    """Return the results of ranks that must all have succeeded; raise the first error otherwise."""
+    errors = [result for result in results if isinstance(result, Exception)]
+    for error in sorted(errors, key=lambda error: isinstance(error, TimeoutError)):
+        raise error  # the cause rather than the peers that wait for it
+    return results
