@@ -24,7 +24,7 @@ def row_place(curve: Curve, row: Row) -> tuple[Any, str, Any]:
 def line_names(curve: Curve, rows: Sequence[Row]) -> list[str]:
     """Return the name of every row's line: the value of the line's field, and what else tells rows apart.
 
-    Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)"; their mean means nothing.
+    Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", never their mean.
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):

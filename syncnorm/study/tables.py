@@ -1,0 +1,285 @@
+"""The tables of a report: what is in them. `table_formats` writes them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from syncnorm.study.agreement import Comparison, compare
+from syncnorm.study.labels import Metric, axis_label, field_label, metric_label, setting, value_label
+from syncnorm.study.points import Points
+from syncnorm.study.spec import flatten
+from syncnorm.study.statistics import Summary, overlap
+from syncnorm.study.store import Results, Row
+
+NOTHING = "—"
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: its text, whether it stands out, and a note in smaller type ("n = 3")."""
+
+    text: str
+    bold: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in blocks. The first cell of a line names it; the others are below `header`."""
+
+    name: str
+    """Of its files, without a suffix."""
+    title: str
+    caption: str
+    corner: str
+    """What the first column holds."""
+    span: str
+    """What the header's other columns are values of; may be empty."""
+    header: list[str]
+    blocks: list[tuple[str, list[list[Cell]]]]
+    """A heading (may be empty) and the lines below it."""
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """The same in full precision, one statistic a column."""
+
+
+def all_tables(results: Results, figures: list[Points]) -> list[Table]:
+    """Return every table of a report: means and paired differences a figure, agreements, failures."""
+    tables = [table for points in figures for table in (means(points), differences(points)) if table]
+    if results.about.agreements:
+        tables.append(agreements([compare(one, results.finished) for one in results.about.agreements]))
+    return [*tables, failures(results.failed)] if results.failed else tables
+
+
+def means(points: Points) -> Table:
+    """Return the table of means with 95 % intervals: lines by x, a block a panel.
+
+    The best of a column is bold only if its interval is apart from those of all other lines there.
+    """
+    metric = metric_label(points.curve.metric)
+
+    def cell(panel: Any, line: str, x: Any) -> Cell:
+        summary = points.summary(panel, line, x)
+        text = _mean(summary, metric) if summary else _nothing(points, panel, line, x)
+        note = _note(summary, points)
+        return Cell(text, _stands_out(points, panel, line, x, metric.higher_is_better), note)
+
+    return Table(
+        name=points.name,
+        title=f"{metric.title} by {field_label(points.curve.line)} and {field_label(points.curve.x)}",
+        caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. "
+        "Bold: best of its column, with an interval apart from all others in it. "
+        f"{points.evaluation()}{_without(points)}",
+        corner=field_label(points.curve.line),
+        span=axis_label(points.curve.x),
+        header=[value_label(x) for x in points.xs],
+        blocks=_blocks(points, points.lines, cell),
+        records=_records(points),
+    )
+
+
+def differences(points: Points) -> Table | None:
+    """Return the table of differences to the first line, paired by seed; None when there is only one line."""
+    if len(points.lines) < 2:
+        return None
+    reference, *others = points.lines
+    metric = metric_label(points.curve.metric)
+
+    def cell(panel: Any, line: str, x: Any) -> Cell:
+        summary = points.difference(panel, line, x, reference)
+        text = _mean(summary, metric, sign="+") if summary else _nothing(points, panel, line, x)
+        return Cell(text, note=_note(summary, points))
+
+    return Table(
+        name=f"{points.name}-differences",
+        title=f"{metric.words.capitalize()}, difference to {reference} ({metric.difference_unit})",
+        caption="Mean ± half width of the 95 % t interval of the differences paired by seed; "
+        f"{_usual(points)}. Positive is {'better' if metric.higher_is_better else 'worse'} than {reference}. "
+        f"{points.evaluation()}",
+        corner=field_label(points.curve.line),
+        span=axis_label(points.curve.x),
+        header=[value_label(x) for x in points.xs],
+        blocks=_blocks(points, others, cell),
+    )
+
+
+def agreements(comparisons: list[Comparison]) -> Table:
+    """Return the table of claims that a field changes nothing: pairs, largest differences, verdict."""
+    lines: list[list[Cell]] = []
+    records: list[dict[str, Any]] = []
+    for one in comparisons:
+        words, tolerance, pairs = field_label(one.agreement.over), one.agreement.tolerance, len(one.pairs)
+        if not one.differences:
+            texts = [words, NOTHING, str(pairs), NOTHING, f"{tolerance:.0e}", "not compared"]
+            lines.append([Cell(text) for text in texts])
+        for metric, difference in one.differences.items():
+            verdict = "agree" if difference <= tolerance else "differ"
+            size = f"{difference:.1e}" if difference else "0"
+            texts = [words, metric, str(pairs), size, f"{tolerance:.0e}", verdict]
+            lines.append([Cell(text) for text in texts])
+            records.append(
+                {
+                    "over": one.agreement.over,
+                    "metric": metric,
+                    "pairs": pairs,
+                    "largest_absolute_difference": difference,
+                    "tolerance": tolerance,
+                    "verdict": verdict,
+                    "run_a": one.worst[metric][0]["run_id"],
+                    "run_b": one.worst[metric][1]["run_id"],
+                }
+            )
+    return Table(
+        name="agreements",
+        title="Agreement",
+        caption="Runs that differ in one field alone: the largest absolute difference of every metric that "
+        "both have, as stored (fractions and nats), against the tolerance.",
+        corner="over",
+        span="",
+        header=["metric", "pairs", "largest difference", "tolerance", "verdict"],
+        blocks=[("", lines)],
+        records=records,
+    )
+
+
+def failures(failed: list[Row]) -> Table:
+    """Return the table of runs that gave no result, and why."""
+    return Table(
+        name="failures",
+        title="Failed runs",
+        caption="They are in no mean above. The next `syncnorm run` tries them again.",
+        corner="run",
+        span="",
+        header=["settings", "error"],
+        blocks=[("", [[Cell(row["run_id"]), Cell(run_words(row)), Cell(row["error"])] for row in failed])],
+        records=[
+            {"run_id": row["run_id"], "error": row["error"], **flatten(row["config"])} for row in failed
+        ],
+    )
+
+
+def run_words(row: Row) -> str:
+    """Return a row's main settings: "bn, devices 8, samples per device 4, label-sorted data 0 %, seed 0"."""
+    config = row["config"]
+    parts = [
+        setting(name, config["world"][name])
+        for name in ("ranks", "per_device_batch", "skew")
+        if name in config["world"]
+    ]
+    return ", ".join([config["norm"]["name"], *parts, f"seed {config['seed']}"])
+
+
+def run_records(results: Results) -> list[dict[str, Any]]:
+    """Return every row of the study in one level: settings, metrics, evaluated by, seconds, or the error."""
+    return [
+        {
+            "run_id": row["run_id"],
+            **{f"config.{name}": value for name, value in flatten(row["config"]).items()},
+            **{f"metrics.{name}": value for name, value in row.get("metrics", {}).items()},
+            "evaluated_by": row.get("evaluated_by"),
+            "seconds": row["seconds"],
+            "finished": row["finished"],
+            "error": row.get("error"),
+        }
+        for row in [*results.finished, *results.failed]
+    ]
+
+
+def _blocks(
+    points: Points, lines: list[str], cell: Callable[[Any, str, Any], Cell]
+) -> list[tuple[str, list[list[Cell]]]]:
+    panel_field = points.curve.panel
+    return [
+        (
+            setting(panel_field, panel) if panel_field else "",
+            [[Cell(line), *(cell(panel, line, x) for x in points.xs)] for line in lines],
+        )
+        for panel in points.panels
+    ]
+
+
+def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better: bool) -> bool:
+    """Return whether a line is the best at (panel, x), apart from all others that the study has there."""
+    own = points.summary(panel, line, x)
+    others = [other for other in points.lines if other != line and (panel, other, x) in points.planned]
+    rivals = [points.summary(panel, other, x) for other in others]
+    if own is None or not rivals:
+        return False
+    return all(
+        rival is not None and not overlap(own, rival) and (own.mean > rival.mean) == higher_is_better
+        for rival in rivals
+    )
+
+
+def _mean(summary: Summary, metric: Metric, sign: str = "") -> str:
+    """Return "84.3 ± 1.2" in the metric's unit; without an interval only the mean."""
+    mean = f"{summary.mean * metric.scale:{sign}z.{metric.decimals}f}".replace("-", MINUS)
+    if summary.half_width is None:
+        return mean
+    return f"{mean} ± {summary.half_width * metric.scale:.{metric.decimals}f}"
+
+
+def _nothing(points: Points, panel: Any, line: str, x: Any) -> str:
+    return NOTHING if (panel, line, x) in points.planned else ""
+
+
+def _note(summary: Summary | None, points: Points) -> str:
+    return f"n = {summary.n}" if summary and summary.n != points.usual_n() else ""
+
+
+def _usual(points: Points) -> str:
+    n = points.usual_n()
+    if n == 0:
+        return "no run has finished"
+    uneven = any(len(values) != n for values in points.values.values())
+    alone = "; one seed gives no interval" if any(len(v) == 1 for v in points.values.values()) else ""
+    return (
+        f"n = {n} {'seed' if n == 1 else 'seeds'}{' unless a cell says otherwise' if uneven else ''}{alone}"
+    )
+
+
+def _without(points: Points) -> str:
+    if not points.without_value:
+        return ""
+    return f" Left out: {points.without_value} finished runs without a finite {points.curve.metric}."
+
+
+def _records(points: Points) -> list[dict[str, Any]]:
+    """Return one record a point: its statistics and those of its difference to the first line, as stored."""
+    records = []
+    for panel in points.panels:
+        for line in points.lines:
+            for x in points.xs:
+                if (summary := points.summary(panel, line, x)) is None:
+                    continue
+                seeds = sorted(points.values[panel, line, x])
+                difference = (
+                    None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
+                )
+                records.append(
+                    {
+                        **({points.curve.panel: panel} if points.curve.panel else {}),
+                        points.curve.line: line,
+                        points.curve.x: x,
+                        "metric": points.curve.metric,
+                        "evaluated_by": " / ".join(points.evaluated_by[line]),
+                        "seeds": " ".join(map(str, seeds)),
+                        **_columns("", summary),
+                        "reference": points.lines[0] if difference else None,
+                        **_columns("difference_", difference),
+                    }
+                )
+    return records
+
+
+def _columns(prefix: str, summary: Summary | None) -> dict[str, Any]:
+    low, high = (summary.interval if summary else None) or (None, None)
+    values = {
+        "n": summary.n if summary else None,
+        "mean": summary.mean if summary else None,
+        "std": summary.std if summary else None,
+        "half_width": summary.half_width if summary else None,
+        "low": low,
+        "high": high,
+    }
+    return {prefix + name: value for name, value in values.items()}
