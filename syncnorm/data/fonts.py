@@ -1,0 +1,69 @@
+"""Digits rendered from the fonts that come with matplotlib."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FONTS = (
+    "DejaVuSans.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSans-Oblique.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSansMono-Bold.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSerif-Bold.ttf",
+    "DejaVuSerif-Italic.ttf",
+    "STIXGeneral.ttf",
+    "STIXGeneralBol.ttf",
+    "STIXGeneralItalic.ttf",
+    "STIXGeneralBolIta.ttf",
+    "cmr10.ttf",
+    "cmb10.ttf",
+    "cmss10.ttf",
+    "cmtt10.ttf",
+    "cmti10.ttf",
+)
+"""Those of matplotlib's fonts that have digits of their own shape."""
+_OVERSAMPLING = 8
+
+
+def font_files() -> list[Path]:
+    """Return the paths of `FONTS`, in their order."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return [folder / name for name in FONTS]
+
+
+def render_digit(digit: int, files: list[Path], size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return one digit as float (size, size), 1 on 0, in a random font, scale, tilt and place.
+
+    The digit is 60 to 90 % of the side high, tilted by up to 12 degrees, and lies wholly inside the image.
+    """
+    from PIL import Image
+
+    side = size * _OVERSAMPLING
+    glyph = _glyph(digit, files[rng.integers(len(files))], side)
+    glyph = glyph.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC, expand=True)
+    glyph = glyph.crop(glyph.getbbox())
+    height = rng.uniform(0.6, 0.9) * side
+    width = min(glyph.width * height / glyph.height, 0.9 * side)
+    glyph = glyph.resize((max(1, round(width)), round(height)), Image.Resampling.BICUBIC)
+    canvas = Image.new("L", (side, side))
+    left, top = (int(rng.integers(side - extent, endpoint=True)) for extent in glyph.size)
+    canvas.paste(glyph, (left, top))
+    small = canvas.resize((size, size), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float64) / 255
+
+
+def _glyph(digit: int, file: Path, height: int) -> Any:
+    """Return a digit as an 8-bit picture, cut to its own box."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    # BASIC: the layout engine that is in every build, so that all machines render the same.
+    font = ImageFont.truetype(str(file), height, layout_engine=ImageFont.Layout.BASIC)
+    picture = Image.new("L", (2 * height, 2 * height))
+    ImageDraw.Draw(picture).text((height // 2, height // 4), str(digit), fill=255, font=font)
+    return picture.crop(picture.getbbox())

@@ -1,0 +1,99 @@
+"""`load`: one door to embedded data, files on this machine and the Hugging Face hub."""
+
+import re
+from hashlib import sha256
+from pathlib import Path
+
+from syncnorm.data.cache import cached
+from syncnorm.data.dataset import Dataset, Pixels, normalised
+from syncnorm.data.decode import to_pixels
+from syncnorm.data.domains import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE
+from syncnorm.data.local import find
+from syncnorm.data.tables import hub_splits, pick_splits, raw_split
+from syncnorm.errors import UserError, unknown
+
+
+def load(
+    name: str,
+    *,
+    path: str = "",
+    size: int | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+) -> Dataset:
+    """Return a data set by name; the arguments are the fields of `config.Data`.
+
+    `name` is an embedded data set (`DOMAINS`), or a name of your own for what lies at `path` (a parquet file,
+    a folder with train*.parquet and test*.parquet, an image folder with one subfolder a class, with or
+    without train/ and test/), or itself such a path, or a data set of the Hugging Face hub ("owner/name").
+    Without a test split a stratified fifth, drawn by seed 0, is held out.
+
+    `size` is the side in pixels that images are stretched to (embedded data: 16 by default). Limits keep that
+    many samples, drawn by seed 0. Decoded images are cached, see `cache.folder`.
+
+    Raises `UserError` for names, paths, sizes and files that do not work.
+    """
+    for option, value in (("size", size), ("train_limit", train_limit), ("test_limit", test_limit)):
+        if value is not None and value < 1:
+            raise UserError(f"data.{option} is {value}: it must be at least 1.")
+    try:
+        pixels = _pixels(name, path, size)
+    except ImportError as error:
+        raise UserError(
+            f"loading data needs the package '{error.name}', which is not installed: "
+            "pip install 'syncnorm[study]'."
+        ) from error
+    return normalised(name, pixels, train_limit, test_limit)
+
+
+def _pixels(name: str, path: str, size: int | None) -> Pixels:
+    if path and name in DOMAINS:
+        raise UserError(
+            f"data.path is {path} but data.name is the embedded '{name}': give what lies there a name of its "
+            "own, which results are kept under."
+        )
+    if path or (name not in DOMAINS and Path(name).expanduser().exists()):
+        return _from_path(path or name, size)
+    if name in DOMAINS:
+        return _embedded(name, size or SIZE)
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        return _from_hub(name, size)
+    if "/" in name or name.startswith(("~", ".")):
+        return _from_path(name, size)
+    message = str(unknown("data set", name, DOMAINS))
+    raise UserError(
+        f"{message} A path, or a name of the Hugging Face hub with its slash (owner/name), works as well."
+    )
+
+
+def _embedded(name: str, size: int) -> Pixels:
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise UserError(
+            f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide."
+        )
+    return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
+
+
+def _from_path(path: str, size: int | None) -> Pixels:
+    source = find(path)
+    label = re.sub(r"\W+", "_", source.path.stem)
+    return cached(f"{label}-{source.fingerprint()}-{size or 'own'}", lambda: source.read(size))
+
+
+def _from_hub(name: str, size: int | None) -> Pixels:
+    splits = hub_splits(name)
+    chosen = {
+        split: splits[found] for split, found in pick_splits(list(splits), f"data set '{name}'").items()
+    }
+    files = [Path(part["filename"]) for table in chosen.values() for part in table.cache_files]
+    state = "\n".join(f"{file}\t{file.stat().st_size}\t{file.stat().st_mtime_ns}" for file in files)
+    digest = sha256(state.encode()).hexdigest()[:16]
+
+    def build() -> Pixels:
+        raws = {
+            split: raw_split(table, f"data set '{name}', split {split}") for split, table in chosen.items()
+        }
+        note = f"{name} of the Hugging Face hub (columns {', '.join(next(iter(raws.values()))[1])})"
+        return to_pixels({split: raw for split, (raw, _) in raws.items()}, size, f"data set '{name}'", note)
+
+    return cached(f"{name.replace('/', '--')}-{digest}-{size or 'own'}", build)

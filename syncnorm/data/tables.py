@@ -1,0 +1,163 @@
+"""Tables of images and labels, as Hugging Face `datasets` reads them from parquet files and from its hub."""
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from syncnorm.data.decode import Raw
+from syncnorm.errors import UserError
+
+TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
+"""What the test split may be called, best first."""
+
+
+class Columns(NamedTuple):
+    """Which column holds the images and which the labels."""
+
+    image: str
+    label: str
+
+
+def pick_splits(names: Sequence[str], what: str) -> dict[str, str]:
+    """Return which of the split names found is "train" and which is "test", or the one that is "whole"."""
+    train = next((name for name in ("train", "training") if name in names), None)
+    test = next((name for name in TEST_NAMES if name in names), None)
+    if train and test:
+        return {"train": train, "test": test}
+    if train or len(names) == 1:
+        return {"whole": train or names[0]}
+    raise UserError(
+        f"{what} has the parts {', '.join(sorted(names))} and none called train: give the path to one of "
+        "them, or name them train and test."
+    )
+
+
+@contextmanager
+def parquet_splits(files: Mapping[str, Sequence[Path]], what: str) -> Iterator[dict[str, Any]]:
+    """Open parquet files as one `datasets.Dataset` a split, for as long as the context lasts."""
+    import datasets
+
+    quiet()
+    with tempfile.TemporaryDirectory(prefix="syncnorm-") as scratch:
+        names = {split: [str(file) for file in part] for split, part in files.items()}
+        try:
+            opened = datasets.load_dataset("parquet", data_files=names, cache_dir=scratch)
+        except Exception as error:  # of many kinds, by what is wrong with the file
+            raise UserError(f"{what} cannot be read as parquet: {_first_line(error)}") from error
+        yield dict(opened)
+        del opened
+
+
+def hub_splits(name: str) -> dict[str, Any]:
+    """Open a data set of the hub, or what an earlier download left here if the hub cannot be reached."""
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    quiet()
+    reachable = True
+    try:
+        HfApi().dataset_info(name, timeout=5)
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UserError(
+            f"data set '{name}' is not on the Hugging Face hub, or is private: check the spelling "
+            "(owner/name), or log in with `hf auth login`."
+        ) from error
+    except Exception:  # the kind depends on which HTTP library is installed; all mean that nobody answered
+        reachable = False
+    try:
+        with _online(reachable):
+            return dict(datasets.load_dataset(name))
+    except Exception as error:  # of many kinds, by what is wrong with the data set
+        if reachable:
+            raise UserError(f"data set '{name}' of the Hugging Face hub: {_first_line(error)}") from error
+        raise UserError(
+            f"data set '{name}' is neither a path here nor in the local Hugging Face cache, and the hub "
+            "cannot be reached: check the path or the network, or download it elsewhere and give its folder "
+            "as `path`."
+        ) from error
+
+
+def raw_split(table: Any, what: str) -> tuple[Raw, Columns]:
+    """Return one split's encoded images and labels, and the columns they came from."""
+    import datasets
+
+    columns = find_columns(table.features, what)
+    if len(table) == 0:
+        raise UserError(
+            f"{what} is empty: it has the columns {columns.image} and {columns.label} but no row."
+        )
+    table = table.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
+    labels = table[columns.label][:]
+    if None in labels:
+        raise UserError(f"{what}: row {labels.index(None)} has no label: leave such rows out.")
+    feature = table.features[columns.label]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return Raw(_encoded(table, columns.image, what), np.asarray(labels, dtype=np.int64), names), columns
+
+
+def find_columns(features: Mapping[str, Any], what: str) -> Columns:
+    """Find the image and the label column by type: an Image or {bytes, path}; a ClassLabel, else an integer.
+
+    Of several, the one with the usual name is taken, else the first.
+    """
+    import datasets
+
+    def is_image(kind: Any) -> bool:
+        return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and {*kind} == {"bytes", "path"})
+
+    def is_integer(kind: Any) -> bool:
+        return isinstance(kind, datasets.Value) and "int" in kind.dtype
+
+    images = [name for name, kind in features.items() if is_image(kind)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    labels = labels or [name for name, kind in features.items() if is_integer(kind)]
+    for found, needed in ((images, "images"), (labels, "class labels (ClassLabel or integers)")):
+        if not found:
+            raise UserError(f"{what} has no column of {needed}; its columns are {', '.join(features)}.")
+    return Columns("image" if "image" in images else images[0], "label" if "label" in labels else labels[0])
+
+
+def quiet() -> None:
+    """Keep the progress bars and logs of `datasets` and of its hub client off."""
+    import datasets
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _encoded(table: Any, column: str, what: str) -> Iterator[bytes | Path]:
+    for row, cell in enumerate(table[column]):
+        if not cell or not (cell["bytes"] or cell["path"]):
+            raise UserError(f"{what}: row {row} has no image: leave such rows out.")
+        yield cell["bytes"] or Path(cell["path"])
+
+
+@contextmanager
+def _online(reachable: bool) -> Iterator[None]:
+    """Where the hub does not answer, use its local cache at once, not after half a minute of retries."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or not reachable
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
