@@ -1,11 +1,13 @@
 """What a study is: a base run, what varies, how many seeds; and the runs that this expands into."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from syncnorm.config import Norm, Run, describe, run_id
+from syncnorm.config import Engine, Norm, Run, run_id
 from syncnorm.errors import UserError, unknown
 
 
@@ -71,14 +73,23 @@ def quicker(study: Study) -> Study:
 
 
 def expand(study: Study) -> list[Run]:
-    """Return a study's runs, each once, in a fixed order: all points of one seed before the next seed."""
+    """Return a study's runs, each once, in a fixed order: all points of one seed before the next seed.
+
+    A value that its field cannot have, and a study without runs, raise `UserError`.
+    """
     found: dict[str, tuple[int, Run]] = {}
     for grid in (Grid(study.vary, study.seeds), *study.also):
         seeds = study.seeds if grid.seeds is None else grid.seeds
+        if seeds < 1:
+            raise UserError(f"study '{study.name}' has {seeds} seeds: it needs at least 1.")
+        for name, axis in grid.vary.items():
+            if isinstance(axis, str) or not isinstance(axis, Sequence) or not axis:
+                raise UserError(f"study '{study.name}' varies {name} over {axis!r}: write a list of values.")
         for values in product(*grid.vary.values()):
             run = study.base
             for name, value in zip(grid.vary, values, strict=True):
                 run = with_field(run, name, value)
+            _check_choices(run)
             for seed in range(seeds):
                 one = replace(run, seed=seed)
                 found.setdefault(run_id(one), (seed, one))
@@ -104,8 +115,9 @@ def field_path(run: Run, name: str) -> tuple[str, ...]:
     if len(hits) > 1:
         raise UserError(f"field '{name}' is ambiguous: write one of {', '.join('.'.join(p) for p in hits)}.")
     if not hits:
-        known = {path[-1] for path in paths} | {".".join(path) for path in paths}
-        raise unknown("field of a run", name, known)
+        own = Counter(path[-1] for path in paths)
+        short = [path[-1] if own[path[-1]] == 1 and "." not in name else ".".join(path) for path in paths]
+        raise unknown("field of a run", name, short)
     return hits[0]
 
 
@@ -131,9 +143,28 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def default_run_config() -> dict[str, Any]:
-    """Return the description of the default run, for what needs a row's shape and has no row."""
-    return describe(Run())
+def with_engine(study: Study, engine: Engine) -> Study:
+    """Return the study with every run on `engine`."""
+    return with_axis(replace(study, base=with_field(study.base, "engine", engine)), "engine", [engine])
+
+
+def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
+    """Return the study with `values` for a field, in every grid that varies it and in the first anyway."""
+    path = field_path(study.base, name)
+
+    def replaced(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        return {key: values if field_path(study.base, key) == path else old for key, old in vary.items()}
+
+    also = tuple(replace(grid, vary=replaced(grid.vary)) for grid in study.also)
+    study = replace(study, vary=replaced(study.vary), also=also)
+    if not varies(study.vary, study.base, name):
+        study = replace(study, vary={**study.vary, name: values})
+    return study
+
+
+def varies(vary: dict[str, Sequence[Any]], base: Run, name: str) -> bool:
+    """Return whether `vary` has the field `name`, however it is written."""
+    return field_path(base, name) in {field_path(base, key) for key in vary}
 
 
 def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -155,3 +186,18 @@ def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
     elif is_dataclass(current) and isinstance(value, str):
         value = replace(current, name=value)  # type: ignore[type-var]
     return replace(node, **{head: value})
+
+
+def _check_choices(node: Any) -> None:
+    """Raise `UserError` where a field of fixed choices holds something else."""
+    for name, hint in _hints(type(node)).items():  # type: ignore[arg-type]
+        value = getattr(node, name)
+        if is_dataclass(value):
+            _check_choices(value)
+        elif get_origin(hint) is Literal and value not in get_args(hint):
+            raise unknown(name, str(value), get_args(hint))
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -1,0 +1,66 @@
+"""Where a run ran: what a row says of its machine and versions."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Return versions, processor, cores, device, platform and the package's git commit of this process.
+
+    `cores` counts those that this process may use. `device` is the CUDA device's name, or "cpu". `commit`
+    is empty where the package is not a git checkout, and ends in "-dirty" where files differ from it.
+    Imports torch.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": _version("lightning"),
+        "cpu": _cpu(),
+        "cores": str(cores()),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "platform": platform.platform(),
+        "commit": _commit(Path(__file__).parent),
+    }
+
+
+def cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit(folder: Path) -> str:
+    """Return the commit of the checkout that tracks `folder`, empty when none does."""
+    tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"]
+    describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        subprocess.run(tracked, check=True, capture_output=True)
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,45 @@
+"""One run, tried once: its result, or why there is none."""
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+
+from syncnorm.config import Result, Run
+from syncnorm.environment import environment
+from syncnorm.errors import UserError
+
+Fit = Callable[[Run], Result]
+FIT = "syncnorm.training:fit"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run gave no result."""
+
+    error: str
+    """One sentence."""
+    detail: str = ""
+    """What a developer wants: a traceback, or the last lines that a dead process wrote."""
+    users: bool = False
+    """Whether it is the user's to mend; trying again cannot help then."""
+
+
+def attempt(fit: Fit, run: Run) -> Result | Failure:
+    """Return what `fit(run)` gives, checked to be storable; any exception becomes a `Failure`."""
+    try:
+        result = fit(run)
+        json.dumps(asdict(result))
+    except UserError as error:
+        return Failure(str(error), users=True)
+    except (Exception, SystemExit) as error:
+        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+    return result if result.environment else replace(result, environment=environment())
+
+
+def load_fit(name: str) -> Fit:
+    """Return the function that "package.module:function" names."""
+    module, _, function = name.partition(":")
+    fit: Fit = getattr(import_module(module), function)
+    return fit
