@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from syncnorm.study.agreement import repeats
-from syncnorm.study.labels import listing
+from syncnorm.study.labels import field_label, listing, metric_label, setting
 from syncnorm.study.lines import line_names, place, row_place
 from syncnorm.study.spec import Curve
 from syncnorm.study.statistics import Summary, paired, summarise
@@ -47,6 +47,14 @@ class Points:
         """A name for files, of letters, digits, hyphens and underscores."""
         parts = [self.curve.metric, *self.curve.fields, *map(str, self.curve.where.values())]
         return "-".join(re.sub(r"\W+", "_", part) for part in parts)
+
+    @property
+    def title(self) -> str:
+        """The plain statement of what is shown: "Accuracy (%) by samples per device and norm"."""
+        curve = self.curve
+        words = f"{metric_label(curve.metric).title} by {listing(map(field_label, (curve.x, curve.line)))}"
+        where = [setting(name, value) for name, value in curve.where.items()]
+        return f"{words}, at {listing(where)}" if where else words
 
     def evaluation(self) -> str:
         """Say in one sentence whose statistics evaluated which lines."""

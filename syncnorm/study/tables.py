@@ -66,7 +66,7 @@ def means(points: Points) -> Table:
 
     return Table(
         name=points.name,
-        title=f"{metric.title} by {field_label(points.curve.line)} and {field_label(points.curve.x)}",
+        title=points.title,
         caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. "
         "Bold: best of its column, with an interval apart from all others in it. "
         f"{points.evaluation()}{_without(points)}",
