@@ -4,6 +4,16 @@ The names below need torch alone. `syncnorm.data`, `syncnorm.training` and `sync
 """
 
 from syncnorm.moments import Moments
-from syncnorm.norms import SyncBatchNorm
+from syncnorm.norms import GhostBatchNorm, SyncBatchNorm, make_norm, norm_names
+from syncnorm.surgery import batch_norms, convert, revert
 
-__all__ = ["Moments", "SyncBatchNorm"]
+__all__ = [
+    "GhostBatchNorm",
+    "Moments",
+    "SyncBatchNorm",
+    "batch_norms",
+    "convert",
+    "make_norm",
+    "norm_names",
+    "revert",
+]

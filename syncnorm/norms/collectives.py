@@ -88,8 +88,9 @@ def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:
 
 def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
     if torch.compiler.is_compiling():
-        return functional.all_reduce(x, "sum", group or dist.group.WORLD)  # type: ignore[arg-type]
-    summed: Tensor = _AllReduceSum.apply(x, group)
+        summed: Tensor = functional.all_reduce(x, "sum", group or dist.group.WORLD)  # type: ignore[arg-type]
+    else:
+        summed = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]
     return summed
 
 
@@ -103,7 +104,7 @@ class _AllReduceSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _AllReduceSum.apply(grads[0], ctx.group), None
+        return _AllReduceSum.apply(grads[0], ctx.group), None  # type: ignore[no-untyped-call]
 
 
 def _pack(moments: Moments) -> Tensor:
@@ -112,5 +113,5 @@ def _pack(moments: Moments) -> Tensor:
 
 def _unpack(rows: Tensor) -> Moments:
     channels = (rows.shape[1] - 1) // 2
-    count, mean, m2 = rows.split([1, channels, channels], dim=1)
+    count, mean, m2 = rows.split([1, channels, channels], dim=1)  # type: ignore[no-untyped-call]
     return Moments(count.squeeze(1), mean, m2)

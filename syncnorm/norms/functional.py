@@ -21,7 +21,7 @@ def batch_norm_plain(
 ) -> tuple[Tensor, Moments]:
     """Return `(y, moments)` for x of shape (N, C, ...), y normalised by the moments over all ranks.
 
-        y = (x - mean) / sqrt(M2 / N + eps) * weight + bias
+    y = (x - mean) / sqrt(M2 / N + eps) * weight + bias
     """
     moments = gather_moments_differentiably(Moments.of(x, (0, *range(2, x.dim()))), group).pooled()
     channels = (1, -1, *[1] * (x.dim() - 2))
@@ -42,7 +42,7 @@ def batch_norm_native(
     A rank that has announced an error (a negative count) raises `ValueError` on every rank, where tensors are on
     the CPU.
     """
-    y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, group)
+    y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, group)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
 
 
@@ -55,7 +55,12 @@ def announce_error(channels: int, like: Tensor, group: ProcessGroup | None) -> N
 class _NativeBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        group: ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         x = x.contiguous(memory_format=_memory_format(x))
         by_rank = gather_moments(_moments_of_channels(x), group)
@@ -104,10 +109,10 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """First derivative as a differentiable function of x, weight and dy: that of the plain form, taken by autograd."""
-    inputs = ctx.saved_tensors[:3]
-    y, _ = batch_norm_plain(*inputs, ctx.eps, ctx.group)
-    wanted = [tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    """First derivative as a differentiable function of x, weight and dy: the plain form's, taken by autograd."""
+    x, weight, bias = ctx.saved_tensors[:3]
+    y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.group)
+    wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(grads) if needed else None for needed in ctx.needs_input_grad[:3]]
 
@@ -130,8 +135,8 @@ def _standardise(
     """Return (x - mean) / sqrt(var + eps) * weight + bias in one pass of PyTorch's kernel."""
     if x.numel() == 0:
         return torch.empty_like(x)
-    affine = [None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias)]
-    y: Tensor = torch.native_batch_norm(x, *affine, mean, var, False, 0.0, eps)[0]
+    scale, shift = (None if tensor is None else tensor.to(mean.dtype) for tensor in (weight, bias))
+    y: Tensor = torch.native_batch_norm(x, scale, shift, mean, var, False, 0.0, eps)[0]
     return y
 
 

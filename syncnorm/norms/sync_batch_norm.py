@@ -1,6 +1,6 @@
 """Batch norm over the samples of all ranks: exact, on CPU and CUDA, differentiable twice, compiled as one graph.
 
-    model = syncnorm.convert(model, "sync_bn")          # under torchrun, before wrapping in DDP
+model = syncnorm.convert(model, "sync_bn")          # under torchrun, before wrapping in DDP
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.collectives import COMPILES, agree, rank_and_size
 from syncnorm.norms.functional import announce_error, batch_norm_native, batch_norm_plain
+from syncnorm.norms.recomputation import recomputing
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -83,11 +84,11 @@ class SyncBatchNorm(_BatchNorm):
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
         else:
             y, moments = self._train_eagerly(x)
-        if self.track_running_stats and not _recomputing():
+        if self.track_running_stats and not recomputing():
             self._update_running(moments)
         return y
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
         self._raise_on_every_rank(self._problem_with(x), x)
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group)
@@ -150,8 +151,3 @@ class SyncBatchNorm(_BatchNorm):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what a file cannot hold, the process group: a loaded layer synchronises over all ranks."""
         return {**self.__dict__, "process_group": None, "_agreed": False}
-
-
-def _recomputing() -> bool:
-    """Whether this forward runs inside a backward: activation checkpointing, whose batch was counted before."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

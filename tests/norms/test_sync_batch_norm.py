@@ -140,7 +140,11 @@ def test_one_collective_forward_one_backward_none_in_eval(monkeypatch: pytest.Mo
         layer.eval()(x).sum().backward()
         dist.barrier()
         if rank == 0:
-            seen.update(forward=forward - start, backward=backward - forward, evaluation=collectives.count - 1 - backward)
+            seen.update(
+                forward=forward - start,
+                backward=backward - forward,
+                evaluation=collectives.count - 1 - backward,
+            )
 
     ok(run_ranks(2, work))
     assert seen == {"forward": 1, "backward": 1, "evaluation": 0}
@@ -169,7 +173,7 @@ def test_half_input_has_float32_statistics_and_an_empty_rank(dtype: torch.dtype)
     wide = x.float().requires_grad_()
     y = reference(wide)
     y.square().sum().backward()
-    tolerance = {"rtol": 2 ** -7, "atol": 2 ** -6}
+    tolerance = {"rtol": 2**-7, "atol": 2**-6}
     for part in results:
         assert part[0].dtype == part[1].dtype == dtype
         assert part[2].running_mean.dtype == torch.float32

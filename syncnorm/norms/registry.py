@@ -1,0 +1,65 @@
+"""Norm layers by name."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from syncnorm.errors import UserError, unknown
+from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
+from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
+from syncnorm.norms.sync_batch_norm import SyncBatchNorm
+
+_BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_NORMS: dict[str, type[nn.Module]] = {
+    "bn": nn.BatchNorm2d,
+    "sync_bn": SyncBatchNorm,
+    "ghost_bn": GhostBatchNorm,
+    "gn": GroupNorm,
+    "ln": LayerNorm,
+    "in": InstanceNorm,
+    "none": nn.Identity,
+}
+
+
+def norm_names() -> list[str]:
+    """Return the names that `make_norm` and `convert` know."""
+    return list(_NORMS)
+
+
+def norm_options(name: str) -> list[str]:
+    """Return the names of a norm's options, e.g. ["groups", "eps", ...] for "gn"."""
+    layer = _class_of(name)
+    if layer is nn.Identity:
+        return []
+    return [option for option in inspect.signature(layer).parameters if option != "num_features"]
+
+
+def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn.Module:
+    """Build the norm layer `name` for C = `num_features` channels.
+
+    `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
+    An unknown name or option, a missing option, or a number the layer cannot serve raises `UserError`.
+    """
+    layer = _class_of(name)
+    if ndim not in _BATCH_NORM:
+        raise UserError(f"ndim is {ndim}: a norm layer serves 1, 2 or 3 spatial dimensions.")
+    for option in options:
+        if option not in norm_options(name):
+            raise UserError(f"norm '{name}': {unknown('option', option, norm_options(name))}")
+    if layer is nn.Identity:
+        return nn.Identity()
+    factory: Callable[..., nn.Module] = _BATCH_NORM[ndim] if name == "bn" else layer
+    try:
+        inspect.signature(factory).bind(num_features, **options)
+        return factory(num_features, **options)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
+        raise UserError(f"norm '{name}' for {num_features} channels with {given}: {error}") from error
+
+
+def _class_of(name: str) -> type[nn.Module]:
+    if name not in _NORMS:
+        raise unknown("norm", name, _NORMS)
+    return _NORMS[name]

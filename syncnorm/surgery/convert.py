@@ -1,0 +1,141 @@
+"""Swap a model's batch norms for another norm, and back.
+
+model = syncnorm.convert(model, "sync_bn")
+model = syncnorm.revert(model)
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+
+from syncnorm.errors import UserError
+from syncnorm.norms import make_norm, norm_options
+
+_ORIGIN = "_syncnorm_origin"
+_AFFINE = ("weight", "bias")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_CARRIED = ("eps", "momentum", "affine", "track_running_stats")
+
+
+@dataclass
+class _Origin:
+    """The layer that a converted layer stands in for. (No module: it must not show in state_dict or parameters.)"""
+
+    layer: nn.Module
+
+
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return a model's batch-norm layers by their names, found by type: every subclass of torch's `_BatchNorm`.
+
+    A layer that a model uses in several places is listed once, under its first name.
+    """
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
+    """Replace every batch norm of `model` by the norm `name`, in place, and return the model.
+
+    Parameters stay the same objects, so that an optimiser made before goes on, and running statistics are kept
+    where the new layer has any. eps, momentum, affine and track_running_stats are those of the layer replaced,
+    unless given as options. A layer used in several places stays one layer. Layers converted before are converted
+    from what they were at first. (`model` itself is replaced where it is a batch norm: use what is returned.)
+
+    Raises:
+        UserError: an unknown norm or option, or a number of channels that the norm cannot serve; the model is
+            untouched. A lazy layer whose channels are not known yet.
+
+    Warns where a subclass of batch norm has a forward of its own, since what that adds is left out.
+    """
+    norm_options(name)
+    layers = {
+        module: _original(module)
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) or hasattr(module, _ORIGIN)
+    }
+    for where, module in model.named_modules():
+        if module in layers:
+            _check(where, layers[module])
+    return _replace(model, {module: _substitute(layer, module, name, options) for module, layer in layers.items()})
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Give every converted layer of `model` back the class it came from, in place, and return the model.
+
+    The layer gets the parameters as they are now, trained or not, and the running statistics if the norm in between
+    kept any; else those it had. `convert` and `revert` together leave a model's outputs exactly as they were.
+    """
+    device = next((p.device for p in model.parameters()), None)
+    swaps = {}
+    for module in model.modules():
+        if hasattr(module, _ORIGIN):
+            layer = _original(module)
+            _hand_over(module, layer)
+            swaps[module] = layer if device is None else layer.to(device)
+    return _replace(model, swaps)
+
+
+def _original(module: nn.Module) -> nn.Module:
+    origin = getattr(module, _ORIGIN, None)
+    return module if origin is None else origin.layer
+
+
+def _check(where: str, layer: nn.Module) -> None:
+    if isinstance(layer, LazyModuleMixin) or any(is_lazy(p) for p in layer.parameters()):
+        raise UserError(f"layer '{where}' does not know its channels yet: run one batch through the model first.")
+    known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    own = type(layer).forward
+    if not type(layer).__module__.startswith("syncnorm.") and all(own is not base.forward for base in known):
+        warnings.warn(
+            f"layer '{where}' is a {type(layer).__name__} with a forward of its own: converting it keeps the "
+            "normalisation and leaves out whatever else that forward does.",
+            stacklevel=3,
+        )
+
+
+def _substitute(layer: nn.Module, current: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
+    """Build the norm `name` in place of `layer`, with the parameters and statistics of `current`."""
+    carried = {key: getattr(layer, key) for key in _CARRIED if key in norm_options(name)}
+    channels = int(layer.num_features)  # type: ignore[arg-type]
+    new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
+    if current is not layer:
+        _hand_over(current, layer)
+    _hand_over(layer, new)
+    setattr(new, _ORIGIN, _Origin(layer))
+    return new
+
+
+def _spatial_dimensions(layer: nn.Module) -> int:
+    for ndim, kind in ((1, nn.BatchNorm1d), (3, nn.BatchNorm3d)):
+        if isinstance(layer, kind):
+            return ndim
+    return 2
+
+
+def _hand_over(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the parameters, statistics and mode of `source`, wherever both have them."""
+    for key in _AFFINE:
+        if getattr(source, key, None) is not None and getattr(target, key, None) is not None:
+            setattr(target, key, getattr(source, key))
+    for key in _STATISTICS:
+        if getattr(source, key, None) is not None and getattr(target, key, None) is not None:
+            setattr(target, key, getattr(source, key))
+    start: Callable[[], None] | None = getattr(target, "_start_ranks", None)
+    if start is not None:
+        start()
+    target.train(source.training)
+
+
+def _replace(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
+    if model in swaps:
+        return swaps[model]
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child in swaps:
+                parent._modules[name] = swaps[child]
+    return model

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from syncnorm import make_norm, norm_names
+from syncnorm.errors import UserError
+
+OPTIONS = {"ghost_bn": {"virtual_ranks": 2}}
+
+
+@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+def test_every_norm_keeps_the_shape_and_has_a_gradient(name: str, ndim: int) -> None:
+    layer = make_norm(name, 8, ndim, **OPTIONS.get(name, {}))
+    x = torch.randn(4, 8, *[3] * ndim, requires_grad=True)
+    layer(x).square().sum().backward()
+    assert layer(x).shape == x.shape == x.grad.shape
+
+
+@pytest.mark.parametrize(("name", "groups"), [("gn", 4), ("ln", 1), ("in", 8)])
+def test_per_sample_norms_follow_their_formula(name: str, groups: int) -> None:
+    x = torch.randn(3, 8, 5, 2, dtype=torch.float64)
+    layer = make_norm(name, 8, **({"groups": 4} if name == "gn" else {})).double()
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+        layer.bias.uniform_(-1, 1)
+    grouped = x.numpy().reshape(3, groups, -1)
+    mean, var = grouped.mean(-1, keepdims=True), grouped.var(-1, keepdims=True)
+    expected = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(x.shape)
+    expected = expected * layer.weight.detach().numpy()[:, None, None] + layer.bias.detach().numpy()[:, None, None]
+    np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (128, 32), (16, 8), (48, 24), (7, 1), (1, 1)])
+def test_default_groups(channels: int, groups: int) -> None:
+    assert make_norm("gn", channels).num_groups == groups
+
+
+def test_mistakes_get_a_sentence() -> None:
+    for name, channels, options, sentence in [
+        ("sync_nb", 8, {}, "unknown norm 'sync_nb': did you mean 'sync_bn'?"),
+        ("gn", 8, {"group": 2}, "norm 'gn': unknown option 'group': did you mean 'groups'?"),
+        ("gn", 6, {"groups": 4}, "6 channels do not divide into 4 groups"),
+        ("ghost_bn", 8, {}, "virtual_ranks"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            make_norm(name, channels, **options)
+        assert sentence in str(caught.value)
+    with pytest.raises(UserError, match="ndim is 4"):
+        make_norm("bn", 8, ndim=4)
+    with pytest.raises(ValueError, match="one value per channel and sample"):
+        make_norm("in", 8, ndim=1)(torch.randn(4, 8))
+
+
+def test_bn_is_pytorchs_own() -> None:
+    assert type(make_norm("bn", 3, 1)) is nn.BatchNorm1d
+    assert type(make_norm("bn", 3, 3)) is nn.BatchNorm3d

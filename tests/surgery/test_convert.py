@@ -1,0 +1,161 @@
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from syncnorm import SyncBatchNorm, batch_norms, convert, norm_names, revert
+from syncnorm.errors import UserError
+
+OPTIONS: dict[str, dict[str, Any]] = {"ghost_bn": {"virtual_ranks": 2}}
+
+
+class MyNorm(nn.BatchNorm2d):
+    """A user's own class, with something of its own to remember."""
+
+    note = "mine"
+
+
+class Net(nn.Module):
+    """Names that say nothing of batch norm, a shared layer, all dimensions, an odd eps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), MyNorm(8, eps=1e-3, momentum=0.3), nn.ReLU())
+        self.shared = nn.BatchNorm2d(8, affine=False)
+        self.blocks = nn.ModuleDict({"a": self.shared, "b": nn.Sequential(nn.Conv2d(8, 8, 1, groups=8), self.shared)})
+        self.head = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks["b"](self.blocks["a"](self.stem(x)))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def trained() -> Net:
+    torch.manual_seed(0)
+    net = Net().double()
+    for _ in range(3):
+        net(torch.randn(6, 3, 8, 8, dtype=torch.float64) * 2 + 1)
+    with torch.no_grad():
+        net.stem[1].weight.uniform_(0.5, 2)
+        net.stem[1].bias.uniform_(-1, 1)
+    return net.eval()
+
+
+X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+SPATIAL_ONLY = {"in"}
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_there_and_back_gives_the_very_outputs(trained: Net, name: str) -> None:
+    before = trained(X)
+    types = {where: type(layer) for where, layer in trained.named_modules()}
+    state = copy.deepcopy(trained.state_dict())
+    converted = convert(trained, name, **OPTIONS.get(name, {}))
+    assert converted is trained
+    if name in ("bn", "sync_bn", "ghost_bn"):
+        torch.testing.assert_close(converted(X), before, rtol=1e-12, atol=1e-12)
+        assert converted.state_dict().keys() == state.keys()
+    elif name not in SPATIAL_ONLY:
+        assert not torch.allclose(converted(X), before)
+        assert not batch_norms(converted)
+    reverted = revert(converted)
+    assert torch.equal(reverted(X), before)
+    assert {where: type(layer) for where, layer in reverted.named_modules()} == types
+    assert reverted.stem[1].note == "mine"
+    assert reverted.state_dict().keys() == state.keys()
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_what_was_learnt_in_between_is_kept(trained: Net, name: str) -> None:
+    parameters = list(trained.parameters())
+    convert(trained, name, **OPTIONS.get(name, {})).train()
+    learnt = [p for p in trained.parameters() if p.shape == (8,)]
+    with torch.no_grad():
+        for p in learnt:
+            p.add_(1.0)
+    revert(trained)
+    assert [id(p) for p in trained.parameters()] == [id(p) for p in parameters]
+    assert trained.training
+    assert trained.stem[1].training
+
+
+def test_statistics_follow_through_layers_that_keep_them(trained: Net) -> None:
+    convert(trained, "sync_bn").train()
+    trained(X)
+    seen = trained.stem[1].running_mean.clone()
+    revert(trained)
+    assert torch.equal(trained.stem[1].running_mean, seen)
+
+
+def test_a_chain_of_norms_reverts_to_the_first(trained: Net) -> None:
+    before = trained(X)
+    for name in ("gn", "sync_bn", "none", "ln", "bn"):
+        convert(trained, name)
+    assert type(trained.stem[1]) is nn.BatchNorm2d
+    assert type(revert(trained).stem[1]) is MyNorm
+    assert torch.equal(trained(X), before)
+    assert revert(trained) is trained
+
+
+def test_options_and_settings_are_carried(trained: Net) -> None:
+    convert(trained, "sync_bn", skip_nonfinite=True, momentum=0.5)
+    layer = trained.stem[1]
+    assert (layer.eps, layer.momentum, layer.skip_nonfinite) == (1e-3, 0.5, True)
+    assert trained.shared.weight is None
+
+
+def test_shared_layers_stay_shared(trained: Net) -> None:
+    convert(trained, "sync_bn")
+    assert trained.shared is trained.blocks["a"]
+    assert trained.shared is trained.blocks["b"][1]
+    assert revert(trained).shared is trained.blocks["b"][1]
+
+
+def test_copies_keep_their_way_back(trained: Net) -> None:
+    twin = copy.deepcopy(convert(trained, "gn"))
+    assert twin.stem[1].weight is not trained.stem[1].weight
+    assert type(revert(twin).stem[1]) is MyNorm
+    assert type(trained.stem[1]).__name__ == "GroupNorm"
+
+
+def test_batch_norms_are_found_by_type(trained: Net) -> None:
+    assert list(batch_norms(trained)) == ["stem.1", "shared", "head.1"]
+    assert list(batch_norms(convert(trained, "sync_bn"))) == ["stem.1", "shared", "head.1"]
+
+
+def test_a_model_that_is_a_batch_norm() -> None:
+    layer = nn.BatchNorm2d(3)
+    converted = convert(layer, "sync_bn")
+    assert type(converted) is SyncBatchNorm
+    assert revert(converted) is layer
+
+
+def test_torchs_own_synchronised_layer_is_converted() -> None:
+    assert type(convert(nn.Sequential(nn.SyncBatchNorm(3)), "sync_bn")[0]) is SyncBatchNorm
+
+
+def test_mistakes_leave_the_model_untouched(trained: Net) -> None:
+    before = trained(X)
+    for name, options in (("gnn", {}), ("gn", {"groups": 3}), ("sync_bn", {"group": 1})):
+        with pytest.raises(UserError):
+            convert(trained, name, **options)
+        assert torch.equal(trained(X), before)
+        assert type(trained.stem[1]) is MyNorm
+    with pytest.raises(UserError, match="layer '0' does not know its channels yet"):
+        convert(nn.Sequential(nn.LazyBatchNorm2d()), "gn")
+
+
+def test_a_forward_of_its_own_is_warned_about() -> None:
+    class WithActivation(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).relu()
+
+    with pytest.warns(UserWarning, match="layer '0' is a WithActivation with a forward of its own"):
+        convert(nn.Sequential(WithActivation(3)), "gn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(convert(nn.Sequential(MyNorm(3)), "sync_bn"), "gn")
