@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from syncnorm.study.agreement import Comparison, compare
+from syncnorm.study.agreement import compare
 from syncnorm.study.labels import Metric, axis_label, field_label, metric_label, setting, value_label
 from syncnorm.study.points import Points
 from syncnorm.study.spec import flatten
@@ -43,14 +43,6 @@ class Table:
     """The same in full precision, one statistic a column."""
 
 
-def all_tables(results: Results, figures: list[Points]) -> list[Table]:
-    """Return every table of a report: means and paired differences a figure, agreements, failures."""
-    tables = [table for points in figures for table in (means(points), differences(points)) if table]
-    if results.about.agreements:
-        tables.append(agreements([compare(one, results.finished) for one in results.about.agreements]))
-    return [*tables, failures(results.failed)] if results.failed else tables
-
-
 def means(points: Points) -> Table:
     """Return the table of means with 95 % intervals: lines by x, a block a panel.
 
@@ -78,10 +70,8 @@ def means(points: Points) -> Table:
     )
 
 
-def differences(points: Points) -> Table | None:
-    """Return the table of differences to the first line, paired by seed; None when there is only one line."""
-    if len(points.lines) < 2:
-        return None
+def differences(points: Points) -> Table:
+    """Return the table of differences to the first line, paired by seed."""
     reference, *others = points.lines
     metric = metric_label(points.curve.metric)
 
@@ -103,11 +93,11 @@ def differences(points: Points) -> Table | None:
     )
 
 
-def agreements(comparisons: list[Comparison]) -> Table:
+def agreement_table(results: Results) -> Table:
     """Return the table of claims that a field changes nothing: pairs, largest differences, verdict."""
     lines: list[list[Cell]] = []
     records: list[dict[str, Any]] = []
-    for one in comparisons:
+    for one in (compare(agreement, results.finished) for agreement in results.about.agreements):
         words, tolerance, pairs = field_label(one.agreement.over), one.agreement.tolerance, len(one.pairs)
         if not one.differences:
             texts = [words, NOTHING, str(pairs), NOTHING, f"{tolerance:.0e}", "not compared"]
@@ -147,14 +137,12 @@ def failures(failed: list[Row]) -> Table:
     return Table(
         name="failures",
         title="Failed runs",
-        caption="They are in no mean above. The next `syncnorm run` tries them again.",
+        caption="They are in no mean above. The next start of the study tries them again.",
         corner="run",
         span="",
         header=["settings", "error"],
         blocks=[("", [[Cell(row["run_id"]), Cell(run_words(row)), Cell(row["error"])] for row in failed])],
-        records=[
-            {"run_id": row["run_id"], "error": row["error"], **flatten(row["config"])} for row in failed
-        ],
+        records=[{"run_id": row["run_id"], "error": row["error"], **flatten(row["config"])} for row in failed],
     )
 
 
@@ -233,9 +221,7 @@ def _usual(points: Points) -> str:
         return "no run has finished"
     uneven = any(len(values) != n for values in points.values.values())
     alone = "; one seed gives no interval" if any(len(v) == 1 for v in points.values.values()) else ""
-    return (
-        f"n = {n} {'seed' if n == 1 else 'seeds'}{' unless a cell says otherwise' if uneven else ''}{alone}"
-    )
+    return f"n = {n} {'seed' if n == 1 else 'seeds'}{' unless a cell says otherwise' if uneven else ''}{alone}"
 
 
 def _without(points: Points) -> str:
@@ -253,9 +239,7 @@ def _records(points: Points) -> list[dict[str, Any]]:
                 if (summary := points.summary(panel, line, x)) is None:
                     continue
                 seeds = sorted(points.values[panel, line, x])
-                difference = (
-                    None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
-                )
+                difference = None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
                 records.append(
                     {
                         **({points.curve.panel: panel} if points.curve.panel else {}),
