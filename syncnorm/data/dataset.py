@@ -61,9 +61,7 @@ class Dataset:
         )
 
 
-def normalised(
-    name: str, pixels: Pixels, train_limit: int | None = None, test_limit: int | None = None
-) -> Dataset:
+def normalised(name: str, pixels: Pixels, train_limit: int | None = None, test_limit: int | None = None) -> Dataset:
     """Return `pixels` as a `Dataset`: limited, scaled to [0, 1], then normalised per channel.
 
     A limit keeps that many samples, drawn by seed 0; of two limits the smaller keeps a subset of the larger.
@@ -95,9 +93,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     for any number of threads. A constant channel gets the standard deviation 1.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack(
-        [torch.bincount(channel.flatten(), minlength=256) for channel in x.unbind(1)]
-    ).double()
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in x.unbind(1)]).double()
     share = counts / counts.sum(1, keepdim=True)
     mean = (share * values).sum(1, keepdim=True)
     std = (share * (values - mean).square()).sum(1, keepdim=True).sqrt()

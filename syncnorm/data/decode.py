@@ -54,9 +54,7 @@ def _decode(images: Iterable[bytes | Path], size: int | None, where: str) -> lis
                 decoded.append(_eight_bit(picture, size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             which = source.name if isinstance(source, Path) else f"image {row}"
-            raise UserError(
-                f"{where}: {which} cannot be read as an image ({error}): repair or remove it."
-            ) from error
+            raise UserError(f"{where}: {which} cannot be read as an image ({error}): repair or remove it.") from error
     return decoded
 
 
@@ -98,9 +96,7 @@ def _class_indices(splits: dict[str, Raw], what: str) -> tuple[dict[str, Labels]
     """Return labels as 0 .. classes-1 and the class names: the integers found where nothing names them."""
     found = np.unique(np.concatenate([raw.labels for raw in splits.values()]))
     if found[0] < 0:
-        raise UserError(
-            f"{what}: label {found[0]} stands for no class; leave out the samples without a label."
-        )
+        raise UserError(f"{what}: label {found[0]} stands for no class; leave out the samples without a label.")
     named = next(iter(splits.values())).class_names
     if named is not None and all(raw.class_names == named for raw in splits.values()):
         return {name: raw.labels for name, raw in splits.items()}, named

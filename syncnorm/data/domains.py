@@ -47,8 +47,8 @@ def _rotated(digit: Image, size: int, rng: np.random.Generator) -> Image:
 
 
 def _noisy(digit: Image, size: int, rng: np.random.Generator) -> Image:
-    """Halve the contrast; add Gaussian noise with standard deviation 0.25 to every pixel and channel."""
-    return 0.25 + 0.5 * _grey(digit) + rng.normal(0, 0.25, (3, size, size))
+    """Halve the contrast; add Gaussian noise with standard deviation 0.2 to every pixel and channel."""
+    return 0.25 + 0.5 * _grey(digit) + rng.normal(0, 0.2, (3, size, size))
 
 
 def _photo(digit: Image, size: int, rng: np.random.Generator) -> Image:

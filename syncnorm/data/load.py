@@ -40,8 +40,7 @@ def load(
         pixels = _pixels(name, path, size)
     except ImportError as error:
         raise UserError(
-            f"loading data needs the package '{error.name}', which is not installed: "
-            "pip install 'syncnorm[study]'."
+            f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
         ) from error
     return normalised(name, pixels, train_limit, test_limit)
 
@@ -55,7 +54,7 @@ def _pixels(name: str, path: str, size: int | None) -> Pixels:
     if path or (name not in DOMAINS and Path(name).expanduser().exists()):
         return _from_path(path or name, size)
     if name in DOMAINS:
-        return _embedded(name, size or SIZE)
+        return embedded_pixels(name, size or SIZE)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return _from_hub(name, size)
     if "/" in name or name.startswith(("~", ".")):
@@ -66,11 +65,10 @@ def _pixels(name: str, path: str, size: int | None) -> Pixels:
     )
 
 
-def _embedded(name: str, size: int) -> Pixels:
+def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
+    """Return the pixels of an embedded data set, from the cache if they lie there."""
     if not MIN_SIZE <= size <= MAX_SIZE:
-        raise UserError(
-            f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide."
-        )
+        raise UserError(f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide.")
     return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
 
 
@@ -82,17 +80,13 @@ def _from_path(path: str, size: int | None) -> Pixels:
 
 def _from_hub(name: str, size: int | None) -> Pixels:
     splits = hub_splits(name)
-    chosen = {
-        split: splits[found] for split, found in pick_splits(list(splits), f"data set '{name}'").items()
-    }
+    chosen = {split: splits[found] for split, found in pick_splits(list(splits), f"data set '{name}'").items()}
     files = [Path(part["filename"]) for table in chosen.values() for part in table.cache_files]
     state = "\n".join(f"{file}\t{file.stat().st_size}\t{file.stat().st_mtime_ns}" for file in files)
     digest = sha256(state.encode()).hexdigest()[:16]
 
     def build() -> Pixels:
-        raws = {
-            split: raw_split(table, f"data set '{name}', split {split}") for split, table in chosen.items()
-        }
+        raws = {split: raw_split(table, f"data set '{name}', split {split}") for split, table in chosen.items()}
         note = f"{name} of the Hugging Face hub (columns {', '.join(next(iter(raws.values()))[1])})"
         return to_pixels({split: raw for split, (raw, _) in raws.items()}, size, f"data set '{name}'", note)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from syncnorm.data.dataset import Pixels
 from syncnorm.data.decode import Raw, to_pixels
-from syncnorm.data.tables import parquet_splits, pick_splits, raw_split
+from syncnorm.data.tables import parquet_table, pick_splits, raw_split
 from syncnorm.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -28,20 +28,20 @@ class Source:
         for split, files in self.splits.items():
             for file in files:
                 state = file.stat()
-                lines.append(
-                    f"{split}\t{file.relative_to(self.path.parent)}\t{state.st_size}\t{state.st_mtime_ns}"
-                )
+                lines.append(f"{split}\t{file.relative_to(self.path.parent)}\t{state.st_size}\t{state.st_mtime_ns}")
         return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def read(self, size: int | None) -> Pixels:
         """Decode all images. `size`: side in pixels that they are stretched to, None to keep theirs."""
         if self.kind == "images":
             return self._read_images(size)
-        with parquet_splits(self.splits, str(self.path)) as tables:
-            raws = {name: raw_split(table, f"{self.path}, split {name}") for name, table in tables.items()}
-            columns = ", ".join(next(iter(raws.values()))[1])
-            note = f"parquet {self.path.name} (columns {columns})"
-            return to_pixels({name: raw for name, (raw, _) in raws.items()}, size, str(self.path), note)
+        found = {
+            split: raw_split(parquet_table(files), f"{self.path}, split {split}")
+            for split, files in self.splits.items()
+        }
+        columns = ", ".join(next(iter(found.values()))[1])
+        note = f"parquet {self.path.name} (columns {columns})"
+        return to_pixels({split: raw for split, (raw, _) in found.items()}, size, str(self.path), note)
 
     def _read_images(self, size: int | None) -> Pixels:
         """A class is a folder: its name is the label, in alphabetical order over all splits."""
@@ -60,9 +60,7 @@ def find(path: str) -> Source:
     try:
         if place.is_file():
             if place.suffix != ".parquet":
-                raise UserError(
-                    f"{place} is not a parquet file: give a .parquet file, a folder of them, or images."
-                )
+                raise UserError(f"{place} is not a parquet file: give a .parquet file, a folder of them, or images.")
             return Source(place, "parquet", {"whole": [place]})
         if not place.is_dir():
             raise UserError(
@@ -90,9 +88,7 @@ def _image_folder(place: Path) -> Source:
     if any(_images(folder) for folder in folders):
         splits = {"whole": folders}
     else:
-        inner = {
-            folder.name.lower(): sorted(sub for sub in folder.iterdir() if sub.is_dir()) for folder in folders
-        }
+        inner = {folder.name.lower(): sorted(sub for sub in folder.iterdir() if sub.is_dir()) for folder in folders}
         inner = {name: subs for name, subs in inner.items() if any(_images(sub) for sub in subs)}
         if not inner:
             raise UserError(

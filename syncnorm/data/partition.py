@@ -39,9 +39,7 @@ def sorted_by_label(
     sorted_count = round(len(labels) * percent / 100)
     part, rest = mixed[:sorted_count], mixed[sorted_count:]
     pieces = np.array_split(part[np.argsort(labels[part], kind="stable")], clients)
-    missing = [
-        len(whole) - len(piece) for whole, piece in zip(np.array_split(mixed, clients), pieces, strict=True)
-    ]
+    missing = [len(whole) - len(piece) for whole, piece in zip(np.array_split(mixed, clients), pieces, strict=True)]
     shares = np.split(rest, np.cumsum(missing)[:-1])
     return [np.concatenate(pair) for pair in zip(pieces, shares, strict=True)]
 
@@ -63,6 +61,8 @@ def partition(labels: Tensor, method: str, clients: int, seed: int, **options: A
     function = METHODS[method]
     known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
     for option in options:
+        if not known:
+            raise UserError(f"the {method} partition takes no options: leave out '{option}'.")
         if option not in known:
             raise unknown(f"option of the {method} partition", option, known)
     if clients < 1:

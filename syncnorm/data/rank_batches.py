@@ -29,7 +29,5 @@ def rank_batches(shards: Sequence[Tensor], per_device_batch: int, seed: int, epo
     columns = []
     for rank, shard in enumerate(shards):
         order = np.random.default_rng(derive("order", seed, epoch, rank)).permutation(len(shard))
-        columns.append(
-            shard[torch.from_numpy(order[: steps * per_device_batch])].view(steps, per_device_batch)
-        )
+        columns.append(shard[torch.from_numpy(order[: steps * per_device_batch])].view(steps, per_device_batch))
     return torch.stack(columns, dim=2)

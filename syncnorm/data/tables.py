@@ -1,7 +1,6 @@
 """Tables of images and labels, as Hugging Face `datasets` reads them from parquet files and from its hub."""
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,20 +36,24 @@ def pick_splits(names: Sequence[str], what: str) -> dict[str, str]:
     )
 
 
-@contextmanager
-def parquet_splits(files: Mapping[str, Sequence[Path]], what: str) -> Iterator[dict[str, Any]]:
-    """Open parquet files as one `datasets.Dataset` a split, for as long as the context lasts."""
+def parquet_table(files: Sequence[Path]) -> Any:
+    """Return the rows of parquet files, in their order, as one `datasets.Dataset`."""
     import datasets
+    import pyarrow as pa
+    from datasets.table import InMemoryTable
+    from pyarrow import parquet
 
-    quiet()
-    with tempfile.TemporaryDirectory(prefix="syncnorm-") as scratch:
-        names = {split: [str(file) for file in part] for split, part in files.items()}
+    tables = []
+    for file in files:
         try:
-            opened = datasets.load_dataset("parquet", data_files=names, cache_dir=scratch)
-        except Exception as error:  # of many kinds, by what is wrong with the file
-            raise UserError(f"{what} cannot be read as parquet: {_first_line(error)}") from error
-        yield dict(opened)
-        del opened
+            tables.append(parquet.read_table(file, partitioning=None))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file} cannot be read as parquet: {_first_line(error)}") from error
+    try:
+        return datasets.Dataset(InMemoryTable(pa.concat_tables(tables)))
+    except pa.ArrowException as error:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{names} do not have the same columns: {_first_line(error)}") from error
 
 
 def hub_splits(name: str) -> dict[str, Any]:
@@ -89,9 +92,7 @@ def raw_split(table: Any, what: str) -> tuple[Raw, Columns]:
 
     columns = find_columns(table.features, what)
     if len(table) == 0:
-        raise UserError(
-            f"{what} is empty: it has the columns {columns.image} and {columns.label} but no row."
-        )
+        raise UserError(f"{what} is empty: it has the columns {columns.image} and {columns.label} but no row.")
     table = table.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
     labels = table[columns.label][:]
     if None in labels:
@@ -129,9 +130,9 @@ def quiet() -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def _encoded(table: Any, column: str, what: str) -> Iterator[bytes | Path]:

@@ -1,0 +1,197 @@
+"""Files of the user's: parquet and image folders, right and wrong ones."""
+
+import io
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from syncnorm.data import load
+from syncnorm.errors import UserError
+
+
+def picture(value, mode="L", side=8):
+    """One image whose grey value says which it is."""
+    grey = Image.fromarray(np.full((side, side), value, np.uint8))
+    return grey if mode == "L" else grey.convert(mode)
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_table(file, images, labels, image_column="image", label_column="label", **more):
+    cells = [{"bytes": image if isinstance(image, bytes) else encoded(image), "path": None} for image in images]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({**more, image_column: pa.array(cells, kind), label_column: pa.array(labels, pa.int64())})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+    return file
+
+
+def raw(data):
+    """Undo the normalisation of grey images 0 .. n: their values' order is enough to tell them apart."""
+    return data.train_x[:, 0, 0, 0].argsort().tolist()
+
+
+def test_a_folder_with_train_and_test_keeps_that_split(tmp_path):
+    write_table(tmp_path / "train.parquet", [picture(10 * i) for i in range(6)], [0, 1, 2, 0, 1, 2])
+    write_table(tmp_path / "test.parquet", [picture(5), picture(25)], [1, 0])
+    data = load("mine", path=str(tmp_path))
+    assert data.name == "mine"
+    assert data.shape == (1, 8, 8)
+    assert data.train_y.tolist() == [0, 1, 2, 0, 1, 2]
+    assert data.test_y.tolist() == [1, 0]
+    assert raw(data) == [0, 1, 2, 3, 4, 5]
+    values = torch.arange(0, 60, 10, dtype=torch.float64)
+    expected = (5 - values.mean()) / values.std(correction=0)
+    assert data.test_x[0].flatten().double().numpy() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_numbered_pieces_of_a_split_are_put_together_in_order(tmp_path):
+    for piece in range(2):
+        rows = [picture(100 * piece + i) for i in range(3)]
+        write_table(tmp_path / f"data/train-0000{piece}-of-00002.parquet", rows, [0, 1, piece])
+    write_table(tmp_path / "data/validation-00000-of-00001.parquet", [picture(1)], [0])
+    data = load(str(tmp_path))
+    assert data.train_y.tolist() == [0, 1, 0, 0, 1, 1]
+    assert raw(data) == list(range(6))
+    assert len(data.test_y) == 1
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_without_a_split_a_stratified_fifth_is_held_out(tmp_path, as_folder):
+    file = write_table(tmp_path / "all.parquet", [picture(i) for i in range(50)], [i % 5 for i in range(50)])
+    data = load("mine", path=str(tmp_path if as_folder else file))
+    assert torch.bincount(data.train_y).tolist() == [8] * 5
+    assert torch.bincount(data.test_y).tolist() == [2] * 5
+    assert "fifth" in data.note
+
+
+def test_columns_are_found_by_type_and_labels_may_be_any_integers(tmp_path):
+    file = write_table(
+        tmp_path / "x.parquet", [picture(i) for i in range(10)], [7, 3] * 5, "pixel_data", "kind", remark=["a"] * 10
+    )
+    data = load("mine", path=str(file))
+    assert data.class_names == ("3", "7")
+    assert set(data.train_y.tolist()) == {0, 1}
+
+
+def test_class_names_of_a_hugging_face_table_are_kept(tmp_path):
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "n": datasets.Value("int64"), "kind": datasets.ClassLabel(
+        names=["cat", "dog", "never seen"])})  # fmt: skip
+    rows = {"img": [picture(i) for i in range(10)], "n": list(range(10)), "kind": [0, 1] * 5}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "x.parquet")
+    data = load("mine", path=str(tmp_path))
+    assert data.class_names == ("cat", "dog", "never seen")
+    assert data.classes == 3
+    assert "columns img, kind" in data.note
+
+
+def test_grey_and_colour_together_become_colour_and_sixteen_bits_become_eight(tmp_path):
+    deep = Image.fromarray(np.full((8, 8), 200 << 8, np.uint16))
+    images = [picture(200), picture(200, "RGB"), picture(200, "RGBA"), picture(200, "P"), deep, picture(10)]
+    write_table(tmp_path / "train.parquet", images, [0] * 6)
+    write_table(tmp_path / "test.parquet", [picture(200)], [0])
+    data = load("mine", path=str(tmp_path))
+    assert data.shape == (3, 8, 8)
+    assert (data.train_x[:5] == data.train_x[0]).all()
+
+
+def test_different_sizes_need_a_size(tmp_path):
+    file = write_table(tmp_path / "x.parquet", [picture(9, side=side) for side in (8, 8, 8, 12, 10)], [0] * 5)
+    with pytest.raises(UserError, match=r"different sizes \(8 to 12 pixels high.*`size`"):
+        load("mine", path=str(file))
+    assert load("mine", path=str(file), size=10).shape == (1, 10, 10)
+
+
+def write_images(root, classes=("ant", "bee"), count=5):
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            picture(100 * number + i, "RGB").save(root / name / f"{i}.png")
+    (root / "notes.txt").write_text("not an image")
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_an_image_folder_has_a_subfolder_a_class(tmp_path, split):
+    if split:
+        write_images(tmp_path / "train", ("ant", "test_tube"))
+        write_images(tmp_path / "val", ("ant", "test_tube"), count=2)
+    else:
+        write_images(tmp_path, ("ant", "test_tube"))
+    data = load("insects", path=str(tmp_path))
+    assert data.class_names == ("ant", "test_tube")
+    assert torch.bincount(data.train_y).tolist() == ([5, 5] if split else [4, 4])
+    assert torch.bincount(data.test_y).tolist() == ([2, 2] if split else [1, 1])
+    dark = data.train_x[data.train_y == 0].mean()
+    assert dark < data.train_x[data.train_y == 1].mean()
+
+
+def test_changed_files_are_read_again(tmp_path):
+    write_images(tmp_path)
+    before = load("insects", path=str(tmp_path))
+    picture(255, "RGB").save(tmp_path / "ant" / "new.png")
+    os.utime(tmp_path / "ant" / "0.png", (1, 1))
+    after = load("insects", path=str(tmp_path))
+    assert len(before.train_y) + len(before.test_y) == 10
+    assert len(after.train_y) + len(after.test_y) == 11
+
+
+def test_an_unchanged_file_is_decoded_once(tmp_path, monkeypatch):
+    file = write_table(tmp_path / "x.parquet", [picture(i) for i in range(10)], [0, 1] * 5)
+    first = load("mine", path=str(file))
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(first.train_x, load("mine", path=str(file)).train_x)
+
+
+def wrong_files(root):
+    """Paths that do not work, and what the message must say."""
+    (root / "empty").mkdir()
+    (root / "text.csv").write_text("a,b")
+    (root / "torn.parquet").write_bytes(b"PAR1 and no more")
+    write_table(root / "none.parquet", [], [])
+    write_table(root / "two/spring.parquet", [picture(1)], [0])
+    write_table(root / "two/summer.parquet", [picture(1)], [0])
+    write_table(root / "unlabelled.parquet", [picture(1)] * 2, [0, -1])
+    write_table(root / "null.parquet", [picture(1)] * 2, [0, None])
+    write_table(root / "garbled.parquet", [encoded(picture(1)), b"no image"], [0, 0])
+    cut = encoded(Image.effect_noise((64, 64), 50))
+    write_table(root / "cut.parquet", [cut[: len(cut) // 2]], [0])
+    pq.write_table(pa.table({"label": [1]}), root / "imageless.parquet")
+    write_images(root / "broken")
+    (root / "broken/bee/0.png").write_bytes(b"no image")
+    return {
+        "nowhere": "no data at .*nowhere",
+        "empty": "neither parquet files nor subfolders of images",
+        "text.csv": r"text\.csv is not a parquet file",
+        "torn.parquet": "cannot be read as parquet",
+        "none.parquet": "is empty",
+        "two": "parts spring, summer and none called train",
+        "unlabelled.parquet": "label -1",
+        "null.parquet": "row 1 has no label",
+        "garbled.parquet": "image 1 cannot be read as an image",
+        "cut.parquet": "image 0 cannot be read as an image",
+        "imageless.parquet": "no column of images.*columns are label",
+        "broken": r"0\.png cannot be read as an image",
+    }
+
+
+def test_what_cannot_be_read_says_so_in_one_sentence(tmp_path, capfd):
+    for name, words in wrong_files(tmp_path).items():
+        with pytest.raises(UserError, match=words):
+            load("mine", path=str(tmp_path / name))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_embedded_name_with_a_path_is_a_contradiction(tmp_path):
+    with pytest.raises(UserError, match=r"embedded 'digits'.*name of its own"):
+        load("digits", path=str(tmp_path))
