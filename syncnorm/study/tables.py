@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from syncnorm.study.agreement import compare
-from syncnorm.study.labels import Metric, axis_label, field_label, metric_label, setting, value_label
+from syncnorm.study.agreement import Comparison, compare
+from syncnorm.study.labels import Metric, axis_label, field_label, listing, metric_label, setting, value_label
 from syncnorm.study.points import Points
-from syncnorm.study.spec import flatten
+from syncnorm.study.spec import flatten, value_at
 from syncnorm.study.statistics import Summary, overlap
 from syncnorm.study.store import Results, Row
 
@@ -98,7 +98,7 @@ def agreement_table(results: Results) -> Table:
     lines: list[list[Cell]] = []
     records: list[dict[str, Any]] = []
     for one in (compare(agreement, results.finished) for agreement in results.about.agreements):
-        words, tolerance, pairs = field_label(one.agreement.over), one.agreement.tolerance, len(one.pairs)
+        words, tolerance, pairs = _compared(one), one.agreement.tolerance, len(one.pairs)
         if not one.differences:
             texts = [words, NOTHING, str(pairs), NOTHING, f"{tolerance:.0e}", "not compared"]
             lines.append([Cell(text) for text in texts])
@@ -130,6 +130,13 @@ def agreement_table(results: Results) -> Table:
         blocks=[("", lines)],
         records=records,
     )
+
+
+def _compared(comparison: Comparison) -> str:
+    """Return an agreement's field and the values that were compared: "engine: virtual and torchrun"."""
+    over = comparison.agreement.over
+    values = [value_label(value_at(row["config"], over)) for pair in comparison.pairs for row in pair]
+    return f"{field_label(over)}: {listing(dict.fromkeys(values))}" if values else field_label(over)
 
 
 def failures(failed: list[Row]) -> Table:

@@ -1,0 +1,144 @@
+from dataclasses import replace
+from itertools import combinations
+from math import isnan
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+from made_up import Fill
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from syncnorm.config import Run
+from syncnorm.study.figures import STYLE, draw, footnote, line_styles, positions, write_figure
+from syncnorm.study.points import Points, gather
+from syncnorm.study.spec import Curve, Study
+from syncnorm.study.store import read
+
+
+def points_of(study: Study, folder: Path) -> Points:
+    return gather(study.figures[0], read(folder))
+
+
+def drawn(points: Points) -> Figure:
+    with mpl.rc_context(STYLE):
+        return draw(points)
+
+
+def line(ax: Axes, label: str) -> Line2D:
+    return next(one for one in ax.get_lines() if one.get_label() == label)
+
+
+def test_lines_are_the_means_in_percent_and_bands_their_intervals(study: Study, fill: Fill) -> None:
+    points = points_of(study, fill(study))
+    axes = drawn(points).axes
+    assert len(axes) == 3
+    for ax, panel in zip(axes, points.panels, strict=True):
+        bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
+        for label, band in zip(points.lines, bands, strict=True):
+            summaries = [points.summary(panel, label, x) for x in points.xs]
+            assert list(line(ax, label).get_ydata()) == pytest.approx([100 * s.mean for s in summaries if s])
+            ends = [100 * end for s in summaries if s and s.interval for end in s.interval]
+            edges = band.get_paths()[0].vertices[:, 1]
+            assert edges.min() == pytest.approx(min(ends))
+            assert edges.max() == pytest.approx(max(ends))
+
+
+def test_every_seed_is_a_dot(study: Study, fill: Fill) -> None:
+    points = points_of(study, fill(study))
+    dots = [one for one in drawn(points).axes[1].get_lines() if one.get_marker() == "."]
+    shown = sorted(float(y) for one in dots for y in one.get_ydata())
+    stored = [100 * v for (panel, _, _), values in points.values.items() if panel == 50.0 for v in values.values()]
+    assert shown == pytest.approx(sorted(stored))
+
+
+def test_panels_share_the_y_axis_and_say_what_they_are(study: Study, fill: Fill) -> None:
+    axes = drawn(points_of(study, fill(study))).axes
+    assert [ax.get_title(loc="left") for ax in axes] == [f"label-sorted data {skew} %" for skew in (0, 50, 100)]
+    assert len({ax.get_ylim() for ax in axes}) == 1
+    assert axes[0].get_ylabel() == "Accuracy (%)"
+    assert axes[0].get_xlabel() == "samples per device"
+    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["1", "2", "4", "8", "16", "32"]
+
+
+def test_powers_of_two_are_spread_by_logarithm_other_numbers_as_they_are_and_words_in_order() -> None:
+    assert positions([1, 2, 4, 32]) == [0, 1, 2, 5]
+    assert positions([0.5, 1.0]) == [-1, 0]
+    assert positions([0, 50, 100]) == [0, 50, 100]
+    assert positions([1, 3]) == [1, 3]
+    assert positions(["rank0", "pooled"]) == [0, 1]
+    assert positions([False, True]) == [0, 1]
+    assert positions([None, 2]) == [0, 1]
+
+
+def test_coinciding_lines_do_not_hide_each_other(study: Study, fill: Fill) -> None:
+    points = points_of(study, fill(study))
+    ax = drawn(points).axes[0]
+    starts = [float(line(ax, label).get_xdata()[0]) for label in points.lines]
+    assert all(abs(a - b) > 0.05 for a, b in combinations(starts, 2))
+    assert max(map(abs, starts)) < 0.2
+
+
+def test_a_norm_looks_the_same_in_every_figure_and_like_no_other() -> None:
+    lines = ["gn", "bn", "own", "sync_bn", "ln", "none", "gn (groups 8)", "in", "ghost_bn", "other"]
+    styles = line_styles(lines)
+    assert len(set(styles.values())) == len({color for color, _ in styles.values()}) == len(lines)
+    assert line_styles(["mine", "bn"])["bn"] == styles["bn"]
+    assert line_styles(["mine", "bn"])["mine"] != styles["bn"]
+    assert len(line_styles([str(index) for index in range(30)])) == 30
+
+
+def test_a_missing_point_leaves_a_gap_and_one_seed_has_no_band(study: Study, fill: Fill) -> None:
+    def keep(run: Run) -> bool:
+        return run.world.per_device_batch != 4 if run.norm.name == "bn" else run.seed == 0
+
+    points = points_of(study, fill(study, keep=keep))
+    ax = drawn(points).axes[0]
+    assert [isnan(y) for y in line(ax, "bn").get_ydata()] == [False, False, True, False, False, False]
+    bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
+    assert [bool(band.get_paths()) for band in bands] == [True, False, False, False, False]
+    assert not any(isnan(y) for y in line(ax, "gn").get_ydata())
+    assert "n = 1 to 5 seeds" in footnote(points)
+
+
+def test_the_footnote_says_n_and_who_evaluated(study: Study, fill: Fill) -> None:
+    points = points_of(study, fill(study))
+    assert "95 % t interval, n = 5 seeds" in footnote(points)
+    assert "pooled for sync_bn" in footnote(points)
+    assert any(text.get_text().startswith("Mean and 95 %") for text in drawn(points).texts)
+
+
+def test_one_seed_is_said_to_be_one_seed(study: Study, fill: Fill) -> None:
+    assert "no interval; n = 1 seed" in footnote(points_of(study, fill(study, keep=lambda run: run.seed == 0)))
+
+
+def test_categories_are_not_joined(study: Study, fill: Fill) -> None:
+    study = replace(study, figures=(Curve("norm", "skew", where={"per_device_batch": 4}),))
+    figure = drawn(points_of(study, fill(study)))
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["bn", "sync_bn", "gn", "ln", "none"]
+    assert line(ax, "50").get_linewidth() == 0
+    assert not [one for one in ax.collections if isinstance(one, PolyCollection)]
+
+
+def test_the_same_rows_give_the_same_bytes(study: Study, fill: Fill, tmp_path: Path) -> None:
+    study = replace(study, vary={**study.vary, "norm": ["bn", "gn"]})
+    folder = fill(study)
+    for name in ("a", "b"):
+        write_figure(points_of(study, folder), tmp_path / name)
+    first = sorted((tmp_path / "a").iterdir())
+    assert [path.suffix for path in first] == [".pdf", ".png", ".svg"]
+    for path in first:
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_few_rows_and_mathematics_in_names_can_be_drawn(study: Study, fill: Fill, tmp_path: Path, seeds: int) -> None:
+    run = replace(study.base, model=r"$\frac{x}$ <b>")
+    study = replace(
+        study, base=run, vary={"per_device_batch": [4]}, also=(), figures=(Curve("per_device_batch", "model"),)
+    )
+    points = points_of(study, fill(study, keep=lambda run: run.seed < seeds))
+    assert write_figure(points, tmp_path / "figures").startswith("<?xml")

@@ -1,0 +1,110 @@
+from dataclasses import replace
+from math import nan
+from statistics import mean
+
+import pytest
+from made_up import Fill, fake_metrics, fake_row
+
+from syncnorm.config import Devices, Norm, Run
+from syncnorm.study.points import gather
+from syncnorm.study.spec import Agreement, Curve, Grid, Study, expand
+from syncnorm.study.store import Store, read
+
+
+def test_a_place_holds_the_metric_of_every_seed_there(study: Study, fill: Fill) -> None:
+    points = gather(study.figures[0], read(fill(study)))
+    assert points.panels == [0.0, 50.0, 100.0]
+    assert points.lines == ["bn", "sync_bn", "gn", "ln", "none"]
+    assert points.xs == [1, 2, 4, 8, 16, 32]
+    runs = [run for run in expand(study) if run.world.engine == "virtual"]
+    for place, values in points.values.items():
+        here = [r for r in runs if (r.world.skew, r.norm.name, r.world.per_device_batch) == place]
+        assert values == {run.seed: fake_metrics(run)["accuracy"] for run in here}
+    assert len(points.values) == 3 * 5 * 6
+    assert points.evaluation() == (
+        "Evaluated with statistics: own (rank 0) for bn; pooled for sync_bn; none for gn, ln and none."
+    )
+
+
+def test_differences_pair_common_seeds(study: Study, fill: Fill) -> None:
+    folder = fill(study, keep=lambda run: run.seed != {"bn": 0, "gn": 4}.get(run.norm.name))
+    points = gather(study.figures[0], read(folder))
+    values = {name: points.values[0.0, name, 4] for name in ("gn", "bn")}
+    difference = points.difference(0.0, "gn", 4, "bn")
+    assert difference is not None
+    assert difference.n == 3
+    assert difference.mean == pytest.approx(mean(values["gn"][s] - values["bn"][s] for s in (1, 2, 3)))
+
+
+def test_order_is_the_studys_even_when_the_first_line_has_no_row_yet(study: Study, fill: Fill) -> None:
+    points = gather(study.figures[0], read(fill(study, keep=lambda run: run.norm.name == "gn")))
+    assert points.lines[0] == "bn"
+    assert points.summary(0.0, "bn", 1) is None
+    assert (0.0, "bn", 1) in points.planned
+
+
+def test_two_norms_that_differ_in_an_option_are_two_lines(study: Study, fill: Fill) -> None:
+    norms = ["bn", Norm("gn", {"groups": 1}), Norm("gn", {"groups": 8}), Norm("gn")]
+    study = replace(study, vary={**study.vary, "norm": norms}, also=())
+    points = gather(study.figures[0], read(fill(study)))
+    assert points.lines == ["bn", "gn (groups 1)", "gn (groups 8)", "gn (groups default)"]
+    assert {len(values) for values in points.values.values()} == {5}
+    assert len(points.values) == 4 * 6 * 3
+
+
+def test_runs_that_repeat_others_on_another_engine_are_no_lines_of_their_own(study: Study, fill: Fill) -> None:
+    folder = fill(study)
+    assert gather(study.figures[0], read(folder)).lines[:2] == ["bn", "sync_bn"]
+    with Store.open(folder, replace(study, agreements=())):
+        pass
+    apart = gather(study.figures[0], read(folder))
+    assert apart.lines[:2] == ["bn (engine virtual)", "bn (engine torchrun)"]
+    by_engine = Curve("norm", "engine", where={"per_device_batch": 8, "skew": 0.0})
+    with Store.open(folder, replace(study, figures=(by_engine,))):
+        pass
+    assert gather(by_engine, read(folder)).lines == ["virtual", "torchrun"]
+
+
+def test_a_layout_that_differs_is_named_by_one_field_and_not_by_three(study: Study, fill: Fill) -> None:
+    study = replace(
+        study,
+        base=Run(world=Devices(per_device_batch=4)),
+        vary={"norm": ["bn"], "ranks": [2, 4]},
+        also=(),
+        figures=(Curve("skew", "norm"),),
+    )
+    points = gather(study.figures[0], read(fill(study)))
+    assert points.lines == ["bn (samples per step 8)", "bn (samples per step 16)"]
+
+
+def test_where_leaves_other_runs_out(study: Study, fill: Fill) -> None:
+    curve = Curve("per_device_batch", "norm", where={"skew": 50.0})
+    points = gather(curve, read(fill(replace(study, figures=(curve,)))))
+    assert len(points.values) == 5 * 6
+    assert points.title == "Accuracy (%) by samples per device and norm, at label-sorted data 50 %"
+    assert points.name == "accuracy-per_device_batch-norm-skew-50_0"
+
+
+def test_a_metric_that_is_not_finite_is_counted_and_in_no_mean(study: Study, fill: Fill) -> None:
+    runs = [run for run in expand(study) if run.norm.name == "bn" and run.world.engine == "virtual"][:3]
+    folder = fill(study, runs=runs[1:])
+    with Store.open(folder, study) as store:
+        store.append(fake_row(study.name, runs[0], accuracy=nan))
+    points = gather(study.figures[0], read(folder))
+    assert points.without_value == 1
+    assert sum(len(values) for values in points.values.values()) == 2
+
+
+def test_a_field_that_a_grid_adds_counts_as_planned(study: Study, fill: Fill) -> None:
+    grid = Grid({"norm": ["none"], "global_batch": [64], "per_device_batch": [64]}, 1)
+    study = replace(study, vary={**study.vary, "norm": ["bn", "gn"]}, also=(grid,))
+    points = gather(study.figures[0], read(fill(study)))
+    assert points.lines == ["bn", "gn", "none"]
+    assert points.xs[-1] == 64
+    assert (0.0, "none", 64) in points.planned
+    assert (0.0, "bn", 64) not in points.planned
+
+
+def test_an_agreement_over_the_figures_own_field_takes_nothing_away(study: Study, fill: Fill) -> None:
+    study = replace(study, agreements=(Agreement("norm"), Agreement("engine")))
+    assert len(gather(study.figures[0], read(fill(study))).lines) == 5
