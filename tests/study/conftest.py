@@ -1,5 +1,6 @@
 """Fixtures of the made-up study."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,14 @@ def study() -> Study:
             "skew": [0.0, 50.0, 100.0],
         },
         seeds=5,
-        also=(
-            Grid({"engine": ["virtual", "torchrun"], "norm": ["bn", "sync_bn"], "per_device_batch": [8]}, 2),
-        ),
+        also=(Grid({"engine": ["virtual", "torchrun"], "norm": ["bn", "sync_bn"], "per_device_batch": [8]}, 2),),
         figures=(Curve(x="per_device_batch", line="norm", panel="skew"),),
         agreements=(Agreement(over="engine", tolerance=1e-6),),
     )
 
 
 @pytest.fixture
-def fill(tmp_path: Path) -> Fill:
+def fill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fill:
     """Write a results folder: all runs of a study or those that `keep` allows; `fail` picks the failed."""
 
     def write(
@@ -44,7 +43,9 @@ def fill(tmp_path: Path) -> Fill:
         **options: Any,
     ) -> Path:
         folder = tmp_path / "results"
-        with Store.open(folder, study, **options) as store:
+        # Hundreds of rows that no power failure threatens: waiting for the disk would take most of the time.
+        with monkeypatch.context() as patch, Store.open(folder, study, **options) as store:
+            patch.setattr(os, "fsync", lambda descriptor: None)
             for run in filter(keep, expand(study) if runs is None else runs):
                 if fail(run):
                     store.append(failed_row(study.name, run, "Loss is not finite.", 1.0, ENVIRONMENT))

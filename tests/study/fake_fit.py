@@ -1,10 +1,12 @@
 """Stand-ins for training: deterministic results, and faults that a run's model name asks for."""
 
+import ctypes
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from syncnorm.config import Result, Run, describe, layout, run_id
 from syncnorm.errors import UserError
@@ -14,22 +16,32 @@ from syncnorm.seeds import derive
 def fit(run: Run) -> Result:
     """Return numbers drawn from the run's id; `run.model_options` may ask for a fault, and for time."""
     options = run.model_options
+    if "pids" in options:
+        Path(options["pids"], str(os.getpid())).touch()
     time.sleep(options.get("sleep", 0.0))
     fault = options.get("fault")
     rank = int(os.environ.get("RANK", "0"))
-    if fault == "raise" and rank == options.get("rank", rank):
+    if fault == "raise" and rank == options.get("rank", rank) and not _there(options.get("until")):
         raise ZeroDivisionError("no such thing")
-    if fault == "mistake":
+    if fault == "mistake" and rank == options.get("rank", rank):
         raise UserError("the model cannot do that: choose another.")
     if fault == "exit":
         sys.exit(3)
     if fault == "kill" and rank == options.get("rank", rank) and _first(options.get("once")):
         os.kill(os.getpid(), signal.SIGKILL)
+    if fault == "segfault":
+        ctypes.string_at(0)
     if run.world.engine == "torchrun":
         _ranks_meet(run)
-    metrics = {"accuracy": derive("accuracy", run.seed, run_id(run)) / 2**63, "loss": 1.0}
+    metrics: dict[str, Any] = {"accuracy": derive("accuracy", run.seed, run_id(run)) / 2**63, "loss": 1.0}
+    if fault == "unstorable":
+        metrics["accuracy"] = 1j
     history = {"train_loss": [2.0, 1.0]}
     return Result(run_id(run), describe(run), metrics, "own", 0.1, {}, history)
+
+
+def _there(mark: str | None) -> bool:
+    return mark is not None and Path(mark).exists()
 
 
 def _first(mark: str | None) -> bool:

@@ -4,6 +4,7 @@ from math import isnan
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from made_up import Fill
 from matplotlib.axes import Axes
@@ -31,6 +32,14 @@ def line(ax: Axes, label: str) -> Line2D:
     return next(one for one in ax.get_lines() if one.get_label() == label)
 
 
+def ys(line: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(line.get_ydata(), dtype=float)]
+
+
+def heights(band: PolyCollection) -> list[float]:
+    return [float(y) for path in band.get_paths() for y in np.asarray(path.vertices, dtype=float)[:, 1]]
+
+
 def test_lines_are_the_means_in_percent_and_bands_their_intervals(study: Study, fill: Fill) -> None:
     points = points_of(study, fill(study))
     axes = drawn(points).axes
@@ -39,17 +48,17 @@ def test_lines_are_the_means_in_percent_and_bands_their_intervals(study: Study, 
         bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
         for label, band in zip(points.lines, bands, strict=True):
             summaries = [points.summary(panel, label, x) for x in points.xs]
-            assert list(line(ax, label).get_ydata()) == pytest.approx([100 * s.mean for s in summaries if s])
+            assert ys(line(ax, label)) == pytest.approx([100 * s.mean for s in summaries if s])
             ends = [100 * end for s in summaries if s and s.interval for end in s.interval]
-            edges = band.get_paths()[0].vertices[:, 1]
-            assert edges.min() == pytest.approx(min(ends))
-            assert edges.max() == pytest.approx(max(ends))
+            edges = heights(band)
+            assert min(edges) == pytest.approx(min(ends))
+            assert max(edges) == pytest.approx(max(ends))
 
 
 def test_every_seed_is_a_dot(study: Study, fill: Fill) -> None:
     points = points_of(study, fill(study))
     dots = [one for one in drawn(points).axes[1].get_lines() if one.get_marker() == "."]
-    shown = sorted(float(y) for one in dots for y in one.get_ydata())
+    shown = sorted(y for one in dots for y in ys(one))
     stored = [100 * v for (panel, _, _), values in points.values.items() if panel == 50.0 for v in values.values()]
     assert shown == pytest.approx(sorted(stored))
 
@@ -76,7 +85,7 @@ def test_powers_of_two_are_spread_by_logarithm_other_numbers_as_they_are_and_wor
 def test_coinciding_lines_do_not_hide_each_other(study: Study, fill: Fill) -> None:
     points = points_of(study, fill(study))
     ax = drawn(points).axes[0]
-    starts = [float(line(ax, label).get_xdata()[0]) for label in points.lines]
+    starts = [float(np.asarray(line(ax, label).get_xdata(), dtype=float)[0]) for label in points.lines]
     assert all(abs(a - b) > 0.05 for a, b in combinations(starts, 2))
     assert max(map(abs, starts)) < 0.2
 
@@ -96,10 +105,10 @@ def test_a_missing_point_leaves_a_gap_and_one_seed_has_no_band(study: Study, fil
 
     points = points_of(study, fill(study, keep=keep))
     ax = drawn(points).axes[0]
-    assert [isnan(y) for y in line(ax, "bn").get_ydata()] == [False, False, True, False, False, False]
+    assert [isnan(y) for y in ys(line(ax, "bn"))] == [False, False, True, False, False, False]
     bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
     assert [bool(band.get_paths()) for band in bands] == [True, False, False, False, False]
-    assert not any(isnan(y) for y in line(ax, "gn").get_ydata())
+    assert not any(isnan(y) for y in ys(line(ax, "gn")))
     assert "n = 1 to 5 seeds" in footnote(points)
 
 

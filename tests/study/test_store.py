@@ -60,6 +60,28 @@ def test_a_row_is_one_line_of_strict_json(small: Study, tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", stored["finished"])
 
 
+def test_a_row_is_on_the_disk_when_append_returns(
+    small: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, bytes]] = []
+    write, fsync = os.write, os.fsync
+
+    def note_write(descriptor: int, data: bytes) -> int:
+        calls.append(("write", data))
+        return write(descriptor, data)
+
+    def note_fsync(descriptor: int) -> None:
+        calls.append(("fsync", b""))
+        fsync(descriptor)
+
+    with Store.open(tmp_path, small) as store, monkeypatch.context() as patch:
+        patch.setattr(os, "write", note_write)
+        patch.setattr(os, "fsync", note_fsync)
+        store.append(fake_row(small.name, expand(small)[0]))
+    assert [name for name, _ in calls] == ["write", "fsync"]
+    assert calls[0][1] == (tmp_path / "runs.jsonl").read_bytes()
+
+
 def test_a_failed_run_is_retried_and_its_latest_row_wins(small: Study, tmp_path: Path) -> None:
     run = expand(small)[0]
     with Store.open(tmp_path, small) as store:
@@ -75,9 +97,7 @@ def test_a_failed_run_is_retried_and_its_latest_row_wins(small: Study, tmp_path:
     assert len(read(tmp_path).finished) == 1
 
 
-def test_rows_of_runs_that_the_study_no_longer_has_stay_and_are_not_reported(
-    small: Study, fill: Fill
-) -> None:
+def test_rows_of_runs_that_the_study_no_longer_has_stay_and_are_not_reported(small: Study, fill: Fill) -> None:
     folder = fill(small)
     with Store.open(folder, replace(small, vary={"norm": ["gn"]})):
         pass
@@ -175,9 +195,7 @@ def test_reading_a_folder_without_a_study_says_what_to_give(tmp_path: Path) -> N
             read(path)
 
 
-def test_a_figure_over_a_field_that_no_run_has_is_refused_before_any_run(
-    small: Study, tmp_path: Path
-) -> None:
+def test_a_figure_over_a_field_that_no_run_has_is_refused_before_any_run(small: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean 'norm'"):
         Store.open(tmp_path / "out", replace(small, figures=(Curve("norm", "nrm"),)))
     assert not (tmp_path / "out").exists()

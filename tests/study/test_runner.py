@@ -1,0 +1,201 @@
+"""A study run from Python: what is trained, skipped, written and said."""
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drive import small
+
+from syncnorm.config import Run, run_id
+from syncnorm.errors import UserError
+from syncnorm.study.progress import Meter, span
+from syncnorm.study.runner import run_study
+from syncnorm.study.spec import Grid, Study, expand
+from syncnorm.study.store import read
+
+FIT = "fake_fit:fit"
+
+
+def run(study: Study, out: Path, **options: Any) -> Path | None:
+    return run_study(study, out, **{"jobs": 2, "wandb": "off", "fit": FIT, **options})
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+
+
+def test_every_run_has_a_row_and_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+    study, out, pids = small(), tmp_path / "out", tmp_path / "pids"
+    report = run(study, out)
+    assert report is not None
+    assert report.is_file()
+    before = (out / "runs.jsonl").read_bytes()
+    assert sorted(row["run_id"] for row in lines(out)) == sorted(run_id(one) for one in expand(study))
+    assert set(lines(out)[0]["environment"]) == {
+        "python", "torch", "lightning", "cpu", "cores", "device", "platform", "commit"
+    }  # fmt: skip
+    pids.mkdir()
+    run(study, out, fit="no_such_module:fit")
+    assert (out / "runs.jsonl").read_bytes() == before
+
+    run(replace(study, seeds=4), out)
+    assert len(lines(out)) == 16
+    assert len(read(out).finished) == 16
+
+
+def test_failed_runs_are_rows_and_are_tried_again(tmp_path: Path) -> None:
+    out, mark = tmp_path / "out", tmp_path / "mark"
+    faults = [{}, {"fault": "raise", "until": str(mark)}, {"fault": "mistake"}]
+    study = small()
+    study = replace(study, vary={"model_options": faults}, seeds=1, figures=())
+    run(study, out)
+    errors = {row["error"]: row for row in read(out).failed}
+    assert set(errors) == {"ZeroDivisionError: no such thing", "the model cannot do that: choose another."}
+    assert "Traceback" in errors["ZeroDivisionError: no such thing"]["traceback"]
+    assert len(read(out).finished) == 1
+    mark.touch()
+    run(study, out)
+    assert (len(read(out).finished), len(read(out).failed)) == (2, 1)
+    assert len(lines(out)) == 5, "two failed, one finished; then one of each again"
+
+
+def test_nothing_starts_when_the_study_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    run(replace(small(), name="other", seeds=1), tmp_path / "other")
+    monkeypatch.setattr("syncnorm.study.workers._Worker", None)
+    for out, words in [("file/out", "cannot write results to"), ("other", "holds the study 'other', not 'small'")]:
+        with pytest.raises(UserError, match=words):
+            run(small(), tmp_path / out)
+    with pytest.raises(UserError, match="jobs is 0"):
+        run(small(), tmp_path / "out", jobs=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "engine", "words"),
+    [
+        ("3", None, "no run of the study needs 3 ranks: start torchrun with one of 2."),
+        ("5", "torchrun", "no run of the study needs 5 ranks: start torchrun with one of 1, 2."),
+    ],
+)
+def test_a_world_size_that_no_run_needs(
+    size: str, engine: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", "0")
+    study = replace(small(), also=(Grid({"engine": ["torchrun"], "ranks": [2]}),))
+    with pytest.raises(UserError) as caught:
+        run(study, tmp_path / "out", engine=engine)
+    assert str(caught.value) == words
+    assert not (tmp_path / "out").exists()
+
+
+def test_torchrun_needs_torchrun_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="the study has no torchrun runs: add --engine torchrun"):
+        run(small(), tmp_path / "out")
+
+
+def test_a_full_disk_stops_the_study_with_a_sentence_and_keeps_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    write, rows = os.write, 0
+
+    def full(descriptor: int, data: bytes) -> int:
+        nonlocal rows
+        rows += data.startswith(b'{"run_id"')
+        if rows > 5:
+            return write(descriptor, data[:7])
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"No space left on device; the rows before are safe"):
+        run(small(), out)
+    monkeypatch.undo()
+    assert len(lines(out)) == 5
+    run(small(), out)
+    assert len(read(out).finished) == 12
+    assert len(lines(out)) == 12
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    yield Clock()
+
+
+def test_without_a_terminal_lines_are_few(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Meter(100, 20, stream, clock) as meter:
+        for number in range(80):
+            clock.now += 4
+            meter.started(f"run {number}")
+            meter.ended(f"run {number}", "boom" if number < 2 else "")
+    said = stream.getvalue().splitlines()
+    assert said[:3] == ["failed: run 0: boom", "25/100 runs, 2 failed, 5 min 0 s left", "30/100 runs, 2 failed, 4 min 40 s left"]
+    assert said[-1] == "100/100 runs, 2 failed, 5 min 20 s"
+    assert len(said) == 17
+
+
+def test_without_a_terminal_a_slow_study_speaks_every_five_minutes_and_at_its_end(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Meter(1000, 0, stream, clock) as meter:
+        for _ in range(7):
+            clock.now += 100
+            meter.ended("run")
+    assert stream.getvalue().splitlines() == [
+        "3/1000 runs, 0 failed, 27 h 41 min left",
+        "6/1000 runs, 0 failed, 27 h 36 min left",
+        "7/1000 runs, 0 failed, 27 h 35 min left",
+    ]
+
+
+def test_on_a_terminal_there_is_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Meter(4, 1, stream, clock) as meter:
+        meter.started("norm bn, seed 0")
+        clock.now = 80
+        meter.ended("norm bn, seed 0", "boom [bold]")
+        meter.started("norm gn, seed 0")
+        meter.say("a line")
+    assert "2/4 runs, 1 failed, 2 min 40 s left" in stream.getvalue()
+    assert "failed: norm bn, seed 0: boom [bold]" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (80, "1 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_span(seconds: float, text: str) -> None:
+    assert span(seconds) == text
+
+
+def test_the_runner_needs_no_torch_in_its_own_process(tmp_path: Path) -> None:
+    import subprocess
+
+    code = "import sys, syncnorm.study; sys.exit('lightning' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+

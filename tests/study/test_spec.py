@@ -1,0 +1,130 @@
+"""What a study expands into, and how the command line changes it."""
+
+from dataclasses import replace
+
+import pytest
+
+from syncnorm.config import Data, Devices, Norm, Run, run_id
+from syncnorm.errors import UserError
+from syncnorm.study.override import parse, refuse_varied, with_vary
+from syncnorm.study.spec import Grid, Study, expand, quicker, with_axis, with_engine
+
+BASE = Run(world=Devices(global_batch=32))
+
+
+def make(**changes: object) -> Study:
+    study = Study("s", "?", BASE, {"norm": ["bn", "gn"], "per_device_batch": [4, 32]}, seeds=2)
+    return replace(study, **changes)  # type: ignore[arg-type]
+
+
+def points(study: Study) -> list[tuple[str, int | None, int]]:
+    return [(run.norm.name, run.world.per_device_batch, run.seed) for run in expand(study)]
+
+
+def test_runs_are_the_product_of_values_one_seed_after_the_other() -> None:
+    assert points(make()) == [
+        ("bn", 4, 0), ("bn", 32, 0), ("gn", 4, 0), ("gn", 32, 0),
+        ("bn", 4, 1), ("bn", 32, 1), ("gn", 4, 1), ("gn", 32, 1),
+    ]  # fmt: skip
+
+
+def test_a_run_of_two_grids_is_there_once() -> None:
+    study = make(also=(Grid({"per_device_batch": [32, 8]}), Grid({"norm": ["ln"]}, seeds=1)))
+    ids = [run_id(run) for run in expand(study)]
+    assert len(ids) == len(set(ids)) == 8 + 2 + 1
+
+
+def test_the_same_layout_written_in_two_ways_is_one_run() -> None:
+    study = make(vary={"world": [Devices(ranks=2, per_device_batch=4), Devices(global_batch=8, ranks=2)]}, seeds=1)
+    assert len(expand(study)) == 1
+
+
+def test_ids_do_not_depend_on_paths_and_do_on_everything_else() -> None:
+    moved = replace(BASE, data=Data(path="elsewhere"))
+    assert run_id(moved) == run_id(BASE)
+    others = [replace(BASE, seed=1), replace(BASE, norm=Norm("gn")), replace(BASE, model="resnet20")]
+    assert len({run_id(run) for run in [BASE, *others]}) == 4
+
+
+def test_ids_stay_the_same_from_version_to_version() -> None:
+    """Results that were made before must be found again: a change here loses every user's finished runs."""
+    assert run_id(Run()) == "978ba98bc251"
+
+
+def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
+    runs = expand(make(vary={"norm": ["bn", Norm("gn", {"groups": 2})], "data": ["digits"]}, seeds=1))
+    assert [run.norm.options for run in runs] == [{}, {"groups": 2}]
+    assert runs[0].data == replace(BASE.data, name="digits")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vary": {"nrm": ["bn"]}}, "unknown field of a run 'nrm': did you mean 'norm'?"),
+        ({"vary": {"world.skw": [0]}}, "did you mean 'world.skew'?"),
+        ({"vary": {"name": ["bn"]}}, "field 'name' is ambiguous: write one of data.name, norm.name, optim.name."),
+        ({"vary": {"norm": "bn"}}, "study 's' varies norm over 'bn': write a list of values."),
+        ({"vary": {"norm": []}}, "study 's' varies norm over []: write a list of values."),
+        ({"vary": {"engine": ["torchrn"]}}, "unknown engine 'torchrn': did you mean 'torchrun'?"),
+        ({"seeds": 0}, "study 's' has 0 seeds: it needs at least 1."),
+        ({"vary": {"per_device_batch": [5]}}, "global_batch 32 is not ranks x per_device_batch"),
+    ],
+)
+def test_mistakes_get_a_sentence(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        expand(make(**changes))
+    assert words in str(caught.value)
+
+
+def test_quick_replaces_what_it_names_and_the_name() -> None:
+    study = quicker(make(quick={"seeds": 1, "vary": {"norm": ["gn"]}}))
+    assert (study.name, study.quick) == ("s-quick", {})
+    assert points(study) == [("gn", None, 0)]
+
+
+def test_engine_holds_for_every_run() -> None:
+    study = with_engine(make(also=(Grid({"engine": ["virtual", "torchrun"]}), Grid({"skew": [5.0]}))), "torchrun")
+    assert {run.world.engine for run in expand(study)} == {"torchrun"}
+
+
+def test_an_axis_replaces_its_own_in_every_grid_however_it_is_named() -> None:
+    study = make(also=(Grid({"world.per_device_batch": [8], "norm": ["ln"]}, seeds=1),), seeds=1)
+    assert points(with_axis(study, "per_device_batch", [16])) == [("bn", 16, 0), ("gn", 16, 0), ("ln", 16, 0)]
+
+
+def test_vary_reads_values_by_the_type_of_their_field() -> None:
+    study = with_vary(make(), ["norm=ln", "per-device-batch=2,none", "skew=0,50", "data.size=8"])
+    assert study.vary == {
+        "norm": ["ln"], "per_device_batch": [2, None], "skew": [0.0, 50.0], "data.size": [8]
+    }  # fmt: skip
+    assert len(expand(replace(study, seeds=1))) == 4
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"),
+    [
+        ("norm", "--vary norm: write a field and its values, such as norm=bn,gn."),
+        ("nrm=bn", "did you mean 'norm'?"),
+        ("skew=much", "--vary skew: 'much' is not a number."),
+        ("epochs=1.5", "--vary epochs: '1.5' is not a whole number."),
+        ("engine=torch", "unknown engine 'torch': did you mean 'torchrun'?"),
+        ("model_options=a", "--vary model_options: its values cannot be written on the command line"),
+    ],
+)
+def test_vary_mistakes_get_a_sentence(axis: str, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        with_vary(make(), [axis])
+    assert words in str(caught.value)
+
+
+def test_an_option_may_not_set_what_the_study_varies() -> None:
+    refuse_varied(make(), ["optim.epochs", "world.skew", "data.name"])
+    for option, field in [("norm.name", "norm"), ("world.per_device_batch", "world.per_device_batch")]:
+        with pytest.raises(UserError, match=f"write --vary {field}=VALUE instead"):
+            refuse_varied(make(), [option])
+
+
+def test_parse_follows_dotted_names() -> None:
+    assert parse(BASE, "optim.lr", "0.1") == 0.1
+    assert parse(BASE, "train_limit", "100") == 100
+    assert parse(BASE, "model", "resnet20") == "resnet20"

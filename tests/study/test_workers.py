@@ -1,0 +1,86 @@
+"""Worker processes: warm, replaced when they die, gone when they should be."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncnorm.config import Devices, Result, Run
+from syncnorm.errors import UserError
+from syncnorm.study.outcome import Failure
+from syncnorm.study.workers import Ended, work
+
+FIT = "fake_fit:fit"
+PAIR = Devices(ranks=2, engine="torchrun")
+
+
+def faulty(fault: str, **options: Any) -> Run:
+    return Run(model_options={"fault": fault, **options})
+
+
+def ends(runs: list[Run], **options: Any) -> dict[str, Ended]:
+    """Return how the runs ended, by the fault that they asked for, or their seed."""
+    got = [event for event in work(runs, FIT, **options) if isinstance(event, Ended)]
+    assert len(got) == len(runs)
+    return {end.run.model_options.get("fault", str(end.run.seed)): end for end in got}
+
+
+def failure(end: Ended) -> Failure:
+    assert isinstance(end.outcome, Failure)
+    return end.outcome
+
+
+@pytest.mark.fault
+def test_every_run_ends_and_a_fault_ends_its_own_run_only(tmp_path: Path) -> None:
+    faults = [faulty(fault) for fault in ("raise", "mistake", "exit", "kill", "unstorable")]
+    got = ends([*faults, *(Run(seed=seed, model_options={"pids": str(tmp_path)}) for seed in range(4))], workers=2)
+    assert all(isinstance(got[str(seed)].outcome, Result) for seed in range(4))
+    assert failure(got["raise"]).error == "ZeroDivisionError: no such thing"
+    assert "fake_fit.py" in failure(got["raise"]).detail
+    assert failure(got["mistake"]) == Failure("the model cannot do that: choose another.", users=True)
+    assert failure(got["exit"]).error == "SystemExit: 3"
+    assert "was killed by SIGKILL" in failure(got["kill"]).error
+    assert failure(got["unstorable"]).error.startswith("TypeError: Object of type complex")
+    assert got["raise"].environment["python"]
+    assert len(list(tmp_path.iterdir())) <= 3, "workers serve many runs"
+
+
+@pytest.mark.fault
+def test_a_run_whose_worker_died_is_tried_once_more(tmp_path: Path) -> None:
+    got = ends([faulty("kill", once=str(tmp_path / "mark"))])
+    assert isinstance(got["kill"].outcome, Result)
+
+
+@pytest.mark.fault
+def test_a_crash_leaves_its_stack_in_the_row() -> None:
+    got = ends([faulty("segfault")])
+    assert "was killed by SIGSEGV" in failure(got["segfault"]).error
+    assert "fake_fit.py" in failure(got["segfault"]).detail
+
+
+def test_a_function_that_cannot_be_imported_stops_the_study() -> None:
+    with pytest.raises(UserError, match="cannot import no_such_module:fit: ModuleNotFoundError"):
+        list(work([Run()], "no_such_module:fit"))
+
+
+@pytest.mark.fault
+def test_workers_that_die_at_their_start_stop_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os; os._exit(7)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="workers cannot start: its worker process ended with code 7"):
+        list(work([Run()], FIT))
+
+
+@pytest.mark.dist
+@pytest.mark.fault
+def test_a_launch_shares_its_runs_among_ranks_and_is_replaced_when_one_fails(tmp_path: Path) -> None:
+    once = str(tmp_path / "mark")
+    runs = [
+        Run(world=PAIR, model_options={"fault": "mistake", "rank": 1}),
+        Run(world=PAIR, model_options={"fault": "kill", "rank": 1, "once": once}),
+        *(Run(world=PAIR, seed=seed) for seed in range(3)),
+    ]
+    got = ends(runs, ranks=2)
+    assert failure(got["mistake"]).users, "said by rank 1 while rank 0 waits for it"
+    assert isinstance(got["kill"].outcome, Result)
+    assert all(isinstance(got[str(seed)].outcome, Result) for seed in range(3))
