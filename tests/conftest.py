@@ -3,5 +3,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+for folder in ("", "models", "training"):
+    sys.path.insert(0, str(Path(__file__).parent / folder))
 torch.set_num_threads(1)

@@ -1,0 +1,87 @@
+"""Models by name, or by the import path of your own factory."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from syncnorm.errors import UserError, unknown
+from syncnorm.models.resnet import resnet18, thin_resnet
+from syncnorm.models.small import MLP, SmallCNN
+from syncnorm.norms import make_norm
+
+Shape = tuple[int, int, int]
+
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "small_cnn": SmallCNN,
+    "resnet18": resnet18,
+    "resnet20": partial(thin_resnet, depth=20),
+    "resnet32": partial(thin_resnet, depth=32),
+    "resnet56": partial(thin_resnet, depth=56),
+    "mlp": MLP,
+}
+
+
+def model_names() -> list[str]:
+    """Return the names that `make_model` knows."""
+    return list(_MODELS)
+
+
+def make_model(
+    name: str,
+    shape: Shape,
+    classes: int,
+    norm: str = "bn",
+    norm_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model for images of `shape` (C, H, W) and `classes` classes, with norm layers `norm`.
+
+    `name` is one of `model_names()`, or "package.module:factory" for a factory of your own, which is called with
+    the arguments it names among in_channels, classes, norm (builds a norm layer from a number of channels) and
+    shape, and with `options`. A model of yours that takes no `norm` keeps its batch norms: convert them yourself.
+
+    Raises:
+        UserError: an unknown name or option, a factory that cannot be imported, or a norm the model cannot take.
+    """
+    factory = _MODELS[name] if name in _MODELS else _import_factory(name)
+    flat = name == "mlp"
+    norm_factory = partial(make_norm, norm, ndim=1 if flat else 2, **(norm_options or {}))
+    offered = {
+        "in_channels": shape[0],
+        "pixels": prod(shape),
+        "classes": classes,
+        "norm": norm_factory,
+        "shape": shape,
+    }
+    taken = inspect.signature(factory).parameters
+    arguments = {key: value for key, value in offered.items() if key in taken}
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    for option in options:
+        if option not in taken and not takes_any:
+            raise UserError(f"model '{name}': {unknown('option', option, set(taken) - set(offered))}")
+    try:
+        inspect.signature(factory).bind(**arguments, **options)
+    except TypeError as error:
+        raise UserError(f"model '{name}': {error}; give it in model_options.") from error
+    return factory(**arguments, **options)
+
+
+def _import_factory(name: str) -> Callable[..., nn.Module]:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        known = [*_MODELS, "package.module:factory for your own"]
+        raise unknown("model", name, known)
+    try:
+        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"model '{name}' cannot be imported ({error}): write package.module:factory, and start where Python finds "
+            "the package (or set PYTHONPATH)."
+        ) from error
+    return factory

@@ -1,0 +1,161 @@
+"""One run of the devices world, from its configuration to its result.
+
+from syncnorm.config import Devices, Norm, Run
+from syncnorm.training import fit
+print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=100))).metrics)
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from syncnorm.config import Result, Run, describe, layout, run_id
+from syncnorm.data import Dataset
+from syncnorm.environment import environment
+from syncnorm.errors import UserError
+from syncnorm.norms import SyncBatchNorm
+from syncnorm.seeds import derive
+from syncnorm.surgery import batch_norms
+from syncnorm.training.batches import RankBatches, evaluate
+from syncnorm.training.classifier import Classifier
+from syncnorm.training.prepare import Prepared, prepare
+from syncnorm.training.rank_statistics import statistics_by_rank, use_statistics
+
+
+def fit(run: Run) -> Result:
+    """Train and evaluate one run; the same configuration gives the same result on the same machine.
+
+    With `world.engine` "virtual" all ranks live in this process. With "torchrun" every rank calls this, under a
+    torchrun of as many processes as the run has ranks; all return the same result.
+
+    Raises:
+        UserError: for anything in `run` that does not work, before training starts.
+    """
+    started = time.perf_counter()
+    rank = _check_world(run)
+    device = _device()
+    prepared = prepare(run, device)
+    classifier, batches = train(run, prepared, rank)
+    metrics, evaluated_by = _measure(run, classifier.model.to(device), prepared.data)
+    train_loss = _mean_over_ranks(classifier.train_loss)
+    return Result(
+        run_id=run_id(run),
+        config=describe(run),
+        metrics={**metrics, "train_loss": train_loss[-1], "steps": float(batches.steps * run.optim.epochs)},
+        evaluated_by=evaluated_by,
+        seconds=time.perf_counter() - started,
+        environment=environment(),
+        history={"train_loss": train_loss},
+    )
+
+
+def _check_world(run: Run) -> int | None:
+    """Return this process's rank under torchrun, None for virtual ranks; a wrong world size raises `UserError`."""
+    ranks, _ = layout(run.world)
+    if run.world.engine == "virtual":
+        return None
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != ranks:
+        raise UserError(
+            f"this run needs {ranks} ranks and was started with {started}: use torchrun --nproc-per-node {ranks}, or "
+            "set engine to virtual."
+        )
+    return int(os.environ.get("RANK", "0"))
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, RankBatches]:
+    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
+    _, per_device_batch = layout(run.world)
+    torch.manual_seed(derive("training", run.seed, rank or 0))
+    classifier = Classifier(prepared.model, optim=run.optim)
+    batches = RankBatches(
+        prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank
+    )
+    with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=run.optim.epochs,
+            precision="64-true" if run.precision == "float64" else "32-true",
+            barebones=True,
+            use_distributed_sampler=False,
+            **_placement(run),
+        )
+        trainer.fit(classifier, datamodule=batches)
+    return classifier, batches
+
+
+def _placement(run: Run) -> dict[str, Any]:
+    """Return where the Trainer runs: this device, or this rank of a torchrun."""
+    if run.world.engine == "virtual":
+        return {"accelerator": "auto", "devices": 1}
+    world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Each rank keeps its own running statistics; which of them evaluate is chosen afterwards.
+    strategy = DDPStrategy(broadcast_buffers=False)
+    return {"accelerator": "auto", "devices": here, "num_nodes": world // here, "strategy": strategy}
+
+
+def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
+    """Return the metrics of a trained model on the test set, and whose statistics gave `accuracy`.
+
+    Where ranks have running statistics of their own, both rank 0's and the pooled ones are measured.
+    """
+    metrics: dict[str, float] = {}
+    statistics = statistics_by_rank(model)
+    chosen = run.world.buffers
+    if statistics:
+        for whose in ("rank0", "pooled"):
+            use_statistics(model, statistics, whose)
+            metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
+        use_statistics(model, statistics, chosen)
+    metrics["accuracy"], metrics["loss"] = evaluate(model, data.test_x, data.test_y)
+    squares = [p.detach().double().square().sum() for p in model.parameters()]
+    metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
+    return metrics, _evaluated_by(model, chosen if statistics else None)
+
+
+def _evaluated_by(model: nn.Module, whose: str | None) -> str:
+    layers = batch_norms(model).values()
+    if not layers:
+        return "none"
+    if whose is not None:
+        return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
+    return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
+
+
+def _mean_over_ranks(values: list[float]) -> list[float]:
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    device = _device() if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    means: list[float] = (total / dist.get_world_size()).tolist()
+    return means
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's banners and hints out of a user's terminal."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

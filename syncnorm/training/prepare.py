@@ -1,0 +1,141 @@
+"""Everything of a run that comes before its first step; each of a user's mistakes is found here."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.config import Data, Devices, Norm, Optim, Run, layout
+from syncnorm.data import Dataset, load, partition, rank_batches
+from syncnorm.errors import UserError
+from syncnorm.models import make_model
+from syncnorm.norms import norm_options
+from syncnorm.seeds import derive
+from syncnorm.surgery import batch_norms, convert
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run, ready to train: data on the device, the model with its norms, and the samples of every rank."""
+
+    data: Dataset
+    model: nn.Module
+    shards: list[Tensor]
+
+
+def prepare(run: Run, device: torch.device) -> Prepared:
+    """Load the data, build the model, deal the samples to ranks, and check that the batch fits the norm.
+
+    Raises:
+        UserError: whatever in `run` is unknown, out of range or does not go together.
+    """
+    ranks, per_device_batch = layout(run.world)
+    _check_optim(run.optim)
+    norm_options(run.norm.name)
+    data = _load(run.data, device, DTYPES[run.precision])
+    labels = data.train_y.cpu()
+    shards = partition(labels, "sorted", ranks, run.seed, percent=run.world.skew) if ranks > 1 else [_all(labels)]
+    rank_batches(shards, per_device_batch, run.seed, epoch=0)
+    model = _build(run, data).to(device, DTYPES[run.precision])
+    _check_layers(run, model, data)
+    return Prepared(data, model, shards)
+
+
+def check(run: Run) -> None:
+    """Raise the `UserError` that `run` would end with, without training it."""
+    prepare(run, torch.device("cpu"))
+
+
+def layer_of(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
+    """Return the name and options of the layer that plays `norm` in `world`.
+
+    Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
+    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept.
+    """
+    ranks, _ = layout(world)
+    if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
+        within = norm.options.get("virtual_ranks", 1)
+        return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
+    return norm.name, norm.options
+
+
+@lru_cache(maxsize=2)
+def _load(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
+    loaded = load(data.name, path=data.path, size=data.size, train_limit=data.train_limit, test_limit=data.test_limit)
+    return loaded.to(device, dtype)
+
+
+def _all(labels: Tensor) -> Tensor:
+    return torch.arange(len(labels))
+
+
+def _build(run: Run, data: Dataset) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("init", run.seed))
+        model = make_model(run.model, data.shape, data.classes, **run.model_options)
+    layer, options = layer_of(run.norm, run.world)
+    if not batch_norms(model) and run.norm.name not in ("bn", "none"):
+        raise UserError(
+            f"model '{run.model}' has no batch norm to replace by '{run.norm.name}': build it with batch norms "
+            "(torch.nn.BatchNorm2d and its kin), or set norm to none."
+        )
+    return model if layer == "bn" and not options else convert(model, layer, **options)
+
+
+def _check_optim(optim: Optim) -> None:
+    for name, value, holds, rule in (
+        ("lr", optim.lr, optim.lr > 0, "above 0"),
+        ("momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
+        ("weight_decay", optim.weight_decay, optim.weight_decay >= 0, "at least 0"),
+        ("epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
+        ("warmup", optim.warmup, 0 <= optim.warmup < 1, "from 0 to below 1"),
+    ):
+        if not holds:
+            raise UserError(f"optim.{name} is {value}: it must be {rule}.")
+
+
+@torch.no_grad()
+def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
+    """Run two samples through the model in evaluation mode, and see what each batch norm would have to work with."""
+    positions: dict[str, int] = {}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: positions.update({name: prod(inputs[0].shape[2:])})
+        )
+        for name, layer in batch_norms(model).items()
+    ]
+    was_training = model.training
+    try:
+        logits = model.eval()(data.train_x[:2])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model '{run.model}' with norm '{run.norm.name}' cannot take images of shape {data.shape}: {reason}"
+        ) from error
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if logits.shape[1:] != (data.classes,):
+        raise UserError(
+            f"model '{run.model}' returned {tuple(logits.shape)} for 2 images: it must return one logit for each of "
+            f"{data.classes} classes, (2, {data.classes})."
+        )
+    _check_values_per_channel(run, positions)
+
+
+def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
+    ranks, per_device_batch = layout(run.world)
+    samples = per_device_batch * (ranks if run.norm.name == "sync_bn" else 1)
+    for name, count in positions.items():
+        if samples * count == 1:
+            shared = "on all ranks together" if run.norm.name == "sync_bn" else "on each device"
+            raise UserError(
+                f"layer '{name}' of model '{run.model}' would get one value per channel {shared} (one sample of one "
+                "position), and a variance needs two: set per_device_batch to 2 or more, or norm to gn or ln."
+            )

@@ -1,0 +1,35 @@
+"""Real ranks and virtual ranks are the same: parameters, every rank's buffers, losses, to 1e-10 in float64."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from twin_program import state_after, twin_run
+
+NORMS = ["bn", "sync_bn", "gn"]
+PROGRAM = Path(__file__).with_name("twin_program.py")
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_torchrun_and_virtual_ranks_train_the_same_model(ranks: int, tmp_path: Path) -> None:
+    out = tmp_path / "states.pt"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(PROGRAM), str(out), json.dumps(NORMS)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    real = torch.load(out, weights_only=True)
+    for norm in NORMS:
+        virtual = state_after(twin_run(norm, ranks, "virtual"), None)
+        assert real[norm].keys() == virtual.keys()
+        assert (norm == "bn") == any(name.endswith(".means") for name in virtual)
+        for name, value in virtual.items():
+            torch.testing.assert_close(
+                real[norm][name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+            )
