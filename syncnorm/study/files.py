@@ -25,6 +25,6 @@ def write_file(path: Path, content: str | bytes) -> Path:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --out."
+            f"cannot write {path}: {error.strerror}; free some space or choose another folder."
         ) from error
     return path

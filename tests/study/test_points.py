@@ -107,4 +107,4 @@ def test_a_field_that_a_grid_adds_counts_as_planned(study: Study, fill: Fill) ->
 
 def test_an_agreement_over_the_figures_own_field_takes_nothing_away(study: Study, fill: Fill) -> None:
     study = replace(study, agreements=(Agreement("norm"), Agreement("engine")))
-    assert len(gather(study.figures[0], read(fill(study))).lines) == 5
+    assert len(gather(study.figures[0], read(fill(study))).values) == 3 * 5 * 6

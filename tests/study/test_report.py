@@ -132,7 +132,11 @@ HOSTILE = "<script>alert('x')</script> & \"$\\frac{1}$\" --> </style> ]]>"
 def test_whatever_a_study_says_is_text(small: Study, fill: Fill) -> None:
     run = replace(small.base, model=HOSTILE)
     study = replace(
-        small, name=HOSTILE, question=HOSTILE, base=run, figures=(Curve("per_device_batch", "model", "model"),)
+        small,
+        name=HOSTILE,
+        question=HOSTILE,
+        base=run,
+        figures=(Curve("per_device_batch", "model", "model", where={"model": HOSTILE}),),
     )
     runs = expand(study)
     folder = fill(study, runs=runs[1:], command=HOSTILE)
@@ -141,6 +145,7 @@ def test_whatever_a_study_says_is_text(small: Study, fill: Fill) -> None:
     path = write_report(folder)
     page = Page(path)
     assert "script" not in page.tags
+    assert [HOSTILE in label for label in page.values("aria-label")] == [True]
     assert "<script" not in path.read_text()
     assert page.text.count(HOSTILE) >= 6
     assert unescape(path.read_text()).count(HOSTILE) >= 6
