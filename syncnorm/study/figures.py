@@ -123,14 +123,10 @@ def positions(xs: list[Any]) -> list[float]:
     """Return where the values of x lie: powers of two by logarithm, numbers as they are, others in order."""
     if not _numeric(xs):
         return [float(index) for index in range(len(xs))]
-    return (
-        [log2(x) for x in xs] if all(x > 0 and log2(x).is_integer() for x in xs) else [float(x) for x in xs]
-    )
+    return [log2(x) for x in xs] if all(x > 0 and log2(x).is_integer() for x in xs) else [float(x) for x in xs]
 
 
-def _draw_panel(
-    ax: Axes, points: Points, panel: Any, styles: dict[str, tuple[str, str]], scale: float
-) -> None:
+def _draw_panel(ax: Axes, points: Points, panel: Any, styles: dict[str, tuple[str, str]], scale: float) -> None:
     places = positions(points.xs)
     step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
     for index, line in enumerate(points.lines):

@@ -108,9 +108,7 @@ class Store:
                 os.close(descriptor)
                 raise
         except OSError as error:
-            raise UserError(
-                f"cannot write results to {folder}: {error.strerror}; choose another --out."
-            ) from error
+            raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --out.") from error
         return cls(folder, descriptor, study.name, {run for run, row in rows.items() if "metrics" in row})
 
     def append(self, row: Row) -> None:
@@ -252,9 +250,7 @@ def _stored_about(folder: Path) -> dict[str, Any] | None:
         raise UserError(f"{folder / ABOUT} was not written by syncnorm: choose another folder.")
     if stored["format"] != FORMAT:
         found = stored["format"]
-        raise UserError(
-            f"{folder} has results of format {found}, not {FORMAT}: use syncnorm's newest version."
-        )
+        raise UserError(f"{folder} has results of format {found}, not {FORMAT}: use syncnorm's newest version.")
     return stored
 
 

@@ -44,9 +44,7 @@ def markdown(table: Table) -> str:
         if heading:
             parts.append(f"**{_in_markdown(heading)}**")
         rows = [_markdown_row([corner, *table.header]), rule]
-        rows += [
-            _markdown_row([_flat(cell) for cell in line], [cell.bold for cell in line]) for line in lines
-        ]
+        rows += [_markdown_row([_flat(cell) for cell in line], [cell.bold for cell in line]) for line in lines]
         parts.append("\n".join(rows))
     return "\n\n".join(parts) + "\n"
 
@@ -91,9 +89,7 @@ def html(table: Table) -> str:
     rows = [f"<tr>{''.join(head)}</tr>"]
     if table.span:
         rows.insert(0, f'<tr class="span"><td></td><th colspan="{columns}">{escape(table.span)}</th></tr>')
-    parts = [
-        f'<table class="{kind}"><caption>{escape(table.caption)}</caption><thead>{"".join(rows)}</thead>'
-    ]
+    parts = [f'<table class="{kind}"><caption>{escape(table.caption)}</caption><thead>{"".join(rows)}</thead>']
     for heading, lines in table.blocks:
         parts.append("<tbody>")
         if heading:
