@@ -1,11 +1,22 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below need torch alone. `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
+The names below need torch alone, and import it when they are first used, so that the command line starts at once.
+`syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
-from syncnorm.moments import Moments
-from syncnorm.norms import GhostBatchNorm, SyncBatchNorm, make_norm, norm_names
-from syncnorm.surgery import batch_norms, convert, revert
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncnorm.moments import Moments
+    from syncnorm.norms import GhostBatchNorm, SyncBatchNorm, make_norm, norm_names
+    from syncnorm.surgery import batch_norms, convert, revert
+
+_HOMES = {
+    "syncnorm.moments": ["Moments"],
+    "syncnorm.norms": ["GhostBatchNorm", "SyncBatchNorm", "make_norm", "norm_names"],
+    "syncnorm.surgery": ["batch_norms", "convert", "revert"],
+}
 
 __all__ = [
     "GhostBatchNorm",
@@ -17,3 +28,10 @@ __all__ = [
     "norm_names",
     "revert",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'syncnorm' has no attribute '{name}'")

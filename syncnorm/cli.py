@@ -6,12 +6,13 @@ syncnorm report DIR                     write tables, figures and page again fro
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin
 
 import tyro
 
@@ -75,13 +76,12 @@ def main() -> int:
             raise unknown("command", name, commands)
         return commands[name](arguments)
     except UserError as error:
-        if rank() == 0:
-            print(f"syncnorm: {error}", file=sys.stderr)
+        if rank() != 0:
+            time.sleep(5)  # rank 0 says the same, and torchrun then ends this rank
+        print(f"syncnorm: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted: finished runs are kept, and the same command goes on from there.", file=sys.stderr
-        )
+        print("interrupted: finished runs are kept, and the same command goes on from there.", file=sys.stderr)
         return 130
 
 
@@ -121,9 +121,7 @@ def load_study(file: str) -> Study:
     path = Path(file)
     if not path.is_file():
         raise UserError(f"there is no experiment file {path}.")
-    sys.path.extend(
-        str(folder) for folder in (path.parent.resolve(), Path.cwd()) if str(folder) not in sys.path
-    )
+    sys.path.extend(str(folder) for folder in (path.parent.resolve(), Path.cwd()) if str(folder) not in sys.path)
     spec = spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file: its name must end in .py.")
@@ -131,9 +129,10 @@ def load_study(file: str) -> Study:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}.") from error
+        where = path if error.filename == str(path.resolve()) else error.filename
+        raise UserError(f"{where}, line {error.lineno}: {error.msg}.") from error
     except Exception as error:
-        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path)]
+        lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path.resolve())]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         raise UserError(f"{where}: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
@@ -142,13 +141,9 @@ def load_study(file: str) -> Study:
     return study
 
 
-def _parse(
-    kind: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None
-) -> Options:
+def _parse(kind: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
     extra: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: tuple[Options, list[str]] = tyro.cli(
-        kind, args=arguments, prog=prog, return_unknown_args=True, **extra
-    )
+    parsed: tuple[Options, list[str]] = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True, **extra)
     options, rest = parsed
     for text in rest:
         if text.startswith("-"):
@@ -163,7 +158,7 @@ def _names(kind: type, prefix: str = "") -> Iterator[str]:
         inner = item.default_factory if is_dataclass(item.default_factory) else None
         if isinstance(inner, type):
             yield from _names(inner, "" if inner is Run else f"{prefix}{item.name}.")
-        else:
+        elif get_origin(item.type) is not dict:  # options of models and layers: in the file only
             yield prefix + item.name
 
 
@@ -175,9 +170,7 @@ def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Stu
     refuse_varied(study, [name for name in given if name in set(_names(Run))])
     study = replace(study, base=options.base)
     if options.seeds is not None:
-        also = tuple(
-            replace(grid, seeds=grid.seeds and min(grid.seeds, options.seeds)) for grid in study.also
-        )
+        also = tuple(replace(grid, seeds=grid.seeds and min(grid.seeds, options.seeds)) for grid in study.also)
         study = replace(study, seeds=options.seeds, also=also)
     study = with_vary(study, options.vary)
     return with_engine(study, options.engine) if options.engine else study
@@ -185,9 +178,14 @@ def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Stu
 
 def _show(directory: Path) -> int:
     """Print what a results folder holds; return the exit code that its failed runs mean."""
+    from syncnorm.study.console import main_table  # scipy: not a cost of starting
+
     results = read(directory)
+    if table := main_table(results):
+        print(f"\n{table}\n")
+    print(f"{directory / 'report.html'}\n{directory / 'runs.jsonl'}", flush=True)
     failed = results.failed
     if failed:
-        print(f"{len(failed)} runs failed, the first with: {failed[0]['error']}", file=sys.stderr)
-    print(f"{directory / 'report.html'}\n{directory / 'runs.jsonl'}")
+        of = f"{len(failed)} of {len(results.about.runs)} runs failed"
+        print(f"{of}, the first with: {failed[0]['error']}", file=sys.stderr)
     return 1 if failed else 0

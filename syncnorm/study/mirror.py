@@ -129,9 +129,7 @@ def _send(row: dict[str, Any], directory: Path, mode: Literal["online", "offline
     """Write one row as one W&B run: grouped by study, named by its run id."""
     import wandb
 
-    quiet = wandb.Settings(
-        silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True
-    )
+    quiet = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True)
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "syncnorm"),
         group=row["study"],

@@ -30,9 +30,7 @@ def refuse_varied(study: Study, options: Sequence[str]) -> None:
         for vary in (study.vary, *(grid.vary for grid in study.also)):
             name = option.removesuffix(".name")
             if varies(vary, study.base, option) or varies(vary, study.base, name):
-                raise UserError(
-                    f"--{option} would set what the study varies: write --vary {name}=VALUE instead."
-                )
+                raise UserError(f"--{option} would set what the study varies: write --vary {name}=VALUE instead.")
 
 
 def parse(run: Run, name: str, text: str) -> Any:

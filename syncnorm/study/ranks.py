@@ -59,8 +59,7 @@ def take_part(runs: Iterable[Run], fit: Fit, emit: Emit) -> None:
         dist.broadcast_object_list(box)
         run = box[0]
         if run is None:
-            alarm.over.set()
-            return
+            break
         alarm.run = run
         outcome = attempt(fit, run)
         if isinstance(outcome, Failure):
@@ -68,6 +67,8 @@ def take_part(runs: Iterable[Run], fit: Fit, emit: Emit) -> None:
         dist.barrier()
         if rank() == 0:
             emit(run, outcome)
+    alarm.over.set()
+    dist.destroy_process_group()
 
 
 class _Alarm:

@@ -88,9 +88,7 @@ class _Record:
         if isinstance(outcome, Result):
             row = finished_row(self._study.name, outcome)
         else:
-            row = failed_row(
-                self._study.name, end.run, outcome.error, end.seconds, end.environment, outcome.detail
-            )
+            row = failed_row(self._study.name, end.run, outcome.error, end.seconds, end.environment, outcome.detail)
         self._store.append(row)
         self.meter.ended(self._label(end.run), outcome.error if isinstance(outcome, Failure) else "")
 
@@ -141,9 +139,7 @@ def _runs_of_size(runs: Sequence[Run], size: int) -> list[Run]:
     """Return the torchrun runs that need exactly `size` ranks."""
     sizes = {layout(run.world)[0] for run in runs if run.world.engine == "torchrun"}
     if not sizes:
-        raise UserError(
-            "the study has no torchrun runs: add --engine torchrun, or start it without torchrun."
-        )
+        raise UserError("the study has no torchrun runs: add --engine torchrun, or start it without torchrun.")
     if size not in sizes:
         known = ", ".join(map(str, sorted(sizes)))
         raise UserError(f"no run of the study needs {size} ranks: start torchrun with one of {known}.")
@@ -164,9 +160,7 @@ def _train_together(todo: Sequence[Run], record: _Record, fit: str) -> None:
     def emit(run: Run, outcome: Result | Failure) -> None:
         record.ended(Ended(run, outcome, time.monotonic() - begin, environment()))
         if isinstance(outcome, Failure):
-            record.meter.say(
-                "a rank failed, and all ranks end with it: the same command goes on with other runs."
-            )
+            record.meter.say("a rank failed, and all ranks end with it: the same command goes on with other runs.")
             record.close(INTERRUPTED_SECONDS)
 
     take_part(source(), load_fit(fit), emit)

@@ -75,9 +75,7 @@ def work(
                     worker.end()
                     stillborn += not worker.environment
                     if stillborn > workers:
-                        raise UserError(
-                            f"workers cannot start: {lost.why.error}\n{lost.why.detail}"
-                        ) from None
+                        raise UserError(f"workers cannot start: {lost.why.error}\n{lost.why.detail}") from None
                     ended, suspect = worker.ended(lost.why), True
                 if ended is None:
                     continue

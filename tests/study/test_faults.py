@@ -75,28 +75,25 @@ def numbers(out: Path) -> dict[str, object]:
 
 @pytest.mark.fault
 def test_a_study_killed_at_any_moment_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    calm, out, pids = tmp_path / "calm", tmp_path / "killed", tmp_path / "pids"
-    finish(start(calm))
-    pids.mkdir()
+    out, calm = tmp_path / "out", tmp_path / "calm"
     draw = random.Random(0)
-    for after in (2, 5, 9):
+    for after in (1, 6):
         process = start(out, "sleep=0.1")
         until(lambda least=after: rows(out) >= least)  # type: ignore[misc]
         time.sleep(draw.uniform(0, 0.15))
         kill(process)
-    kept = rows(out)
-    assert kept >= 9
-    finish(start(out, "sleep=0.1"))
+        assert rows(out) < 12
+    again, whole = start(out, "sleep=0.1"), start(calm, "sleep=0.1")
+    finish(again)
+    finish(whole)
     assert rows(out) == 12, "no run twice"
     assert {row["run_id"] for row in read(out).finished} == {run_id(run) for run in expand(small(sleep=0.1))}
-    finish(start(tmp_path / "whole", "sleep=0.1"))
-    assert numbers(out) == numbers(tmp_path / "whole")
-    assert len(numbers(calm)) == len(numbers(out)) > 12
+    assert numbers(out) == numbers(calm)
 
 
 @pytest.mark.fault
 def test_a_study_killed_at_its_very_start_can_be_started_again(tmp_path: Path) -> None:
-    for delay in (0.4, 0.8, 1.2):
+    for delay in (0.5, 1.0):
         process = start(tmp_path / "out")
         time.sleep(delay)
         kill(process)
@@ -126,16 +123,6 @@ def test_an_interrupted_study_keeps_its_rows_reports_them_and_leaves_no_process(
     assert all_gone(pids)
     assert (out / "report.html").is_file()
     assert 3 <= len(read(out).finished) < 12
-
-
-@pytest.mark.fault
-def test_two_studies_cannot_share_a_folder(tmp_path: Path) -> None:
-    process = start(tmp_path / "out", "sleep=60")
-    until(lambda: (tmp_path / "out" / "study.json").exists())
-    _, said = (second := start(tmp_path / "out", "sleep=60")).communicate(timeout=60)
-    kill(process)
-    assert second.returncode == 1
-    assert "is in use by another `syncnorm run`" in said.splitlines()[-1]
 
 
 @pytest.mark.dist

@@ -35,8 +35,8 @@ def test_a_run_of_two_grids_is_there_once() -> None:
 
 
 def test_the_same_layout_written_in_two_ways_is_one_run() -> None:
-    study = make(vary={"world": [Devices(ranks=2, per_device_batch=4), Devices(global_batch=8, ranks=2)]}, seeds=1)
-    assert len(expand(study)) == 1
+    layouts = [Devices(ranks=2, per_device_batch=4), Devices(global_batch=8, ranks=2)]
+    assert len(expand(make(vary={"world": layouts}, seeds=1))) == 1
 
 
 def test_ids_do_not_depend_on_paths_and_do_on_everything_else() -> None:
@@ -62,7 +62,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
     [
         ({"vary": {"nrm": ["bn"]}}, "unknown field of a run 'nrm': did you mean 'norm'?"),
         ({"vary": {"world.skw": [0]}}, "did you mean 'world.skew'?"),
-        ({"vary": {"name": ["bn"]}}, "field 'name' is ambiguous: write one of data.name, norm.name, optim.name."),
+        ({"vary": {"name": ["bn"]}}, "'name' is ambiguous: write one of data.name, norm.name, optim.name."),
         ({"vary": {"norm": "bn"}}, "study 's' varies norm over 'bn': write a list of values."),
         ({"vary": {"norm": []}}, "study 's' varies norm over []: write a list of values."),
         ({"vary": {"engine": ["torchrn"]}}, "unknown engine 'torchrn': did you mean 'torchrun'?"),
@@ -83,8 +83,8 @@ def test_quick_replaces_what_it_names_and_the_name() -> None:
 
 
 def test_engine_holds_for_every_run() -> None:
-    study = with_engine(make(also=(Grid({"engine": ["virtual", "torchrun"]}), Grid({"skew": [5.0]}))), "torchrun")
-    assert {run.world.engine for run in expand(study)} == {"torchrun"}
+    study = make(also=(Grid({"engine": ["virtual", "torchrun"]}), Grid({"skew": [5.0]})))
+    assert {run.world.engine for run in expand(with_engine(study, "torchrun"))} == {"torchrun"}
 
 
 def test_an_axis_replaces_its_own_in_every_grid_however_it_is_named() -> None:

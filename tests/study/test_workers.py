@@ -33,7 +33,8 @@ def failure(end: Ended) -> Failure:
 @pytest.mark.fault
 def test_every_run_ends_and_a_fault_ends_its_own_run_only(tmp_path: Path) -> None:
     faults = [faulty(fault) for fault in ("raise", "mistake", "exit", "kill", "unstorable")]
-    got = ends([*faults, *(Run(seed=seed, model_options={"pids": str(tmp_path)}) for seed in range(4))], workers=2)
+    others = [Run(seed=seed, model_options={"pids": str(tmp_path)}) for seed in range(4)]
+    got = ends([*faults, *others], workers=2)
     assert all(isinstance(got[str(seed)].outcome, Result) for seed in range(4))
     assert failure(got["raise"]).error == "ZeroDivisionError: no such thing"
     assert "fake_fit.py" in failure(got["raise"]).detail

@@ -1,0 +1,31 @@
+"""A study's main table as plain text, for the terminal."""
+
+from syncnorm.study.points import gather
+from syncnorm.study.store import Results
+from syncnorm.study.tables import Table, means
+
+
+def main_table(results: Results) -> str:
+    """Return the means of the study's first figure as text; empty for a study without figures."""
+    figures = results.about.figures
+    return plain(means(gather(figures[0], results))) if figures else ""
+
+
+def plain(table: Table) -> str:
+    """Return a table with aligned columns; a star marks what is bold."""
+    lines = [[f"{table.corner} \\ {table.span}" if table.span else table.corner, *table.header]]
+    headings: dict[int, str] = {}
+    for heading, block in table.blocks:
+        if heading:
+            headings[len(lines)] = heading
+        for cells in block:
+            texts = [f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in cells]
+            lines.append([f"{text}*" if cell.bold else text for text, cell in zip(texts, cells, strict=True)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    parts = [table.title]
+    for number, line in enumerate(lines):
+        if number in headings:
+            parts.append(headings[number])
+        padded = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+        parts.append("  ".join([line[0].ljust(widths[0]), *padded]).rstrip())
+    return "\n".join(parts)

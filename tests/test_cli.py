@@ -1,0 +1,231 @@
+"""The `syncnorm` command: what it changes in a study, what it prints, its exit codes and sentences."""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from syncnorm import cli
+from syncnorm.config import Run
+from syncnorm.study.runner import run_study
+from syncnorm.study.spec import Study, expand
+from syncnorm.study.store import read
+
+EXPERIMENT = '''
+"""Does it hold?"""
+from syncnorm.config import Devices, Run
+from syncnorm.study import Curve, Grid, Study
+
+STUDY = Study(
+    name="asked",
+    question="Does it hold?",
+    base=Run(world=Devices(global_batch=8)),
+    vary={"norm": ["bn", "gn"], "per_device_batch": [2, 4]},
+    seeds=3,
+    also=(Grid({"skew": [100.0]}, seeds=2),),
+    figures=(Curve(x="per_device_batch", line="norm"),),
+    quick={"seeds": 1},
+)
+'''
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An experiment file, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(Path(__file__).parent / "study")
+    path = tmp_path / "asked.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+@pytest.fixture
+def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Study, Path]]:
+    """Catch studies in place of running them."""
+    caught: list[tuple[Study, Path]] = []
+
+    def catch(study: Study, out: Path, **options: Any) -> None:
+        caught.append((study, out))
+
+    monkeypatch.setattr(cli, "run_study", catch)
+    monkeypatch.setattr(cli, "_show", lambda directory: 0)
+    return caught
+
+
+def syncnorm(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["syncnorm", *arguments])
+    return cli.main()
+
+
+def changed(studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch, *options: str) -> list[Run]:
+    """Return the runs that `syncnorm run asked.py` with these options would make."""
+    assert syncnorm(monkeypatch, "run", "asked.py", *options) == 0
+    return expand(studies[-1][0])
+
+
+def test_a_study_from_its_file_to_its_report(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run_study", partial(run_study, fit="fake_fit:fit"))
+    assert syncnorm(monkeypatch, "run", "asked.py", "--wandb", "off", "--seeds", "2") == 0
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("10/10 runs, 0 failed, ")
+    table = said.out.splitlines()
+    assert table[1].startswith("Accuracy (%)")
+    assert [line.split()[0] for line in table[3:5]] == ["bn", "gn"]
+    assert table[-2:] == ["out/asked/report.html", "out/asked/runs.jsonl"]
+    assert read("out/asked").about.command == "syncnorm run asked.py --wandb off --seeds 2"
+
+    page = Path("out/asked/report.html")
+    page.unlink()
+    assert syncnorm(monkeypatch, "report", "out/asked") == 0
+    assert page.is_file()
+    assert capsys.readouterr().out.splitlines() == table
+
+
+def test_failed_runs_are_told_and_make_the_exit_code_1(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment.write_text(EXPERIMENT.replace("base=Run(", 'base=Run(model_options={"fault": "mistake"}, '))
+    monkeypatch.setattr(cli, "run_study", partial(run_study, fit="fake_fit:fit"))
+    assert syncnorm(monkeypatch, "run", "asked.py", "--wandb", "off", "--quick") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "6 of 6 runs failed, the first with: the model cannot do that: choose another."
+
+
+def test_options_change_every_run(
+    experiment: Path, studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "--data.name cifar10 --data.path ../data --model resnet20 --optim.epochs 3 --world.buffers pooled"
+    runs = changed(studies, monkeypatch, *options.split())
+    assert len(runs) == 3 * 4 + 2
+    for run in runs:
+        assert (run.data.name, run.data.path, run.model) == ("cifar10", "../data", "resnet20")
+        assert (run.optim.epochs, run.world.buffers) == (3, "pooled")
+
+
+def test_vary_seeds_quick_engine_and_out(
+    experiment: Path, studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "--vary norm=ln per-device-batch=1,8 skew=0,50 --seeds 1"
+    runs = changed(studies, monkeypatch, *options.split())
+    assert [(run.norm.name, run.world.per_device_batch, run.world.skew) for run in runs] == [
+        ("ln", 1, 0.0), ("ln", 1, 50.0), ("ln", 8, 0.0), ("ln", 8, 50.0), ("bn", None, 0.0), ("bn", None, 50.0)
+    ]  # fmt: skip
+    assert studies[-1][1] == Path("out/asked")
+    assert len(changed(studies, monkeypatch, "--quick")) == 4 + 2
+    assert (studies[-1][0].name, studies[-1][1]) == ("asked-quick", Path("out/asked-quick"))
+    runs = changed(studies, monkeypatch, "--engine", "torchrun", "--out", "elsewhere")
+    assert {run.world.engine for run in runs} == {"torchrun"}
+    assert studies[-1][1] == Path("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: report, run."),
+        ("run", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
+        ("run --quick asked.py", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
+        ("run nowhere.py", "there is no experiment file nowhere.py."),
+        ("run asked.py --dat.name x", "unknown option '--dat.name': did you mean '--data.name'?"),
+        ("run asked.py --quik", "unknown option '--quik': did you mean '--quick'?"),
+        ("run asked.py again", "'again' belongs to no option: see syncnorm run EXPERIMENT.py --help."),
+        ("run asked.py --vary nrm=bn", "unknown field of a run 'nrm': did you mean 'norm'?"),
+        ("run asked.py --vary skew=x", "--vary skew: 'x' is not a number."),
+        ("run asked.py --norm.name gn", "--norm.name would set what the study varies: write --vary norm=VALUE"),
+        ("run asked.py --seed 3", "a study runs seeds 0 to N-1: write --seeds N in place of --seed."),
+        ("run asked.py --seeds 0", "study 'asked' has 0 seeds: it needs at least 1."),
+        ("run asked.py --jobs 0", "jobs is 0: it must be at least 1."),
+        ("run asked.py --out asked.py", "asked.py is not a folder: choose another --out."),
+        ("run asked.py --out asked.py/out", "cannot write results to asked.py/out: Not a directory; choose"),
+        ("run asked.py --out .", ". is not empty and not a results folder: choose another --out."),
+        ("report nowhere", "nowhere has no study.json: give the --out folder of a `syncnorm run`."),
+    ],
+)
+def test_mistakes_get_one_sentence_and_code_2(
+    arguments: str,
+    sentence: str,
+    experiment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert syncnorm(monkeypatch, *arguments.split()) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"syncnorm: {sentence}")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("x = 1\nSTUDY = (", "asked.py, line 2: '(' was never closed."),
+        ("import nothing_here\n", "asked.py, line 1: ModuleNotFoundError: No module named 'nothing_here'"),
+        ("\n\ndef f():\n    return 1 / 0\nf()\n", "asked.py, line 4: ZeroDivisionError: division by zero"),
+        ("STUDYY = 3\n", "asked.py defines no STUDY: write STUDY = Study(...) with syncnorm.study.Study."),
+        ("STUDY = 3\n", "asked.py defines no STUDY: write STUDY = Study(...) with syncnorm.study.Study."),
+    ],
+)
+def test_a_broken_experiment_file_gets_one_sentence_with_its_line(
+    text: str,
+    sentence: str,
+    experiment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    experiment.write_text(text)
+    assert syncnorm(monkeypatch, "run", "asked.py") == 2
+    assert capsys.readouterr().err == f"syncnorm: {sentence}\n"
+
+
+def test_what_lies_beside_the_experiment_can_be_imported(
+    experiment: Path, studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (experiment.parent / "my_own_models.py").write_text("NAME = 'my_own_models:net'")
+    text = EXPERIMENT.replace("base=Run(", "base=Run(model=NAME, ")
+    experiment.write_text("from my_own_models import NAME\n" + text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert changed(studies, monkeypatch)[0].model == "my_own_models:net"
+
+
+def test_an_interrupt_says_how_to_go_on(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_study", interrupted)
+    assert syncnorm(monkeypatch, "run", "asked.py") == 130
+    assert (
+        capsys.readouterr().err == "interrupted: finished runs are kept, and the same command goes on from there.\n"
+    )
+
+
+def test_help_shows_the_defaults_of_the_study(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        syncnorm(monkeypatch, "run", "asked.py", "--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--world.global-batch {None}|INT Samples all devices see in one step. (default: 8)" in text
+    assert "--vary" in text
+
+
+def test_help_is_there_at_once() -> None:
+    code = (
+        "import sys; sys.argv = ['syncnorm', '--help']; from syncnorm.cli import main; assert main() == 0;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'matplotlib', 'scipy', 'wandb')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "syncnorm run EXPERIMENT.py" in ended.stdout
+
+
+def test_the_module_is_the_command() -> None:
+    ended = subprocess.run([sys.executable, "-m", "syncnorm", "runn"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "syncnorm: unknown command 'runn': did you mean 'run'? Known: report, run.\n"
