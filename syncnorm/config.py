@@ -4,7 +4,7 @@ Everything above reads these. The attribute docstrings are the help texts of the
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -143,16 +143,23 @@ def layout(world: Devices) -> tuple[int, int]:
 def describe(run: Run) -> dict[str, Any]:
     """Return a run as plain data, without paths: what is hashed, stored in rows and shown in reports.
 
-    The world's ranks, per_device_batch and global_batch are filled in, so that two ways to write the same layout
-    are the same run.
+    Two ways to write the same run describe the same: the world's ranks, per_device_batch and global_batch are all
+    filled in, and a float field holds a float (100.0, not 100).
     """
-    config = asdict(run)
+    config = _plain(run)
     del config["data"]["path"]
     ranks, local = layout(run.world)
     config["world"].update(
         kind=type(run.world).__name__.lower(), ranks=ranks, per_device_batch=local, global_batch=ranks * local
     )
     return config
+
+
+def _plain(node: Any) -> Any:
+    if not is_dataclass(node):
+        return node
+    values = ((item, getattr(node, item.name)) for item in fields(node))
+    return {item.name: float(value) if item.type is float else _plain(value) for item, value in values}
 
 
 def run_id(run: Run) -> str:

@@ -1,5 +1,7 @@
 """Small networks for small images: a CNN and an MLP."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from syncnorm.models.factory import NormFactory, plain_batch_norm
@@ -43,7 +45,7 @@ class MLP(nn.Module):
         norm = norm or plain_batch_norm(ndim=1)
         widths = [pixels, *[width] * depth]
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after), norm(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], classes))
 
