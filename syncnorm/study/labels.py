@@ -23,27 +23,43 @@ UNITS = {"skew": "%", "size": "pixels"}
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: its stored value times `scale`, in `unit`, with so many decimals."""
+    """How a metric is shown: its stored value times `scale`, in `unit` (may be empty), with so many decimals."""
 
     words: str
     unit: str
     difference_unit: str
     scale: float
     decimals: int
-    higher_is_better: bool
+    higher_is_better: bool | None
+    """None where neither is better."""
 
     @property
     def title(self) -> str:
-        """Name and unit, e.g. "Accuracy (%)"."""
-        return f"{self.words.capitalize()} ({self.unit})"
+        """Name and unit: "Accuracy (%)"."""
+        return _with_unit(self.words.capitalize(), self.unit)
+
+    def difference_title(self, reference: str) -> str:
+        """Name, reference and unit of a difference: "Accuracy, difference to bn (percentage points)"."""
+        return _with_unit(f"{self.words.capitalize()}, difference to {reference}", self.difference_unit)
+
+    def sign(self, reference: str) -> str:
+        """What a positive difference means."""
+        words = {True: "better than", False: "worse than", None: "more than"}[self.higher_is_better]
+        return f"Positive is {words} {reference}."
 
 
 def metric_label(name: str) -> Metric:
-    """Return how to show a metric: a loss in nats, as it is stored, any other as a fraction in percent."""
+    """Return how to show a metric: accuracies and errors in percent, losses in nats, others as they are stored."""
     words = name.replace("_", " ")
     if "loss" in name:
         return Metric(words, "nats", "nats", 1.0, 3, higher_is_better=False)
-    return Metric(words, "%", "percentage points", 100.0, 1, higher_is_better="error" not in name)
+    if "accuracy" in name or "error" in name:
+        return Metric(words, "%", "percentage points", 100.0, 1, higher_is_better="accuracy" in name)
+    return Metric(words, "", "", 1.0, 3, higher_is_better=None)
+
+
+def _with_unit(words: str, unit: str) -> str:
+    return f"{words} ({unit})" if unit else words
 
 
 def field_label(name: str) -> str:
@@ -54,8 +70,7 @@ def field_label(name: str) -> str:
 
 def axis_label(name: str) -> str:
     """Return a field's words with its unit: "label-sorted data (%)"."""
-    unit = UNITS.get(name.rsplit(".", 1)[-1])
-    return f"{field_label(name)} ({unit})" if unit else field_label(name)
+    return _with_unit(field_label(name), UNITS.get(name.rsplit(".", 1)[-1], ""))
 
 
 def setting(name: str, value: Any) -> str:

@@ -21,6 +21,8 @@ class Points:
     """What a figure shows, by panel, line and x, each in the study's order (numeric x ascending)."""
 
     curve: Curve
+    number: int
+    """Of the figure, from 1."""
     panels: list[Any]
     lines: list[str]
     xs: list[Any]
@@ -45,7 +47,8 @@ class Points:
     @property
     def name(self) -> str:
         """A name for files, of letters, digits, hyphens and underscores."""
-        parts = [self.curve.metric, *self.curve.fields, *map(str, self.curve.where.values())]
+        curve = self.curve
+        parts = [str(self.number), curve.metric, curve.x, curve.line, *([curve.panel] if curve.panel else [])]
         return "-".join(re.sub(r"\W+", "_", part) for part in parts)
 
     @property
@@ -76,7 +79,7 @@ class Points:
 
 
 def gather(curve: Curve, results: Results) -> Points:
-    """Collect the rows of a figure.
+    """Collect the rows of a figure of the study.
 
     A row that repeats another but for the field of an agreement is left to the agreement's table.
     """
@@ -104,6 +107,7 @@ def gather(curve: Curve, results: Results) -> Points:
         xs.sort()
     return Points(
         curve=curve,
+        number=results.about.figures.index(curve) + 1,
         panels=panels,
         lines=[name for line in lines for name in named.get(line, [line])],
         xs=xs,

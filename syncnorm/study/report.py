@@ -26,11 +26,11 @@ def write_report(directory: str | Path) -> Path:
     results = read(folder)
     parts = [_head(results)]
     tables: list[Table] = []
-    for number, curve in enumerate(results.about.figures, start=1):
+    for curve in results.about.figures:
         points = gather(curve, results)
         own = [means(points), *([differences(points)] if len(points.lines) > 1 else [])]
         svg = write_figure(points, folder / "figures")
-        parts.append(_figure_section(number, points, inline(svg, f"figure{number}-"), own))
+        parts.append(_figure_section(points, inline(svg, f"figure{points.number}-"), own))
         tables += own
     if results.about.agreements:
         table = agreement_table(results)
@@ -86,12 +86,12 @@ def _head(results: Results) -> str:
     )
 
 
-def _figure_section(number: int, points: Points, svg: str, tables: list[Table]) -> str:
+def _figure_section(points: Points, svg: str, tables: list[Table]) -> str:
     narrow = ' class="narrow"' if len(points.panels) < 2 else ""
     image = svg.replace("<svg", f'<svg role="img" aria-label="{escape(points.title)}"', 1)
     links = _links("figures", points.name, ("png", "svg", "pdf"))
     titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in tables)
-    return f"<h2>Figure {number}</h2>\n<figure{narrow}>{image}{links}</figure>\n{titled}"
+    return f"<h2>Figure {points.number}</h2>\n<figure{narrow}>{image}{links}</figure>\n{titled}"
 
 
 def _table(table: Table) -> str:

@@ -82,9 +82,9 @@ def differences(points: Points) -> Table:
 
     return Table(
         name=f"{points.name}-differences",
-        title=f"{metric.words.capitalize()}, difference to {reference} ({metric.difference_unit})",
+        title=metric.difference_title(reference),
         caption="Mean ± half width of the 95 % t interval of the differences paired by seed; "
-        f"{_usual(points)}. Positive is {'better' if metric.higher_is_better else 'worse'} than {reference}. "
+        f"{_usual(points)}. {metric.sign(reference)} "
         f"{points.evaluation()}",
         corner=field_label(points.curve.line),
         span=axis_label(points.curve.x),
@@ -193,7 +193,7 @@ def _blocks(
     ]
 
 
-def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better: bool) -> bool:
+def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better: bool | None) -> bool:
     """Return whether a line is the best at (panel, x), apart from all others that the study has there."""
     own = points.summary(panel, line, x)
     others = [other for other in points.lines if other != line and (panel, other, x) in points.planned]

@@ -82,7 +82,7 @@ def test_where_leaves_other_runs_out(study: Study, fill: Fill) -> None:
     points = gather(curve, read(fill(replace(study, figures=(curve,)))))
     assert len(points.values) == 5 * 6
     assert points.title == "Accuracy (%) by samples per device and norm, at label-sorted data 50 %"
-    assert points.name == "accuracy-per_device_batch-norm-skew-50_0"
+    assert points.name == "1-accuracy-per_device_batch-norm"
 
 
 def test_a_metric_that_is_not_finite_is_counted_and_in_no_mean(study: Study, fill: Fill) -> None:

@@ -86,6 +86,14 @@ def test_the_lowest_loss_is_the_best(study: Study, tmp_path: Path) -> None:
     assert "Positive is worse than bn" in differences(points).caption
 
 
+def test_what_is_neither_good_nor_bad_is_shown_as_stored_and_never_bold(study: Study, tmp_path: Path) -> None:
+    points = with_accuracies(study, tmp_path, {"bn": [1.5, 1.51, 1.52], "gn": [0.9, 0.91, 0.92]}, "parameter_norm")
+    assert column(means(points))["gn"] == Cell("0.910 ± 0.025")
+    assert column(means(points))["bn"] == Cell("1.510 ± 0.025")
+    assert means(points).title == "Parameter norm by samples per device and norm"
+    assert differences(points).title == "Parameter norm, difference to bn"
+
+
 def test_one_seed_has_a_mean_and_no_interval(study: Study, tmp_path: Path) -> None:
     table = means(with_accuracies(study, tmp_path, {"bn": [0.5, 0.6, 0.7], "gn": [0.9], "ln": []}))
     cells = column(table)
@@ -200,7 +208,7 @@ def test_latex_columns_agree_in_every_line(study: Study, fill: Fill) -> None:
 def test_tables_are_written_in_three_formats(study: Study, fill: Fill, tmp_path: Path) -> None:
     points = points_of(study, fill(study))
     write_tables([means(points), differences(points)], [{"run_id": "a"}], tmp_path / "tables")
-    stem = "accuracy-per_device_batch-norm-skew"
+    stem = "1-accuracy-per_device_batch-norm-skew"
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{stem}.md", f"{stem}.tex", f"{stem}.csv", f"{stem}-differences.md", f"{stem}-differences.tex", "runs.csv"
     }  # fmt: skip
