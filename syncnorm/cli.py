@@ -45,7 +45,7 @@ class RunOptions:
     vary: tuple[str, ...] = ()
     """Fields and the values that they take, e.g. norm=bn,gn per-device-batch=2,32 skew=0."""
     jobs: int | None = None
-    """Number of worker processes for virtual runs; one a core if not given."""
+    """Number of worker processes for virtual runs; one a core, at most four a CUDA device, if not given."""
     engine: Engine | None = None
     """The engine of every run; the study's own if not given."""
     wandb: Mode = "auto"

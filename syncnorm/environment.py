@@ -38,6 +38,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def cuda_devices() -> list[str]:
+    """Return the CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device for device in chosen.split(",") if device]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

@@ -6,9 +6,9 @@ from syncnorm.study.tables import Table, means
 
 
 def main_table(results: Results) -> str:
-    """Return the means of the study's first figure as text; empty for a study without figures."""
-    figures = results.about.figures
-    return plain(means(gather(figures[0], results))) if figures else ""
+    """Return the means of the first figure that has any, as text; empty without one."""
+    figures = [gather(curve, results) for curve in results.about.figures]
+    return next((plain(means(points)) for points in figures if points.values), "")
 
 
 def plain(table: Table) -> str:

@@ -1,6 +1,7 @@
 """How far a study is: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+BAR_WIDTH = 20
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.05
 LINE_SECONDS_AT_MOST = 300.0
@@ -38,7 +40,7 @@ class Meter:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         if self._stream.isatty():
-            columns = TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.fields[running]}")
+            columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), TextColumn("{task.fields[running]}")
             self._bar = Progress(*columns, console=Console(file=self._stream), refresh_per_second=2)
             self._task = self._bar.add_task("", total=total, completed=done, running="")
 
@@ -82,7 +84,7 @@ class Meter:
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, file=self._stream, flush=True)
 
@@ -100,8 +102,10 @@ class Meter:
 
     def _show(self) -> None:
         if self._bar:
-            running = "; ".join(self._running[:2]) + ("; ..." if len(self._running) > 2 else "")
-            self._bar.update(self._task, description=self.text(), completed=self._done, running=running)
+            text = self.text()
+            room = max(0, self._bar.console.width - len(text) - BAR_WIDTH - 3)
+            running = textwrap.shorten("; ".join(self._running), room, placeholder=" ...") if room > 4 else ""
+            self._bar.update(self._task, description=text, completed=self._done, running=running)
 
 
 def span(seconds: float) -> str:

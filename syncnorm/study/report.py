@@ -28,6 +28,8 @@ def write_report(directory: str | Path) -> Path:
     tables: list[Table] = []
     for curve in results.about.figures:
         points = gather(curve, results)
+        if not points.planned:  # the study was changed from the command line, and has no run that this shows
+            continue
         own = [means(points), *([differences(points)] if len(points.lines) > 1 else [])]
         svg = write_figure(points, folder / "figures")
         parts.append(_figure_section(points, inline(svg, f"figure{points.number}-"), own))

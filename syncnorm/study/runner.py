@@ -12,9 +12,9 @@ from contextlib import closing
 from pathlib import Path
 
 from syncnorm.config import Engine, Result, Run, describe, layout, run_id
-from syncnorm.environment import cores, environment
+from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
-from syncnorm.study.mirror import Mirror, Mode
+from syncnorm.study.mirror import STALL_SECONDS, Mirror, Mode
 from syncnorm.study.outcome import FIT, Failure, load_fit
 from syncnorm.study.progress import Meter
 from syncnorm.study.ranks import die_with_parent, rank, take_part, world_size
@@ -34,15 +34,16 @@ def run_study(
     wandb: Mode = "auto",
     fit: str = FIT,
     command: str = "",
-) -> Path | None:
-    """Train what the results folder `out` lacks of a study and write its report; return the report's path.
+) -> None:
+    """Train what the results folder `out` lacks of a study, and write its report there.
 
-    Virtual runs share `jobs` worker processes (by default one a core), torchrun runs of one size share a
-    launch. `engine` puts every run on that engine. `fit` names the function that trains, `command` is kept
-    for the report. In a process that torchrun started, the runs of exactly its number of ranks are trained
-    by all ranks together, and ranks other than 0 return None. A failed run is a row with an error, and is
-    tried again the next time. `UserError`: a study, a folder or a world size that cannot be used, or a full
-    disk.
+    Virtual runs share `jobs` worker processes (by default one a core, four a CUDA device), torchrun runs of one size
+    share a launch. `engine` puts every run on that engine. `fit` names the function that trains, `command` is kept
+    for the report. In a process that torchrun started, the runs of exactly its number of ranks are trained by all
+    ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
+
+    Raises:
+        UserError: a study, a folder or a world size that cannot be used, or a full disk.
     """
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
@@ -55,19 +56,19 @@ def run_study(
         _silence()
         if rank() != 0:
             take_part((), load_fit(fit), lambda run, outcome: None)
-            return None
+            return
     with Store.open(out, study, command) as store:
         record = _Record(study, runs, store, wandb)
         try:
             with record.meter:
                 if size is None:
-                    _hand_out(_todo(runs, store), record, fit, jobs or cores())
+                    _hand_out(_todo(runs, store), record, fit, jobs or _default_jobs())
                 else:
                     _train_together(_todo(runs, store), record, fit)
         except KeyboardInterrupt:
             record.close(INTERRUPTED_SECONDS)
             raise
-        return record.close()
+        record.close()
 
 
 class _Record:
@@ -76,7 +77,9 @@ class _Record:
     def __init__(self, study: Study, runs: Sequence[Run], store: Store, wandb: Mode) -> None:
         self._study, self._store = study, store
         grids = (study.vary, *(grid.vary for grid in study.also))
-        self._fields = list(dict.fromkeys(name for vary in grids for name in vary))
+        names = dict.fromkeys(name for vary in grids for name in vary)
+        configs = [describe(run) for run in runs]
+        self._fields = [name for name in names if len({str(value_at(one, name)) for one in configs}) > 1]
         self.meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
         self._mirror = Mirror(store.directory, wandb)
 
@@ -92,15 +95,20 @@ class _Record:
         self._store.append(row)
         self.meter.ended(self._label(end.run), outcome.error if isinstance(outcome, Failure) else "")
 
-    def close(self, stall: float | None = None) -> Path:
+    def close(self, stall: float = STALL_SECONDS) -> None:
         """Write the report of what there is, and let the mirror catch up for as long as it does not stall."""
         from syncnorm.study.report import write_report  # draws figures: not a cost of starting
 
-        report = write_report(self._store.directory)
-        self._mirror.close() if stall is None else self._mirror.close(stall)
+        try:
+            write_report(self._store.directory)
+        except UserError:
+            raise
+        except Exception as error:  # rows are the truth: whatever a figure cannot bear must not fail the study
+            again = f"all rows are kept, try `syncnorm report {self._store.directory}`"
+            self.meter.say(f"warning: there is no new report ({type(error).__name__}: {error}): {again}.")
+        self._mirror.close(stall)
         if self._mirror.warning:
             self.meter.say(f"warning: {self._mirror.warning}")
-        return report
 
     def _label(self, run: Run) -> str:
         config = describe(run)
@@ -123,6 +131,11 @@ def _hand_out(todo: Sequence[Run], record: _Record, fit: str, jobs: int) -> None
                 record.started(event.run)
             else:
                 record.ended(event)
+
+
+def _default_jobs() -> int:
+    """Return one worker a core; with CUDA at most four a device, each of which takes memory of it."""
+    return min(cores(), 4 * len(cuda_devices()) or cores())
 
 
 def _events(todo: Sequence[Run], fit: str, jobs: int) -> Generator[Started | Ended, None, None]:

@@ -17,10 +17,12 @@ from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from tempfile import TemporaryFile
 
 from syncnorm.config import Result, Run, run_id
+from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
 from syncnorm.study.outcome import Failure
 from syncnorm.study.ranks import TOKEN
@@ -57,13 +59,13 @@ def work(
     since ranks that lose a peer raise too. Closing the iterator ends all workers. Workers that cannot start
     raise `UserError`.
     """
-    todo, tries, stillborn = deque(runs), Counter[str](), 0
+    todo, tries, stillborn, numbers = deque(runs), Counter[str](), 0, count()
     team: list[_Worker] = []
     try:
         while todo or any(worker.run for worker in team):
             busy = sum(worker.run is not None for worker in team)
             while len(team) < min(workers, busy + len(todo)):
-                team.append(_Worker(fit, ranks))
+                team.append(_Worker(fit, ranks, next(numbers)))
             for worker in team:
                 if worker.idle and todo:
                     yield Started(worker.take(todo.popleft()))
@@ -98,6 +100,12 @@ def _with_news(team: list["_Worker"]) -> list["_Worker"]:
     return [worker for worker in team if worker.channel in ready or worker.process.poll() is not None]
 
 
+def _one_device(number: int) -> dict[str, str]:
+    """Return the setting that deals the machine's CUDA devices to workers in turn."""
+    devices = cuda_devices()
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if len(devices) > 1 else {}
+
+
 class _Lost(Exception):
     """A worker is gone."""
 
@@ -108,7 +116,7 @@ class _Lost(Exception):
 class _Worker:
     """One process or launch: starting until it has sent its environment, then idle or with a run in hand."""
 
-    def __init__(self, fit: str, ranks: int | None) -> None:
+    def __init__(self, fit: str, ranks: int | None, number: int) -> None:
         self.run: Run | None = None
         self.environment: dict[str, str] = {}
         self._since = 0.0
@@ -130,6 +138,7 @@ class _Worker:
             [sys.executable, "-m", *(launch if ranks else []), "syncnorm.study.ranks", address, fit],
             env={
                 **os.environ,
+                **({} if ranks else _one_device(number)),
                 TOKEN: self._token,
                 "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 "PYTHONFAULTHANDLER": "1",

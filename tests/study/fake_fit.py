@@ -17,7 +17,7 @@ def fit(run: Run) -> Result:
     """Return numbers drawn from the run's id; `run.model_options` may ask for a fault, and for time."""
     options = run.model_options
     if "pids" in options:
-        Path(options["pids"], str(os.getpid())).touch()
+        Path(options["pids"], str(os.getpid())).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     time.sleep(options.get("sleep", 0.0))
     fault = options.get("fault")
     rank = int(os.environ.get("RANK", "0"))

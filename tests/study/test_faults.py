@@ -77,9 +77,9 @@ def numbers(out: Path) -> dict[str, object]:
 def test_a_study_killed_at_any_moment_goes_on_and_ends_with_the_same_numbers(tmp_path: Path) -> None:
     out, calm = tmp_path / "out", tmp_path / "calm"
     draw = random.Random(0)
-    for after in (1, 6):
+    for after in (0, 5):
         process = start(out, "sleep=0.1")
-        until(lambda least=after: rows(out) >= least)  # type: ignore[misc]
+        until(lambda least=after: out.exists() and rows(out) >= least)  # type: ignore[misc]
         time.sleep(draw.uniform(0, 0.15))
         kill(process)
         assert rows(out) < 12
@@ -89,16 +89,6 @@ def test_a_study_killed_at_any_moment_goes_on_and_ends_with_the_same_numbers(tmp
     assert rows(out) == 12, "no run twice"
     assert {row["run_id"] for row in read(out).finished} == {run_id(run) for run in expand(small(sleep=0.1))}
     assert numbers(out) == numbers(calm)
-
-
-@pytest.mark.fault
-def test_a_study_killed_at_its_very_start_can_be_started_again(tmp_path: Path) -> None:
-    for delay in (0.5, 1.0):
-        process = start(tmp_path / "out")
-        time.sleep(delay)
-        kill(process)
-    finish(start(tmp_path / "out"))
-    assert len(read(tmp_path / "out").finished) == 12
 
 
 @pytest.mark.fault
@@ -127,18 +117,13 @@ def test_an_interrupted_study_keeps_its_rows_reports_them_and_leaves_no_process(
 
 @pytest.mark.dist
 @pytest.mark.fault
-def test_ranks_end_when_the_study_is_killed_and_it_goes_on(tmp_path: Path) -> None:
-    out, pids = tmp_path / "out", tmp_path / "pids"
+def test_ranks_end_when_the_study_is_killed(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
     pids.mkdir()
-    options = ("engine=torchrun", "sleep=0.3", f"pids={pids}")
-    process = start(out, *options)
-    until(lambda: rows(out) >= 2)
-    assert len(list(pids.iterdir())) == 2
+    process = start(tmp_path / "out", "engine=torchrun", "sleep=60", f"pids={pids}")
+    until(lambda: len(list(pids.iterdir())) == 2)
     kill(process)
     until(lambda: all_gone(pids), seconds=15)
-    finish(start(out, *options))
-    assert rows(out) == len(read(out).finished) == 12
-    assert len(list(pids.iterdir())) == 4, "one launch before, one after"
 
 
 @pytest.mark.dist

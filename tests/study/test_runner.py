@@ -15,15 +15,15 @@ from drive import small
 from syncnorm.config import run_id
 from syncnorm.errors import UserError
 from syncnorm.study.progress import Meter, span
-from syncnorm.study.runner import run_study
+from syncnorm.study.runner import _default_jobs, run_study
 from syncnorm.study.spec import Grid, Study, expand
 from syncnorm.study.store import read
 
 FIT = "fake_fit:fit"
 
 
-def run(study: Study, out: Path, **options: Any) -> Path | None:
-    return run_study(study, out, **{"jobs": 2, "wandb": "off", "fit": FIT, **options})
+def run(study: Study, out: Path, **options: Any) -> None:
+    run_study(study, out, **{"jobs": 2, "wandb": "off", "fit": FIT, **options})
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -32,9 +32,8 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 def test_every_run_has_a_row_and_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     study, out, pids = small(), tmp_path / "out", tmp_path / "pids"
-    report = run(study, out)
-    assert report is not None
-    assert report.is_file()
+    run(study, out)
+    assert (out / "report.html").is_file()
     before = (out / "runs.jsonl").read_bytes()
     assert sorted(row["run_id"] for row in lines(out)) == sorted(run_id(one) for one in expand(study))
     assert set(lines(out)[0]["environment"]) == {
@@ -125,6 +124,34 @@ def test_a_full_disk_stops_the_study_with_a_sentence_and_keeps_the_rows(
     run(small(), out)
     assert len(read(out).finished) == 12
     assert len(lines(out)) == 12
+
+
+def test_a_report_that_breaks_does_not_fail_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(directory: Path) -> Path:
+        raise IndexError("no figure")
+
+    monkeypatch.setattr("syncnorm.study.report.write_report", broken)
+    run(replace(small(), seeds=1), tmp_path / "out")
+    assert len(read(tmp_path / "out").finished) == 4
+    words = "warning: there is no new report (IndexError: no figure): all rows are kept, try `syncnorm report "
+    assert capsys.readouterr().err.splitlines()[-1].startswith(words)
+
+
+def test_a_figure_without_runs_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = replace(small(), seeds=1)
+    empty = replace(study.figures[0], where={"engine": "torchrun"})
+    run(replace(study, figures=(empty, *study.figures)), tmp_path / "out")
+    assert "warning" not in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.html").read_text().count("<figure") == 1
+
+
+@pytest.mark.parametrize(("devices", "jobs"), [("", 6), ("0", 4), ("0,1", 6)])
+def test_default_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    monkeypatch.setattr("syncnorm.study.runner.cores", lambda: 6)
+    assert _default_jobs() == jobs
 
 
 class Clock:
