@@ -146,7 +146,7 @@ def describe(run: Run) -> dict[str, Any]:
     Two ways to write the same run describe the same: the world's ranks, per_device_batch and global_batch are all
     filled in, and a float field holds a float (100.0, not 100).
     """
-    config = _plain(run)
+    config: dict[str, Any] = _plain(run)
     del config["data"]["path"]
     ranks, local = layout(run.world)
     config["world"].update(

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,20 +13,19 @@ from pathlib import Path
 def environment() -> dict[str, str]:
     """Return versions, processor, cores, device, platform and the package's git commit of this process.
 
-    `cores` counts those that this process may use. `device` is the CUDA device's name, or "cpu". `commit`
-    is empty where the package is not a git checkout, and ends in "-dirty" where files differ from it.
-    Imports torch.
+    `cores` counts those that this process may use. `device` is the CUDA device's name, or "cpu" in a process that has
+    none or has not imported torch. `commit` is empty where the package is not a git checkout, and ends in "-dirty"
+    where files differ from it.
     """
-    import torch
-
-    cuda = torch.cuda.is_available()
+    torch = sys.modules.get("torch")
+    cuda = torch is not None and torch.cuda.is_available()
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": _version("torch"),
         "lightning": _version("lightning"),
         "cpu": _cpu(),
         "cores": str(cores()),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": torch.cuda.get_device_name() if torch and cuda else "cpu",
         "platform": platform.platform(),
         "commit": _commit(Path(__file__).parent),
     }

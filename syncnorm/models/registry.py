@@ -75,13 +75,12 @@ def make_model(
 def _import_factory(name: str) -> Callable[..., nn.Module]:
     module, colon, attribute = name.partition(":")
     if not colon:
-        known = [*_MODELS, "package.module:factory for your own"]
-        raise unknown("model", name, known)
+        raise UserError(f"{unknown('model', name, _MODELS)} Your own is written package.module:factory.")
     try:
         factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(
-            f"model '{name}' cannot be imported ({error}): write package.module:factory, and start where Python finds "
-            "the package (or set PYTHONPATH)."
+            f"model '{name}' cannot be imported ({error}): write package.module:factory, and start where Python "
+            "finds the package (or set PYTHONPATH)."
         ) from error
     return factory

@@ -2,11 +2,11 @@
 
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 
-from syncnorm.config import Result, Run
+from syncnorm.config import Result, Run, run_id
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 
@@ -36,6 +36,31 @@ def attempt(fit: Fit, run: Run) -> Result | Failure:
     except (Exception, SystemExit) as error:
         return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
     return result if result.environment else replace(result, environment=environment())
+
+
+def refuse_mistakes(runs: Sequence[Run], fit: str, label: Callable[[Run], str]) -> None:
+    """Raise the first `UserError` that one of `runs` would end with, before any of them is trained.
+
+    Asks the function `check` beside the fit that "package.module:function" names, once for all seeds of a run; a
+    module without one has nothing to ask.
+    """
+    if not runs:
+        return
+    module = import_module(fit.partition(":")[0])
+    check: Callable[[Run], None] | None = getattr(module, "check", None)
+    forget: Callable[[], None] | None = getattr(module, "forget", None)
+    if check is None:
+        return
+    asked = set()
+    for run in runs:
+        if (name := run_id(replace(run, seed=0))) not in asked:
+            asked.add(name)
+            try:
+                check(run)
+            except UserError as error:
+                raise UserError(f"{error} (In the run with {label(run)}.)") from error
+    if forget is not None:
+        forget()
 
 
 def load_fit(name: str) -> Fit:

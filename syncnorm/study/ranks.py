@@ -123,9 +123,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which then ends its workers
     die_with_parent()
     link = _Link(address) if rank() == 0 else None
-    import torch
-
-    torch.set_num_threads(1)
     try:
         fit = load_fit(fit_name)
     except Exception as error:

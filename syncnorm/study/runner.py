@@ -7,7 +7,7 @@ The study may be killed at any moment: started again it goes on, having lost no 
 import logging
 import time
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from syncnorm.config import Engine, Result, Run, describe, layout, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
 from syncnorm.study.mirror import STALL_SECONDS, Mirror, Mode
-from syncnorm.study.outcome import FIT, Failure, load_fit
+from syncnorm.study.outcome import FIT, Failure, load_fit, refuse_mistakes
 from syncnorm.study.progress import Meter
 from syncnorm.study.ranks import die_with_parent, rank, take_part, world_size
 from syncnorm.study.spec import Study, expand, value_at, with_engine
@@ -57,8 +57,11 @@ def run_study(
         if rank() != 0:
             take_part((), load_fit(fit), lambda run, outcome: None)
             return
+    label = _labeller(study, runs)
+    refuse_mistakes(_unfinished(runs, Path(out)), fit, label)
     with Store.open(out, study, command) as store:
-        record = _Record(study, runs, store, wandb)
+        meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
+        record = _Record(study, store, meter, Mirror(store.directory, wandb), label)
         try:
             with record.meter:
                 if size is None:
@@ -74,14 +77,9 @@ def run_study(
 class _Record:
     """Everything that hears of a run: the results folder, the progress shown, the W&B mirror."""
 
-    def __init__(self, study: Study, runs: Sequence[Run], store: Store, wandb: Mode) -> None:
-        self._study, self._store = study, store
-        grids = (study.vary, *(grid.vary for grid in study.also))
-        names = dict.fromkeys(name for vary in grids for name in vary)
-        configs = [describe(run) for run in runs]
-        self._fields = [name for name in names if len({str(value_at(one, name)) for one in configs}) > 1]
-        self.meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
-        self._mirror = Mirror(store.directory, wandb)
+    def __init__(self, study: Study, store: Store, meter: Meter, mirror: Mirror, label: Callable[[Run], str]) -> None:
+        self.meter = meter
+        self._study, self._store, self._mirror, self._label = study, store, mirror, label
 
     def started(self, run: Run) -> None:
         self.meter.started(self._label(run))
@@ -110,10 +108,28 @@ class _Record:
         if self._mirror.warning:
             self.meter.say(f"warning: {self._mirror.warning}")
 
-    def _label(self, run: Run) -> str:
-        config = describe(run)
-        values = [f"{name} {value_at(config, name)}" for name in self._fields]
-        return ", ".join([*values, f"seed {run.seed}"])
+
+def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
+    """Return the function that says what tells a run from the others, e.g. "norm bn, skew 100, seed 3"."""
+    grids = (study.vary, *(grid.vary for grid in study.also))
+    configs = [describe(run) for run in runs]
+    names = dict.fromkeys(name for vary in grids for name in vary)
+    telling = [name for name in names if len({str(value_at(one, name)) for one in configs}) > 1]
+
+    def label(run: Run) -> str:
+        values = ((name, value_at(describe(run), name)) for name in telling)
+        shown = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values]
+        return ", ".join([*shown, f"seed {run.seed}"])
+
+    return label
+
+
+def _unfinished(runs: Sequence[Run], out: Path) -> list[Run]:
+    """Return the runs that a results folder lacks; all, where there is no such folder yet."""
+    if not (out / "study.json").exists():
+        return list(runs)
+    finished = {row["run_id"] for row in read(out).finished}
+    return [run for run in runs if run_id(run) not in finished]
 
 
 def _todo(runs: Sequence[Run], store: Store) -> list[Run]:

@@ -69,7 +69,7 @@ def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> 
     """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode on images (N, C, H, W)."""
     was_training = model.training
     model.eval()
-    logits = torch.cat([model(part) for part in x.split(batch)])
+    logits = torch.cat([model(part) for part in x.split(batch)])  # type: ignore[no-untyped-call]
     model.train(was_training)
     accuracy = (logits.argmax(1) == y).double().mean().item()
     return accuracy, torch.nn.functional.cross_entropy(logits, y).item()

@@ -47,8 +47,13 @@ def prepare(run: Run, device: torch.device) -> Prepared:
 
 
 def check(run: Run) -> None:
-    """Raise the `UserError` that `run` would end with, without training it."""
+    """Raise the `UserError` that `run` would end with, without training it; its data stay loaded until `forget`."""
     prepare(run, torch.device("cpu"))
+
+
+def forget() -> None:
+    """Drop the data sets that this process keeps for its next run."""
+    _load.cache_clear()
 
 
 def layer_of(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:

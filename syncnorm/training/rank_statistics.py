@@ -37,7 +37,7 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
     rows = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(rows, flat)
     sizes = [size for layer in layers.values() for size in 2 * [int(layer.num_features)]]  # type: ignore[arg-type]
-    parts = iter(torch.stack(rows).split(sizes, dim=1))
+    parts = iter(torch.stack(rows).split(sizes, dim=1))  # type: ignore[no-untyped-call]
     return {name: (next(parts), next(parts)) for name in layers}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from drive import small
 
-from syncnorm.config import run_id
+from syncnorm.config import Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.progress import Meter, span
 from syncnorm.study.runner import _default_jobs, run_study
@@ -226,3 +226,10 @@ def test_span(seconds: float, text: str) -> None:
 def test_a_study_is_defined_and_handed_out_without_torch() -> None:
     code = "import sys, syncnorm.study; sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_mistake_in_any_run_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    study = Study("typos", "?", base=Run(), vary={"norm": ["gn", "bnn"]}, seeds=2)
+    with pytest.raises(UserError, match=r"unknown norm 'bnn': did you mean 'bn'.*In the run with norm bnn, seed 0"):
+        run_study(study, tmp_path / "out", wandb="off")
+    assert not (tmp_path / "out").exists()
