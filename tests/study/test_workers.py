@@ -68,10 +68,10 @@ def test_a_function_that_cannot_be_imported_stops_the_study() -> None:
 
 @pytest.mark.fault
 def test_workers_that_die_at_their_start_stop_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("import os; os._exit(7)")
+    (tmp_path / "fatal.py").write_text("import os; os._exit(7)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="workers cannot start: its worker process ended with code 7"):
-        list(work([Run()], FIT))
+        list(work([Run()], "fatal:fit"))
 
 
 @pytest.mark.dist
