@@ -1,8 +1,8 @@
 """Does a small per-device batch cost accuracy, and does skew between devices make it worse?
 
-Speaks to: Group Norm, table of batch sizes (arXiv 1803.08494): ImageNet, ResNet-50, validation error of BN 23.6 % with
-           32 images a GPU, 24.8 % with 8, 27.3 % with 4, 34.7 % with 2; of GN about 24 % with any. And to Hsieh et al.
-           (arXiv 1910.00189): label skew between workers hurts batch norm most, and group norm recovers much of it.
+Speaks to: Group Norm, table of batch sizes (arXiv 1803.08494): ImageNet, ResNet-50, validation error of BN 23.6 %
+           with 32 images a GPU, 24.8 % with 8, 27.3 % with 4, 34.7 % with 2; of GN about 24 % with any. And to Hsieh
+           et al. (arXiv 1910.00189): label skew between workers hurts batch norm most, and group norm recovers much.
 Run:       syncnorm run experiments/batch_size.py [--quick]
            syncnorm run experiments/batch_size.py --data.name cifar10 --data.path PATH --data.augment shift_flip \
                --model resnet20 --optim.epochs 20
@@ -11,6 +11,8 @@ The global batch is fixed at 32, so the number of devices is 32 / samples per de
 gradients in every column, and only whose samples share statistics differs. Virtual ranks train all of it; a torchrun
 of two real ranks repeats one column in float64 and has to agree with its virtual twin.
 """
+
+from dataclasses import replace
 
 from syncnorm.config import Data, Devices, Optim, Run
 from syncnorm.study import Agreement, Curve, Grid, Study
@@ -27,32 +29,56 @@ TWINS = {
 }
 """Two ranks of 16 samples, real and virtual; in float64, where their rounding stays apart from their meaning."""
 
+POOLED = {"norm": ["bn"], "per_device_batch": [1, 2, 4, 8, 16], "skew": SKEWS, "buffers": ["pooled"]}
+"""Batch norm once more, evaluated with all devices' running statistics pooled and not with rank 0's."""
+
+VIRTUAL = {"engine": "virtual", "precision": "float32"}
+
+FIGURES = (
+    Curve(
+        x="per_device_batch",
+        line="norm",
+        panel="skew",
+        where={**VIRTUAL, "buffers": "rank0"},
+        title="Accuracy against samples per device, at a global batch of 32",
+    ),
+    Curve(
+        x="per_device_batch",
+        line="buffers",
+        panel="skew",
+        where={**VIRTUAL, "norm": "bn"},
+        title="Batch norm evaluated with rank 0's running statistics, and with all devices' pooled",
+    ),
+    Curve(
+        x="skew",
+        line="norm",
+        panel="engine",
+        where={"precision": "float64"},
+        title="Two devices of 16 samples: virtual ranks, and real ranks under torchrun",
+    ),
+)
+
+BASE = Run(
+    data=Data("digits-photo"),
+    model="small_cnn",
+    world=Devices(global_batch=32),
+    optim=Optim(lr=0.05, epochs=10),
+)
+
 STUDY = Study(
     name="batch_size",
     question="Does a small per-device batch cost accuracy, and does skew between devices make it worse?",
-    base=Run(
-        data=Data("digits-photo"),
-        model="small_cnn",
-        world=Devices(global_batch=32),
-        optim=Optim(lr=0.05, epochs=10),
-    ),
+    base=BASE,
     vary={"norm": NORMS, "per_device_batch": [1, 2, 4, 8, 16, 32], "skew": SKEWS},
     seeds=5,
-    also=(Grid(TWINS, seeds=2),),
-    figures=(
-        Curve(x="per_device_batch", line="norm", panel="skew", where={"engine": "virtual", "precision": "float32"}),
-        Curve(x="skew", line="norm", panel="engine", where={"precision": "float64"}),
-    ),
+    also=(Grid(POOLED), Grid(TWINS, seeds=2)),
+    figures=FIGURES,
     agreements=(Agreement(over="engine", tolerance=1e-8),),
     quick={
+        "base": replace(BASE, optim=replace(BASE.optim, epochs=3)),
         "vary": {"norm": ["bn", "sync_bn", "gn"], "per_device_batch": [1, 2, 8, 32], "skew": [0, 100]},
         "seeds": 3,
         "also": (Grid({**TWINS, "norm": ["bn", "sync_bn"], "skew": [100]}, seeds=1),),
-        "base": Run(
-            data=Data("digits-photo"),
-            model="small_cnn",
-            world=Devices(global_batch=32),
-            optim=Optim(lr=0.05, epochs=3),
-        ),
+        "figures": (FIGURES[0], FIGURES[2]),
     },
 )

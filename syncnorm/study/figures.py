@@ -90,6 +90,9 @@ def draw(points: Points) -> Figure:
         if points.curve.panel:
             ax.set_title(setting(points.curve.panel, panel), fontsize=9, loc="left", color=INK, pad=6)
     axes[0].set_ylabel(metric.title)
+    if metric.unit == "%":  # a t interval of few seeds may leave the range that an accuracy has
+        low, high = axes[0].get_ylim()
+        axes[0].set_ylim(max(low, -3.0), min(high, 103.0))
     left = LEFT / width
     _legend(figure, axes[0], columns, (left - 0.08 / width, 1 - titles / height))
     figure.text(left, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)

@@ -55,6 +55,8 @@ class Points:
     def title(self) -> str:
         """The plain statement of what is shown: "Accuracy (%) by samples per device and norm"."""
         curve = self.curve
+        if curve.title:
+            return curve.title
         words = f"{metric_label(curve.metric).title} by {listing(map(field_label, (curve.x, curve.line)))}"
         where = [setting(name, value) for name, value in curve.where.items()]
         return f"{words}, at {listing(where)}" if where else words

@@ -16,7 +16,8 @@ class Curve:
     """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`.
 
     Names are those of a run's fields ("per_device_batch", "norm", "skew") or dotted paths ("world.skew").
-    `where` leaves out the runs whose fields have other values, e.g. {"norm": "bn"}.
+    `where` leaves out the runs whose fields have other values, e.g. {"norm": "bn"}. `title` is what stands above it;
+    left empty, it is made of the names.
     """
 
     x: str
@@ -24,6 +25,7 @@ class Curve:
     panel: str | None = None
     metric: str = "accuracy"
     where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:
