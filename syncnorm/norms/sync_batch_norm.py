@@ -79,16 +79,18 @@ class SyncBatchNorm(_BatchNorm):
             self._raise_if(self._problem_with(x))
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
-        if torch.compiler.is_compiling() and COMPILES:
+        compiling = torch.compiler.is_compiling()
+        if compiling and COMPILES:
             self._raise_if(self._problem_with(x))
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
         else:
-            y, moments = self._train_eagerly(x)
+            # Where tracing reaches this (torch before 2.11), it ends here. (The decorator would import the compiler.)
+            eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly
+            y, moments = eagerly(x)
         if self.track_running_stats and not recomputing():
             self._update_running(moments)
         return y
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
         self._raise_on_every_rank(self._problem_with(x), x)
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group)
