@@ -85,7 +85,7 @@ class SyncBatchNorm(_BatchNorm):
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
         else:
             # Where tracing reaches this (torch before 2.11), it ends here. (The decorator would import the compiler.)
-            eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly
+            eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly  # type: ignore[no-untyped-call]
             y, moments = eagerly(x)
         if self.track_running_stats and not recomputing():
             self._update_running(moments)
