@@ -88,22 +88,19 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """
     x, weight, bias, count, mean, var = ctx.saved_tensors
     x_, dy_ = x.to(mean.dtype), dy.to(mean.dtype).contiguous(memory_format=_memory_format(x))
-    scale = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
-    # Evaluation mode takes the statistics as constants: it gives the first term of dx and this rank's two sums.
-    dx, dweight, dbias = (
-        torch.ops.aten.native_batch_norm_backward(
-            dy_, x_, scale, mean, var, None, None, False, ctx.eps, [True, True, True]
-        )
-        if x.numel()
-        else (torch.empty_like(x_), torch.zeros_like(mean), torch.zeros_like(mean))
-    )
+    dweight, dbias = _sums_of_rank(dy_, x_, mean, var, ctx.eps)
+    dx = None
     if ctx.needs_input_grad[0]:
-        sum_dy_xhat, sum_dy = sum_over_ranks(torch.stack([dweight, dbias]), ctx.group)
-        share = -scale * torch.rsqrt(var + ctx.eps) / count.clamp(min=1)
-        # The other two terms are an affine map of xhat, channel by channel.
-        dx += _standardise(x_, mean, var, ctx.eps, share * sum_dy_xhat, share * sum_dy)
+        sums = sum_over_ranks(torch.stack([dweight, dbias]), ctx.group)
+        mean_dy_xhat, mean_dy = (sums / count.clamp(min=1)).unbind(0)
+        scale = torch.rsqrt(var + ctx.eps)
+        if weight is not None:
+            scale = scale * weight.to(scale.dtype)
+        dx = _standardise(x_, mean, var, ctx.eps, -mean_dy_xhat, -mean_dy)
+        dx += dy_
+        dx *= scale.view(1, -1, *[1] * (x.dim() - 2))
     return [
-        grad.to(tensor.dtype) if needed else None
+        grad.to(tensor.dtype) if needed and grad is not None else None
         for grad, tensor, needed in zip((dx, dweight, dbias), (x, weight, bias), ctx.needs_input_grad, strict=False)
     ]
 
@@ -127,6 +124,16 @@ def _moments_of_channels(x: Tensor) -> Moments:
     # Running statistics of the accumulator's type make the kernel return that type for float16 and bfloat16 too.
     mean, var = torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
     return Moments(count, mean, var * count)
+
+
+def _sums_of_rank(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return this rank's sum(dy * xhat) and sum(dy), (C,) each."""
+    if x.numel() == 0:
+        return torch.zeros_like(mean), torch.zeros_like(mean)
+    # Evaluation mode takes the statistics as given: those of all ranks.
+    backward = torch.ops.aten.native_batch_norm_backward
+    _, dweight, dbias = backward(dy, x, torch.ones_like(mean), mean, var, None, None, False, eps, [False, True, True])
+    return dweight, dbias
 
 
 def _standardise(

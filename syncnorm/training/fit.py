@@ -101,12 +101,13 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
 
 def _placement(run: Run) -> dict[str, Any]:
     """Return where the Trainer runs: this device, or this rank of a torchrun."""
+    accelerator = _device().type
     if run.world.engine == "virtual":
-        return {"accelerator": "auto", "devices": 1}
+        return {"accelerator": accelerator, "devices": 1}
     world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Each rank keeps its own running statistics; which of them evaluate is chosen afterwards.
     strategy = DDPStrategy(broadcast_buffers=False)
-    return {"accelerator": "auto", "devices": here, "num_nodes": world // here, "strategy": strategy}
+    return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
 
 
 def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
