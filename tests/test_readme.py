@@ -1,0 +1,40 @@
+"""What the README shows works as printed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from syncnorm.study.spec import expand
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+
+
+def test_the_layer_in_five_lines(monkeypatch: Any) -> None:
+    wrapper = type(
+        "Wrapper",
+        (nn.Module,),
+        {"__init__": lambda self, module: (nn.Module.__init__(self), setattr(self, "module", module))[0]},
+    )
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", wrapper)
+    names: dict[str, Any] = {"torch": torch, "model": nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))}
+    exec(BLOCKS[0], names)
+    assert type(names["model"][1]) is nn.BatchNorm2d
+
+
+def test_the_study_in_five_lines() -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS[1], names)
+    assert len(expand(names["STUDY"])) == 45
+
+
+def test_links_and_commands_exist() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
+        assert (ROOT / target).exists(), target
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", TEXT, flags=re.M):
+        assert f"\n{target}:" in makefile, target
