@@ -71,13 +71,13 @@ def check_compiled() -> None:
         torch.testing.assert_close(found, right, **CLOSE)
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(run(leaf).pow(3).sum(), leaf, retain_graph=False)
+    refusal = ""
     try:
         (gradient,) = torch.autograd.grad(run(leaf).pow(3).sum(), leaf, create_graph=True)
         gradient.square().sum().backward()
     except RuntimeError as error:
-        assert "create_graph" in str(error) or "double backward" in str(error), error
-    else:
-        raise AssertionError("a second derivative of a compiled graph gave a number without an error")
+        refusal = str(error)
+    assert "create_graph" in refusal or "double backward" in refusal, "no clear error for a second derivative"
 
 
 def check_errors_reach_every_rank() -> None:
