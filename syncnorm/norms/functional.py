@@ -42,6 +42,8 @@ def batch_norm_native(
     A rank that has announced an error (a negative count) raises `ValueError` on every rank, where tensors are on
     the CPU.
     """
+    # Out here, where autograd records it: a second derivative has to find its way from the copy back to x.
+    x = x.contiguous(memory_format=_memory_format(x))
     y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, group)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
 
@@ -62,7 +64,6 @@ class _NativeBatchNorm(torch.autograd.Function):
         eps: float,
         group: ProcessGroup | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = x.contiguous(memory_format=_memory_format(x))
         by_rank = gather_moments(_moments_of_channels(x), group)
         _raise_announced_error(by_rank.count)
         moments = by_rank.pooled()
@@ -115,7 +116,14 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 
 
 def _moments_of_channels(x: Tensor) -> Moments:
-    """Return this rank's moments per channel from PyTorch's kernel (the fastest there is on a CPU; no gradient)."""
+    """Return this rank's moments per channel, without a gradient, as fast as they are precise.
+
+    That is PyTorch's kernel, but on a CPU where channels lie side by side, as in (N, C) and channels_last: there the
+    kernel adds up row after row in the input's type, and at mean / std = 1e4 the variance it returns is that of the
+    rounding.
+    """
+    if x.device.type == "cpu" and x.stride(1) == 1:
+        return Moments.of(x, (0, *range(2, x.dim())))
     channels, statistics = x.shape[1], accumulator(x.dtype)
     count = x.new_full((), x.numel() // channels, dtype=statistics)
     scratch = x.new_zeros(2, channels, dtype=statistics)
