@@ -7,7 +7,7 @@ is then (b, R * C, H, W) in the same memory: R devices' statistics are those of 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,6 @@ class GhostBatchNorm(_BatchNorm):
             empty = torch.empty(virtual_ranks, num_features, device=device, dtype=dtype) if keep else None
             self.register_buffer(name, empty, persistent=False)
         self._start_ranks()
-        self.register_load_state_dict_post_hook(lambda layer, _: layer._start_ranks())  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), N = b * R in training."""
@@ -128,6 +127,10 @@ class GhostBatchNorm(_BatchNorm):
         chosen = (rows[0] for rows in by_rank) if self.rank_mean is None else pool_running_statistics(*by_rank)
         for running, new in zip((self.running_mean, self.running_var), chosen, strict=True):
             running.copy_(new)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._start_ranks()
 
     def _start_ranks(self) -> None:
         """Let every rank start from the layer's running statistics."""

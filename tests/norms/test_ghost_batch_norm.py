@@ -1,6 +1,8 @@
 """GhostBatchNorm against R separate batch norms, one a device."""
 
 import copy
+import pickle
+from typing import Literal
 
 import pytest
 import torch
@@ -93,6 +95,15 @@ def test_a_loaded_or_copied_layer_goes_on_from_what_it_was_given() -> None:
     torch.testing.assert_close(twin.running_var, ghost.running_var, rtol=0, atol=0)
     ghost.reset_running_stats()
     assert torch.equal(ghost.rank_var, torch.ones(2, C, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("buffers", ["rank0", "pooled"])
+def test_a_layer_can_be_pickled(buffers: Literal["rank0", "pooled"]) -> None:
+    ghost = GhostBatchNorm(C, virtual_ranks=2, buffers=buffers).double()
+    ghost(batch(4, 3, 3))
+    twin = pickle.loads(pickle.dumps(ghost))
+    assert torch.equal(twin(batch(4, 3, 3)), ghost(batch(4, 3, 3)))
+    assert torch.equal(twin.running_var, ghost.running_var)
 
 
 def test_checkpointing_counts_a_batch_once() -> None:
