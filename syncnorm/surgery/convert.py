@@ -7,9 +7,11 @@ model = syncnorm.revert(model)
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
@@ -23,11 +25,19 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _CARRIED = ("eps", "momentum", "affine", "track_running_stats")
 
 
+Place = tuple[torch.device, torch.dtype]
+
+
 @dataclass
 class _Origin:
-    """The layer that a converted layer stands in for. (No module: it must not show in state_dict or parameters.)"""
+    """The layer that a converted layer stands in for. (No module: it must not show in state_dict or parameters.)
+
+    What the stand-in does not hold is not moved with the model. `place` is where the stand-in started, so that the
+    layer can follow it on its way back.
+    """
 
     layer: nn.Module
+    place: Place | None = None
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -44,48 +54,70 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     Parameters stay the same objects, so that an optimiser made before goes on, and running statistics are kept
     where the new layer has any. eps, momentum, affine and track_running_stats are those of the layer replaced,
     unless given as options. A layer used in several places stays one layer. Layers converted before are converted
-    from what they were at first. (`model` itself is replaced where it is a batch norm: use what is returned.)
+    from what they were at first. Hooks stay with the layer replaced. (`model` itself is replaced where it is a
+    batch norm: use what is returned.)
 
     Raises:
         UserError: an unknown norm or option, or a number of channels that the norm cannot serve; the model is
-            untouched. A lazy layer whose channels are not known yet.
+            untouched. A lazy layer whose channels are not known yet, or one whose weight or bias is parametrised or
+            pruned.
 
     Warns where a subclass of batch norm has a forward of its own, since what that adds is left out.
     """
     norm_options(name)
-    layers = {
-        module: _original(module)
-        for module in model.modules()
+    found = {
+        module: where
+        for where, module in model.named_modules()
         if isinstance(module, _BatchNorm) or hasattr(module, _ORIGIN)
     }
-    for where, module in model.named_modules():
-        if module in layers:
-            _check(where, layers[module])
-    return _replace(model, {module: _substitute(layer, module, name, options) for module, layer in layers.items()})
+    for module, where in found.items():
+        _check(where, module)
+    swaps = {module: _substitute(_original(module, model), name, options) for module in found}
+    model = _replace(model, swaps)
+    for new in swaps.values():
+        getattr(new, _ORIGIN).place = _place(new, model)
+    return model
 
 
 def revert(model: nn.Module) -> nn.Module:
     """Give every converted layer of `model` back the class it came from, in place, and return the model.
 
     The layer gets the parameters as they are now, trained or not, and the running statistics if the norm in between
-    kept any; else those it had. `convert` and `revert` together leave a model's outputs exactly as they were.
+    kept any; else those it had, in the device and type that the model has by now. `convert` and `revert` together
+    leave a model's outputs exactly as they were.
+
+    Raises:
+        UserError: a converted layer whose weight or bias has been parametrised or pruned since.
     """
-    device = next((p.device for p in model.parameters()), None)
-    swaps = {}
-    for module in model.modules():
-        if hasattr(module, _ORIGIN):
-            layer = _original(module)
-            _hand_over(module, layer)
-            swaps[module] = layer if device is None else layer.to(device)
-    return _replace(model, swaps)
+    converted = {module: where for where, module in model.named_modules() if hasattr(module, _ORIGIN)}
+    for module, where in converted.items():
+        _check_parameters(where, module)
+    return _replace(model, {module: _original(module, model) for module in converted})
 
 
-def _original(module: nn.Module) -> nn.Module:
-    origin = getattr(module, _ORIGIN, None)
-    return module if origin is None else origin.layer
+def _original(module: nn.Module, model: nn.Module) -> nn.Module:
+    """Return the layer that `module` stands in for, brought to where that is now; one never converted is its own."""
+    origin: _Origin | None = getattr(module, _ORIGIN, None)
+    if origin is None:
+        return module
+    _hand_over(module, origin.layer)
+    place = _place(module, model)
+    if place is not None and place != origin.place:
+        origin.layer.to(*place)
+    return origin.layer
 
 
-def _check(where: str, layer: nn.Module) -> None:
+def _place(module: nn.Module, model: nn.Module) -> Place | None:
+    """Return the device and type of what `module` holds, or, where it holds nothing, of what its model does."""
+    tensors = chain(module.parameters(), module.buffers(), model.parameters(), model.buffers())
+    return next(((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)
+
+
+def _check(where: str, module: nn.Module) -> None:
+    """Raise what makes `module` unfit to be converted; warn of what converting it would lose."""
+    origin: _Origin | None = getattr(module, _ORIGIN, None)
+    layer = module if origin is None else origin.layer
+    _check_parameters(where, module)
     if isinstance(layer, LazyModuleMixin) or any(is_lazy(p) for p in layer.parameters()):
         raise UserError(f"layer '{where}' does not know its channels yet: run one batch through the model first.")
     known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -98,13 +130,24 @@ def _check(where: str, layer: nn.Module) -> None:
         )
 
 
-def _substitute(layer: nn.Module, current: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
-    """Build the norm `name` in place of `layer`, with the parameters and statistics of `current`."""
-    carried = {key: getattr(layer, key) for key in _CARRIED if key in norm_options(name)}
+def _check_parameters(where: str, module: nn.Module) -> None:
+    for key in _AFFINE:
+        if not isinstance(getattr(module, key, None), nn.Parameter | None):
+            raise UserError(
+                f"layer '{where}' computes its {key} from something else (it is parametrised or pruned): make that "
+                "permanent first, with remove_parametrizations or prune.remove."
+            )
+
+
+def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
+    """Build the norm `name` in place of `layer`, with its parameters and statistics."""
+    carried = {key: getattr(layer, key) for key in _CARRIED}
+    like = next((t for t in (layer.running_mean, layer.weight) if isinstance(t, Tensor)), None)
+    if like is not None:
+        carried |= {"device": like.device, "dtype": like.dtype}
+    carried = {key: value for key, value in carried.items() if key in norm_options(name)}
     channels = int(layer.num_features)  # type: ignore[arg-type]
     new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
-    if current is not layer:
-        _hand_over(current, layer)
     _hand_over(layer, new)
     setattr(new, _ORIGIN, _Origin(layer))
     return new

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrize import register_parametrization
 
 from syncnorm import SyncBatchNorm, batch_norms, convert, norm_names, revert
 from syncnorm.errors import UserError
@@ -89,6 +91,55 @@ def test_statistics_follow_through_layers_that_keep_them(trained: Net) -> None:
     seen = trained.stem[1].running_mean.clone()
     revert(trained)
     assert torch.equal(trained.stem[1].running_mean, seen)
+
+
+@pytest.mark.parametrize("name", norm_names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_moved_in_between_comes_back_moved(trained: Net, name: str, dtype: torch.dtype) -> None:
+    moved = copy.deepcopy(trained).to(dtype)
+    convert(trained, name, **OPTIONS.get(name, {})).to(dtype)
+    found = revert(trained)
+    assert torch.equal(found(X.to(dtype)), moved(X.to(dtype)))
+    for key, value in moved.state_dict().items():
+        assert found.state_dict()[key].dtype == value.dtype
+        assert torch.equal(found.state_dict()[key], value)
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_a_layer_of_another_type_than_its_model_stays_so(name: str) -> None:
+    """Batch norm in float32 within a bfloat16 model, the usual mixed precision."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1).bfloat16(), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)).eval()
+    before = model(X.bfloat16())
+    assert torch.equal(revert(convert(model, name, **OPTIONS.get(name, {})))(X.bfloat16()), before)
+    assert model[1].weight.dtype == model[2].running_var.dtype == torch.float32
+
+
+def test_what_the_new_layer_adds_has_the_type_of_the_old(trained: Net) -> None:
+    convert(trained, "ghost_bn", virtual_ranks=2, buffers="pooled").train()
+    trained(X)
+    assert trained.stem[1].rank_mean.dtype == torch.float64
+    convert(trained, "gn", affine=True)
+    trained(X)
+    assert trained.shared.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("how", ["parametrised", "pruned"])
+def test_a_computed_weight_is_refused(trained: Net, how: str) -> None:
+    def compute_weight(layer: nn.Module) -> None:
+        if how == "pruned":
+            prune.random_unstructured(layer, "weight", 0.5)
+        else:
+            register_parametrization(layer, "weight", nn.ReLU())
+
+    twin = copy.deepcopy(trained)
+    compute_weight(twin.stem[1])
+    before = twin(X)
+    with pytest.raises(UserError, match=r"layer 'stem\.1' computes its weight from something else"):
+        convert(twin, "sync_bn")
+    assert torch.equal(twin(X), before)
+    compute_weight(convert(trained, "sync_bn").stem[1])
+    with pytest.raises(UserError, match=r"layer 'stem\.1' computes its weight from something else"):
+        revert(trained)
 
 
 def test_a_chain_of_norms_reverts_to_the_first(trained: Net) -> None:
