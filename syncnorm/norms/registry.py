@@ -45,6 +45,8 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     layer = _class_of(name)
     if ndim not in _BATCH_NORM:
         raise UserError(f"ndim is {ndim}: a norm layer serves 1, 2 or 3 spatial dimensions.")
+    if num_features < 1:
+        raise UserError(f"norm '{name}' for {num_features} channels: it needs at least 1.")
     for option in options:
         if option not in norm_options(name):
             raise UserError(f"norm '{name}': {unknown('option', option, norm_options(name))}")

@@ -43,6 +43,8 @@ def test_mistakes_get_a_sentence() -> None:
         ("gn", 8, {"group": 2}, "norm 'gn': unknown option 'group': did you mean 'groups'?"),
         ("gn", 6, {"groups": 4}, "6 channels do not divide into 4 groups"),
         ("ghost_bn", 8, {}, "virtual_ranks"),
+        ("sync_bn", -1, {}, "norm 'sync_bn' for -1 channels: it needs at least 1."),
+        ("in", 0, {}, "norm 'in' for 0 channels: it needs at least 1."),
     ]:
         with pytest.raises(UserError) as caught:
             make_norm(name, channels, **options)
