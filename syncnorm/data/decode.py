@@ -45,7 +45,7 @@ def to_pixels(splits: dict[str, Raw], size: int | None, what: str, note: str) ->
 
 def _decode(images: Iterable[bytes | Path], size: int | None, where: str) -> list[Bytes]:
     """Return each image as uint8 (H, W) if it is grey and (H, W, 3) if not."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     decoded = []
     for row, source in enumerate(images):
@@ -53,8 +53,9 @@ def _decode(images: Iterable[bytes | Path], size: int | None, where: str) -> lis
             with Image.open(source if isinstance(source, Path) else BytesIO(source)) as picture:
                 decoded.append(_eight_bit(picture, size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            which = source.name if isinstance(source, Path) else f"image {row}"
-            raise UserError(f"{where}: {which} cannot be read as an image ({error}): repair or remove it.") from error
+            which = source if isinstance(source, Path) else f"image {row}"
+            why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(f"{where}: {which} cannot be read as an image ({why}): repair or remove it.") from error
     return decoded
 
 

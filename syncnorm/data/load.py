@@ -1,5 +1,6 @@
 """`load`: one door to embedded data, files on this machine and the Hugging Face hub."""
 
+import os
 import re
 from hashlib import sha256
 from pathlib import Path
@@ -51,10 +52,12 @@ def _pixels(name: str, path: str, size: int | None) -> Pixels:
             f"data.path is {path} but data.name is the embedded '{name}': give what lies there a name of its "
             "own, which results are kept under."
         )
-    if path or (name not in DOMAINS and Path(name).expanduser().exists()):
-        return _from_path(path or name, size)
+    if path:
+        return _from_path(path, size)
     if name in DOMAINS:
         return embedded_pixels(name, size or SIZE)
+    if os.path.exists(os.path.expanduser(name)):
+        return _from_path(name, size)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return _from_hub(name, size)
     if "/" in name or name.startswith(("~", ".")):

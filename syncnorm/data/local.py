@@ -1,5 +1,6 @@
 """Data on this machine: a parquet file, a folder of them, or a folder of images."""
 
+import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 
 from syncnorm.data.dataset import Pixels
 from syncnorm.data.decode import Raw, to_pixels
-from syncnorm.data.tables import parquet_table, pick_splits, raw_split
+from syncnorm.data.tables import TEST_NAMES, TRAIN_NAMES, parquet_table, pick_splits, raw_split
 from syncnorm.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -27,7 +28,10 @@ class Source:
         lines = [self.kind]
         for split, files in self.splits.items():
             for file in files:
-                state = file.stat()
+                try:
+                    state = file.stat()
+                except OSError as error:  # e.g. a link to a file that is gone
+                    raise UserError(f"{file} cannot be read: {error.strerror}.") from error
                 lines.append(f"{split}\t{file.relative_to(self.path.parent)}\t{state.st_size}\t{state.st_mtime_ns}")
         return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
@@ -56,7 +60,7 @@ class Source:
 
 def find(path: str) -> Source:
     """Return what lies at `path`; what is missing, empty or of no known kind raises `UserError`."""
-    place = Path(path).expanduser().resolve()
+    place = Path(os.path.expanduser(path)).resolve()
     try:
         if place.is_file():
             if place.suffix != ".parquet":
@@ -83,12 +87,18 @@ def _parquet_folder(place: Path, files: list[Path]) -> Source:
 
 
 def _image_folder(place: Path) -> Source:
-    """Classes are subfolders with images, of `place` itself or of its train/ and test/."""
-    folders = sorted(folder for folder in place.iterdir() if folder.is_dir())
-    if any(_images(folder) for folder in folders):
+    """Classes are subfolders with images, of `place` itself or of its train/ and test/; nothing hidden is one."""
+    folders = _subfolders(place)
+    classes = [folder.name for folder in folders if _images(folder)]
+    if classes and {name.lower() for name in classes} <= {*TRAIN_NAMES, *TEST_NAMES}:
+        raise UserError(
+            f"{place} holds images directly in {', '.join(classes)}: put the images of each class in a subfolder "
+            "there, named after the class."
+        )
+    if classes:
         splits = {"whole": folders}
     else:
-        inner = {folder.name.lower(): sorted(sub for sub in folder.iterdir() if sub.is_dir()) for folder in folders}
+        inner = {folder.name.lower(): _subfolders(folder) for folder in folders}
         inner = {name: subs for name, subs in inner.items() if any(_images(sub) for sub in subs)}
         if not inner:
             raise UserError(
@@ -100,5 +110,11 @@ def _image_folder(place: Path) -> Source:
     return Source(place, "images", files)
 
 
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith("."))
+
+
 def _images(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(
+        file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+    )

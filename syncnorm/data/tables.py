@@ -11,8 +11,11 @@ import numpy as np
 from syncnorm.data.decode import Raw
 from syncnorm.errors import UserError
 
+TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
 """What the test split may be called, best first."""
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "y")
+"""What a column of labels is usually called, best first."""
 
 
 class Columns(NamedTuple):
@@ -24,7 +27,7 @@ class Columns(NamedTuple):
 
 def pick_splits(names: Sequence[str], what: str) -> dict[str, str]:
     """Return which of the split names found is "train" and which is "test", or the one that is "whole"."""
-    train = next((name for name in ("train", "training") if name in names), None)
+    train = next((name for name in TRAIN_NAMES if name in names), None)
     test = next((name for name in TEST_NAMES if name in names), None)
     if train and test:
         return {"train": train, "test": test}
@@ -105,7 +108,8 @@ def raw_split(table: Any, what: str) -> tuple[Raw, Columns]:
 def find_columns(features: Mapping[str, Any], what: str) -> Columns:
     """Find the image and the label column by type: an Image or {bytes, path}; a ClassLabel, else an integer.
 
-    Of several, the one with the usual name is taken, else the first.
+    Of several, the one with the usual name is taken, else the first; but of several integers without a usual name
+    none, since the first may as well be a number of the row.
     """
     import datasets
 
@@ -117,11 +121,17 @@ def find_columns(features: Mapping[str, Any], what: str) -> Columns:
 
     images = [name for name, kind in features.items() if is_image(kind)]
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    named = bool(labels)
     labels = labels or [name for name, kind in features.items() if is_integer(kind)]
     for found, needed in ((images, "images"), (labels, "class labels (ClassLabel or integers)")):
         if not found:
             raise UserError(f"{what} has no column of {needed}; its columns are {', '.join(features)}.")
-    return Columns("image" if "image" in images else images[0], "label" if "label" in labels else labels[0])
+    usual = next((name for name in LABEL_NAMES if name in labels), None)
+    if usual is None and len(labels) > 1 and not named:
+        raise UserError(
+            f"{what} may have its labels in any of {', '.join(labels)}: rename the right column to label."
+        )
+    return Columns("image" if "image" in images else images[0], usual or labels[0])
 
 
 def quiet() -> None:

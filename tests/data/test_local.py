@@ -83,6 +83,15 @@ def test_columns_are_found_by_type_and_labels_may_be_any_integers(tmp_path):
     assert set(data.train_y.tolist()) == {0, 1}
 
 
+def test_a_number_of_the_row_is_not_its_label(tmp_path):
+    images, ids = [picture(i) for i in range(10)], list(range(10))
+    named = write_table(tmp_path / "named.parquet", images, [7, 3] * 5, label_column="class", id=ids)
+    assert load("mine", path=str(named)).class_names == ("3", "7")
+    unnamed = write_table(tmp_path / "unnamed.parquet", images, [7, 3] * 5, label_column="kind", id=ids)
+    with pytest.raises(UserError, match="labels in any of id, kind: rename"):
+        load("mine", path=str(unnamed))
+
+
 def test_class_names_of_a_hugging_face_table_are_kept(tmp_path):
     import datasets
 
@@ -136,6 +145,15 @@ def test_an_image_folder_has_a_subfolder_a_class(tmp_path, split):
     assert dark < data.train_x[data.train_y == 1].mean()
 
 
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
+    write_images(tmp_path)
+    write_images(tmp_path / ".git")
+    (tmp_path / "bee/._0.png").write_bytes(b"what a Mac leaves beside a file")
+    (tmp_path / ".thumbnails").mkdir()
+    picture(1).save(tmp_path / ".thumbnails/0.png")
+    assert load("mine", path=str(tmp_path)).class_names == ("ant", "bee")
+
+
 def test_changed_files_are_read_again(tmp_path):
     write_images(tmp_path)
     before = load("insects", path=str(tmp_path))
@@ -169,6 +187,11 @@ def wrong_files(root):
     pq.write_table(pa.table({"label": [1]}), root / "imageless.parquet")
     write_images(root / "broken")
     (root / "broken/bee/0.png").write_bytes(b"no image")
+    write_images(root / "gone")
+    (root / "gone/bee/link.png").symlink_to(root / "nowhere.png")
+    for split in ("train", "test"):
+        (root / "flat" / split).mkdir(parents=True)
+        picture(1).save(root / "flat" / split / "0.png")
     return {
         "nowhere": "no data at .*nowhere",
         "empty": "neither parquet files nor subfolders of images",
@@ -178,10 +201,13 @@ def wrong_files(root):
         "two": "parts spring, summer and none called train",
         "unlabelled.parquet": "label -1",
         "null.parquet": "row 1 has no label",
-        "garbled.parquet": "image 1 cannot be read as an image",
+        "garbled.parquet": r"image 1 cannot be read as an image \(of no known format\)",
         "cut.parquet": "image 0 cannot be read as an image",
         "imageless.parquet": "no column of images.*columns are label",
-        "broken": r"0\.png cannot be read as an image",
+        "broken": r"bee/0\.png cannot be read as an image",
+        "gone": r"link\.png cannot be read: No such file",
+        "flat": "images directly in test, train: put the images of each class in a subfolder",
+        "~nobody-of-this-name/x": "no data at",
     }
 
 
