@@ -65,18 +65,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     Warns where a subclass of batch norm has a forward of its own, since what that adds is left out.
     """
     norm_options(name)
-    found = {
-        module: where
-        for where, module in model.named_modules()
-        if isinstance(module, _BatchNorm) or hasattr(module, _ORIGIN)
-    }
-    for module, where in found.items():
-        _check(where, module)
-    swaps = {module: _substitute(_original(module, model), name, options) for module in found}
-    model = _replace(model, swaps)
-    for new in swaps.values():
-        getattr(new, _ORIGIN).place = _place(new, model)
-    return model
+    layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
+    return convert_layers(model, layers, name, options)
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -89,10 +79,30 @@ def revert(model: nn.Module) -> nn.Module:
     Raises:
         UserError: a converted layer whose weight or bias has been parametrised or pruned since.
     """
-    converted = {module: where for where, module in model.named_modules() if hasattr(module, _ORIGIN)}
-    for module, where in converted.items():
-        _check_parameters(where, module)
-    return _replace(model, {module: _original(module, model) for module in converted})
+    return revert_layers(model, converted_layers(model))
+
+
+def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
+    """Return those layers of `model`, with their names, that `convert` has put in the place of others."""
+    return {module: name for name, module in model.named_modules() if hasattr(module, _ORIGIN)}
+
+
+def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, options: dict[str, Any]) -> nn.Module:
+    """Do what `convert` does, to these layers of `model` (with their names) alone."""
+    for layer, where in layers.items():
+        _check(where, layer)
+    swaps = {layer: _substitute(_original(layer, model), name, options) for layer in layers}
+    model = _replace(model, swaps)
+    for new in swaps.values():
+        getattr(new, _ORIGIN).place = _place(new, model)
+    return model
+
+
+def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
+    """Do what `revert` does, to these converted layers of `model` (with their names) alone."""
+    for layer, where in layers.items():
+        _check_parameters(where, layer)
+    return _replace(model, {layer: _original(layer, model) for layer in layers})
 
 
 def _original(module: nn.Module, model: nn.Module) -> nn.Module:
@@ -126,7 +136,7 @@ def _check(where: str, module: nn.Module) -> None:
         warnings.warn(
             f"layer '{where}' is a {type(layer).__name__} with a forward of its own: converting it keeps the "
             "normalisation and leaves out whatever else that forward does.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

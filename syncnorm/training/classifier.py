@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
+from syncnorm.moments import accumulator
 from syncnorm.surgery import convert
 
 LossWeighting = Literal["rank_mean", "global_mean"]
@@ -56,10 +57,12 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of this rank's batch of images and labels."""
         x, y = batch
-        loss = F.cross_entropy(self(x), y)
+        logits = self(x)
+        # Without samples there is no mean, but a gradient of zero that the other ranks wait for.
+        loss = F.cross_entropy(logits, y) if len(x) else logits.sum()
         self._losses.append(loss.detach())
         if self.loss_weighting == "global_mean":
-            return loss * share_of_batch(len(x), loss.device)
+            return loss * share_of_batch(len(x), loss)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -75,11 +78,11 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def share_of_batch(samples: int, device: torch.device) -> Tensor:
-    """Return n_r * W / N: this rank's samples, over the mean of all ranks' samples. 1 for one rank."""
+def share_of_batch(samples: int, loss: Tensor) -> Tensor:
+    """Return n_r * W / N for `loss`: this rank's samples, over the mean of all ranks' samples. 1 for one rank."""
+    mine = loss.new_tensor(float(samples), dtype=accumulator(loss.dtype))
     if not dist.is_available() or not dist.is_initialized():
-        return torch.ones((), device=device)
-    mine = torch.tensor(float(samples), device=device)
+        return torch.ones_like(mine)
     total = mine.clone()
     dist.all_reduce(total)
     return mine * dist.get_world_size() / total
