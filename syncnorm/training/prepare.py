@@ -66,6 +66,8 @@ def layer_of(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
     if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
         within = norm.options.get("virtual_ranks", 1)
         return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
+    if ranks > 1 and norm.name == "ghost_bn":
+        return "ghost_bn", {**norm.options, "buffers": "pooled"}
     return norm.name, norm.options
 
 

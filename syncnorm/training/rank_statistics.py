@@ -22,23 +22,26 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
 
     Virtual ranks keep them in the layer; real ranks gather them, in one collective that every rank has to call.
     """
-    layers = {name: layer for name, layer in batch_norms(model).items() if not isinstance(layer, SyncBatchNorm)}
-    ghosts = {name: layer for name, layer in layers.items() if isinstance(layer, GhostBatchNorm)}
-    if any(layer.rank_mean is not None for layer in ghosts.values()):
-        return {
-            name: (layer.rank_mean.clone(), layer.rank_var.clone())
-            for name, layer in ghosts.items()
-            if layer.rank_mean is not None and layer.rank_var is not None
-        }
-    mine = [buffer for layer in layers.values() for buffer in (layer.running_mean, layer.running_var)]
-    if not mine or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return {}
-    flat = torch.cat([buffer for buffer in mine if isinstance(buffer, Tensor)])
-    rows = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    own: Statistics = {}
+    for name, layer in batch_norms(model).items():
+        if isinstance(layer, GhostBatchNorm) and layer.rank_mean is not None and layer.rank_var is not None:
+            own[name] = layer.rank_mean.clone(), layer.rank_var.clone()
+        elif world > 1 and not isinstance(layer, SyncBatchNorm) and isinstance(layer.running_mean, Tensor):
+            assert isinstance(layer.running_var, Tensor)
+            own[name] = layer.running_mean.unsqueeze(0), layer.running_var.unsqueeze(0)
+    if world == 1 or not own:
+        return own
+    flat = torch.cat([part.flatten() for pair in own.values() for part in pair])
+    rows = [torch.empty_like(flat) for _ in range(world)]
     dist.all_gather(rows, flat)
-    sizes = [size for layer in layers.values() for size in 2 * [int(layer.num_features)]]  # type: ignore[arg-type]
+    sizes = [part.numel() for pair in own.values() for part in pair]
     parts = iter(torch.stack(rows).split(sizes, dim=1))  # type: ignore[no-untyped-call]
-    return {name: (next(parts), next(parts)) for name in layers}
+    # Virtual rank v of real rank r is rank v * W + r, by the way samples are dealt.
+    return {
+        name: tuple(next(parts).unflatten(1, part.shape).transpose(0, 1).flatten(0, 1) for part in pair)
+        for name, pair in own.items()
+    }
 
 
 def use_statistics(model: nn.Module, statistics: Statistics, whose: Literal["rank0", "pooled"]) -> None:
