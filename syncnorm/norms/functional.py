@@ -15,6 +15,9 @@ from torch.distributed import ProcessGroup
 from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.collectives import gather_moments, gather_moments_differentiably, sum_over_ranks
 
+# Up to as many rows of channels PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
+ROWS_ADDED_WELL = 8192
+
 
 def batch_norm_plain(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup | None
@@ -118,11 +121,10 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 def _moments_of_channels(x: Tensor) -> Moments:
     """Return this rank's moments per channel, without a gradient, as fast as they are precise.
 
-    That is PyTorch's kernel, but on a CPU where channels lie side by side, as in (N, C) and channels_last: there the
-    kernel adds up row after row in the input's type, and at mean / std = 1e4 the variance it returns is that of the
-    rounding.
+    That is PyTorch's kernel, but for many values on a CPU where channels lie side by side, as in (N, C) and
+    channels_last: there the kernel adds up row after row in the input's type.
     """
-    if x.device.type == "cpu" and x.stride(1) == 1:
+    if x.device.type == "cpu" and x.stride(1) == 1 and x.numel() > ROWS_ADDED_WELL * x.shape[1]:
         return Moments.of(x, (0, *range(2, x.dim())))
     channels, statistics = x.shape[1], accumulator(x.dtype)
     count = x.new_full((), x.numel() // channels, dtype=statistics)

@@ -233,13 +233,12 @@ def test_non_contiguous_input_to_the_second_derivative(view: Callable[[Tensor], 
         torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(65_536, C), (16, C, 64, 64)], ids=str)
-@pytest.mark.parametrize("ratio", [1e3, 1e4])
-def test_precise_far_from_zero_where_channels_lie_side_by_side(shape: tuple[int, ...], ratio: float) -> None:
-    """There PyTorch's CPU kernel loses the variance, 5e-5 of it at mean / std = 1e3 and all of it at 1e4."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + ratio
+@pytest.mark.parametrize("shape", [(8192, 64), (65_536, C), (16, C, 64, 64)], ids=str)
+def test_precise_far_from_zero_where_channels_lie_side_by_side(shape: tuple[int, ...]) -> None:
+    """There PyTorch's CPU kernel loses 5e-5 of a variance over 65,536 values at mean / std = 1e3."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 1e3
     x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
-    layer = SyncBatchNorm(C, momentum=1.0)
+    layer = SyncBatchNorm(shape[1], momentum=1.0)
     layer(x)
     reference = x.double().var([0, *range(2, x.dim())])
     torch.testing.assert_close(layer.running_var.double(), reference, rtol=2e-5, atol=0)
