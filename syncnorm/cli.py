@@ -4,6 +4,7 @@ syncnorm run EXPERIMENT.py [options]    train a study and report it; --help show
 syncnorm report DIR                     write tables, figures and page again from the rows in DIR
 """
 
+import os
 import shlex
 import sys
 import time
@@ -64,7 +65,8 @@ class ReportOptions:
 def main() -> int:
     """Run the command in `sys.argv`; return its exit code.
 
-    0 done, 1 some runs failed, 2 the user's mistake (one sentence on stderr), 130 interrupted.
+    0 done, 1 some runs failed, 2 the user's mistake (one sentence on stderr), 130 interrupted,
+    141 nobody reads stdout.
     """
     commands: dict[str, Callable[[list[str]], int]] = {"run": run, "report": report}
     name, *arguments = sys.argv[1:] or ["--help"]
@@ -80,6 +82,9 @@ def main() -> int:
             time.sleep(5)  # rank 0 says the same, and torchrun then ends this rank
         print(f"syncnorm: {error}", file=sys.stderr, flush=True)
         return 2
+    except BrokenPipeError:  # of the printing at the end, e.g. into `head`: all files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted: finished runs are kept, and the same command goes on from there.", file=sys.stderr)
         return 130
@@ -134,7 +139,8 @@ def load_study(file: str) -> Study:
     except Exception as error:
         lines = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == str(path.resolve())]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+        what = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: {what}{error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         raise UserError(f"{path} defines no STUDY: write STUDY = Study(...) with syncnorm.study.Study.")
@@ -167,6 +173,8 @@ def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Stu
     given = [text[2:].partition("=")[0].replace("-", "_") for text in arguments if text.startswith("--")]
     if "seed" in given:
         raise UserError("a study runs seeds 0 to N-1: write --seeds N in place of --seed.")
+    if "vary" in given and not options.vary:
+        raise UserError("--vary needs a field and its values, such as norm=bn,gn.")
     refuse_varied(study, [name for name in given if name in set(_names(Run))])
     study = replace(study, base=options.base)
     if options.seeds is not None:

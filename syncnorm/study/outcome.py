@@ -39,7 +39,7 @@ def attempt(fit: Fit, run: Run) -> Result | Failure:
 
 
 def refuse_mistakes(runs: Sequence[Run], fit: str, label: Callable[[Run], str]) -> None:
-    """Raise the first `UserError` that one of `runs` would end with, before any of them is trained.
+    """Raise the first error that one of `runs` would end with as a `UserError`, before any of them is trained.
 
     Asks the function `check` beside the fit that "package.module:function" names, once for all seeds of a run; a
     module without one has nothing to ask.
@@ -59,6 +59,11 @@ def refuse_mistakes(runs: Sequence[Run], fit: str, label: Callable[[Run], str]) 
                 check(run)
             except UserError as error:
                 raise UserError(f"{error} (In the run with {label(run)}.)") from error
+            except Exception as error:  # of the user's own model, as a rule
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{frame.filename}, line {frame.lineno}"
+                what = f"{where}: {type(error).__name__}: {error}"
+                raise UserError(f"{what} (In the run with {label(run)}.)") from error
     if forget is not None:
         forget()
 

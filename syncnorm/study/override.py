@@ -15,11 +15,15 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
 
     Values are read by the type of their field; "none" is None. `UserError`: no such field, or no such value.
     """
+    seen = set()
     for axis in axes:
         name, equals, texts = axis.partition("=")
         name = name.replace("-", "_")
         if not equals or not texts:
             raise UserError(f"--vary {axis}: write a field and its values, such as norm=bn,gn.")
+        if (path := field_path(study.base, name)) in seen:
+            raise UserError(f"--vary {axis}: {name} is there twice; write all of its values at once: {name}=A,B.")
+        seen.add(path)
         study = with_axis(study, name, [parse(study.base, name, text) for text in texts.split(",")])
     return study
 

@@ -4,6 +4,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -82,11 +83,12 @@ class Meter:
             self._line()
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
+        """Print a line, above the bar if there is one; where nobody reads it any more, go on."""
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            with suppress(OSError):
+                print(text, file=self._stream, flush=True)
 
     def text(self) -> str:
         """Return e.g. "12/48 runs, 0 failed, 1 min 20 s left"."""

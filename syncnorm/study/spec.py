@@ -1,14 +1,14 @@
 """What a study is: a base run, what varies, how many seeds; and the runs that this expands into."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cache
 from itertools import product
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from syncnorm.config import Engine, Norm, Run, run_id
 from syncnorm.errors import UserError, unknown
+from syncnorm.study.checks import check_types
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Study:
     `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the
     runs are the product of all values and of the seeds 0 .. seeds-1. `quick` holds the fields of this class
     that `--quick` replaces.
+
+    A field of another type raises `UserError`.
     """
 
     name: str
@@ -66,7 +68,16 @@ class Study:
     also: tuple[Grid, ...] = ()
     figures: tuple[Curve, ...] = ()
     agreements: tuple[Agreement, ...] = ()
-    quick: dict[str, Any] = field(default_factory=dict)
+    quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.name:
+            raise UserError("a study needs a name: it is that of its results folder.")
+        known = [item.name for item in fields(self)]
+        for name in self.quick:
+            if name not in known:
+                raise unknown("field of a study, in quick,", name, known)
 
 
 def quicker(study: Study) -> Study:
@@ -85,13 +96,17 @@ def expand(study: Study) -> list[Run]:
         if seeds < 1:
             raise UserError(f"study '{study.name}' has {seeds} seeds: it needs at least 1.")
         for name, axis in grid.vary.items():
+            if field_path(study.base, name) == ("seed",):
+                raise UserError(
+                    f"study '{study.name}' varies seed: its seeds are 0 to N-1, so give `seeds`, their number."
+                )
             if isinstance(axis, str) or not isinstance(axis, Sequence) or not axis:
                 raise UserError(f"study '{study.name}' varies {name} over {axis!r}: write a list of values.")
         for values in product(*grid.vary.values()):
             run = study.base
             for name, value in zip(grid.vary, values, strict=True):
                 run = with_field(run, name, value)
-            _check_choices(run)
+            check_types(run)
             for seed in range(seeds):
                 one = replace(run, seed=seed)
                 found.setdefault(run_id(one), (seed, one))
@@ -126,10 +141,12 @@ def field_path(run: Run, name: str) -> tuple[str, ...]:
 def value_at(config: dict[str, Any], name: str) -> Any:
     """Return what a row's `config` (plain data) holds for the field `name`; a norm or data set is its name.
 
-    A name that no field of a run has raises `UserError`.
+    A name that no field of a run has, or that names no run apart from others (data.path), raises `UserError`.
     """
     value: Any = config
     for part in field_path(Run(), name):
+        if part not in value:
+            raise UserError(f"'{name}' is not part of what names a run, so nothing can be told apart by it.")
         value = value[part]
     return value["name"] if isinstance(value, dict) and "name" in value else value
 
@@ -185,21 +202,6 @@ def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
     current = getattr(node, head)
     if isinstance(current, Norm) and isinstance(value, str):
         value = Norm(value)
-    elif is_dataclass(current) and isinstance(value, str):
-        value = replace(current, name=value)  # type: ignore[type-var]
+    elif hasattr(current, "name") and isinstance(value, str):
+        value = replace(current, name=value)
     return replace(node, **{head: value})
-
-
-def _check_choices(node: Any) -> None:
-    """Raise `UserError` where a field of fixed choices holds something else."""
-    for name, hint in _hints(type(node)).items():  # type: ignore[arg-type]
-        value = getattr(node, name)
-        if is_dataclass(value):
-            _check_choices(value)
-        elif get_origin(hint) is Literal and value not in get_args(hint):
-            raise unknown(name, str(value), get_args(hint))
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)

@@ -19,7 +19,7 @@ from typing import Any, Self
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.files import write_file
-from syncnorm.study.spec import Agreement, Curve, Study, expand, value_at
+from syncnorm.study.spec import Agreement, Curve, Study, expand, field_path, value_at
 
 FORMAT = 1
 ROWS = "runs.jsonl"
@@ -167,8 +167,11 @@ def read(directory: str | Path) -> Results:
 
 
 def about_study(study: Study, command: str = "") -> About:
-    """Return what a report needs to know of a study; a figure's field that no run has raises `UserError`."""
+    """Return what a report needs to know of a study; a field of a figure or an agreement that no run has raises
+    `UserError`."""
     names = ["seed", *dict.fromkeys(name for curve in study.figures for name in curve.fields)]
+    for agreement in study.agreements:
+        field_path(study.base, agreement.over)
     runs = {run_id(run): describe(run) for run in expand(study)}
     points = {run: {name: value_at(config, name) for name in names} for run, config in runs.items()}
     return About(study.name, study.question, command, points, study.figures, study.agreements)

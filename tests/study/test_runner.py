@@ -233,3 +233,23 @@ def test_a_mistake_in_any_run_is_refused_before_anything_is_written(tmp_path: Pa
     with pytest.raises(UserError, match=r"unknown norm 'bnn': did you mean 'bn'.*In the run with norm bnn, seed 0"):
         run_study(study, tmp_path / "out", wandb="off")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_built_is_refused_with_the_line_at_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_made.py").write_text("def factory(classes):\n    return [][classes]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = Study("broken", "?", base=Run(model="half_made:factory"), vary={"norm": ["bn"]})
+    with pytest.raises(UserError, match=r"half_made\.py, line 2: IndexError: .*In the run with seed 0"):
+        run_study(study, tmp_path / "out", wandb="off")
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_that_nobody_can_read_ends_no_study() -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with Meter(1, stream=Closed()) as meter:
+        meter.ended("bn", error="no such thing")

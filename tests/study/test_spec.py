@@ -7,7 +7,8 @@ import pytest
 from syncnorm.config import Data, Devices, Norm, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.override import parse, refuse_varied, with_vary
-from syncnorm.study.spec import Grid, Study, expand, quicker, with_axis, with_engine
+from syncnorm.study.spec import Agreement, Curve, Grid, Study, expand, quicker, with_axis, with_engine
+from syncnorm.study.store import about_study
 
 BASE = Run(world=Devices(global_batch=32))
 
@@ -65,7 +66,23 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"vary": {"name": ["bn"]}}, "'name' is ambiguous: write one of data.name, norm.name, optim.name."),
         ({"vary": {"norm": "bn"}}, "study 's' varies norm over 'bn': write a list of values."),
         ({"vary": {"norm": []}}, "study 's' varies norm over []: write a list of values."),
-        ({"vary": {"engine": ["torchrn"]}}, "unknown engine 'torchrn': did you mean 'torchrun'?"),
+        ({"vary": {"engine": ["torchrn"]}}, "unknown world.engine 'torchrn': did you mean 'torchrun'?"),
+        ({"vary": {"lr": ["0.1"]}}, "optim.lr is '0.1': it must be a number."),
+        ({"vary": {"per_device_batch": [4.0]}}, "world.per_device_batch is 4.0: it must be a whole number."),
+        ({"vary": {"norm": [3]}}, "norm is 3: it must be a Norm."),
+        ({"vary": {"world": ["2"]}}, "world is '2': it must be a Devices."),
+        (
+            {"vary": {"norm": [Norm("gn", {"dtype": object()})]}},
+            "it must hold plain numbers, texts, lists and dicts.",
+        ),
+        ({"vary": {"seed": [0, 1]}}, "study 's' varies seed: its seeds are 0 to N-1"),
+        ({"vary": ["norm"]}, "vary is ['norm']: it must be a dict."),
+        ({"base": Run}, "it must be a Run."),
+        ({"name": ""}, "a study needs a name"),
+        ({"seeds": "3"}, "seeds is '3': it must be a whole number."),
+        ({"figures": Curve("skew", "norm")}, "it must be a tuple."),
+        ({"figures": ("skew",)}, "one of figures is 'skew': it must be a Curve."),
+        ({"quick": {"sedes": 1}}, "unknown field of a study, in quick, 'sedes': did you mean 'seeds'?"),
         ({"seeds": 0}, "study 's' has 0 seeds: it needs at least 1."),
         ({"vary": {"per_device_batch": [5]}}, "global_batch 32 is not ranks x per_device_batch"),
     ],
@@ -74,6 +91,24 @@ def test_mistakes_get_a_sentence(changes: dict[str, object], words: str) -> None
     with pytest.raises(UserError) as caught:
         expand(make(**changes))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"figures": (Curve("path", "norm"),)}, "'path' is not part of what names a run"),
+        ({"agreements": (Agreement("engin"),)}, "unknown field of a run 'engin': did you mean 'engine'?"),
+    ],
+)
+def test_what_a_report_could_not_show_is_refused_before_training(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        about_study(make(**changes))
+    assert words in str(caught.value)
+
+
+def test_types_that_fit_are_taken() -> None:
+    changes = {"vary": {"lr": [1, 0.1]}, "also": [Grid({"norm": [Norm("gn", {"groups": 2})]})], "figures": []}
+    assert len(expand(make(**changes))) == 6
 
 
 def test_quick_replaces_what_it_names_and_the_name() -> None:
@@ -105,6 +140,7 @@ def test_vary_reads_values_by_the_type_of_their_field() -> None:
     [
         ("norm", "--vary norm: write a field and its values, such as norm=bn,gn."),
         ("nrm=bn", "did you mean 'norm'?"),
+        ("norm=bn norm=gn", "--vary norm=gn: norm is there twice; write all of its values at once: norm=A,B."),
         ("skew=much", "--vary skew: 'much' is not a number."),
         ("epochs=1.5", "--vary epochs: '1.5' is not a whole number."),
         ("engine=torch", "unknown engine 'torch': did you mean 'torchrun'?"),
@@ -113,7 +149,7 @@ def test_vary_reads_values_by_the_type_of_their_field() -> None:
 )
 def test_vary_mistakes_get_a_sentence(axis: str, words: str) -> None:
     with pytest.raises(UserError) as caught:
-        with_vary(make(), [axis])
+        with_vary(make(), axis.split())
     assert words in str(caught.value)
 
 

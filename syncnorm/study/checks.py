@@ -1,0 +1,65 @@
+"""Whether a study and its runs hold what their fields are annotated with.
+
+An experiment file is Python, so nothing else reads `lr="0.1"` before a run is trained with it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from syncnorm.errors import UserError, unknown
+
+KINDS: dict[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a text"),
+    dict: (dict, "a dict"),
+    tuple: (Sequence, "a tuple"),
+}
+
+
+def check_types(node: Any, owner: str = "") -> None:
+    """Raise `UserError` for a field of a dataclass, or of one inside it, that holds something of another type.
+
+    Names the field after `owner`: "optim.lr is 'high': it must be a number."
+    """
+    for name, hint in _hints(type(node)).items():  # type: ignore[arg-type]
+        _check(getattr(node, name), hint, f"{owner}{name}")
+
+
+def _check(value: Any, hint: Any, name: str) -> None:
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in choices:
+        return
+    hint = choices[0]
+    origin = get_origin(hint) or hint
+    if origin is Literal:
+        if value not in get_args(hint):
+            raise unknown(name, str(value), get_args(hint))
+        return
+    kind, words = KINDS.get(origin, (origin, f"a {getattr(origin, '__name__', origin)}"))
+    if not isinstance(value, kind) or (isinstance(value, bool | str) and kind is not str):
+        raise UserError(f"{name} is {value!r}: it must be {words}.")
+    if is_dataclass(value):
+        check_types(value, f"{name}.")
+    elif origin is tuple:
+        for item in value:
+            _check(item, get_args(hint)[0], f"one of {name}")
+    elif hint == dict[str, Any]:
+        _check_plain(value, name)
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Options are part of what names a run, and are stored with it."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name} is {value!r}: it must hold plain numbers, texts, lists and dicts.") from error
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
