@@ -31,7 +31,7 @@ STYLES = {
     "ghost_bn": ("#e69f00", "v"),
     "in": ("#56b4e9", "P"),
 }
-OTHERS = [*STYLES.values(), ("#882255", "<"), ("#332288", ">"), ("#117733", "*"), ("#999933", "h")]
+OTHERS = [*STYLES.values(), ("#882255", "<"), ("#332288", ">"), ("#117733", "*"), ("#999933", "h"), ("#661100", "p")]
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -52,6 +52,9 @@ STYLE: dict[Any, Any] = {
 }
 PANEL_WIDTH, PANEL_HEIGHT, LEFT = 3.1, 2.6, 0.6
 """Inches."""
+CHARACTER = 0.085
+"""Inches, of an average character in the figure's size of type."""
+TICK_CHARACTERS = 16
 
 
 def write_figure(points: Points, folder: Path) -> str:
@@ -72,12 +75,14 @@ def draw(points: Points) -> Figure:
     """Return the figure: panels side by side on one y axis, a legend above, what is shown below."""
     metric, panels = metric_label(points.curve.metric), points.panels or [None]
     width = max(PANEL_WIDTH * len(panels), 4.8) + LEFT
-    columns = max(1, int((width - LEFT) / (0.6 + 0.085 * max(map(len, points.lines), default=1))))
+    columns = max(1, int((width - LEFT) / (0.6 + CHARACTER * max(map(len, points.lines), default=1))))
     head = fill(points.title, int(10.5 * (width - LEFT)))
     note = "\n".join(fill(part, int(18 * (width - LEFT))) for part in footnote(points).split("\n"))
     titles = 0.12 + 0.2 * (head.count("\n") + 1)
     top = titles + 0.12 + 0.22 * ceil(len(points.lines) / columns) + (0.3 if points.curve.panel else 0.1)
-    bottom = 0.65 + 0.15 * (note.count("\n") + 1) + (0.5 if _long_labels(points.xs) else 0.0)
+    longest = max(len(_tick_label(x)) for x in points.xs)
+    slanted = max(0.5, 0.9 * CHARACTER * longest) if _long_labels(points.xs) else 0.0
+    bottom = 0.65 + 0.15 * (note.count("\n") + 1) + slanted
     height = PANEL_HEIGHT + top + bottom
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -88,13 +93,17 @@ def draw(points: Points) -> Figure:
         if ax is not axes[0]:
             ax.tick_params(axis="y", length=0)
         if points.curve.panel:
-            ax.set_title(setting(points.curve.panel, panel), fontsize=9, loc="left", color=INK, pad=6)
+            words = _clip(setting(points.curve.panel, panel), int(PANEL_WIDTH / CHARACTER))
+            ax.set_title(words, fontsize=9, loc="left", color=INK, pad=6)
     axes[0].set_ylabel(metric.title)
-    if metric.unit == "%":  # a t interval of few seeds may leave the range that an accuracy has
+    if not points.values:
+        axes[0].set_yticks([])
+    elif metric.unit == "%":  # a t interval of few seeds may leave the range that an accuracy has
         low, high = axes[0].get_ylim()
         axes[0].set_ylim(max(low, -3.0), min(high, 103.0))
     left = LEFT / width
-    _legend(figure, axes[0], columns, (left - 0.08 / width, 1 - titles / height))
+    room = int((width - LEFT - 0.6) / CHARACTER)
+    _legend(figure, axes[0], columns, (left - 0.08 / width, 1 - titles / height), room)
     figure.text(left, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)
     figure.text(left, 0.1 / height, note, fontsize=7, color=FAINT, va="bottom", linespacing=1.5)
     figure.subplots_adjust(
@@ -136,9 +145,9 @@ def _draw_panel(ax: Axes, points: Points, panel: Any, styles: dict[str, tuple[st
         # Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
         shift = step * 0.36 * ((index + 0.5) / len(points.lines) - 0.5)
         _draw_line(ax, points, panel, line, [place + shift for place in places], styles[line], scale)
-    ax.set_xticks(places, [value_label(x) for x in points.xs])
+    ax.set_xticks(places, [_tick_label(x) for x in points.xs])
     if _long_labels(points.xs):
-        ax.tick_params(axis="x", labelrotation=30)
+        ax.tick_params(axis="x", labelrotation=60)
     margin = 0.4 * step
     ax.set_xlim(places[0] - margin, places[-1] + margin)
     ax.set_xlabel(axis_label(points.curve.x))
@@ -182,16 +191,26 @@ def _numeric(xs: list[Any]) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
 
 
+def _tick_label(x: Any) -> str:
+    return _clip(value_label(x), TICK_CHARACTERS)
+
+
+def _clip(text: str, room: int) -> str:
+    """Return a text of at most `room` characters: where it has more, its middle is left out (tables have all)."""
+    return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
+
+
 def _long_labels(xs: list[Any]) -> bool:
     """Return whether the labels of x do not fit side by side below a panel."""
-    return sum(len(value_label(x)) + 2 for x in xs) > 45
+    lengths = [len(_tick_label(x)) for x in xs]
+    return sum(lengths) + 2 * len(xs) > 45 or max(lengths) > 10
 
 
-def _legend(figure: Figure, ax: Axes, columns: int, place: tuple[float, float]) -> None:
+def _legend(figure: Figure, ax: Axes, columns: int, place: tuple[float, float], room: int) -> None:
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(
         handles,
-        labels,
+        [_clip(label, room) for label in labels],
         loc="upper left",
         bbox_to_anchor=place,
         ncols=columns,

@@ -151,3 +151,25 @@ def test_few_rows_and_mathematics_in_names_can_be_drawn(study: Study, fill: Fill
     )
     points = points_of(study, fill(study, keep=lambda run: run.seed < seeds))
     assert write_figure(points, tmp_path / "figures").startswith("<?xml")
+
+
+def test_long_names_stay_within_the_figure(study: Study, fill: Fill) -> None:
+    models = [f"my_package.my_module:a_factory_with_a_long_name_{number}" for number in range(3)]
+    study = replace(study, vary={"model": models, "norm": ["bn", "gn"]}, also=(), figures=(Curve("norm", "model"),))
+    ways = [("model", "norm", None), ("norm", "model", None), ("skew", "norm", "model")]
+    folder = fill(replace(study, figures=tuple(Curve(x, line, panel) for x, line, panel in ways)))
+    for curve in read(folder).about.figures:
+        figure = drawn(gather(curve, read(folder)))
+        figure.canvas.draw()
+        page = figure.bbox
+        texts = [*figure.legends[0].get_texts(), *(ax.title for ax in figure.axes)]
+        texts += [label for ax in figure.axes for label in ax.get_xticklabels()]
+        for text in texts:
+            box = text.get_window_extent()
+            assert page.x0 <= box.x0 <= box.x1 <= page.x1, text.get_text()
+            assert page.y0 <= box.y0, text.get_text()
+
+
+def test_a_figure_of_nothing_has_no_scale(study: Study, fill: Fill) -> None:
+    figure = drawn(points_of(study, fill(study, keep=lambda run: False)))
+    assert figure.axes[0].get_yticks().tolist() == []
