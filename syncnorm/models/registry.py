@@ -69,7 +69,13 @@ def make_model(
         inspect.signature(factory).bind(**arguments, **options)
     except TypeError as error:
         raise UserError(f"model '{name}': {error}; give it in model_options.") from error
-    return factory(**arguments, **options)
+    try:
+        return factory(**arguments, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if name not in _MODELS or isinstance(error, UserError):  # in code of the user's own, the traceback helps
+            raise
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise UserError(f"model '{name}' cannot be built with {given}: {error}") from error
 
 
 def _import_factory(name: str) -> Callable[..., nn.Module]:
@@ -78,9 +84,13 @@ def _import_factory(name: str) -> Callable[..., nn.Module]:
         raise UserError(f"{unknown('model', name, _MODELS)} Your own is written package.module:factory.")
     try:
         factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"model '{name}' cannot be imported ({error}): write package.module:factory, and start where Python "
             "finds the package (or set PYTHONPATH)."
         ) from error
+    if not callable(factory):
+        raise UserError(
+            f"model '{name}' is a {type(factory).__name__}: name what builds a model."
+        )
     return factory

@@ -54,6 +54,9 @@ def test_a_model_of_ones_own_gets_what_it_asks_for() -> None:
         ("small_cnn", {"widht": 8}, "model 'small_cnn': unknown option 'widht': did you mean 'width'?"),
         ("nowhere.at:all", {}, "model 'nowhere.at:all' cannot be imported"),
         ("test_models:nothing", {}, "cannot be imported"),
+        (":nothing", {}, "cannot be imported"),
+        ("math:pi", {}, "model 'math:pi' is a float: name what builds a model"),
+        ("small_cnn", {"width": -3}, "model 'small_cnn' cannot be built with width=-3"),
     ],
 )
 def test_mistakes_get_a_sentence(name: str, options: dict[str, int], sentence: str) -> None:
