@@ -82,6 +82,8 @@ class SyncBatchNorm(_BatchNorm):
         compiling = torch.compiler.is_compiling()
         if compiling and COMPILES:
             self._raise_if(self._problem_with(x))
+            if x.numel() == self.num_features and rank_and_size(self.process_group)[1] == 1:
+                raise ValueError(self._one_value(x))
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
         else:
             # Where tracing reaches this (torch before 2.11), it ends here. (The decorator would import the compiler.)
@@ -96,11 +98,14 @@ class SyncBatchNorm(_BatchNorm):
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group)
         # Reading the count back would stall a device, so only a rank that may be concerned does.
         if x.numel() <= self.num_features and moments.count == 1:
-            raise ValueError(
-                f"SyncBatchNorm({self.num_features}) got one value per channel on all ranks together (input of shape "
-                f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
-            )
+            raise ValueError(self._one_value(x))
         return y, moments
+
+    def _one_value(self, x: Tensor) -> str:
+        return (
+            f"SyncBatchNorm({self.num_features}) got one value per channel on all ranks together (input of shape "
+            f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
+        )
 
     def _problem_with(self, x: Tensor) -> str:
         """Say what makes `x` unfit for this layer; an empty string where nothing does."""

@@ -269,6 +269,13 @@ def test_one_value_per_channel_in_the_world_raises_on_every_rank() -> None:
     assert all("one value per channel" in str(error) for error in errors)
 
 
+def test_one_value_per_channel_raises_in_a_compiled_graph_of_one_rank() -> None:
+    layer = torch.compile(SyncBatchNorm(C), backend="eager")
+    assert layer(torch.randn(2, C)).shape == (2, C)
+    with pytest.raises(ValueError, match="one value per channel"):
+        layer(torch.randn(1, C))
+
+
 def test_an_empty_world_changes_no_buffer() -> None:
     layer = SyncBatchNorm(C)
     assert layer(torch.randn(0, C, 2, 2)).shape == (0, C, 2, 2)
