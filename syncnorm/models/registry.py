@@ -90,7 +90,5 @@ def _import_factory(name: str) -> Callable[..., nn.Module]:
             "finds the package (or set PYTHONPATH)."
         ) from error
     if not callable(factory):
-        raise UserError(
-            f"model '{name}' is a {type(factory).__name__}: name what builds a model."
-        )
+        raise UserError(f"model '{name}' is a {type(factory).__name__}: name what builds a model.")
     return factory
