@@ -135,6 +135,7 @@ def test_vary_seeds_quick_engine_and_out(
         ("run asked.py again", "'again' belongs to no option: see syncnorm run EXPERIMENT.py --help."),
         ("run asked.py --vary nrm=bn", "unknown field of a run 'nrm': did you mean 'norm'?"),
         ("run asked.py --vary", "--vary needs a field and its values, such as norm=bn,gn."),
+        ("run asked.py --vary engine=torch", "unknown world.engine 'torch': did you mean 'torchrun'?"),
         ("run asked.py --vary path=a,b", "'path' is not part of what names a run"),
         ("run asked.py --vary skew=x", "--vary skew: 'x' is not a number."),
         ("run asked.py --norm.name gn", "--norm.name would set what the study varies: write --vary norm=VALUE"),

@@ -116,7 +116,7 @@ def footnote(points: Points) -> str:
     """Return what the marks mean, over how many seeds, and what evaluated the runs."""
     counts = sorted({len(values) for values in points.values.values()})
     if not counts:
-        return "No run has finished."
+        return f"N{points.nothing()[1:]}."
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     if counts == [1]:
         return f"One run a point, so no interval; n = 1 seed.\n{points.evaluation()}"

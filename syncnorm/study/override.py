@@ -6,14 +6,15 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from syncnorm.config import Run
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import UserError
 from syncnorm.study.spec import Study, field_path, varies, with_axis
 
 
 def with_vary(study: Study, axes: Sequence[str]) -> Study:
     """Return the study with axes like "norm=bn,gn" or "per-device-batch=2,32" in place of its own.
 
-    Values are read by the type of their field; "none" is None. `UserError`: no such field, or no such value.
+    Values are read by the type of their field; "none" is None. `UserError`: no such field, or a text that is none of
+    its values; of fixed choices, `expand` refuses it.
     """
     seen = set()
     for axis in axes:
@@ -48,11 +49,7 @@ def parse(run: Run, name: str, text: str) -> Any:
     if NoneType in kinds and text.lower() == "none":
         return None
     kind = kinds[0]
-    if is_dataclass(kind) or kind is str:
-        return text
-    if get_origin(kind) is Literal:
-        if text not in get_args(kind):
-            raise unknown(name, text, get_args(kind))
+    if is_dataclass(kind) or kind is str or get_origin(kind) is Literal:
         return text
     if kind not in (int, float):
         raise UserError(f"--vary {name}: its values cannot be written on the command line, only in the file.")

@@ -74,6 +74,10 @@ class Points:
         parts = [f"{names} for {listing(group)}" for names, group in lines.items()]
         return f"Evaluated with statistics: {'; '.join(parts)}."
 
+    def nothing(self) -> str:
+        """Say why there is no value at all."""
+        return f"no run that has finished gave {self.curve.metric}" if self.without_value else "no run has finished"
+
     def usual_n(self) -> int:
         """Return the number of seeds that most places have (0 without any)."""
         counts = Counter(len(values) for values in self.values.values())

@@ -225,7 +225,7 @@ def _note(summary: Summary | None, points: Points) -> str:
 def _usual(points: Points) -> str:
     n = points.usual_n()
     if n == 0:
-        return "no run has finished"
+        return points.nothing()
     uneven = any(len(values) != n for values in points.values.values())
     alone = "; one seed gives no interval" if any(len(v) == 1 for v in points.values.values()) else ""
     return f"n = {n} {'seed' if n == 1 else 'seeds'}{' unless a cell says otherwise' if uneven else ''}{alone}"

@@ -173,3 +173,12 @@ def test_long_names_stay_within_the_figure(study: Study, fill: Fill) -> None:
 def test_a_figure_of_nothing_has_no_scale(study: Study, fill: Fill) -> None:
     figure = drawn(points_of(study, fill(study, keep=lambda run: False)))
     assert figure.axes[0].get_yticks().tolist() == []
+
+
+def test_a_metric_that_no_run_gave_is_not_a_run_that_has_not_finished(study: Study, fill: Fill) -> None:
+    curve = replace(study.figures[0], metric="acuracy")
+    points = points_of(
+        replace(study, figures=(curve,)), fill(replace(study, figures=(curve,)), lambda run: run.seed == 0)
+    )
+    assert footnote(points) == "No run that has finished gave acuracy."
+    assert drawn(points).axes[0].get_yticks().tolist() == []

@@ -143,7 +143,6 @@ def test_vary_reads_values_by_the_type_of_their_field() -> None:
         ("norm=bn norm=gn", "--vary norm=gn: norm is there twice; write all of its values at once: norm=A,B."),
         ("skew=much", "--vary skew: 'much' is not a number."),
         ("epochs=1.5", "--vary epochs: '1.5' is not a whole number."),
-        ("engine=torch", "unknown engine 'torch': did you mean 'torchrun'?"),
         ("model_options=a", "--vary model_options: its values cannot be written on the command line"),
     ],
 )
