@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,10 @@ GREY_MODES = {"1", "L", "I", "I;16", "I;16B", "F"}
 
 
 class Raw(NamedTuple):
-    """One split as it was found: encoded images or their files, integer labels, class names if known."""
+    """One split as it was found: encoded images or their files, labels (integers or words), class names if known."""
 
     images: Iterable[bytes | Path]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     class_names: tuple[str, ...] | None
 
 
@@ -94,9 +94,9 @@ def _stack(images: dict[str, list[Bytes]], what: str) -> dict[str, Bytes]:
 
 
 def _class_indices(splits: dict[str, Raw], what: str) -> tuple[dict[str, Labels], tuple[str, ...]]:
-    """Return labels as 0 .. classes-1 and the class names: the integers found where nothing names them."""
+    """Return labels as 0 .. classes-1 and the class names: the values found, in order, where nothing names them."""
     found = np.unique(np.concatenate([raw.labels for raw in splits.values()]))
-    if found[0] < 0:
+    if found.dtype.kind == "i" and found[0] < 0:
         raise UserError(f"{what}: label {found[0]} stands for no class; leave out the samples without a label.")
     named = next(iter(splits.values())).class_names
     if named is not None and all(raw.class_names == named for raw in splits.values()):

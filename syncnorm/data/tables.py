@@ -102,28 +102,29 @@ def raw_split(table: Any, what: str) -> tuple[Raw, Columns]:
         raise UserError(f"{what}: row {labels.index(None)} has no label: leave such rows out.")
     feature = table.features[columns.label]
     names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    return Raw(_encoded(table, columns.image, what), np.asarray(labels, dtype=np.int64), names), columns
+    values = np.asarray(labels, dtype=str if _is_text(feature) else np.int64)
+    return Raw(_encoded(table, columns.image, what), values, names), columns
 
 
 def find_columns(features: Mapping[str, Any], what: str) -> Columns:
-    """Find the image and the label column by type: an Image or {bytes, path}; a ClassLabel, else an integer.
+    """Find the image and the label column by type.
 
-    Of several, the one with the usual name is taken, else the first; but of several integers without a usual name
-    none, since the first may as well be a number of the row.
+    Images are an Image, {bytes, path} or bytes; labels a ClassLabel, else integers or booleans, else text in a
+    column with a usual name. Of several, the one with the usual name is taken, else the first; but of several
+    integers without a usual name none, since the first may as well be a number of the row.
     """
     import datasets
 
     def is_image(kind: Any) -> bool:
-        return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and {*kind} == {"bytes", "path"})
-
-    def is_integer(kind: Any) -> bool:
-        return isinstance(kind, datasets.Value) and "int" in kind.dtype
+        encoded = isinstance(kind, dict) and {*kind} == {"bytes", "path"}
+        return encoded or isinstance(kind, datasets.Image) or _is_value(kind, "binary")
 
     images = [name for name, kind in features.items() if is_image(kind)]
     labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     named = bool(labels)
-    labels = labels or [name for name, kind in features.items() if is_integer(kind)]
-    for found, needed in ((images, "images"), (labels, "class labels (ClassLabel or integers)")):
+    labels = labels or [name for name, kind in features.items() if _is_value(kind, "int") or _is_value(kind, "bool")]
+    labels = labels or [name for name, kind in features.items() if _is_text(kind) and name in LABEL_NAMES]
+    for found, needed in ((images, "images"), (labels, "class labels (ClassLabel, integers, or text called label)")):
         if not found:
             raise UserError(f"{what} has no column of {needed}; its columns are {', '.join(features)}.")
     usual = next((name for name in LABEL_NAMES if name in labels), None)
@@ -132,6 +133,17 @@ def find_columns(features: Mapping[str, Any], what: str) -> Columns:
             f"{what} may have its labels in any of {', '.join(labels)}: rename the right column to label."
         )
     return Columns("image" if "image" in images else images[0], usual or labels[0])
+
+
+def _is_value(kind: Any, of: str) -> bool:
+    """Whether a column holds plain values of a type: "int" for int8 to uint64, "binary" for both sizes of it."""
+    import datasets
+
+    return isinstance(kind, datasets.Value) and of in kind.dtype
+
+
+def _is_text(kind: Any) -> bool:
+    return _is_value(kind, "string")
 
 
 def quiet() -> None:

@@ -92,6 +92,20 @@ def test_a_number_of_the_row_is_not_its_label(tmp_path):
         load("mine", path=str(unnamed))
 
 
+@pytest.mark.parametrize(("labels", "names"), [(["dog", "cat"] * 5, ("cat", "dog")), ([True, False] * 5, ("0", "1"))])
+def test_words_and_booleans_are_labels_and_plain_bytes_are_images(tmp_path, labels, names):
+    images = [encoded(picture(i)) for i in range(10)]
+    for split, rows in (("train", slice(0, 8)), ("test", slice(8, 9))):
+        pq.write_table(pa.table({"jpeg": images[rows], "label": labels[rows]}), tmp_path / f"{split}.parquet")
+    data = load("mine", path=str(tmp_path))
+    assert data.class_names == names
+    assert (
+        data.test_y.tolist()
+        == data.train_y.tolist()[:1]
+        == [names.index(str(labels[0]) if names[0] == "cat" else "1")]
+    )
+
+
 def test_class_names_of_a_hugging_face_table_are_kept(tmp_path):
     import datasets
 
