@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from syncnorm.data.client_skew import dirichlet_by_class, dirichlet_by_client, pathological, quantity, shards
 from syncnorm.errors import UserError, unknown
 from syncnorm.seeds import derive
 
@@ -44,15 +45,23 @@ def sorted_by_label(
     return [np.concatenate(pair) for pair in zip(pieces, shares, strict=True)]
 
 
-METHODS: dict[str, Method] = {"iid": iid, "sorted": sorted_by_label}
+METHODS: dict[str, Method] = {
+    "iid": iid,
+    "sorted": sorted_by_label,
+    "dirichlet_by_class": dirichlet_by_class,
+    "dirichlet_by_client": dirichlet_by_client,
+    "pathological": pathological,
+    "shards": shards,
+    "quantity": quantity,
+}
 """The partition methods by name."""
 
 
 def partition(labels: Tensor, method: str, clients: int, seed: int, **options: Any) -> list[Tensor]:
     """Return one tensor of sample indices a client (or rank): every index of `labels` (N,) exactly once.
 
-    `method` is a name in `METHODS`, `options` are the keyword options of that function. Both present methods
-    give sizes that differ by at most one. The same arguments give the same partition everywhere.
+    `method` is a name in `METHODS`, `options` are the keyword options of that function. The same arguments give the
+    same partition everywhere.
 
     Raises `UserError` for unknown names, bad options, fewer than one client and fewer samples than clients.
     """

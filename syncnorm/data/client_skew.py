@@ -1,0 +1,163 @@
+"""How federated studies deal one training set to clients, each definition under a name of its own.
+
+Two definitions that share a name in the literature are two names here: Dirichlet by class (each class is cut by its
+own draw, so sizes vary too) and Dirichlet by client (each client draws its mix of classes, sizes are equal) differ
+at the same alpha. Every function takes labels (N,), the number of clients and a random generator, and returns one
+index array a client, every index exactly once.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncnorm.errors import UserError
+
+Indices = NDArray[np.int64]
+
+DRAWS = 10
+"""How often a draw that leaves a client with too few samples is repeated."""
+
+
+def dirichlet_by_class(
+    labels: Indices,
+    clients: int,
+    rng: np.random.Generator,
+    *,
+    alpha: float = 0.5,
+    balance: bool = False,
+    min_size: int = 1,
+) -> list[Indices]:
+    """Cut every class by its own draw q ~ Dirichlet(alpha, ..., alpha) over clients.
+
+    With `balance`, a client that already holds N / K samples gets none of the following classes, as NIID-Bench and
+    PFLlib do (Li et al., arXiv 2102.02079). A draw that leaves a client with fewer than `min_size` samples is
+    repeated, which conditions the distribution; after ten such draws `UserError`.
+    """
+    _positive("alpha", alpha)
+
+    def draw() -> list[Indices]:
+        parts: list[list[Indices]] = [[] for _ in range(clients)]
+        for value in np.unique(labels):
+            members = rng.permutation(np.flatnonzero(labels == value))
+            share = rng.dirichlet(np.full(clients, alpha))
+            if balance:
+                full = np.array([sum(map(len, part)) >= len(labels) / clients for part in parts])
+                share = np.where(full, 0.0, share)
+                share = share / share.sum() if share.sum() > 0 else ~full / (~full).sum()
+            cuts = (np.cumsum(share)[:-1] * len(members)).round().astype(np.int64)
+            for part, piece in zip(parts, np.split(members, cuts), strict=True):
+                part.append(piece)
+        return [np.concatenate(part) for part in parts]
+
+    return _until_large_enough(draw, min_size, f"the dirichlet_by_class partition with alpha {alpha:g}")
+
+
+def dirichlet_by_client(
+    labels: Indices, clients: int, rng: np.random.Generator, *, alpha: float = 0.5
+) -> list[Indices]:
+    """Let each client draw its mix of classes, q ~ Dirichlet(alpha * prior), at equal sizes (Hsu, Qi & Brown 2019).
+
+    `prior` is the share of each class in the data. Samples are drawn without replacement; a class that has run out
+    drops out of the mixes still to be filled (arXiv 1909.06335).
+    """
+    _positive("alpha", alpha)
+    values, counts = np.unique(labels, return_counts=True)
+    pools = [rng.permutation(np.flatnonzero(labels == value)).tolist() for value in values]
+    parts: list[list[int]] = []
+    for size in (len(piece) for piece in np.array_split(labels, clients)):
+        mix = rng.dirichlet(alpha * counts / counts.sum())
+        part: list[int] = []
+        while len(part) < size:
+            left = np.array([len(pool) for pool in pools])
+            open_ = np.where(left > 0, mix, 0.0)
+            # A mix whose classes have all run out takes what there is.
+            chances = open_ / open_.sum() if open_.sum() > 0 else left / left.sum()
+            wanted = np.minimum(rng.multinomial(size - len(part), chances), left)
+            for pool, count in zip(pools, wanted, strict=True):
+                part += [pool.pop() for _ in range(count)]
+        parts.append(part)
+    return [np.array(part, dtype=np.int64) for part in parts]
+
+
+def pathological(
+    labels: Indices, clients: int, rng: np.random.Generator, *, classes_per_client: int = 2
+) -> list[Indices]:
+    """Give each client exactly `classes_per_client` classes (McMahan et al., arXiv 1602.05629, by class).
+
+    Classes are dealt round in random order, and a class is cut equally among its owners. `UserError` where the
+    clients together have no room for every class.
+    """
+    values = rng.permutation(np.unique(labels))
+    if not 1 <= classes_per_client <= len(values):
+        raise UserError(
+            f"classes_per_client is {classes_per_client}: it must lie between 1 and the {len(values)} classes there "
+            "are."
+        )
+    if clients * classes_per_client < len(values):
+        raise UserError(
+            f"{clients} clients with {classes_per_client} classes each cannot hold {len(values)} classes: use more "
+            "clients, or more classes_per_client."
+        )
+    hands = [
+        [(client * classes_per_client + slot) % len(values) for slot in range(classes_per_client)]
+        for client in range(clients)
+    ]
+    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    for position, value in enumerate(values):
+        owners = [client for client, hand in enumerate(hands) if position in hand]
+        members = rng.permutation(np.flatnonzero(labels == value))
+        for owner, piece in zip(owners, np.array_split(members, len(owners)), strict=True):
+            parts[owner].append(piece)
+    return [np.concatenate(part) for part in parts]
+
+
+def shards(labels: Indices, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2) -> list[Indices]:
+    """Sort by label, cut into `shards_per_client` * K equal shards, deal them at random (arXiv 1602.05629).
+
+    A shard may hold two classes, so a client may hold up to twice as many classes as shards.
+    """
+    count = clients * shards_per_client
+    if shards_per_client < 1 or count > len(labels):
+        raise UserError(
+            f"shards_per_client is {shards_per_client}: it must be at least 1 and leave a sample for each shard "
+            f"({len(labels)} samples, {clients} clients)."
+        )
+    mixed = rng.permutation(len(labels))
+    pieces = np.array_split(mixed[np.argsort(labels[mixed], kind="stable")], count)
+    dealt = rng.permutation(count).reshape(clients, shards_per_client)
+    return [np.concatenate([pieces[shard] for shard in hand]) for hand in dealt]
+
+
+def quantity(
+    labels: Indices, clients: int, rng: np.random.Generator, *, beta: float = 0.5, min_size: int = 1
+) -> list[Indices]:
+    """Draw the clients' shares of the data from Dirichlet(beta, ..., beta); labels are IID (arXiv 2102.02079).
+
+    Repeated as in `dirichlet_by_class` where a client gets fewer than `min_size` samples.
+    """
+    _positive("beta", beta)
+
+    def draw() -> list[Indices]:
+        share = rng.dirichlet(np.full(clients, beta))
+        cuts = (np.cumsum(share)[:-1] * len(labels)).round().astype(np.int64)
+        return np.split(rng.permutation(len(labels)), cuts)
+
+    return _until_large_enough(draw, min_size, f"the quantity partition with beta {beta:g}")
+
+
+def _positive(name: str, value: float) -> None:
+    if not (isinstance(value, int | float) and 0 < value < float("inf")):
+        raise UserError(f"{name} is {value!r}: it must be a number above 0.")
+
+
+def _until_large_enough(draw: Callable[[], list[Indices]], min_size: int, what: str) -> list[Indices]:
+    for _ in range(DRAWS):
+        parts = draw()
+        if min(map(len, parts)) >= min_size:
+            return parts
+    sizes = ", ".join(str(size) for size in sorted(map(len, parts))[:8])
+    raise UserError(
+        f"{what} left a client with fewer than {min_size} samples in {DRAWS} draws (smallest clients of the last: "
+        f"{sizes}): raise it, lower min_size, or use fewer clients."
+    )
