@@ -1,0 +1,103 @@
+"""What a federated server does with its clients' models, without a network."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.errors import UserError
+from syncnorm.federated.policies import Policy, Rule, batch_norm_entries, rules
+from syncnorm.moments import Moments
+
+State = Mapping[str, Tensor]
+
+
+def aggregate(
+    model: nn.Module, states: Sequence[State], weights: Sequence[float], policy: str | Policy = "fedavg"
+) -> dict[str, Tensor]:
+    """Return the state of the next global model from the states of the clients of one round.
+
+    With client k's share p_k = weights_k / sum(weights), parameters and shared statistics are sum_k p_k value_k; the
+    pooled variance is that of all clients' samples together (law of total variance),
+
+        mu = sum_k p_k mu_k,   sigma^2 = sum_k p_k (sigma_k^2 + (mu_k - mu)^2).
+
+    Integers (the counters of batch norm) keep their type and the largest value. What a policy leaves with the clients
+    stays here as it is in `model`, and need not be in `states`. Sums are taken in float64, in the order given, so the
+    same clients in the same order give the same bits.
+
+    Args:
+        model: the current global model; it says which entries are batch norm, and is not changed.
+        states: one state a client.
+        weights: how much each counts, for example its number of samples.
+        policy: a name in `POLICIES`, or a row of your own.
+
+    Raises:
+        UserError: no state, weights that do not fit, an unknown policy, or a policy the model gives no meaning to.
+        ValueError: a state that is not fit to be averaged (see `check_update`); it names the client by its place.
+    """
+    kinds = rules(model, policy)
+    shares = _shares(states, weights)
+    for place, state in enumerate(states):
+        check_update(model, state, kinds, client=str(place))
+    current = model.state_dict()
+    combined = {
+        name: current[name].clone() if kind == "local" else _combine([state[name] for state in states], shares, kind)
+        for name, kind in kinds.items()
+    }
+    for var_name in (name for name in variance_entries(model) if kinds[name] == "pooled"):
+        mean_name = var_name.removesuffix("running_var") + "running_mean"
+        means, variances = (torch.stack([state[name].double() for state in states]) for name in (mean_name, var_name))
+        pooled = Moments(shares, means, shares.unsqueeze(1) * variances).pooled()
+        combined[mean_name] = pooled.mean.to(current[mean_name].dtype)
+        combined[var_name] = pooled.var().to(current[var_name].dtype)
+    return combined
+
+
+def check_update(model: nn.Module, state: State, kinds: Mapping[str, Rule], client: str) -> None:
+    """Raise `ValueError` where what a client sent must not touch the global model: one sentence that names it.
+
+    That is an entry that is missing, unknown, of another shape or type, not finite, or a negative variance.
+    """
+    current = model.state_dict()
+    sent = {name for name, kind in kinds.items() if kind != "local"}
+    if missing := sorted(sent - state.keys()):
+        raise ValueError(f"client {client} sent no '{missing[0]}' ({len(missing)} entries are missing).")
+    if strange := sorted(state.keys() - current.keys()):
+        raise ValueError(f"client {client} sent '{strange[0]}', which the global model does not have.")
+    for name in sorted(sent):
+        value, own = state[name], current[name]
+        if value.shape != own.shape or value.dtype != own.dtype:
+            raise ValueError(
+                f"client {client} sent '{name}' as {value.dtype} of shape {tuple(value.shape)}: the global model has "
+                f"{own.dtype} of shape {tuple(own.shape)}."
+            )
+        if not value.isfinite().all():
+            raise ValueError(f"client {client} sent '{name}' with values that are not finite.")
+    for name in variance_entries(model):
+        if kinds[name] != "local" and state[name].lt(0).any():
+            raise ValueError(f"client {client} sent '{name}' with a negative variance.")
+
+
+def variance_entries(model: nn.Module) -> list[str]:
+    """Return the names of the running variances in the model's state."""
+    return [name for name, part in batch_norm_entries(model).items() if part == "running_var"]
+
+
+def _shares(states: Sequence[State], weights: Sequence[float]) -> Tensor:
+    if not states:
+        raise UserError("there is no client's state to aggregate: give at least one.")
+    if len(states) != len(weights):
+        raise UserError(f"{len(states)} states came with {len(weights)} weights: give one weight a state.")
+    given = torch.tensor(list(weights), dtype=torch.float64)
+    if not given.isfinite().all() or given.lt(0).any() or given.sum() == 0:
+        raise UserError(f"weights are {list(weights)}: they must not be negative, and not all zero.")
+    return given / given.sum()
+
+
+def _combine(values: Sequence[Tensor], shares: Tensor, kind: Rule) -> Tensor:
+    stacked = torch.stack(list(values))
+    if kind == "largest":
+        return stacked.amax(0)
+    weighted = shares.to(stacked.device).view(-1, *[1] * values[0].dim()) * stacked.double()
+    return weighted.sum(0).to(values[0].dtype)
