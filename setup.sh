@@ -30,8 +30,8 @@ if [ -n "$sharing" ]; then
     grep -v -E '^(torch|numpy)==' constraints.txt > "$pins"
 else
     say "installing torch"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -c "$pins" torch
+    "$venv/bin/pip" install -qq --disable-pip-version-check -c "$pins" torch
 fi
 say "installing syncnorm and what its studies and tests need"
-"$venv/bin/pip" install --quiet --disable-pip-version-check -c "$pins" -e '.[study,dev]'
+"$venv/bin/pip" install -qq --disable-pip-version-check -c "$pins" -e '.[study,dev]'
 touch "$venv/ready"
