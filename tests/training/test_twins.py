@@ -1,13 +1,11 @@
 """Real ranks and virtual ranks are the same: parameters, every rank's buffers, losses, to 1e-10 in float64."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 from twin_program import state_after, twin_run
 
 NORMS = ["bn", "sync_bn", "gn"]
@@ -18,12 +16,7 @@ PROGRAM = Path(__file__).with_name("twin_program.py")
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_torchrun_and_virtual_ranks_train_the_same_model(ranks: int, tmp_path: Path) -> None:
     out = tmp_path / "states.pt"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, str(PROGRAM), str(out), json.dumps(NORMS)], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    torchrun(ranks, PROGRAM, str(out), json.dumps(NORMS))
     real = torch.load(out, weights_only=True)
     for norm in NORMS:
         virtual = state_after(twin_run(norm, ranks, "virtual"), None)

@@ -5,6 +5,7 @@ import os
 import sys
 
 import torch
+import torch.distributed as dist
 
 from syncnorm.config import Devices, Norm, Optim, Run
 from syncnorm.training.fit import train
@@ -39,6 +40,8 @@ def main() -> None:
     states = {norm: state_after(twin_run(norm, ranks, "torchrun"), rank) for norm in norms}
     if rank == 0:
         torch.save(states, sys.argv[1])
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
