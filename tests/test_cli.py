@@ -236,3 +236,11 @@ def test_the_module_is_the_command() -> None:
     ended = subprocess.run([sys.executable, "-m", "syncnorm", "runn"], capture_output=True, text=True)
     assert ended.returncode == 2
     assert ended.stderr == "syncnorm: unknown command 'runn': did you mean 'run'? Known: report, run.\n"
+
+
+def test_without_its_packages_the_command_says_what_to_install() -> None:
+    program = "import sys; sys.modules['tyro'] = None; from syncnorm.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "needs the package 'tyro'" in done.stderr
