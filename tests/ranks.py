@@ -8,9 +8,13 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.multi_threaded_pg import (
     ProcessLocalGroup,
+    ThreadLocalWorld,
     _install_threaded_pg,
     _uninstall_threaded_pg,
 )
+
+if not hasattr(ThreadLocalWorld, "comms"):  # torch 2.11 asks for it when a group is destroyed, and has forgotten it
+    ThreadLocalWorld.comms = []
 
 
 def run_ranks(size: int, work: Callable[[int], Any], timeout: float = 20.0) -> list[Any]:
