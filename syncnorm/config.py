@@ -11,6 +11,7 @@ from typing import Any, Literal
 from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
+ClientEngine = Literal["auto", "cohort", "loop", "flower"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,76 @@ class Devices:
 
 
 @dataclass(frozen=True)
+class Clients:
+    """The clients world: one model at `count` sites, trained in rounds (federated learning).
+
+    A round samples clients, each trains from the model that it receives, the server makes the next one. `optim` is
+    the clients' optimiser, its schedule runs over rounds, and its epochs have no meaning here.
+    """
+
+    count: int = 20
+    """Number of clients that take part in training."""
+    participation: float = 1.0
+    """Fraction of the clients that a round samples, without replacement; at least one."""
+    rounds: int = 50
+    """Number of rounds."""
+    local_epochs: int = 1
+    """Passes over its own data that a client makes in a round."""
+    local_steps: int | None = None
+    """Exactly so many steps a round in place of local_epochs."""
+    batch: int = 16
+    """Samples in a client's step; the last batch of an epoch may be smaller."""
+    method: str = "fedavg"
+    """What is averaged, pooled, kept at home or frozen of batch norm: a name in federated.POLICIES."""
+    method_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the method, e.g. {"frozen_from": 0.5} for fixbn."""
+    algorithm: Literal["fedavg", "fedprox", "scaffold", "fedadam", "fedavgm"] = "fedavg"
+    """How the clients' and the server's steps are corrected."""
+    algorithm_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the algorithm, e.g. {"mu": 0.01, "squared": False} for fedprox."""
+    weighting: Literal["samples", "uniform"] = "samples"
+    """What a client counts in the average: its number of training samples, or as much as any other."""
+    skew: str = "iid"
+    """How each domain's samples are dealt to its clients: a partition method's name, or "resampled"."""
+    alpha: float | None = None
+    """Concentration of the Dirichlet partitions: small is skewed. None is their own default."""
+    skew_options: dict[str, Any] = field(default_factory=dict)
+    """Further options of the partition method, e.g. {"classes_per_client": 2} for pathological."""
+    domains: tuple[str, ...] = ()
+    """Data sets of the same task; client k holds samples of domain k mod their number. Empty: data.name alone."""
+    noise: float = 0.0
+    """Standard deviation of the noise on the last client's images (in units of the data's); client k of K has
+    k / (K - 1) of it."""
+    equal_size: float = 0.0
+    """Cut every client's training data to this fraction of the smallest client's; 0 keeps all."""
+    validation: float = 0.0
+    """Samples of every client's own that choose the round to report, as a fraction of the smallest client's data;
+    0 reports the last round."""
+    held_out: int = 0
+    """Further clients that hold data but never train: what a site gets that was never seen."""
+    unseen: tuple[str, ...] = ()
+    """Domains of the held-out clients, if they are not to be those of the others."""
+    min_batch: int = 2
+    """Smallest batch whose own statistics may normalise it."""
+    small_batch: Literal["error", "skip", "use_running"] = "skip"
+    """What is done with a batch below min_batch: refuse it, leave it out, or normalise it with running statistics."""
+    clip: float = 0.0
+    """Adaptive gradient clipping: largest gradient norm of an output unit, in units of its weight norm; 0 is off."""
+    keep_momentum: bool = False
+    """Whether a client's optimiser goes on with the momentum of its last round."""
+    unsampled: Literal["initial", "average"] = "initial"
+    """What evaluates a client that was never sampled where its method keeps a part of batch norm at home: that part
+    as it was at first, or the mean over the clients that have one."""
+    global_norm: Literal["none", "average", "pooled"] = "none"
+    """Batch norm of a global model where the method has none: no global model, or the clients' averaged or pooled."""
+    enough: float = 0.5
+    """A round fails when fewer than this fraction of its clients give a usable update."""
+    engine: ClientEngine = "auto"
+    """cohort: all clients of a round in one batched step; loop: one after the other; auto: the faster of these two;
+    flower: Flower's own simulation."""
+
+
+@dataclass(frozen=True)
 class Optim:
     """How the parameters are updated."""
 
@@ -92,7 +163,7 @@ class Run:
     model_options: dict[str, Any] = field(default_factory=dict)
     """Keyword options of the model's factory."""
     norm: Norm = field(default_factory=Norm)
-    world: Devices = field(default_factory=Devices)
+    world: Devices | Clients = field(default_factory=Devices)
     optim: Optim = field(default_factory=Optim)
     precision: Literal["float32", "float64"] = "float32"
     """Data type of parameters and activations."""
@@ -112,7 +183,9 @@ class Result:
     seconds: float
     environment: dict[str, str]
     history: dict[str, list[float]] = field(default_factory=dict)
-    """One value an epoch, e.g. {"train_loss": [...]}."""
+    """One value an epoch or round, e.g. {"train_loss": [...]}."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Plain data that no single number holds, e.g. who held what in a federated run ("partition")."""
 
 
 def layout(world: Devices) -> tuple[int, int]:
@@ -143,21 +216,23 @@ def layout(world: Devices) -> tuple[int, int]:
 def describe(run: Run) -> dict[str, Any]:
     """Return a run as plain data, without paths: what is hashed, stored in rows and shown in reports.
 
-    Two ways to write the same run describe the same: the world's ranks, per_device_batch and global_batch are all
-    filled in, and a float field holds a float (100.0, not 100).
+    Two ways to write the same run describe the same: a float field holds a float (100.0, not 100), the ranks,
+    per_device_batch and global_batch of devices are all filled in, and clients have no `optim.epochs`.
     """
     config: dict[str, Any] = _plain(run)
     del config["data"]["path"]
-    ranks, local = layout(run.world)
-    config["world"].update(
-        kind=type(run.world).__name__.lower(), ranks=ranks, per_device_batch=local, global_batch=ranks * local
-    )
+    config["world"]["kind"] = type(run.world).__name__.lower()
+    if isinstance(run.world, Devices):
+        ranks, local = layout(run.world)
+        config["world"].update(ranks=ranks, per_device_batch=local, global_batch=ranks * local)
+    else:
+        del config["optim"]["epochs"]
     return config
 
 
 def _plain(node: Any) -> Any:
     if not is_dataclass(node):
-        return node
+        return list(node) if isinstance(node, tuple) else node
     values = ((item, getattr(node, item.name)) for item in fields(node))
     return {item.name: float(value) if item.type is float else _plain(value) for item, value in values}
 
