@@ -68,6 +68,10 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean loss; the one place where the host waits for the device."""
         self.train_loss.append(torch.stack(self._losses).mean().item())
+        self.forget_losses()
+
+    def forget_losses(self) -> None:
+        """Drop the losses of the steps since the last epoch; for those who call `training_step` themselves."""
         self._losses.clear()
 
     def configure_optimizers(self) -> Any:
