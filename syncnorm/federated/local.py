@@ -49,7 +49,7 @@ class Task:
     running: tuple[bool, ...]
     """Steps that running statistics normalise; batch norm's buffers do not move in them."""
     state: Mapping[str, Tensor]
-    """The entries of the model's state that training starts from."""
+    """Where training starts: every parameter and every buffer of the model, those that a state_dict leaves out too."""
     seed: int
     """Of augmentation and random layers."""
     correction: Mapping[str, Tensor] | None = None
@@ -64,7 +64,7 @@ class Update:
 
     client: int
     state: dict[str, Tensor]
-    """Every parameter and every buffer, those that a state_dict leaves out too. Empty where the client failed."""
+    """As the task's, after training. Empty where the client failed."""
     loss: float = 0.0
     """Mean over the samples seen of the data loss, in nats."""
     momentum: dict[str, Tensor] | None = None

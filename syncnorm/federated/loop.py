@@ -64,12 +64,8 @@ def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
 
 @torch.no_grad()
 def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `state` into the model; buffers that states leave out start from zero."""
     for name, value in chain(model.named_parameters(), model.named_buffers()):
-        if name in state:
-            value.copy_(state[name])
-        else:
-            value.zero_()
+        value.copy_(state[name])
 
 
 def _set_mode(model: nn.Module, running: bool) -> None:
