@@ -3,10 +3,9 @@
 Two definitions that share a name in the literature are two names here: Dirichlet by class (each class is cut by its
 own draw, so sizes vary too) and Dirichlet by client (each client draws its mix of classes, sizes are equal) differ
 at the same alpha. Every function takes labels (N,), the number of clients and a random generator, and returns one
-index array a client, every index exactly once.
+index array a client, every index exactly once. A function whose draw left a client with too few samples raises
+`TooSmall`, and `partition.deal` calls it again.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,15 @@ from syncnorm.errors import UserError
 
 Indices = NDArray[np.int64]
 
-DRAWS = 10
-"""How often a draw that leaves a client with too few samples is repeated."""
+
+class TooSmall(Exception):
+    """A draw left a client with fewer than `min_size` samples; `sizes` are those of all clients, ascending."""
+
+    def __init__(self, parts: list[Indices], min_size: int) -> None:
+        """Keep the sizes of `parts`."""
+        self.sizes = sorted(map(len, parts))
+        self.min_size = min_size
+        super().__init__(f"a client has {self.sizes[0]} samples, fewer than {min_size}")
 
 
 def dirichlet_by_class(
@@ -32,25 +38,21 @@ def dirichlet_by_class(
 
     With `balance`, a client that already holds N / K samples gets none of the following classes, as NIID-Bench and
     PFLlib do (Li et al., arXiv 2102.02079). A draw that leaves a client with fewer than `min_size` samples is
-    repeated, which conditions the distribution; after ten such draws `UserError`.
+    repeated, which conditions the distribution.
     """
-    _positive("alpha", alpha)
-
-    def draw() -> list[Indices]:
-        parts: list[list[Indices]] = [[] for _ in range(clients)]
-        for value in np.unique(labels):
-            members = rng.permutation(np.flatnonzero(labels == value))
-            share = rng.dirichlet(np.full(clients, alpha))
-            if balance:
-                full = np.array([sum(map(len, part)) >= len(labels) / clients for part in parts])
-                share = np.where(full, 0.0, share)
-                share = share / share.sum() if share.sum() > 0 else ~full / (~full).sum()
-            cuts = (np.cumsum(share)[:-1] * len(members)).round().astype(np.int64)
-            for part, piece in zip(parts, np.split(members, cuts), strict=True):
-                part.append(piece)
-        return [np.concatenate(part) for part in parts]
-
-    return _until_large_enough(draw, min_size, f"the dirichlet_by_class partition with alpha {alpha:g}")
+    check_positive("alpha", alpha)
+    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    for value in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == value))
+        share = rng.dirichlet(np.full(clients, alpha))
+        if balance:
+            full = np.array([sum(map(len, part)) >= len(labels) / clients for part in parts])
+            share = np.where(full, 0.0, share)
+            share = share / share.sum() if share.sum() > 0 else ~full / (~full).sum()
+        cuts = (np.cumsum(share)[:-1] * len(members)).round().astype(np.int64)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.append(piece)
+    return _large_enough([np.concatenate(part) for part in parts], min_size)
 
 
 def dirichlet_by_client(
@@ -61,7 +63,7 @@ def dirichlet_by_client(
     `prior` is the share of each class in the data. Samples are drawn without replacement; a class that has run out
     drops out of the mixes still to be filled (arXiv 1909.06335).
     """
-    _positive("alpha", alpha)
+    check_positive("alpha", alpha)
     values, counts = np.unique(labels, return_counts=True)
     pools = [rng.permutation(np.flatnonzero(labels == value)).tolist() for value in values]
     parts: list[list[int]] = []
@@ -136,28 +138,19 @@ def quantity(
 
     Repeated as in `dirichlet_by_class` where a client gets fewer than `min_size` samples.
     """
-    _positive("beta", beta)
-
-    def draw() -> list[Indices]:
-        share = rng.dirichlet(np.full(clients, beta))
-        cuts = (np.cumsum(share)[:-1] * len(labels)).round().astype(np.int64)
-        return np.split(rng.permutation(len(labels)), cuts)
-
-    return _until_large_enough(draw, min_size, f"the quantity partition with beta {beta:g}")
+    check_positive("beta", beta)
+    share = rng.dirichlet(np.full(clients, beta))
+    cuts = (np.cumsum(share)[:-1] * len(labels)).round().astype(np.int64)
+    return _large_enough(np.split(rng.permutation(len(labels)), cuts), min_size)
 
 
-def _positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Raise `UserError` unless an option is a number above 0."""
     if not (isinstance(value, int | float) and 0 < value < float("inf")):
         raise UserError(f"{name} is {value!r}: it must be a number above 0.")
 
 
-def _until_large_enough(draw: Callable[[], list[Indices]], min_size: int, what: str) -> list[Indices]:
-    for _ in range(DRAWS):
-        parts = draw()
-        if min(map(len, parts)) >= min_size:
-            return parts
-    sizes = ", ".join(str(size) for size in sorted(map(len, parts))[:8])
-    raise UserError(
-        f"{what} left a client with fewer than {min_size} samples in {DRAWS} draws (smallest clients of the last: "
-        f"{sizes}): raise it, lower min_size, or use fewer clients."
-    )
+def _large_enough(parts: list[Indices], min_size: int) -> list[Indices]:
+    if min(map(len, parts)) < min_size:
+        raise TooSmall(parts, min_size)
+    return parts

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from syncnorm.seeds import derive
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Scale = Literal["own", "fixed"]
+"""own: by the mean and standard deviation of the training samples; fixed: to [-1, 1], whatever the data."""
 
 
 class Pixels(NamedTuple):
@@ -31,8 +33,9 @@ class Dataset:
     """Images and labels with a fixed split.
 
     `train_x`, `test_x`: float32 (N, C, H, W), normalised with the mean and standard deviation of each channel
-    over the training split; both splits use those same numbers. `train_y`, `test_y`: int64 (N,), values 0 ..
-    classes-1. `note` says in one line what this is and where it comes from.
+    over the training split, or with 0.5 and 0.5 where `load` was given `scale="fixed"`; both splits use the same
+    numbers. `train_y`, `test_y`: int64 (N,), values 0 .. classes-1. `note` says in one line what this is and where
+    it comes from.
     """
 
     name: str
@@ -61,17 +64,23 @@ class Dataset:
         )
 
 
-def normalised(name: str, pixels: Pixels, train_limit: int | None = None, test_limit: int | None = None) -> Dataset:
+def normalised(
+    name: str,
+    pixels: Pixels,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    scale: Scale = "own",
+) -> Dataset:
     """Return `pixels` as a `Dataset`: limited, scaled to [0, 1], then normalised per channel.
 
     A limit keeps that many samples, drawn by seed 0; of two limits the smaller keeps a subset of the larger.
-    Mean and (biased) standard deviation are those of the training samples that are kept; a constant channel
-    is only centred.
+    With the scale "own", mean and (biased) standard deviation are those of the training samples that are kept; a
+    constant channel is only centred. With "fixed" both are 0.5: several data sets keep the shift between them.
     """
     train = _keep("train", len(pixels.train_y), train_limit)
     test = _keep("test", len(pixels.test_y), test_limit)
     kept = torch.from_numpy(np.ascontiguousarray(pixels.train_x[train]))
-    mean, std = channel_moments(kept)
+    mean, std = channel_moments(kept) if scale == "own" else (torch.tensor(0.5), torch.tensor(0.5))
     held_out = torch.from_numpy(np.ascontiguousarray(pixels.test_x[test]))
     train_x, test_x = (x.float().div_(255).sub_(mean).div_(std) for x in (kept, held_out))
     return Dataset(

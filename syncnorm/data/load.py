@@ -4,9 +4,10 @@ import os
 import re
 from hashlib import sha256
 from pathlib import Path
+from typing import get_args
 
 from syncnorm.data.cache import cached
-from syncnorm.data.dataset import Dataset, Pixels, normalised
+from syncnorm.data.dataset import Dataset, Pixels, Scale, normalised
 from syncnorm.data.decode import to_pixels
 from syncnorm.data.domains import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE
 from syncnorm.data.local import find
@@ -21,8 +22,9 @@ def load(
     size: int | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    scale: Scale = "own",
 ) -> Dataset:
-    """Return a data set by name; the arguments are the fields of `config.Data`.
+    """Return a data set by name; all arguments but `scale` are fields of `config.Data`.
 
     `name` is an embedded data set (`DOMAINS`), or a name of your own for what lies at `path` (a parquet file,
     a folder with train*.parquet and test*.parquet, an image folder with one subfolder a class, with or
@@ -32,8 +34,13 @@ def load(
     `size` is the side in pixels that images are stretched to (embedded data: 16 by default). Limits keep that
     many samples, drawn by seed 0. Decoded images are cached, see `cache.folder`.
 
+    `scale` says what each channel is normalised with: "own", the mean and standard deviation of the training
+    samples, or "fixed", which is (pixel - 0.5) / 0.5 for pixels in [0, 1], so that domains can be compared.
+
     Raises `UserError` for names, paths, sizes and files that do not work.
     """
+    if scale not in get_args(Scale):
+        raise unknown("scale", scale, get_args(Scale))
     for option, value in (("size", size), ("train_limit", train_limit), ("test_limit", test_limit)):
         if value is not None and value < 1:
             raise UserError(f"data.{option} is {value}: it must be at least 1.")
@@ -43,7 +50,7 @@ def load(
         raise UserError(
             f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
         ) from error
-    return normalised(name, pixels, train_limit, test_limit)
+    return normalised(name, pixels, train_limit, test_limit, scale)
 
 
 def _pixels(name: str, path: str, size: int | None) -> Pixels:

@@ -1,19 +1,27 @@
 """Who holds what: how a training set is dealt to ranks or clients.
 
 A method is one function in `METHODS`: labels (N,), the number of clients, a random generator and keyword-only
-options in; one index array a client out. `partition` checks names and options and seeds the generator.
+options in; one index array a client out. `deal` checks names and options, seeds the generator and draws again where
+a client got too few samples.
 """
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from syncnorm.data.client_skew import dirichlet_by_class, dirichlet_by_client, pathological, quantity, shards
+from syncnorm.data.client_skew import (
+    TooSmall,
+    dirichlet_by_class,
+    dirichlet_by_client,
+    pathological,
+    quantity,
+    shards,
+)
 from syncnorm.errors import UserError, unknown
 from syncnorm.seeds import derive
 
@@ -57,23 +65,42 @@ METHODS: dict[str, Method] = {
 """The partition methods by name."""
 
 
+DRAWS = 10
+"""How often a partition is drawn before a client with too few samples is an error."""
+
+
+class Dealing(NamedTuple):
+    """A partition and how it came about.
+
+    `parts` is one tensor of sample indices a client, `draws` how many draws it took until every client had
+    `min_size` samples, `options` all options of the method, those left out with their defaults.
+    """
+
+    parts: list[Tensor]
+    draws: int
+    options: dict[str, Any]
+
+
 def partition(labels: Tensor, method: str, clients: int, seed: int, **options: Any) -> list[Tensor]:
     """Return one tensor of sample indices a client (or rank): every index of `labels` (N,) exactly once.
 
     `method` is a name in `METHODS`, `options` are the keyword options of that function. The same arguments give the
     same partition everywhere.
 
-    Raises `UserError` for unknown names, bad options, fewer than one client and fewer samples than clients.
+    Raises `UserError` for unknown names, bad options, fewer than one client, fewer samples than clients, and where
+    `DRAWS` draws in a row left a client with too few samples.
     """
-    if method not in METHODS:
-        raise unknown("partition method", method, METHODS)
-    function = METHODS[method]
-    known = [p.name for p in signature(function).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    return deal(labels, method, clients, seed, **options).parts
+
+
+def deal(labels: Tensor, method: str, clients: int, seed: int, **options: Any) -> Dealing:
+    """Return what `partition` returns, with the number of draws and all options: for a record of what was done."""
+    defaults = default_options(method)
     for option in options:
-        if not known:
+        if not defaults:
             raise UserError(f"the {method} partition takes no options: leave out '{option}'.")
-        if option not in known:
-            raise unknown(f"option of the {method} partition", option, known)
+        if option not in defaults:
+            raise unknown(f"option of the {method} partition", option, defaults)
     if clients < 1:
         raise UserError(f"the number of clients is {clients}: it must be at least 1.")
     if clients > len(labels):
@@ -82,8 +109,33 @@ def partition(labels: Tensor, method: str, clients: int, seed: int, **options: A
             f"{len(labels)} of them, or more samples."
         )
     rng = np.random.default_rng(derive("partition", seed))
-    parts = function(labels.cpu().numpy(), clients, rng, **options)
-    return [torch.from_numpy(part) for part in parts]
+    for draws in range(1, DRAWS + 1):
+        try:
+            parts = METHODS[method](labels.cpu().numpy(), clients, rng, **options)
+        except TooSmall as small:
+            last = small
+        else:
+            return Dealing([torch.from_numpy(part) for part in parts], draws, {**defaults, **options})
+    raise _too_small(method, {**defaults, **options}, last)
+
+
+def default_options(method: str) -> dict[str, Any]:
+    """Return the options of a partition method with their defaults; an unknown name raises `UserError`."""
+    if method not in METHODS:
+        raise unknown("partition method", method, METHODS)
+    parameters = signature(METHODS[method]).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+
+def _too_small(method: str, options: dict[str, Any], last: TooSmall) -> UserError:
+    dial = next(name for name in ("alpha", "beta") if name in options)
+    shown = ", ".join(map(str, last.sizes[:8]))
+    lower = ", lower min_size" if last.min_size > 1 else ""
+    return UserError(
+        f"the {method} partition with {dial} {options[dial]:g} left a client with fewer than {last.min_size} samples "
+        f"in {DRAWS} draws (smallest clients of the last: {shown}): raise {dial}{lower}, or use fewer of the "
+        f"{len(last.sizes)} clients."
+    )
 
 
 def label_histogram(labels: Tensor, parts: Sequence[Tensor], classes: int) -> Tensor:

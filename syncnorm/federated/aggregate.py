@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.policies import Policy, Rule, batch_norm_entries, rules
+from syncnorm.federated.policies import Policy, Rule, rules
 from syncnorm.moments import Moments
 
 State = Mapping[str, Tensor]
+COMBINED = ("average", "pooled", "largest")
+"""The rules of entries that clients send; all others stay as they are."""
+VARIANCE = "running_var"
 
 
 def aggregate(
@@ -37,30 +40,48 @@ def aggregate(
         ValueError: a state that is not fit to be averaged (see `check_update`); it names the client by its place.
     """
     kinds = rules(model, policy)
-    shares = _shares(states, weights)
+    shares = normalised_weights(states, weights)
     for place, state in enumerate(states):
-        check_update(model, state, kinds, client=str(place))
-    current = model.state_dict()
+        check_update(model.state_dict(), state, kinds, client=str(place))
+    return combine(model.state_dict(), kinds, states, shares)
+
+
+def combine(
+    current: State, kinds: Mapping[str, Rule], states: Sequence[State], shares: Tensor
+) -> dict[str, Tensor]:
+    """Return what `aggregate` does, of states that were checked, with shares that sum to 1; float64 (K,)."""
     combined = {
-        name: current[name].clone() if kind == "local" else _combine([state[name] for state in states], shares, kind)
+        name: _combine([state[name] for state in states], shares, kind) if kind in COMBINED else current[name].clone()
         for name, kind in kinds.items()
     }
-    for var_name in (name for name in variance_entries(model) if kinds[name] == "pooled"):
-        mean_name = var_name.removesuffix("running_var") + "running_mean"
-        means, variances = (torch.stack([state[name].double() for state in states]) for name in (mean_name, var_name))
-        pooled = Moments(shares, means, shares.unsqueeze(1) * variances).pooled()
-        combined[mean_name] = pooled.mean.to(current[mean_name].dtype)
-        combined[var_name] = pooled.var().to(current[var_name].dtype)
+    for mean_name, var_name in pooled_pairs(kinds):
+        means, variances = (torch.stack([state[name] for state in states]) for name in (mean_name, var_name))
+        mean, var = pool(means, variances, shares)
+        combined[mean_name] = mean.to(current[mean_name].dtype)
+        combined[var_name] = var.to(current[var_name].dtype)
     return combined
 
 
-def check_update(model: nn.Module, state: State, kinds: Mapping[str, Rule], client: str) -> None:
+def pool(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance, (C,) in float64, of samples whose parts (K, C) have these shares (K,)."""
+    shares = shares.to(means.device)
+    pooled = Moments(shares, means.double(), shares.unsqueeze(1) * variances.double()).pooled()
+    return pooled.mean, pooled.var()
+
+
+def pooled_pairs(kinds: Mapping[str, Rule]) -> list[tuple[str, str]]:
+    """Return the names of the running means and variances that are pooled."""
+    variances = [name for name, kind in kinds.items() if kind == "pooled" and name.endswith(VARIANCE)]
+    return [(name.removesuffix(VARIANCE) + "running_mean", name) for name in variances]
+
+
+def check_update(current: State, state: State, kinds: Mapping[str, Rule], client: str) -> None:
     """Raise `ValueError` where what a client sent must not touch the global model: one sentence that names it.
 
-    That is an entry that is missing, unknown, of another shape or type, not finite, or a negative variance.
+    That is an entry that is missing, unknown, of another shape or type, not finite, or a negative variance. `current`
+    is the global model's state, `kinds` what `rules` says of it.
     """
-    current = model.state_dict()
-    sent = {name for name, kind in kinds.items() if kind != "local"}
+    sent = {name for name, kind in kinds.items() if kind in COMBINED}
     if missing := sorted(sent - state.keys()):
         raise ValueError(f"client {client} sent no '{missing[0]}' ({len(missing)} entries are missing).")
     if strange := sorted(state.keys() - current.keys()):
@@ -74,17 +95,13 @@ def check_update(model: nn.Module, state: State, kinds: Mapping[str, Rule], clie
             )
         if not value.isfinite().all():
             raise ValueError(f"client {client} sent '{name}' with values that are not finite.")
-    for name in variance_entries(model):
-        if kinds[name] != "local" and state[name].lt(0).any():
+    for name in sorted(sent):
+        if name.endswith(VARIANCE) and kinds[name] in ("average", "pooled") and state[name].lt(0).any():
             raise ValueError(f"client {client} sent '{name}' with a negative variance.")
 
 
-def variance_entries(model: nn.Module) -> list[str]:
-    """Return the names of the running variances in the model's state."""
-    return [name for name, part in batch_norm_entries(model).items() if part == "running_var"]
-
-
-def _shares(states: Sequence[State], weights: Sequence[float]) -> Tensor:
+def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Tensor:
+    """Return each client's share of the sum of `weights`, float64 (K,); what cannot be shares raises `UserError`."""
     if not states:
         raise UserError("there is no client's state to aggregate: give at least one.")
     if len(states) != len(weights):

@@ -1,11 +1,12 @@
 """A federated batch-norm method is a row in a table: who owns each part of a layer, and how shared parts combine.
 
 A batch-norm layer on client k holds gamma and beta (affine), mu and sigma^2 (running statistics) and a counter of
-batches. Every method below trains with the client's own batch statistics; they differ in what leaves the client.
+batches. A row says what of them leaves the client, what normalises in training, and where statistics come from.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from torch import nn
 
@@ -15,17 +16,28 @@ from syncnorm.surgery import batch_norms
 AFFINE = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"
+MIX = "mix"
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What the server does with the batch-norm layers of its clients.
+    """What happens to the batch-norm layers of a federated model.
 
     affine: "shared" is averaged with the other parameters; "local" never leaves the client.
     statistics: "average" takes the weighted mean of the running means and of the running variances, each by itself;
         "pooled" adds the spread of the clients' means to the variance (law of total variance); "local" never leaves
         the client.
     source: where the method comes from.
+    rest: everything outside of batch norm: "shared" is averaged; "local" never leaves the client; "wasserstein"
+        averages it for each client anew, by how near the others' statistics are to its own.
+    training: what normalises in local training: the "batch"; "frozen" global statistics, once a fraction of the
+        rounds is over; the "running" global statistics that were received; their learned mix with the batch's
+        ("hybrid"); or the batches of all clients together in the first local step ("synchronised").
+    gathered: where a client's statistics come from: the running statistics of its training ("ema"), the exact moments
+        of all that its layers saw in training ("seen"), or an exact pass over its data, "before" it trains with the
+        model that it received, or "after" all training, with the model to be evaluated.
+    momentum: how far the server's statistics move to the clients' in a round (the first round's replace them).
+    options: what a run may set, with the defaults.
 
     The counter goes with the statistics; it is an integer, the largest of the clients', and never an average.
     """
@@ -33,11 +45,16 @@ class Policy:
     affine: Literal["shared", "local"]
     statistics: Literal["average", "pooled", "local"]
     source: str
+    rest: Literal["shared", "local", "wasserstein"] = "shared"
+    training: Literal["batch", "frozen", "running", "hybrid", "synchronised"] = "batch"
+    gathered: Literal["ema", "seen", "before", "after"] = "ema"
+    momentum: float = 1.0
+    options: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def personal(self) -> bool:
         """Whether some part stays on the client, so that there is no global model without a further rule."""
-        return "local" in (self.affine, self.statistics)
+        return self.rest != "shared" or "local" in (self.affine, self.statistics)
 
 
 POLICIES = {
@@ -46,10 +63,38 @@ POLICIES = {
     "fedbn": Policy("local", "local", "Li et al., arXiv 2102.07623"),
     "silobn": Policy("shared", "local", "Andreux et al., arXiv 2008.07424"),
     "stats_shared": Policy("local", "average", "the fourth corner of the table: affine local, statistics shared"),
+    "fixbn": Policy(
+        "shared", "average", "Zhong, Chen & Chao, arXiv 2303.06530", training="frozen", options={"frozen_from": 0.5}
+    ),
+    "fedtan": Policy("shared", "average", "Wang, Shi & Chang, arXiv 2301.02982", training="synchronised"),
+    "sbn": Policy("shared", "pooled", "static BN of HeteroFL: Diao, Ding & Tarokh, arXiv 2010.01264", gathered="after"),
+    "fbn": Policy(
+        "shared",
+        "pooled",
+        "Guerraoui et al., arXiv 2405.14670",
+        training="running",
+        gathered="seen",
+        momentum=0.1,
+        options={"momentum": 0.1},
+    ),
+    "hbn": Policy(
+        "shared",
+        "pooled",
+        "Hybrid BN: Chen, Xu, Wu & Kittler, arXiv 2505.21877",
+        training="hybrid",
+        gathered="before",
+        momentum=0.1,
+        options={"momentum": 0.1},
+    ),
+    "fedap": Policy(
+        "local", "local", "Lu et al., arXiv 2112.00734", rest="wasserstein", options={"own_share": 0.5}
+    ),
+    "local_only": Policy("local", "local", "every client by itself", rest="local"),
+    "centralised": Policy("shared", "average", "one client with the data of all: no federation"),
 }
 """The policies by name."""
 
-Rule = Literal["average", "pooled", "largest", "local"]
+Rule = Literal["average", "pooled", "largest", "gathered", "local"]
 
 
 def policy_named(policy: str | Policy) -> Policy:
@@ -61,32 +106,59 @@ def policy_named(policy: str | Policy) -> Policy:
     return POLICIES[policy]
 
 
+def policy_options(name: str, given: Mapping[str, Any]) -> dict[str, float]:
+    """Return a policy's options, the `given` ones in place of the defaults.
+
+    Raises `UserError` for an option that the policy does not have, or a value that is no fraction in [0, 1].
+    """
+    known = policy_named(name).options
+    for option, value in given.items():
+        if not known:
+            raise UserError(f"the policy {name} takes no options: leave out '{option}'.")
+        if option not in known:
+            raise unknown(f"option of the policy {name}", option, known)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"option {option} of the policy {name} is {value!r}: it must be a number from 0 to 1.")
+    return {**known, **{option: float(value) for option, value in given.items()}}
+
+
 def rules(model: nn.Module, policy: str | Policy) -> dict[str, Rule]:
     """Return what the server does with every entry of the model's state: by type of layer, never by name.
 
     Entries outside of batch norm are averaged if they are floating-point numbers; integers keep the largest.
+    Statistics that a pass gathers after training are "gathered": no update brings them.
 
     Raises:
-        UserError: a policy that keeps part of batch norm at home, for a model without any: it would be FedAvg.
+        UserError: a policy whose row speaks of batch norm, for a model without any: it would be another one.
     """
     policy = policy_named(policy)
-    if policy.personal and not batch_norms(model):
-        raise UserError(
-            "the model has no batch norm, so a policy that keeps batch norm on the client does the same as fedavg: "
-            "choose fedavg, or a model with batch norm."
-        )
+    _check_model(model, policy)
     found: dict[str, Rule] = {
-        name: "average" if value.is_floating_point() else "largest" for name, value in model.state_dict().items()
+        name: "local" if policy.rest != "shared" else "average" if value.is_floating_point() else "largest"
+        for name, value in model.state_dict().items()
     }
-    statistics: Rule = policy.statistics
+    statistics: Rule = "gathered" if policy.gathered == "after" else policy.statistics
     for name, part in batch_norm_entries(model).items():
-        if part in AFFINE:
+        if part == MIX:
+            found[name] = "local"
+        elif part in AFFINE:
             found[name] = "average" if policy.affine == "shared" else "local"
         elif part in STATISTICS:
             found[name] = statistics
-        elif policy.statistics == "local":
-            found[name] = "local"
+        else:
+            found[name] = statistics if statistics in ("local", "gathered") else "largest"
     return found
+
+
+def _check_model(model: nn.Module, policy: Policy) -> None:
+    if batch_norms(model) or policy.rest == "local":
+        return
+    if policy.personal or policy.statistics != "average" or policy.training != "batch":
+        name = next((name for name, row in POLICIES.items() if row == policy), "this policy")
+        raise UserError(
+            f"the model has no batch norm, which is all that {name} is about, so it would do the same as fedavg: "
+            "choose fedavg, or a model with batch norm."
+        )
 
 
 def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
@@ -95,7 +167,7 @@ def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
     return sum(
         state[name].numel() * state[name].element_size()
         for name, rule in rules(model, policy).items()
-        if rule != "local"
+        if rule not in ("local", "gathered")
     )
 
 
@@ -109,6 +181,6 @@ def batch_norm_entries(model: nn.Module) -> dict[str, str]:
         f"{where}.{part}" if where else part: part
         for where, module in model.named_modules(remove_duplicate=False)
         if module in layers
-        for part in (*AFFINE, *STATISTICS, COUNTER)
+        for part in (*AFFINE, *STATISTICS, COUNTER, MIX)
         if getattr(module, part, None) is not None
     }
