@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from syncnorm.data import METHODS, label_histogram, partition
+from syncnorm.data.partition import DRAWS, deal
 from syncnorm.errors import UserError
+from syncnorm.seeds import derive
 
 LABELS = torch.from_numpy(np.random.default_rng(0).integers(0, 10, 1000))
 
@@ -85,6 +87,29 @@ def test_mistakes_get_a_sentence(method: str, options: dict[str, object], senten
     with pytest.raises(UserError) as caught:
         partition(LABELS, method, 10, seed=0, **options)
     assert sentence in str(caught.value)
+
+
+def test_the_number_of_draws_and_all_options_come_with_a_dealing() -> None:
+    """The draws are counted by hand here: one stream, cut as the definition says, until nobody is left empty."""
+    dealt = deal(LABELS, "quantity", 8, seed=1, beta=0.3)
+    rng, draws, smallest = np.random.default_rng(derive("partition", 1)), 0, 0
+    while smallest < 1:
+        cuts = (np.cumsum(rng.dirichlet(np.full(8, 0.3)))[:-1] * 1000).round().astype(int)
+        rng.permutation(1000)
+        draws, smallest = draws + 1, np.diff([0, *cuts, 1000]).min()
+    assert 1 < draws <= DRAWS
+    assert dealt.draws == draws
+    assert dealt.options == {"beta": 0.3, "min_size": 1}
+    assert min(map(len, dealt.parts)) == smallest
+
+
+def test_an_alpha_that_leaves_clients_empty_says_so_with_the_sizes() -> None:
+    with pytest.raises(UserError) as caught:
+        partition(LABELS, "dirichlet_by_class", 500, seed=0, alpha=0.05)
+    assert str(caught.value) == (
+        "the dirichlet_by_class partition with alpha 0.05 left a client with fewer than 1 samples in 10 draws "
+        "(smallest clients of the last: 0, 0, 0, 0, 0, 0, 0, 0): raise alpha, or use fewer of the 500 clients."
+    )
 
 
 def test_too_few_clients_for_the_classes_are_refused() -> None:

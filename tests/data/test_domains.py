@@ -151,3 +151,12 @@ def test_a_misspelt_name_gets_the_nearest_and_the_other_ways():
 def test_to_moves_images_and_keeps_labels_whole_numbers():
     data = load("digits", train_limit=10, test_limit=10).to("cpu", torch.float64)
     assert (data.train_x.dtype, data.train_y.dtype) == (torch.float64, torch.int64)
+
+
+def test_a_fixed_scale_maps_every_domain_alike_and_keeps_the_shift_between_them():
+    for name in ("digits", "digits-inverted"):
+        data, pixels = load(name, scale="fixed"), embedded_pixels(name)
+        for x, raw in ((data.train_x, pixels.train_x), (data.test_x, pixels.test_x)):
+            assert (x.double() - (torch.from_numpy(raw).double() / 127.5 - 1)).abs().max() < 1e-6
+    with pytest.raises(UserError, match="unknown scale 'fixd': did you mean 'fixed'"):
+        load("digits", scale="fixd")
