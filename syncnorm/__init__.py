@@ -9,18 +9,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syncnorm.moments import Moments
-    from syncnorm.norms import GhostBatchNorm, SyncBatchNorm, make_norm, norm_names
+    from syncnorm.norms import (
+        FrozenBatchNorm,
+        GhostBatchNorm,
+        HybridBatchNorm,
+        ReferenceBatchNorm,
+        SyncBatchNorm,
+        make_norm,
+        norm_names,
+    )
     from syncnorm.surgery import batch_norms, convert, revert
 
 _HOMES = {
     "syncnorm.moments": ["Moments"],
-    "syncnorm.norms": ["GhostBatchNorm", "SyncBatchNorm", "make_norm", "norm_names"],
+    "syncnorm.norms": [
+        "FrozenBatchNorm",
+        "GhostBatchNorm",
+        "HybridBatchNorm",
+        "ReferenceBatchNorm",
+        "SyncBatchNorm",
+        "make_norm",
+        "norm_names",
+    ],
     "syncnorm.surgery": ["batch_norms", "convert", "revert"],
 }
 
 __all__ = [
+    "FrozenBatchNorm",
     "GhostBatchNorm",
+    "HybridBatchNorm",
     "Moments",
+    "ReferenceBatchNorm",
     "SyncBatchNorm",
     "batch_norms",
     "convert",

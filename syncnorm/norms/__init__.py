@@ -1,15 +1,20 @@
 """Layers: what a layer does with moments."""
 
+from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
+from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 
 __all__ = [
+    "FrozenBatchNorm",
     "GhostBatchNorm",
     "GroupNorm",
+    "HybridBatchNorm",
     "InstanceNorm",
     "LayerNorm",
+    "ReferenceBatchNorm",
     "SyncBatchNorm",
     "make_norm",
     "norm_names",

@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from syncnorm.errors import UserError, unknown
+from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
+from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 
@@ -16,6 +18,9 @@ _NORMS: dict[str, type[nn.Module]] = {
     "bn": nn.BatchNorm2d,
     "sync_bn": SyncBatchNorm,
     "ghost_bn": GhostBatchNorm,
+    "frozen_bn": FrozenBatchNorm,
+    "reference_bn": ReferenceBatchNorm,
+    "hybrid_bn": HybridBatchNorm,
     "gn": GroupNorm,
     "ln": LayerNorm,
     "in": InstanceNorm,

@@ -32,7 +32,7 @@ def test_residual_networks_have_their_papers_size(name: str, parameters: int) ->
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("norm", ["sync_bn", "gn", "ln", "in", "none"])
+@pytest.mark.parametrize("norm", ["sync_bn", "frozen_bn", "reference_bn", "hybrid_bn", "gn", "ln", "in", "none"])
 def test_resnet18_converts_there_and_back(norm: str) -> None:
     model = make_model("resnet18", (3, 32, 32), 10).eval()
     x = torch.randn(2, 3, 32, 32)

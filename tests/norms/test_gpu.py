@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from syncnorm import GhostBatchNorm, SyncBatchNorm
+from syncnorm import GhostBatchNorm, HybridBatchNorm, ReferenceBatchNorm, SyncBatchNorm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -36,6 +36,8 @@ def test_nothing_waits_for_the_device() -> None:
     layers = [
         SyncBatchNorm(8, skip_nonfinite=True).cuda(),
         GhostBatchNorm(8, virtual_ranks=4, buffers="pooled").cuda(),
+        ReferenceBatchNorm(8).cuda(),
+        HybridBatchNorm(8).cuda(),
     ]
     x = torch.randn(8, 8, 6, 6, device="cuda", requires_grad=True)
     for layer in layers:

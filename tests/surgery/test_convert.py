@@ -49,6 +49,7 @@ def trained() -> Net:
 
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 SPATIAL_ONLY = {"in"}
+BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn")
 
 
 @pytest.mark.parametrize("name", norm_names())
@@ -58,9 +59,12 @@ def test_there_and_back_gives_the_very_outputs(trained: Net, name: str) -> None:
     state = copy.deepcopy(trained.state_dict())
     converted = convert(trained, name, **OPTIONS.get(name, {}))
     assert converted is trained
-    if name in ("bn", "sync_bn", "ghost_bn"):
+    if name in BATCH_NORMS:
         torch.testing.assert_close(converted(X), before, rtol=1e-12, atol=1e-12)
-        assert converted.state_dict().keys() == state.keys()
+        assert list(batch_norms(converted)) == ["stem.1", "shared", "head.1"]
+        added = {"stem.1.mix", "shared.mix", "blocks.a.mix", "blocks.b.1.mix", "head.1.mix"}
+        assert converted.state_dict().keys() - state.keys() == (added if name == "hybrid_bn" else set())
+        assert converted.state_dict().keys() >= state.keys()
     elif name not in SPATIAL_ONLY:
         assert not torch.allclose(converted(X), before)
         assert not batch_norms(converted)
@@ -112,6 +116,22 @@ def test_a_layer_of_another_type_than_its_model_stays_so(name: str) -> None:
     before = model(X.bfloat16())
     assert torch.equal(revert(convert(model, name, **OPTIONS.get(name, {})))(X.bfloat16()), before)
     assert model[1].weight.dtype == model[2].running_var.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["frozen_bn", "reference_bn", "hybrid_bn"])
+def test_frozen_statistics_are_the_very_tensors(trained: Net, name: str) -> None:
+    kept = {key: id(value) for key, value in trained.state_dict(keep_vars=True).items()}
+    values = {key: value.clone() for key, value in trained.state_dict().items()}
+    convert(trained, name).train()
+    trained(X).sum().backward()
+    found = trained.state_dict(keep_vars=True)
+    assert {key: id(found[key]) for key in kept} == kept
+    assert all(torch.equal(found[key], value) for key, value in values.items())
+    plain = Net().double()
+    plain.load_state_dict(found, strict=name != "hybrid_bn")
+    trained.load_state_dict(plain.state_dict(), strict=name != "hybrid_bn")
+    with pytest.raises(UserError, match="normalises with running statistics, so it cannot be without them"):
+        convert(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)), name)
 
 
 def test_what_the_new_layer_adds_has_the_type_of_the_old(trained: Net) -> None:

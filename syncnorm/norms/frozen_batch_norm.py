@@ -1,0 +1,128 @@
+"""Batch norm that normalises with its running statistics in training too, and one that measures what it would need.
+
+model = syncnorm.convert(model, "frozen_bn")        # fine-tuning; FixBN's second stage
+model = syncnorm.convert(model, "reference_bn")     # federated: statistics of the round before, moments for the next
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.recomputation import recomputing
+
+
+class FrozenBatchNorm(_BatchNorm):
+    """Batch norm with fixed statistics: the same function of `x` in training as in evaluation.
+
+        y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
+
+    Weight and bias train. No forward moves the running statistics, in whatever mode the layer is, so the freeze
+    survives `model.train()`; whoever wants other ones loads or recalibrates them. Entries of the state have the
+    names they have in torch's layer. Any number of samples will do, one or none included.
+
+    Sources: FixBN (Zhong, Chen & Chao, arXiv 2303.06530); the last epochs of Wu & Johnson (arXiv 2105.07576).
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the variance.
+        momentum: not used here; it is what a layer converted from this one goes on with.
+        affine: learn weight and bias, shape (C,).
+        track_running_stats: must be True: there is nothing else to normalise with.
+
+    Raises:
+        ValueError: an input of another number of channels, or track_running_stats=False.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not track_running_stats:
+            raise ValueError(
+                f"{type(self).__name__} normalises with running statistics, so it cannot be without them: write "
+                "track_running_stats=True, and load or recalibrate them."
+            )
+        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...) with the running statistics."""
+        self._check_input_dim(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if not 2 <= x.dim() <= 5 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}({self.num_features}) got an input of shape {tuple(x.shape)}: it needs (N, "
+                f"{self.num_features}) and up to three more dimensions."
+            )
+
+
+class ReferenceBatchNorm(FrozenBatchNorm):
+    """FrozenBatchNorm that keeps the exact moments of everything that it normalised in training.
+
+    Estimator: `seen()` is `Moments.of` all training inputs since the last `forget_seen()` together, however they
+    were split into batches; recomputation under activation checkpointing is not counted again. So statistics can
+    be had without a further pass, while none of the batches changes what normalises the next. (Inputs of deeper
+    layers are those that the model had while it was training.)
+
+    Shapes: seen_count () int64, seen_mean (C,), seen_m2 (C,): buffers that follow the model from device to device
+    and are no part of its state.
+
+    Sources: FBN (Guerraoui, Pinot, Rizk, Stephan & Taiani, arXiv 2405.14670).
+    """
+
+    seen_count: Tensor
+    seen_mean: Tensor
+    seen_m2: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        statistics = accumulator(dtype or torch.get_default_dtype())
+        # An integer keeps its precision in a model that is cast to a shorter type.
+        self.register_buffer("seen_count", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
+        for name in ("seen_mean", "seen_m2"):
+            self.register_buffer(name, torch.zeros(num_features, dtype=statistics, device=device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...) with the running statistics; in training, take its moments in."""
+        y = super().forward(x)
+        if self.training and not recomputing():
+            self._see(x)
+        return y
+
+    def seen(self) -> Moments:
+        """Return the moments of what came in training since the last `forget_seen`; count zero for nothing."""
+        return Moments(self.seen_count.double(), self.seen_mean.clone(), self.seen_m2.clone())
+
+    def forget_seen(self) -> None:
+        """Start anew: nothing was seen."""
+        for buffer in (self.seen_count, self.seen_mean, self.seen_m2):
+            buffer.zero_()
+
+    @torch.no_grad()
+    def _see(self, x: Tensor) -> None:
+        together = self.seen().merge(Moments.of(x, (0, *range(2, x.dim()))))
+        self.seen_count.copy_(together.count)
+        self.seen_mean.copy_(together.mean)
+        self.seen_m2.copy_(together.m2)
