@@ -1,0 +1,115 @@
+"""A model's state as Flower's records and back, bit for bit, and serialised only when somebody asks for bytes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from torch import Tensor
+
+from syncnorm.errors import UserError
+
+_FORMAT = "numpy.ndarray"
+_NAMES = {
+    dtype: str(dtype).removeprefix("torch.")
+    for dtype in (
+        *(torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool),
+        *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    )
+}
+"""torch's types that NumPy has too, by NumPy's name."""
+
+
+class TensorArray(Array):
+    """An `Array` that holds a tensor and turns it into bytes when `data` is read; sent or copied, it is a plain one.
+
+    A model then passes between a server and clients of one process without being serialised, and any strategy that
+    reads arrays finds arrays. `numpy()` copies, as an Array's does, so that nobody writes into the tensor.
+    """
+
+    tensor: Tensor
+
+    def __init__(self, tensor: Tensor) -> None:
+        # The parent's would serialise at once.
+        self.__dict__.update(
+            tensor=tensor, dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape), stype=_FORMAT, _is_dirty=True
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "data":
+            raise AttributeError(name)
+        data = self.__dict__["data"] = Array.from_numpy_ndarray(self.tensor.cpu().numpy()).data
+        return data
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("dtype", "shape", "stype", "data"):
+            raise AttributeError(f"this array is a view of a tensor: make a new Array to change its {name}.")
+        super().__setattr__(name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Array):
+            return NotImplemented
+        return self._fields() == (other.dtype, other.shape, other.stype, other.data)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, self._fields()
+
+    def numpy(self) -> Any:
+        """Return a copy as a NumPy array."""
+        return self.tensor.cpu().numpy().copy()
+
+    def deflate(self) -> bytes:
+        """Return what Flower sends over a network: a plain Array."""
+        return Array(*self._fields()).deflate()
+
+    def _fields(self) -> tuple[str, tuple[int, ...], str, bytes]:
+        return self.dtype, self.shape, self.stype, self.data
+
+
+def to_record(state: Mapping[str, Tensor], *, copy: bool = True) -> ArrayRecord:
+    """Return a model's state as an ArrayRecord: names, order, shapes and types as they are, 0-d counters included.
+
+    Args:
+        state: tensors by name, for example `model.state_dict()`.
+        copy: False leaves the tensors where they are; nobody may write into them afterwards.
+
+    Raises:
+        UserError: a type that Flower's arrays, which are NumPy's, cannot hold, for example bfloat16.
+    """
+    record = ArrayRecord()
+    for name, value in state.items():
+        if value.dtype not in _NAMES:
+            raise UserError(
+                f"'{name}' is {value.dtype}, which Flower's arrays cannot hold: send the model as float32, for "
+                "example with model.float()."
+            )
+        record[name] = TensorArray(value.detach().clone() if copy else value.detach())
+    return record
+
+
+def from_record(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return the tensors of an ArrayRecord by name. They may be the record's own: do not write into them."""
+    return {
+        name: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
+        for name, array in record.items()
+    }
+
+
+def decoded(record: ArrayRecord) -> ArrayRecord:
+    """Return the same record with its bytes read once, so that each of many readers need not do it again."""
+    result = ArrayRecord()
+    for name, array in record.items():
+        if not isinstance(array, TensorArray) and array.stype == _FORMAT and array.dtype in _NAMES.values():
+            array = TensorArray(torch.from_numpy(array.numpy()))
+        result[name] = array
+    return result
+
+
+def arrays_in(content: RecordDict) -> ArrayRecord:
+    """Return the one ArrayRecord of a message; none or several raise `ValueError`."""
+    found = [record for record in content.values() if isinstance(record, ArrayRecord)]
+    if len(found) != 1:
+        raise ValueError(f"a message holds {len(found)} ArrayRecords, where one model is expected.")
+    return found[0]
