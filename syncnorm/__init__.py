@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         make_norm,
         norm_names,
     )
-    from syncnorm.surgery import batch_norms, convert, revert
+    from syncnorm.surgery import batch_norms, convert, layer_moments, recalibrate, revert
 
 _HOMES = {
     "syncnorm.moments": ["Moments"],
@@ -31,7 +31,7 @@ _HOMES = {
         "make_norm",
         "norm_names",
     ],
-    "syncnorm.surgery": ["batch_norms", "convert", "revert"],
+    "syncnorm.surgery": ["batch_norms", "convert", "layer_moments", "recalibrate", "revert"],
 }
 
 __all__ = [
@@ -43,8 +43,10 @@ __all__ = [
     "SyncBatchNorm",
     "batch_norms",
     "convert",
+    "layer_moments",
     "make_norm",
     "norm_names",
+    "recalibrate",
     "revert",
 ]
 
