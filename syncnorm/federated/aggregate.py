@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.policies import Policy, Rule, rules
+from syncnorm.federated.policies import COMBINED, SENT, Policy, Rule, rules
 from syncnorm.moments import Moments
 
 State = Mapping[str, Tensor]
-COMBINED = ("average", "pooled", "largest")
-"""The rules of entries that clients send; all others stay as they are."""
 VARIANCE = "running_var"
 
 
@@ -81,7 +79,7 @@ def check_update(current: State, state: State, kinds: Mapping[str, Rule], client
     That is an entry that is missing, unknown, of another shape or type, not finite, or a negative variance. `current`
     is the global model's state, `kinds` what `rules` says of it.
     """
-    sent = {name for name, kind in kinds.items() if kind in COMBINED}
+    sent = {name for name, kind in kinds.items() if kind in SENT}
     if missing := sorted(sent - state.keys()):
         raise ValueError(f"client {client} sent no '{missing[0]}' ({len(missing)} entries are missing).")
     if strange := sorted(state.keys() - current.keys()):
@@ -96,7 +94,7 @@ def check_update(current: State, state: State, kinds: Mapping[str, Rule], client
         if not value.isfinite().all():
             raise ValueError(f"client {client} sent '{name}' with values that are not finite.")
     for name in sorted(sent):
-        if name.endswith(VARIANCE) and kinds[name] in ("average", "pooled") and state[name].lt(0).any():
+        if name.endswith(VARIANCE) and state[name].lt(0).any():
             raise ValueError(f"client {client} sent '{name}' with a negative variance.")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.surgery import batch_norms
@@ -94,7 +94,13 @@ POLICIES = {
 }
 """The policies by name."""
 
-Rule = Literal["average", "pooled", "largest", "gathered", "local"]
+Rule = Literal["average", "pooled", "largest", "gathered", "local", "personal", "compared"]
+COMBINED: tuple[Rule, ...] = ("average", "pooled", "largest")
+"""Entries of which the server makes one for all clients."""
+SENT: tuple[Rule, ...] = (*COMBINED, "personal", "compared")
+"""Entries that clients send: also those averaged for each client anew, and those that say how near two clients are."""
+KEPT: tuple[Rule, ...] = ("local", "compared")
+"""Entries that each client has its own of."""
 
 
 def policy_named(policy: str | Policy) -> Policy:
@@ -133,10 +139,7 @@ def rules(model: nn.Module, policy: str | Policy) -> dict[str, Rule]:
     """
     policy = policy_named(policy)
     _check_model(model, policy)
-    found: dict[str, Rule] = {
-        name: "local" if policy.rest != "shared" else "average" if value.is_floating_point() else "largest"
-        for name, value in model.state_dict().items()
-    }
+    found = {name: _rule_of_rest(policy, value) for name, value in model.state_dict().items()}
     statistics: Rule = "gathered" if policy.gathered == "after" else policy.statistics
     for name, part in batch_norm_entries(model).items():
         if part == MIX:
@@ -144,10 +147,18 @@ def rules(model: nn.Module, policy: str | Policy) -> dict[str, Rule]:
         elif part in AFFINE:
             found[name] = "average" if policy.affine == "shared" else "local"
         elif part in STATISTICS:
-            found[name] = statistics
+            found[name] = "compared" if policy.rest == "wasserstein" else statistics
         else:
             found[name] = statistics if statistics in ("local", "gathered") else "largest"
     return found
+
+
+def _rule_of_rest(policy: Policy, value: Tensor) -> Rule:
+    if policy.rest == "local":
+        return "local"
+    if policy.rest == "wasserstein" and value.is_floating_point():
+        return "personal"
+    return "average" if value.is_floating_point() else "largest"
 
 
 def _check_model(model: nn.Module, policy: Policy) -> None:
@@ -167,7 +178,7 @@ def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
     return sum(
         state[name].numel() * state[name].element_size()
         for name, rule in rules(model, policy).items()
-        if rule not in ("local", "gathered")
+        if rule in SENT
     )
 
 

@@ -28,7 +28,7 @@ from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms
 from syncnorm.training.batches import RankBatches, evaluate
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.prepare import Prepared, prepare
+from syncnorm.training.prepare import Prepared, devices, prepare
 from syncnorm.training.rank_statistics import statistics_by_rank, use_statistics
 
 
@@ -61,8 +61,8 @@ def fit(run: Run) -> Result:
 
 def _check_world(run: Run) -> int | None:
     """Return this process's rank under torchrun, None for virtual ranks; a wrong world size raises `UserError`."""
-    ranks, _ = layout(run.world)
-    if run.world.engine == "virtual":
+    ranks, _ = layout(devices(run))
+    if devices(run).engine == "virtual":
         return None
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != ranks:
@@ -81,7 +81,7 @@ def _device() -> torch.device:
 
 def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, RankBatches]:
     """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
-    _, per_device_batch = layout(run.world)
+    _, per_device_batch = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
     classifier = Classifier(prepared.model, optim=run.optim)
     batches = RankBatches(
@@ -102,7 +102,7 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
 def _placement(run: Run) -> dict[str, Any]:
     """Return where the Trainer runs: this device, or this rank of a torchrun."""
     accelerator = _device().type
-    if run.world.engine == "virtual":
+    if devices(run).engine == "virtual":
         return {"accelerator": accelerator, "devices": 1}
     world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # Each rank keeps its own running statistics; which of them evaluate is chosen afterwards.
@@ -117,7 +117,7 @@ def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float
     """
     metrics: dict[str, float] = {}
     statistics = statistics_by_rank(model)
-    chosen = run.world.buffers
+    chosen = devices(run).buffers
     if statistics:
         for whose in ("rank0", "pooled"):
             use_statistics(model, statistics, whose)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.config import Data, Devices, Norm, Optim, Run, layout
+from syncnorm.config import Clients, Data, Devices, Norm, Optim, Run, layout
 from syncnorm.data import Dataset, load, partition, rank_batches
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
@@ -34,16 +34,23 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     Raises:
         UserError: whatever in `run` is unknown, out of range or does not go together.
     """
-    ranks, per_device_batch = layout(run.world)
-    _check_optim(run.optim)
+    ranks, per_device_batch = layout(devices(run))
+    check_optim(run.optim)
     norm_options(run.norm.name)
     data = _load(run.data, device, DTYPES[run.precision])
     labels = data.train_y.cpu()
-    shards = partition(labels, "sorted", ranks, run.seed, percent=run.world.skew) if ranks > 1 else [_all(labels)]
+    shards = partition(labels, "sorted", ranks, run.seed, percent=devices(run).skew) if ranks > 1 else [_all(labels)]
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
-    model = _build(run, data).to(device, DTYPES[run.precision])
+    model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
     _check_layers(run, model, data)
     return Prepared(data, model, shards)
+
+
+def devices(run: Run) -> Devices:
+    """Return the run's devices; a run of another world raises `UserError`."""
+    if isinstance(run.world, Devices):
+        return run.world
+    raise UserError("this run is one of clients, not of devices: give it to syncnorm.federated.simulate.")
 
 
 def check(run: Run) -> None:
@@ -56,12 +63,14 @@ def forget() -> None:
     _load.cache_clear()
 
 
-def layer_of(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
+def layer_of(norm: Norm, world: Devices | Clients) -> tuple[str, dict[str, Any]]:
     """Return the name and options of the layer that plays `norm` in `world`.
 
     Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
-    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept.
+    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. Clients are no ranks.
     """
+    if isinstance(world, Clients):
+        return norm.name, norm.options
     ranks, _ = layout(world)
     if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
         within = norm.options.get("virtual_ranks", 1)
@@ -81,10 +90,11 @@ def _all(labels: Tensor) -> Tensor:
     return torch.arange(len(labels))
 
 
-def _build(run: Run, data: Dataset) -> nn.Module:
+def build_model(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build a run's model for images of a shape (C, H, W), with its norms, initialised by its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("init", run.seed))
-        model = make_model(run.model, data.shape, data.classes, **run.model_options)
+        model = make_model(run.model, shape, classes, **run.model_options)
     layer, options = layer_of(run.norm, run.world)
     if not batch_norms(model) and run.norm.name not in ("bn", "none"):
         raise UserError(
@@ -94,7 +104,8 @@ def _build(run: Run, data: Dataset) -> nn.Module:
     return model if layer == "bn" and not options else convert(model, layer, **options)
 
 
-def _check_optim(optim: Optim) -> None:
+def check_optim(optim: Optim) -> None:
+    """Raise `UserError` for a number that an optimiser cannot have."""
     for name, value, holds, rule in (
         ("lr", optim.lr, optim.lr > 0, "above 0"),
         ("momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
@@ -137,7 +148,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
 
 
 def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
-    ranks, per_device_batch = layout(run.world)
+    ranks, per_device_batch = layout(devices(run))
     samples = per_device_batch * (ranks if run.norm.name == "sync_bn" else 1)
     for name, count in positions.items():
         if samples * count == 1:
