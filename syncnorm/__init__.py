@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         HybridBatchNorm,
         ReferenceBatchNorm,
         SyncBatchNorm,
+        adaptive_gradient_clip,
         make_norm,
         norm_names,
     )
@@ -28,6 +29,7 @@ _HOMES = {
         "HybridBatchNorm",
         "ReferenceBatchNorm",
         "SyncBatchNorm",
+        "adaptive_gradient_clip",
         "make_norm",
         "norm_names",
     ],
@@ -41,6 +43,7 @@ __all__ = [
     "Moments",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
+    "adaptive_gradient_clip",
     "batch_norms",
     "convert",
     "layer_moments",

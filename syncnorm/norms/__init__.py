@@ -2,6 +2,7 @@
 
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
+from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
@@ -16,6 +17,7 @@ __all__ = [
     "LayerNorm",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
+    "adaptive_gradient_clip",
     "make_norm",
     "norm_names",
     "norm_options",
