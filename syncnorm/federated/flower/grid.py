@@ -1,0 +1,263 @@
+"""A Flower Grid in this process: any ServerApp and any ClientApp, unchanged, without Ray, polling or pickling."""
+
+import logging
+import random
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+
+from syncnorm.errors import UserError, unknown
+from syncnorm.federated.flower.identity import SERVER, act_as_server, empty_run, stamp
+from syncnorm.federated.flower.logs import hush_flower
+from syncnorm.federated.flower.records import decoded
+from syncnorm.seeds import derive
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "cohort", "loop")
+
+
+class CohortGrid(Grid):
+    """All clients of a Flower app in this process, in place of Flower's simulation.
+
+        grid = CohortGrid(client_app, num_clients=2000, seed=0)
+        grid.run_app(server_app)
+
+    Clients are the nodes 1 .. num_clients from the start, so the first round has its full cohort; node k is partition
+    k - 1. They are asked in the order of their ids and the replies come in that order, so sums have one order. A
+    client's state is kept between its messages. A client that raises gives an error reply, its state as it was, and
+    the others go on. Work is done when replies are pulled.
+
+    With a seed, a run is the same twice: `random`, from which Flower's strategies sample clients, is seeded when the
+    grid is made, and each client's message has streams of `random`, `numpy.random` and torch of its own, whatever the
+    others draw. Without one, the global generators are left alone: seed them, and a run is the same twice as well.
+
+    Args:
+        client_app: the app that every client runs.
+        num_clients: how many clients there are.
+        run_config: what apps read as `context.run_config`.
+        engine: for `syncnorm.federated.client_app`, what trains a round's clients: "cohort" all in one batched step,
+            "loop" one after the other, "auto" the faster of both. Other apps are called client by client.
+        seed: fixes every random choice.
+
+    Raises:
+        UserError: no client, an unknown engine, or a version of Flower that this does not know.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_clients: int,
+        *,
+        run_config: UserConfig | None = None,
+        engine: str = "auto",
+        seed: int | None = None,
+    ) -> None:
+        if num_clients < 1:
+            raise UserError(f"num_clients is {num_clients}: it must be at least 1.")
+        if engine not in ENGINES:
+            raise unknown("engine", engine, ENGINES)
+        act_as_server()
+        hush_flower()
+        self.client_app = client_app
+        self.num_clients = num_clients
+        self.run_config: UserConfig = dict(run_config or {})
+        self.engine = engine
+        self.seed = seed
+        self.states: dict[int, RecordDict] = {}
+        """What clients keep, by node id; those that keep nothing are not in it."""
+        self._run = empty_run()
+        self._waiting: dict[str, Message] = {}
+        self._sent = 0
+        self._exchanges = 0
+        self._lock = RLock()
+        if seed is not None:
+            random.seed(derive("flower sampling", seed))
+
+    def run_app(self, server_app: ServerApp) -> Context:
+        """Run a ServerApp to its end and return its context."""
+        context = Context(self._run.run_id, SERVER, {}, RecordDict(), dict(self.run_config))
+        server_app(self, context)
+        return context
+
+    def set_run(self, run: Run) -> None:
+        """Set what `run` returns."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """What Flower knows of this run."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Return a new message, as `Message(...)` does."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Sequence[int]:
+        """Return the ids of all clients, 1 .. num_clients, without a list of them."""
+        return range(1, self.num_clients + 1)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Take messages for clients; return the ids under which their replies can be pulled."""
+        ids = []
+        with self._lock:
+            for message in messages:
+                self._sent += 1
+                stamp(message, str(self._sent))
+                self._waiting[str(self._sent)] = message
+                ids.append(str(self._sent))
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to pushed messages in the order of client ids. Each can be pulled once."""
+        with self._lock:
+            asked = [name for name in dict.fromkeys(message_ids) if name in self._waiting]
+            return self._answer([self._waiting.pop(name) for name in asked])
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and return the replies in the order of client ids.
+
+        Clients whose turn has not come after `timeout` seconds do not reply; nobody is interrupted at work.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            ids = self.push_messages(messages)
+            return self._answer([self._waiting.pop(name) for name in ids], deadline)
+
+    def _answer(self, messages: Sequence[Message], deadline: float | None = None) -> list[Message]:
+        self._exchanges += 1
+        read: dict[int, ArrayRecord] = {}
+        replies = []
+        with _own_streams(self.seed is not None):
+            for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
+                replies.append(self._ask(message, read))
+        return replies
+
+    def _ask(self, message: Message, read: dict[int, ArrayRecord]) -> Message:
+        node = message.metadata.dst_node_id
+        if node not in self.get_node_ids():
+            return _failure(message, ErrorCode.NODE_UNAVAILABLE, f"there is no client {node}")
+        if _expired(message):
+            return _failure(
+                message, ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before its client had a turn"
+            )
+        context = self._context(node)
+        if self.seed is not None:
+            _seed(derive("flower client", self.seed, self._exchanges, node))
+        try:
+            reply = self.client_app(_delivered(message, read), context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+        except Exception as error:  # the client's alone: the round goes on
+            log.debug("client %d raised", node, exc_info=True)
+            return _failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, _sentence(error))
+        self._keep(node, context.state)
+        if _expired(message):
+            return _failure(message, ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before its reply came")
+        return reply
+
+    def _context(self, node: int) -> Context:
+        """Return a client's context, with a state that can be dropped if the client fails."""
+        state = self.states.get(node)
+        return Context(
+            run_id=self._run.run_id,
+            node_id=node,
+            node_config={"partition-id": node - 1, "num-partitions": self.num_clients},
+            state=RecordDict()
+            if state is None
+            else RecordDict({name: _own(record) for name, record in state.items()}),
+            run_config=dict(self.run_config),
+        )
+
+    def _keep(self, node: int, state: RecordDict) -> None:
+        if len(state):
+            self.states[node] = state
+        else:
+            self.states.pop(node, None)
+
+
+Record = ArrayRecord | ConfigRecord | MetricRecord
+
+
+def _delivered(message: Message, read: dict[int, ArrayRecord]) -> Message:
+    """Return a client's own copy of a message, for all clients of a round are sent the same records."""
+    if not message.has_content():
+        return message
+    content = RecordDict()
+    for name, record in message.content.items():
+        if isinstance(record, ArrayRecord):
+            if id(record) not in read:
+                read[id(record)] = decoded(record)
+            record = read[id(record)]
+        content[name] = _own(record)
+    delivered = copy(message)
+    delivered.content = content
+    return delivered
+
+
+def _own(record: Record) -> Record:
+    """Copy a record, and the lists in it: no other of its values can be changed in place."""
+    if isinstance(record, ArrayRecord):
+        return record.copy()
+    values: Any = {name: copy(value) if isinstance(value, list) else value for name, value in record.items()}
+    return type(record)(values)
+
+
+def _failure(message: Message, code: int, reason: str) -> Message:
+    return Message(Error(code, reason), reply_to=message)
+
+
+def _expired(message: Message) -> bool:
+    return message.metadata.created_at + message.metadata.ttl < time.time()
+
+
+def _sentence(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # As torch.manual_seed, which takes longer than a small client: it notes the stack for devices not in use yet.
+    torch.default_generator.manual_seed(seed)
+    if _cuda():
+        torch.cuda.manual_seed_all(seed)
+
+
+def _cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _own_streams(active: bool) -> Iterator[None]:
+    """Put the global generators back afterwards, so that what clients draw does not change what a server draws."""
+    if not active:
+        yield
+        return
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if _cuda() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
