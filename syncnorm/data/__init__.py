@@ -5,6 +5,18 @@ from syncnorm.data.dataset import Dataset
 from syncnorm.data.domains import DOMAINS
 from syncnorm.data.load import load
 from syncnorm.data.partition import METHODS, label_histogram, partition
+from syncnorm.data.population import Population, make_population
 from syncnorm.data.rank_batches import rank_batches
 
-__all__ = ["DOMAINS", "METHODS", "Dataset", "augment", "label_histogram", "load", "partition", "rank_batches"]
+__all__ = [
+    "DOMAINS",
+    "METHODS",
+    "Dataset",
+    "Population",
+    "augment",
+    "label_histogram",
+    "load",
+    "make_population",
+    "partition",
+    "rank_batches",
+]

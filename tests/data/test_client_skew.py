@@ -107,8 +107,8 @@ def test_an_alpha_that_leaves_clients_empty_says_so_with_the_sizes() -> None:
     with pytest.raises(UserError) as caught:
         partition(LABELS, "dirichlet_by_class", 500, seed=0, alpha=0.05)
     assert str(caught.value) == (
-        "the dirichlet_by_class partition with alpha 0.05 left a client with fewer than 1 samples in 10 draws "
-        "(smallest clients of the last: 0, 0, 0, 0, 0, 0, 0, 0): raise alpha, or use fewer of the 500 clients."
+        "the dirichlet_by_class partition with alpha 0.05 left a client without a sample in each of 100 "
+        "draws (smallest clients of the last: 0, 0, 0, 0, 0, 0, 0, 0): raise alpha, or use fewer of the 500 clients."
     )
 
 

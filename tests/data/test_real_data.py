@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncnorm.data import load
+from syncnorm.config import Clients, Data
+from syncnorm.data import load, make_population
 
 
 def real(name):
@@ -40,3 +41,25 @@ def test_real_data_load_whole(name, shape, train, test):
 def test_size_and_limits_apply_to_real_data():
     data = load("real", path=real("office_caltech10/amazon.parquet"), size=32, train_limit=100, test_limit=20)
     assert (data.shape, len(data.train_y), len(data.test_y)) == ((3, 32, 32), 100, 20)
+
+
+def test_office_caltech_by_the_protocol_of_fedbn():
+    """Training is half of the smallest domain's, validation two fifths of it from the tail (arXiv 2102.07623)."""
+    domains = ("amazon", "caltech10", "dslr", "webcam")
+    data = Data("office_caltech10", path=real("office_caltech10"), size=32)
+    world = Clients(count=4, domains=domains, equal_size=0.5, validation=0.4)
+    population = make_population(data, world, seed=0)
+    held = {one["name"]: (one["train"], one["test"]) for one in population.card()["domains"]}
+    assert {name: sum(both) for name, both in held.items()} == {
+        "amazon": 958,
+        "caltech10": 1123,
+        "dslr": 157,
+        "webcam": 295,
+    }
+    smallest = held["dslr"][0]
+    for client, name in enumerate(domains):
+        train, validation = population.train(client), population.validation(client)
+        assert (len(train), len(validation)) == (int(smallest * 0.5), int(smallest * 0.4))
+        assert not set(train.tolist()) & set(validation.tolist())
+        assert len(population.test(client)[1]) == held[name][1]
+    assert population.shape == (3, 32, 32)
