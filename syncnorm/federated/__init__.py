@@ -1,6 +1,48 @@
-"""The clients world: which parts of batch norm a federated server averages, pools, or leaves with the clients."""
+"""The clients world: which parts of batch norm a federated server averages, pools, or leaves with the clients.
 
-from syncnorm.federated.aggregate import aggregate, check_update
-from syncnorm.federated.policies import POLICIES, Policy, rules, shared_bytes
+Names are imported when they are first used: the table and the server's arithmetic need torch alone, a simulation the
+data and Lightning too, and what speaks Flower needs flwr.
+"""
 
-__all__ = ["POLICIES", "Policy", "aggregate", "check_update", "rules", "shared_bytes"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from syncnorm.federated.aggregation import aggregate, check_update
+    from syncnorm.federated.flower.apps import client_app, server_app
+    from syncnorm.federated.flower.grid import CohortGrid
+    from syncnorm.federated.flower.strategy import NormFedAvg
+    from syncnorm.federated.policies import POLICIES, Policy, rules, shared_bytes
+    from syncnorm.federated.simulation import check, forget, simulate
+
+_HOMES = {
+    "syncnorm.federated.aggregation": ["aggregate", "check_update"],
+    "syncnorm.federated.policies": ["POLICIES", "Policy", "rules", "shared_bytes"],
+    "syncnorm.federated.simulation": ["check", "forget", "simulate"],
+    "syncnorm.federated.flower.apps": ["client_app", "server_app"],
+    "syncnorm.federated.flower.grid": ["CohortGrid"],
+    "syncnorm.federated.flower.strategy": ["NormFedAvg"],
+}
+
+__all__ = [
+    "POLICIES",
+    "CohortGrid",
+    "NormFedAvg",
+    "Policy",
+    "aggregate",
+    "check",
+    "check_update",
+    "client_app",
+    "forget",
+    "rules",
+    "server_app",
+    "shared_bytes",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'syncnorm.federated' has no attribute '{name}'")

@@ -79,9 +79,13 @@ def finish(federation: Federation, started: Started, update: Update) -> tuple[Re
 
 
 def measure(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Moments]:
-    """Return the exact moments of what enters each batch norm over a client's training data, under a given model."""
-    model = federation.model_with(state)
-    return layer_moments(model, federation.train_images(client), normaliser="batch")
+    """Return the moments of what enters each batch norm over a client's training images, under a given model.
+
+    Batches are those of training (what deeper layers get depends on them), without those below min_batch.
+    """
+    world = federation.world
+    batches = [part for part in federation.train_images(client, world.batch) if len(part) >= world.min_batch]
+    return layer_moments(federation.model_with(state), batches) if batches else {}
 
 
 def statistics_entries(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
@@ -117,10 +121,13 @@ def _control_change(federation: Federation, started: Started, update: Update) ->
 
 
 def _measured(federation: Federation, client: int, round_: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the running statistics of a pass over the client's data with the model that it is about to train."""
+    """Return the running statistics of a pass over the client's data with the model that it is about to train.
+
+    The received statistics normalise it: what deeper layers get is then what they get in evaluation.
+    """
     model = federation.local(round_).classifier.model
     load(model, state)
-    moments = layer_moments(model, federation.train_images(client), normaliser="batch")
+    moments = layer_moments(model, federation.train_images(client), normaliser="running")
     return federation.with_aliases(statistics_entries(moments))
 
 

@@ -177,6 +177,30 @@ class Federation:
         """The entries that stay with a client."""
         return [name for name, rule in self.kinds.items() if rule in KEPT]
 
+    def rules_of_kept(self, statistics: Rule) -> dict[str, Rule]:
+        """Return what an average over clients does with the entries that they keep: `statistics` names the pooling."""
+        parts = batch_norm_entries(self.model)
+        state = self.model.state_dict()
+        return {
+            name: statistics
+            if parts.get(name) in STATISTICS
+            else "average"
+            if state[name].is_floating_point()
+            else "largest"
+            for name in self.kept_names
+        }
+
+    @cached_property
+    def exchanged_bytes(self) -> int:
+        """Bytes that a client sends, and receives, inside the steps of a round (FedTAN).
+
+        Each layer's mean and variance, and the gradients with respect to both: 4 C numbers each way.
+        """
+        if self.policy.training != "synchronised":
+            return 0
+        state = self.model.state_dict()
+        return sum(2 * state[name].numel() * state[name].element_size() for name in self.statistics)
+
     @cached_property
     def statistics(self) -> list[str]:
         """The running statistics that the server owns."""
@@ -215,9 +239,10 @@ class Federation:
             name: found[known].to(state[name].dtype) for name, known in self.entries.items() if known in found
         }
 
-    def train_images(self, client: int) -> list[Tensor]:
-        """Return a client's training images, in parts of at most `CHUNK`."""
-        return list(self.population.x[self.train(client)].split(CHUNK))
+    def train_images(self, client: int, size: int = CHUNK) -> list[Tensor]:
+        """Return a client's training images, in parts of at most `size`."""
+        parts: tuple[Tensor, ...] = self.population.x[self.train(client)].split(size)  # type: ignore[no-untyped-call]
+        return list(parts)
 
 
 def everything(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

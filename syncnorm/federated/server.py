@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.errors import UserError
-from syncnorm.federated.aggregate import check_update, combine, normalised_weights
+from syncnorm.federated.aggregation import check_update, combine, normalised_weights
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, Reply
 from syncnorm.federated.mistakes import algorithm_options
@@ -69,7 +69,7 @@ class Server:
         weights = [float(reply.samples) if world.weighting == "samples" else 1.0 for reply in usable]
         shares = normalised_weights(usable, weights)
         combined = combine(self.state, self.federation.kinds, [reply.state for reply in usable], shares)
-        self._blend_statistics(combined)
+        self._blend_statistics(round_, combined)
         self._step(combined)
         self._move_control(usable)
         if self.federation.policy.rest == "wasserstein":
@@ -87,9 +87,9 @@ class Server:
         return {
             "state": self.state,
             "control": self.control,
-            "personal": self._personal,
-            "first": self._first,
-            "second": self._second,
+            "personal": dict(self._personal),
+            "first": dict(self._first),
+            "second": dict(self._second),
             "statistics_known": self._statistics_known,
         }
 
@@ -112,12 +112,16 @@ class Server:
                 left_out[reply.client] = str(error)
         return usable, left_out
 
-    def _blend_statistics(self, combined: State) -> None:
-        """Move statistics towards the clients' by the policy's momentum; the first replace those of a fresh layer."""
+    def _blend_statistics(self, round_: int, combined: State) -> None:
+        """Move statistics towards the clients' by the policy's momentum; the first replace those of a fresh layer.
+
+        Frozen ones stay as they are to the bit, which their own average need not be.
+        """
         momentum = self.federation.options.get("momentum", self.federation.policy.momentum)
+        momentum = 0.0 if self.federation.is_frozen(round_) else momentum
         if self._statistics_known and momentum < 1:
             for name in self.federation.statistics:
-                combined[name] = (1 - momentum) * self.state[name] + momentum * combined[name]
+                combined[name] = torch.lerp(self.state[name], combined[name], momentum)
         self._statistics_known = True
 
     def _step(self, combined: State) -> None:

@@ -1,0 +1,147 @@
+"""Layers of all clients at once: what `torch.vmap` does slowly, or cannot do, handed to one kernel for all.
+
+Under vmap a convolution over K clients is one convolution with K groups, whose images are (B, K * C, H, W). Torch's
+CPU kernels are fastest there in channels_last: measured on one core, 16 images of 8x8 for 20 clients, 16 channels:
+convolution 5 to 17 times, max pooling 30 times as fast as in the default layout. vmap's own rules for pooling and
+batch norm leave that layout, so both are replaced here by the same function on the folded images.
+
+Legend: K clients, B samples a client, C channels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def fold(x: Tensor) -> Tensor:
+    """Return (B, K, C, ...) as (B, K * C, ...), images on a CPU in channels_last."""
+    folded = x.flatten(1, 2)
+    if folded.dim() == 4 and folded.device.type == "cpu":  # where it was measured
+        folded = folded.contiguous(memory_format=torch.channels_last)
+    return folded
+
+
+def unfold(x: Tensor, clients: int) -> Tensor:
+    """Return (B, K * C, ...) as (B, K, C, ...): the inverse of `fold`."""
+    return x.unflatten(1, (clients, -1))
+
+
+class ClientsTogether(TorchFunctionMode):
+    """While active, batch norm and max pooling under `torch.vmap` over clients run as one kernel for all clients.
+
+    synchronised: batch norm in training normalises every client with the moments of all clients' samples, and moves
+        running statistics to those (the variance unbiased by the count of all), as SyncBatchNorm does on as many
+        ranks. Gradients are those of the sum of all clients' losses.
+    """
+
+    def __init__(self, synchronised: bool = False) -> None:
+        super().__init__()
+        self._synchronised = synchronised
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the two functions, and call any other."""
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        if func is F.max_pool2d and not kwargs.get("return_indices"):
+            return _AllClients.apply(partial(_max_pool, args[1:], kwargs), args[0])  # type: ignore[no-untyped-call]
+        return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        x: Tensor,
+        mean: Tensor | None,
+        var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        if training and self._synchronised:
+            call = partial(_synchronised_batch_norm, momentum, eps)
+        else:
+            call = partial(_batch_norm, training, momentum, eps)
+        return _AllClients.apply(call, x, mean, var, weight, bias)  # type: ignore[no-untyped-call]
+
+
+class _AllClients(torch.autograd.Function):
+    """Calls a function of all clients' tensors from under vmap, where plain code sees those of one.
+
+    The function gets its first tensor as (B, K, ...), further ones as (K, ...), and returns (B, K, ...). What it does
+    is recorded by autograd, so nothing is differentiated here.
+    """
+
+    @staticmethod
+    def forward(call: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+        raise NotImplementedError("no tensor of this call belongs to a client.")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, call: Callable[..., Tensor], *tensors: Tensor | None) -> tuple[Tensor, int]:
+        clients: int = info.batch_size
+        first, *others = (
+            _clients_at(int(place == 0), tensor, dim, clients)
+            for place, (tensor, dim) in enumerate(zip(tensors, in_dims[1:], strict=True))
+        )
+        return call(first, *others), 1
+
+
+def _clients_at(place: int, tensor: Tensor | None, dim: int | None, clients: int) -> Tensor | None:
+    if tensor is None:
+        return None
+    if dim is None:  # the same for all
+        tensor, dim = tensor.expand(clients, *tensor.shape), 0
+    return tensor.movedim(dim, place)
+
+
+def _max_pool(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
+    pooled: Tensor = F.max_pool2d(fold(x), *args, **kwargs)
+    return unfold(pooled, x.shape[1])
+
+
+def _batch_norm(
+    training: bool,
+    momentum: float,
+    eps: float,
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    # As views, so that the kernel moves the clients' running statistics themselves.
+    statistics = (None if tensor is None else tensor.view(-1) for tensor in (mean, var))
+    affine = (None if tensor is None else tensor.flatten() for tensor in (weight, bias))
+    return unfold(F.batch_norm(fold(x), *statistics, *affine, training, momentum, eps), x.shape[1])
+
+
+def _synchronised_batch_norm(
+    momentum: float,
+    eps: float,
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    clients, channels = x.shape[1:3]
+    new_mean, new_var = (x.new_zeros(channels) for _ in range(2))
+    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).unflatten(0, (-1, clients))
+    for running, new in ((mean, new_mean), (var, new_var)):
+        if running is not None:
+            running.lerp_(new.to(running.dtype), momentum)
+    by_channel = (clients, channels, *[1] * (x.dim() - 3))
+    if weight is not None:
+        y = y * weight.reshape(by_channel)
+    return y if bias is None else y + bias.reshape(by_channel)

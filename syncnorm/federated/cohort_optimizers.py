@@ -1,0 +1,89 @@
+"""Optimisers of many clients at once: parameters stacked along a first dimension, one row a client.
+
+Torch's optimisers are elementwise, so the arithmetic is theirs, with the groups of `make_optimizer`: weight decay acts
+on what has two and more dimensions in the model. A step names the rows that make it, since not all clients make every
+one, and each row counts its own.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from syncnorm.config import Optim
+
+Rows = slice | Tensor
+"""Some clients of a stack: `stack[rows]` is a view for a slice, a copy for a tensor of indices."""
+
+
+def put(stack: Tensor, rows: Rows, values: Tensor) -> None:
+    """Write back what was taken as `stack[rows]` and changed in place."""
+    if not isinstance(rows, slice):
+        stack[rows] = values
+
+
+class StackedOptimizer:
+    """torch.optim.SGD for K stacked models, and what the others share with it.
+
+    Args:
+        optim: the optimiser; its learning rate stays as it is.
+        parameters: by name, (K, ...); not kept.
+        momentum: buffers to go on with, by name, (K, ...). Zeros are the same as none: torch's first buffer is the
+            gradient itself.
+    """
+
+    def __init__(self, optim: Optim, parameters: Mapping[str, Tensor], momentum: Mapping[str, Tensor]) -> None:
+        self._optim = optim
+        self.momentum = {name: momentum.get(name, torch.zeros_like(p)) for name, p in parameters.items()}
+        self.steps = {name: torch.zeros(len(p), dtype=torch.int64, device=p.device) for name, p in parameters.items()}
+        """How many steps each client's parameter has made, (K,)."""
+
+    def step(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
+        """Move `parameter`, (R, ...), that of the clients `rows`, in place."""
+        self.steps[name][rows] += 1
+        if self._optim.weight_decay and parameter.dim() > 2:
+            gradient = self._decay(parameter, gradient)
+        self._move(name, parameter, gradient, rows)
+
+    def _decay(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.add(parameter, alpha=self._optim.weight_decay)
+
+    def _move(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
+        if self._optim.momentum:
+            buffer = self.momentum[name][rows].mul_(self._optim.momentum).add_(gradient)
+            put(self.momentum[name], rows, buffer)
+            gradient = buffer
+        parameter.add_(gradient, alpha=-self._optim.lr)
+
+
+class _Adam(StackedOptimizer):
+    """torch.optim.Adam."""
+
+    _BETAS, _EPS = (0.9, 0.999), 1e-8
+
+    def __init__(self, optim: Optim, parameters: Mapping[str, Tensor], momentum: Mapping[str, Tensor]) -> None:
+        super().__init__(optim, parameters, momentum)
+        self._squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+
+    def _move(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
+        beta1, beta2 = self._BETAS
+        mean = self.momentum[name][rows].lerp_(gradient, 1 - beta1)
+        square = self._squares[name][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        put(self.momentum[name], rows, mean)
+        put(self._squares[name], rows, square)
+        steps = self.steps[name][rows].double().view(-1, *[1] * (parameter.dim() - 1))
+        size = self._optim.lr / (1 - beta1**steps)
+        denominator = square.sqrt().div_((1 - beta2**steps).sqrt().to(square.dtype)).add_(self._EPS)
+        parameter.sub_(size.to(mean.dtype) * mean / denominator)
+
+
+class _AdamW(_Adam):
+    """torch.optim.AdamW."""
+
+    def _decay(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        parameter.mul_(1 - self._optim.lr * self._optim.weight_decay)
+        return gradient
+
+
+STACKED: dict[str, type[StackedOptimizer]] = {"sgd": StackedOptimizer, "adam": _Adam, "adamw": _AdamW}
+"""The optimisers by their names in `Optim`."""

@@ -1,0 +1,209 @@
+"""The rounds of a federated run, over any network: sample, train, aggregate, and measure what came of it."""
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from syncnorm.config import Result, describe, run_id
+from syncnorm.environment import environment
+from syncnorm.errors import UserError
+from syncnorm.federated.aggregation import combine, normalised_weights
+from syncnorm.federated.client import section, statistics_entries
+from syncnorm.federated.evaluate import drift, evaluated_by, score, summary, weighted
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.messages import Broadcast, size
+from syncnorm.federated.network import Network
+from syncnorm.federated.policies import Rule
+from syncnorm.federated.server import Server
+from syncnorm.moments import Moments
+from syncnorm.seeds import derive
+
+EVALUATED = 1000
+"""At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
+
+Measured = tuple[dict[str, float], dict[str, Any]]
+"""Metrics, and details that no single number holds."""
+
+
+class Rounds:
+    """A run under way. `next` is the round to be played, from 0."""
+
+    def __init__(self, federation: Federation, network: Network) -> None:
+        self.federation, self.network = federation, network
+        self.server = Server(federation)
+        self.next = 0
+        self._history: dict[str, list[float]] = {"train_loss": [], "left_out": []}
+        self._counts = dict.fromkeys(("bytes_down", "bytes_up", "clients_left_out", "small_batches", "idle"), 0)
+        self._left_out: dict[str, str] = {}
+        self._last_seen: dict[int, int] = {}
+        self._best: tuple[float, Measured] | None = None
+
+    def play(self) -> None:
+        """Play one round.
+
+        Raises:
+            UserError: too few clients gave a usable update.
+        """
+        round_, clients = self.next, self.federation.cohort(self.next)
+        replies = self.network.train(clients, self._to)
+        if not replies:
+            world = self.federation.world
+            raise UserError(
+                f"round {round_ + 1}: none of its {len(clients)} clients has a batch of {world.min_batch} samples or "
+                "more: lower min_batch, set small_batch to use_running, or use fewer clients."
+            )
+        exchanged = self.federation.exchanged_bytes
+        self._counts["bytes_down"] += sum(self._to(client).bytes + exchanged for client in clients)
+        self._counts["bytes_up"] += sum(reply.bytes + exchanged for reply in replies)
+        self._counts["idle"] += len(clients) - len(replies)
+        self._counts["small_batches"] += sum(reply.small_batches for reply in replies)
+        received = self.server.receive(round_, replies)
+        self._counts["clients_left_out"] += len(received.left_out)
+        self._left_out |= {f"round {round_ + 1}, client {client}": why for client, why in received.left_out.items()}
+        self._last_seen |= dict.fromkeys(received.used, round_)
+        self._history["train_loss"].append(received.loss)
+        self._history["left_out"].append(float(len(received.left_out)))
+        self.next += 1
+        if self.federation.world.validation:
+            self._validate()
+
+    def result(self, seconds: float) -> Result:
+        """Evaluate what the rounds came to, or take the round that validation chose."""
+        run = self.federation.run
+        metrics, details = self._best[1] if self._best else self._measure()
+        counts = {name: float(value) for name, value in self._counts.items()}
+        never = len(self.federation.trainees) - len(self._last_seen)
+        metrics |= counts | {
+            "bytes_total": counts["bytes_down"] + counts["bytes_up"],
+            "train_loss": self._history["train_loss"][-1],
+            "never_sampled": float(never),
+            "staleness": fmean(self.next - 1 - last for last in self._last_seen.values()),
+            "batch_norms": float(len(self.federation.layers)),
+        }
+        if self._left_out:
+            details["left_out"] = self._left_out
+        return Result(
+            run_id=run_id(run),
+            config=describe(run),
+            metrics=metrics,
+            evaluated_by=evaluated_by(self.federation),
+            seconds=seconds,
+            environment=environment(),
+            history=self._history,
+            details={"partition": self.federation.population.card(), **details},
+        )
+
+    def remember(self) -> dict[str, Any]:
+        """Return everything that the coming rounds depend on, as plain data and tensors."""
+        return {
+            "next": self.next,
+            "server": self.server.remember(),
+            "history": self._history,
+            "counts": self._counts,
+            "left_out": self._left_out,
+            "last_seen": self._last_seen,
+            "best": self._best,
+        }
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """Go back to what `remember` returned."""
+        self.next, self._history, self._counts = known["next"], known["history"], known["counts"]
+        self._left_out, self._last_seen, self._best = known["left_out"], known["last_seen"], known["best"]
+        self.server.recall(known["server"])
+
+    def _to(self, client: int) -> Broadcast:
+        return self.server.broadcast(self.next, client)
+
+    def _validate(self) -> None:
+        """Measure this round if no earlier one did better on the clients' validation samples, on average."""
+        self._gather()
+        clients = list(self.federation.trainees)
+        accuracy = fmean(self.network.validate(clients, self._to, self._fallback()))
+        self._history.setdefault("validation_accuracy", []).append(accuracy)
+        if self._best is None or accuracy > self._best[0]:
+            metrics, details = self._measure()
+            self._best = accuracy, ({**metrics, "round": float(self.next), "validation_accuracy": accuracy}, details)
+
+    def _measure(self) -> Measured:
+        """Evaluate the model as it is: at clients, globally, and at clients held out."""
+        self._gather()
+        federation = self.federation
+        scores = self.network.score(self._evaluated(), self._to, self._fallback())
+        metrics = summary(federation, scores)
+        details: dict[str, Any] = {"accuracy_by_client": {one.client: one.accuracy for one in scores}}
+        seen = [one for one in scores if one.moments]
+        if seen:
+            details["drift"] = drift(seen)
+        world = federation.world
+        if not federation.policy.personal or world.global_norm != "none":
+            x, y = federation.population.global_test
+            model = federation.model_with(self._global_state())
+            uniform = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
+            metrics["global_accuracy"], metrics["global_loss"] = weighted(model, x, y, uniform)
+        if world.held_out:
+            metrics |= self._held_out()
+        return metrics, details
+
+    def _held_out(self) -> dict[str, float]:
+        """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""
+        state, count = self._global_state(), self.federation.world.count
+        ids = range(count, count + self.federation.world.held_out)
+        scores = [score(self.federation, client, state) for client in ids]
+        found = {"heldout_accuracy": fmean(one.accuracy for one in scores)}
+        again = [one.reestimated for one in scores if one.reestimated is not None]
+        return found | ({"heldout_reestimated_accuracy": fmean(again)} if again else {})
+
+    def _evaluated(self) -> list[int]:
+        """Return the clients that are evaluated: all that hold data and are not held out, if they are not too many."""
+        count = self.federation.world.count
+        if count <= EVALUATED:
+            return list(range(count))
+        rng = np.random.default_rng(derive("evaluated", self.federation.run.seed))
+        chosen: list[int] = np.sort(rng.choice(count, EVALUATED, replace=False)).tolist()
+        return chosen
+
+    def _gather(self) -> None:
+        """Let the server's statistics be those of a pass over the clients' data, where the policy has such a pass."""
+        if self.federation.policy.gathered != "after":
+            return
+        found = self.network.measure(self._evaluated(), self._to)
+        found = [moments for moments in found if moments]
+        if not found:
+            return
+        pooled = {layer: Moments.pool([moments[layer] for moments in found]) for layer in found[0]}
+        statistics = self.federation.with_aliases(statistics_entries(pooled))
+        self.server.set_statistics(statistics)
+        self._counts["bytes_up"] += len(found) * size(statistics)
+        self._counts["bytes_down"] += sum(self._to(client).bytes for client in self._evaluated())
+
+    def _fallback(self) -> dict[str, Tensor]:
+        """Return what stands in for what a client keeps, at clients that were never sampled."""
+        if self.federation.world.unsampled == "initial" or not self.federation.kept_names:
+            return {}
+        return {f"state.{name}": value for name, value in self._average_kept("average").items()}
+
+    def _global_state(self) -> dict[str, Tensor]:
+        """Return the global model's entries; what stays with clients is averaged, or pooled if the run says so."""
+        if not self.federation.policy.personal:
+            return self.server.state
+        rule = self.federation.world.global_norm
+        return {**self.server.state, **self._average_kept("average" if rule == "none" else rule)}
+
+    def _average_kept(self, statistics: Rule) -> dict[str, Tensor]:
+        """Return the mean over clients of what they keep of the model, each weighted as in the rounds."""
+        federation = self.federation
+        kept = self.network.kept(list(self._last_seen))
+        states = [section(own, "state") for _, own in sorted(kept.items())]
+        states = [state for state in states if state]
+        if not states:
+            return {}
+        uniform = federation.world.weighting == "uniform"
+        weights = [1.0 if uniform else float(len(federation.train(client))) for client in sorted(kept)]
+        kinds = federation.rules_of_kept(statistics)
+        return combine(self.server.state, kinds, states, normalised_weights(states, weights))
+
+
