@@ -7,6 +7,12 @@ from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
+from syncnorm.norms.weight_standardization import (
+    ScaledWSConv1d,
+    ScaledWSConv2d,
+    ScaledWSConv3d,
+    scaled_weight_standardization,
+)
 
 __all__ = [
     "FrozenBatchNorm",
@@ -16,10 +22,14 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "ReferenceBatchNorm",
+    "ScaledWSConv1d",
+    "ScaledWSConv2d",
+    "ScaledWSConv3d",
     "SyncBatchNorm",
     "adaptive_gradient_clip",
     "make_norm",
     "norm_names",
     "norm_options",
     "pool_running_statistics",
+    "scaled_weight_standardization",
 ]

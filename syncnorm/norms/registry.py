@@ -24,6 +24,7 @@ _NORMS: dict[str, type[nn.Module]] = {
     "gn": GroupNorm,
     "ln": LayerNorm,
     "in": InstanceNorm,
+    "scaled_ws": nn.Identity,  # the norm sits in the convolutions' weights, where only `convert` can put it
     "none": nn.Identity,
 }
 
@@ -45,6 +46,8 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     """Build the norm layer `name` for C = `num_features` channels.
 
     `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
+    "scaled_ws" builds an Identity, which is its part beside the standardised convolutions (`ScaledWSConv2d` and its
+    kin): write a model with these, or let `syncnorm.convert` replace those of an existing one.
     An unknown name or option, a missing option, or a number the layer cannot serve raises `UserError`.
     """
     layer = _class_of(name)

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
 from syncnorm.norms import make_norm, norm_options
+from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised, standardised
 
 _ORIGIN = "_syncnorm_origin"
 _AFFINE = ("weight", "bias")
@@ -57,15 +58,21 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     from what they were at first. Hooks stay with the layer replaced. (`model` itself is replaced where it is a
     batch norm: use what is returned.)
 
-    Raises:
-        UserError: an unknown norm or option, or a number of channels that the norm cannot serve; the model is
-            untouched. A lazy layer whose channels are not known yet, or one whose weight or bias is parametrised or
-            pruned.
+    "scaled_ws" takes the batch norms out, and replaces every convolution (but transposed ones, and those with one
+    weight a unit) by one that standardises its weight, with a new `gain`. Any other norm, and `revert`, take that
+    out again: the weight that stays is the raw one, as trained, and the gain is dropped.
 
-    Warns where a subclass of batch norm has a forward of its own, since what that adds is left out.
+    Raises:
+        UserError: an unknown norm or option, a number of channels that the norm cannot serve, or "scaled_ws" for a
+            model without convolutions; the model is untouched. A lazy layer whose channels are not known yet, or one
+            whose weight or bias is parametrised or pruned.
+
+    Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out.
     """
     norm_options(name)
     layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
+    if name == "scaled_ws":
+        layers |= _convolutions(model)
     return convert_layers(model, layers, name, options)
 
 
@@ -94,7 +101,8 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
     swaps = {layer: _substitute(_original(layer, model), name, options) for layer in layers}
     model = _replace(model, swaps)
     for new in swaps.values():
-        getattr(new, _ORIGIN).place = _place(new, model)
+        if hasattr(new, _ORIGIN):
+            getattr(new, _ORIGIN).place = _place(new, model)
     return model
 
 
@@ -103,6 +111,15 @@ def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
     for layer, where in layers.items():
         _check_parameters(where, layer)
     return _replace(model, {layer: _original(layer, model) for layer in layers})
+
+
+def _convolutions(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the convolutions of `model` whose weights are still to be standardised, with their names."""
+    if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
+        raise UserError(
+            "norm 'scaled_ws' standardises the weights of convolutions, and the model has none: choose another norm."
+        )
+    return {module: name for name, module in model.named_modules() if can_be_standardised(module)}
 
 
 def _original(module: nn.Module, model: nn.Module) -> nn.Module:
@@ -130,12 +147,12 @@ def _check(where: str, module: nn.Module) -> None:
     _check_parameters(where, module)
     if isinstance(layer, LazyModuleMixin) or any(is_lazy(p) for p in layer.parameters()):
         raise UserError(f"layer '{where}' does not know its channels yet: run one batch through the model first.")
-    known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *CONVOLUTIONS)
     own = type(layer).forward
     if not type(layer).__module__.startswith("syncnorm.") and all(own is not base.forward for base in known):
         warnings.warn(
-            f"layer '{where}' is a {type(layer).__name__} with a forward of its own: converting it keeps the "
-            "normalisation and leaves out whatever else that forward does.",
+            f"layer '{where}' is a {type(layer).__name__} with a forward of its own: converting it keeps "
+            "what its base class does and leaves out whatever else that forward does.",
             stacklevel=4,
         )
 
@@ -150,7 +167,13 @@ def _check_parameters(where: str, module: nn.Module) -> None:
 
 
 def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
-    """Build the norm `name` in place of `layer`, with its parameters and statistics."""
+    """Build what the norm `name` puts in place of `layer`, with its parameters and statistics."""
+    if isinstance(layer, CONVOLUTIONS):
+        if name != "scaled_ws":
+            return layer
+        convolution = standardised(layer)
+        setattr(convolution, _ORIGIN, _Origin(layer))
+        return convolution
     carried = {key: getattr(layer, key) for key in _CARRIED}
     like = next((t for t in (layer.running_mean, layer.weight) if isinstance(t, Tensor)), None)
     if like is not None:

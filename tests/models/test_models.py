@@ -15,11 +15,11 @@ def my_model(classes: int, shape: tuple[int, int, int], width: int = 4) -> nn.Mo
 
 
 @pytest.mark.parametrize("name", model_names())
-@pytest.mark.parametrize("norm", ["bn", "gn", "none"])
+@pytest.mark.parametrize("norm", ["bn", "frozen_bn", "reference_bn", "hybrid_bn", "gn", "scaled_ws", "none"])
 def test_every_model_takes_every_norm(name: str, norm: str) -> None:
     model = make_model(name, (3, 16, 16), 7, norm)
     assert model(torch.randn(2, 3, 16, 16)).shape == (2, 7)
-    assert bool(batch_norms(model)) == (norm == "bn")
+    assert bool(batch_norms(model)) == norm.endswith("bn")
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,9 @@ def test_residual_networks_have_their_papers_size(name: str, parameters: int) ->
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-@pytest.mark.parametrize("norm", ["sync_bn", "frozen_bn", "reference_bn", "hybrid_bn", "gn", "ln", "in", "none"])
+@pytest.mark.parametrize(
+    "norm", ["sync_bn", "frozen_bn", "reference_bn", "hybrid_bn", "gn", "ln", "in", "scaled_ws", "none"]
+)
 def test_resnet18_converts_there_and_back(norm: str) -> None:
     model = make_model("resnet18", (3, 32, 32), 10).eval()
     x = torch.randn(2, 3, 32, 32)

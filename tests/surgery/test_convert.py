@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import register_parametrization
 
 from syncnorm import SyncBatchNorm, batch_norms, convert, norm_names, revert
 from syncnorm.errors import UserError
+from syncnorm.norms import ScaledWSConv2d, scaled_weight_standardization
 
 OPTIONS: dict[str, dict[str, Any]] = {"ghost_bn": {"virtual_ranks": 2}}
 
@@ -230,3 +231,77 @@ def test_a_forward_of_its_own_is_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         convert(convert(nn.Sequential(MyNorm(3)), "sync_bn"), "gn")
+
+
+class TestScaledWeightStandardisation:
+    """What "scaled_ws" does beside taking the batch norms out."""
+
+    def test_every_convolution_is_standardised_and_comes_back(self, trained: Net) -> None:
+        first, depthwise, parameters = trained.stem[0], trained.blocks["b"][0], list(trained.parameters())
+        random = torch.get_rng_state()
+        convert(trained, "scaled_ws")
+        assert torch.equal(torch.get_rng_state(), random)
+        assert isinstance(trained.stem[0], ScaledWSConv2d)
+        assert trained.stem[0].weight is first.weight
+        assert trained.blocks["b"][0] is depthwise  # one weight a unit
+        assert all(isinstance(layer, nn.Identity) for layer in (trained.stem[1], trained.shared, trained.head[1]))
+        revert(trained)
+        assert trained.stem[0] is first
+        assert [id(p) for p in trained.parameters()] == [id(p) for p in parameters]
+
+    def test_the_raw_weight_is_kept_as_trained(self, trained: Net) -> None:
+        convert(trained, "scaled_ws").train()
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        trained(X).square().sum().backward()
+        optimizer.step()
+        weight = trained.stem[0].weight.clone()
+        assert not torch.equal(trained.stem[0].gain, torch.ones_like(trained.stem[0].gain))
+        revert(trained)
+        assert torch.equal(trained.stem[0].weight, weight)
+        assert "stem.0.gain" not in trained.state_dict()
+
+    @pytest.mark.parametrize("name", [name for name in norm_names() if name != "scaled_ws"])
+    def test_another_norm_takes_it_out(self, trained: Net, name: str) -> None:
+        twin = convert(copy.deepcopy(trained), name, **OPTIONS.get(name, {})).eval()
+        convert(convert(trained, "scaled_ws"), name, **OPTIONS.get(name, {})).eval()
+        assert type(trained.stem[0]) is nn.Conv2d
+        if name not in SPATIAL_ONLY:
+            torch.testing.assert_close(trained(X), twin(X), rtol=0, atol=0)
+        assert trained.state_dict().keys() == twin.state_dict().keys()
+
+    def test_a_copy_comes_back_by_itself(self, trained: Net) -> None:
+        before = trained(X)
+        standardised = convert(trained, "scaled_ws")(X)
+        twin = copy.deepcopy(trained)
+        assert torch.equal(revert(trained)(X), before)
+        assert torch.equal(twin(X), standardised)
+        assert torch.equal(revert(twin)(X), before)
+
+    def test_again_changes_nothing_where_nothing_was_learnt(self, trained: Net) -> None:
+        once = convert(trained, "scaled_ws")(X)
+        assert torch.equal(convert(trained, "scaled_ws")(X), once)
+        assert type(revert(trained).stem[0]) is nn.Conv2d
+
+    @pytest.mark.parametrize("padding", [1, "same"])
+    def test_geometry_is_that_of_the_convolution(self, padding: Any) -> None:
+        torch.manual_seed(0)
+        plain = nn.Conv2d(4, 6, (3, 5), padding=padding, dilation=2, groups=2, bias=False, padding_mode="reflect")
+        x = torch.randn(2, 4, 12, 12)
+        model = convert(nn.Sequential(plain, nn.ConvTranspose2d(6, 6, 3)), "scaled_ws")
+        expected = copy.deepcopy(plain)
+        with torch.no_grad():
+            expected.weight.copy_(scaled_weight_standardization(plain.weight, torch.ones(6)))
+        assert torch.equal(model[0](x), expected(x))
+        assert type(model[1]) is nn.ConvTranspose2d
+
+    def test_mistakes_leave_the_model_untouched(self, trained: Net) -> None:
+        with pytest.raises(UserError, match="standardises the weights of convolutions, and the model has none"):
+            convert(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "scaled_ws")
+        with pytest.raises(UserError, match="unknown option 'eps'"):
+            convert(trained, "scaled_ws", eps=1.0)
+        prune.random_unstructured(trained.blocks["b"][0], "weight", 0.5)
+        prune.random_unstructured(trained.stem[0], "weight", 0.5)
+        before = trained(X)
+        with pytest.raises(UserError, match=r"layer 'stem\.0' computes its weight from something else"):
+            convert(trained, "scaled_ws")
+        assert torch.equal(trained(X), before)

@@ -1,0 +1,86 @@
+"""Normalise weights instead of activations: convolutions whose weight is standardised at every use.
+
+model = syncnorm.convert(model, "scaled_ws")        # with syncnorm.adaptive_gradient_clip in the training step
+"""
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.moments import Moments
+
+EPS = 1e-4
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def scaled_weight_standardization(weight: Tensor, gain: Tensor, eps: float = EPS) -> Tensor:
+    """Return the standardised weight: every output unit with mean 0 and norm `gain`.
+
+    For output unit i with n = fan_in weights, in their biased variance,
+
+        W'_i = gain_i * (W_i - mean(W_i)) / sqrt(max(n var(W_i), eps)),
+
+    that is gain (W - mean) / (std sqrt(fan_in)) for all but vanishing weights: `eps` is a floor, not a summand, as in
+    the code of Brock et al., so it changes nothing where n var(W_i) >= eps. The constant by which they multiply
+    activations (1.71 for ReLU) is not applied here; a gain can learn it. The gradient goes through mean and variance.
+
+    Shapes: weight (units, ...), gain (units,).
+
+    Sources: Brock, De & Smith (arXiv 2101.08692); in federated learning FedWon (Zhuang & Lyu, arXiv 2306.05879).
+    """
+    moments = Moments.of(weight, tuple(range(1, weight.dim())))
+    units = (-1, *[1] * (weight.dim() - 1))
+    scale = gain.to(moments.m2.dtype) * torch.rsqrt(moments.m2.clamp(min=eps))
+    return ((weight - moments.mean.view(units)) * scale.view(units)).to(weight.dtype)
+
+
+class _ScaledWS:
+    """What the convolutions below add to PyTorch's: a `gain` (out_channels,), 1 at first, and the standardisation."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        weight = self.weight  # type: ignore[attr-defined]
+        self.gain = nn.Parameter(torch.ones(weight.shape[0], device=weight.device, dtype=weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` with the standardised weight, and add the bias."""
+        weight = scaled_weight_standardization(self.weight, self.gain)  # type: ignore[attr-defined]
+        y: Tensor = self._conv_forward(x, weight, self.bias)  # type: ignore[attr-defined]
+        return y
+
+
+class ScaledWSConv1d(_ScaledWS, nn.Conv1d):
+    """`torch.nn.Conv1d` with its weight put through `scaled_weight_standardization`, and a learnt `gain`."""
+
+
+class ScaledWSConv2d(_ScaledWS, nn.Conv2d):
+    """`torch.nn.Conv2d` with its weight put through `scaled_weight_standardization`, and a learnt `gain`."""
+
+
+class ScaledWSConv3d(_ScaledWS, nn.Conv3d):
+    """`torch.nn.Conv3d` with its weight put through `scaled_weight_standardization`, and a learnt `gain`."""
+
+
+def can_be_standardised(module: nn.Module) -> bool:
+    """Return whether `module` is a convolution, not standardised yet, that has more than one weight a unit.
+
+    One weight a unit (a 1x1 depthwise convolution) is a gain already: nothing is left of it without its mean.
+    """
+    if not isinstance(module, CONVOLUTIONS) or isinstance(module, _ScaledWS):
+        return False
+    return module.in_channels // module.groups * prod(module.kernel_size) != 1
+
+
+def standardised(convolution: nn.Module) -> nn.Module:
+    """Build `convolution` with its weight standardised; the weight and the bias are the very same parameters."""
+    kinds = zip(CONVOLUTIONS, (ScaledWSConv1d, ScaledWSConv2d, ScaledWSConv3d), strict=True)
+    kind: Any = next(own for plain, own in kinds if isinstance(convolution, plain))
+    c: Any = convolution
+    geometry = (c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups)
+    # On "meta" weights of its own are neither stored nor drawn.
+    new: nn.Module = kind(*geometry, bias=c.bias is not None, padding_mode=c.padding_mode, device="meta")
+    new.weight, new.bias = c.weight, c.bias
+    new.gain = nn.Parameter(torch.ones(c.out_channels, device=c.weight.device, dtype=c.weight.dtype))
+    return new.train(c.training)
