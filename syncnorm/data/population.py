@@ -205,7 +205,7 @@ def _check(world: Clients) -> None:
                 raise UserError(f"world.{name} has '{domain}' twice: name each domain once.")
         if len(domains) > holders[1]:
             raise UserError(
-                f"world.{name} has {len(domains)} domains but world.{holders[0]} is {holders[1]}: each needs a "
+                f"world.{name} names {len(domains)} of them but world.{holders[0]} is {holders[1]}: each needs a "
                 f"client, so set {holders[0]} to {len(domains)} or more."
             )
     _check_skew(world)

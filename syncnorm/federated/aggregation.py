@@ -44,9 +44,7 @@ def aggregate(
     return combine(model.state_dict(), kinds, states, shares)
 
 
-def combine(
-    current: State, kinds: Mapping[str, Rule], states: Sequence[State], shares: Tensor
-) -> dict[str, Tensor]:
+def combine(current: State, kinds: Mapping[str, Rule], states: Sequence[State], shares: Tensor) -> dict[str, Tensor]:
     """Return what `aggregate` does, of states that were checked, with shares that sum to 1; float64 (K,)."""
     combined = {
         name: _combine([state[name] for state in states], shares, kind) if kind in COMBINED else current[name].clone()

@@ -22,9 +22,7 @@ SECONDS = 30.0
 class Checkpoint:
     """Saves and restores a run in `folder`: the newest two, written to a temporary file, synced, renamed."""
 
-    def __init__(
-        self, folder: Path, run: Run, rounds: Rounds, network: InProcess, seconds: float = SECONDS
-    ) -> None:
+    def __init__(self, folder: Path, run: Run, rounds: Rounds, network: InProcess, seconds: float = SECONDS) -> None:
         self._folder, self._id, self._rounds, self._network = folder, run_id(run), rounds, network
         self._seconds, self._last = seconds, time.monotonic()
 

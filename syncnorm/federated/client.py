@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from syncnorm.federated.federation import Federation, load
+from syncnorm.federated.federation import Federation
 from syncnorm.federated.local import Task, Update
 from syncnorm.federated.messages import Broadcast, Reply
 from syncnorm.moments import Moments
@@ -48,7 +48,7 @@ def start(federation: Federation, client: int, received: Broadcast, own: Mapping
         correction=_correction(received.control, kept),
         momentum=momentum,
     )
-    statistics = _measured(federation, client, round_, state) if federation.policy.gathered == "before" else {}
+    statistics = _measured(federation, client, state) if federation.policy.gathered == "before" else {}
     return Started(task, received, plan.small, statistics)
 
 
@@ -115,27 +115,19 @@ def _control_change(federation: Federation, started: Started, update: Update) ->
     """Return c_k+ - c_k = -c + (w_received - w_trained) / (steps * lr): option II of SCAFFOLD (arXiv 1910.06378)."""
     task, received = started.task, started.received
     path = len(task.batches) * federation.learning_rate(received.round)
-    return {
-        name: (task.state[name] - update.state[name]) / path - value for name, value in received.control.items()
-    }
+    return {name: (task.state[name] - update.state[name]) / path - value for name, value in received.control.items()}
 
 
-def _measured(federation: Federation, client: int, round_: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the running statistics of a pass over the client's data with the model that it is about to train.
-
-    The received statistics normalise it: what deeper layers get is then what they get in evaluation.
-    """
-    model = federation.local(round_).classifier.model
-    load(model, state)
-    moments = layer_moments(model, federation.train_images(client), normaliser="running")
-    return federation.with_aliases(statistics_entries(moments))
+def _measured(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the running statistics of a pass over the client's data with the model that it is about to train."""
+    return federation.with_aliases(statistics_entries(measure(federation, client, state)))
 
 
 def _seen(federation: Federation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the running statistics of all that layers saw in training, where they kept that."""
     if federation.policy.gathered != "seen":
         return {}
-    found = {}
+    found: dict[str, Tensor] = {}
     for layer in federation.layers:
         where = f"{layer}." if layer else ""
         parts = (state[f"{where}{part}"] for part in ("seen_count", "seen_mean", "seen_m2"))

@@ -21,6 +21,7 @@ from syncnorm.federated import loop
 from syncnorm.federated.cohort_layers import ClientsTogether, fold, unfold
 from syncnorm.federated.cohort_optimizers import STACKED, Rows, put
 from syncnorm.federated.local import Local, Step, Task, Update, extra_terms, images
+from syncnorm.federated.loop import set_mode
 from syncnorm.norms import adaptive_gradient_clip
 
 TOGETHER = 64
@@ -38,21 +39,11 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
         UserError: a model that draws random numbers (dropout): clients would not draw their own. Clients that are to
             share the statistics of their first batches and have batches of different size.
     """
-    together = len(tasks) if local.synchronised else TOGETHER
     try:
-        return [
-            update
-            for start in range(0, len(tasks), together)
-            for update in _Cohort(local, tasks[start : start + together]).train(x, y)
-        ]
+        return train_together(local, x, y, tasks)
     except UserError:
         raise
     except Exception as error:
-        if "randomness" in str(error):  # vmap's own error
-            raise UserError(
-                "the model draws random numbers in training (as dropout does), which clients in one batched step "
-                "would not draw as they do alone: choose the engine loop."
-            ) from error
         if local.synchronised:
             return [Update(task.client, {}, error=f"{type(error).__name__}: {error}") for task in tasks]
         updates = loop.train(local, x, y, tasks)
@@ -63,6 +54,23 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
                 stacklevel=2,
             )
         return updates
+
+
+def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
+    """Do what `train` does, and raise whatever the batched computation raises."""
+    together = len(tasks) if local.synchronised else TOGETHER
+    blocks = [tasks[start : start + together] for start in range(0, len(tasks), together)]
+    try:
+        return [update for block in blocks for update in _Cohort(local, block).train(x, y)]
+    except RuntimeError as error:
+        if "randomness" not in str(error):  # as vmap calls it
+            raise
+        raise UserError(
+            "the model draws random numbers in training (as dropout does), and clients in one batched step would not "
+            "draw what they draw alone: choose the engine loop."
+        ) from error
+    finally:
+        local.classifier.forget_losses()
 
 
 class _Cohort:
@@ -79,20 +87,129 @@ class _Cohort:
             name: _stack([task.state[name] for task in self._tasks], like.detach())
             for name, like in chain(self._model.named_parameters(), self._model.named_buffers())
         }
-        trained = {name: self._state[name] for name, p in self._model.named_parameters() if p.requires_grad}
-        self._trained = frozenset(trained)
-        self._received = {name: trained[name].clone() for name in local.shared} if local.prox else {}
-        self._correction = _stack_some([task.correction for task in self._tasks], trained)
-        momentum = _stack_some([task.momentum for task in self._tasks], trained)
-        self._optimizer = STACKED[local.optim.name](local.optim, trained, momentum)
+        self._trained = {name: self._state[name] for name, p in self._model.named_parameters() if p.requires_grad}
+        self._received = {name: self._state[name].clone() for name in local.shared} if local.prox else {}
+        self._correction = self._stack_some([task.correction for task in self._tasks])
+        momentum = self._stack_some([task.momentum for task in self._tasks])
+        self._optimizer = STACKED[local.optim.name](local.optim, self._trained, momentum)
 
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
         """Make all steps, and return the updates in the order in which the tasks came."""
-        total = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
+        losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
         for group, steps in _schedule(self._tasks, self._local.synchronised):
-            rows = _rows(group, x.device)
-            synchronised = self._local.synchronised and steps[0] == 0
             chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
-            loop.set_mode(self._model, chosen[0][0].running[steps[0]])
-            total[rows] += self._make_step(rows, self._gather(x, chosen), y[_index(chosen)], synchronised)
-        return self._updates(total.tolist())
+            labels = y[torch.stack([task.batches[step] for task, step in chosen])]
+            set_mode(self._model, chosen[0][0].running[steps[0]])
+            rows = _rows(group, x.device)
+            first = self._local.synchronised and steps[0] == 0
+            losses[rows] += self._make_step(rows, self._images(x, chosen), labels, first) * labels.shape[1]
+        return self._updates(losses.tolist())
+
+    def _images(self, x: Tensor, chosen: Sequence[tuple[Task, int]]) -> Tensor:
+        """Return these clients' images (B, R, C, H, W), each of its task's step."""
+        if self._local.augment == "none":
+            batch = x[torch.stack([task.batches[step] for task, step in chosen], 1)]
+        else:
+            batch = torch.stack([images(self._local, x, task, step) for task, step in chosen], 1)
+        return unfold(fold(batch), len(chosen))
+
+    def _make_step(self, rows: Rows, x: Tensor, y: Tensor, synchronised: bool) -> Tensor:
+        """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""
+        state = {name: stack[rows] for name, stack in self._state.items()}
+        leaves = {name: state[name].detach().requires_grad_() for name in self._trained}
+        inputs = {Step.PREFIX + name: value for name, value in (state | leaves).items()}
+        with ClientsTogether(synchronised):
+            losses = torch.vmap(partial(functional_call, self._step), (0, (1, 0)))(inputs, (x, y))
+        # A client's loss does not depend on the others' parameters, so the gradient of the sum is each one's own.
+        objective = losses.sum() + self._extra_terms(leaves, rows)
+        gradients = dict(
+            zip(leaves, torch.autograd.grad(objective, list(leaves.values()), allow_unused=True), strict=True)
+        )
+        gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        with torch.no_grad():
+            if self._local.clip:
+                clip = partial(adaptive_gradient_clip, clip=self._local.clip)
+                gradients = torch.vmap(clip)({name: state[name] for name in gradients}, gradients)
+            for name, gradient in gradients.items():
+                self._optimizer.step(name, state[name], gradient, rows)
+            for name, value in state.items():
+                put(self._state[name], rows, value)
+        return losses.detach()
+
+    def _extra_terms(self, parameters: Mapping[str, Tensor], rows: Rows) -> Tensor | float:
+        """Return the sum over the clients `rows` of what FedProx and SCAFFOLD add to their losses."""
+        if not self._local.prox and not self._correction:
+            return 0.0
+
+        def of_client(
+            parameters: dict[str, Tensor], received: dict[str, Tensor], corrections: dict[str, Tensor]
+        ) -> Tensor:
+            terms = extra_terms(self._local, parameters, received, corrections or None)
+            assert terms is not None
+            return terms
+
+        received, correction = (
+            {name: stack[rows] for name, stack in stacks.items()} for stacks in (self._received, self._correction)
+        )
+        return torch.vmap(of_client)(dict(parameters), received, correction).sum()
+
+    def _stack_some(self, entries: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:
+        """Stack what each client has by name of parameter; zeros for a client that has none."""
+        names = sorted({name for own in entries for name in own or {}})
+        return {
+            name: _stack([(own or {}).get(name, torch.zeros_like(like)) for own in entries], like)
+            for name in names
+            for like in [self._trained[name][0]]
+        }
+
+    def _updates(self, losses: list[float]) -> list[Update]:
+        momentum = self._optimizer.momentum()
+        updates = {}
+        for row, (place, task, loss) in enumerate(zip(self._order, self._tasks, losses, strict=True)):
+            updates[place] = Update(
+                task.client,
+                {name: stack[row] for name, stack in self._state.items()},
+                loss / sum(len(index) for index in task.batches),
+                None if task.momentum is None else {name: stack[row] for name, stack in momentum.items()},
+            )
+        return [updates[place] for place in range(len(updates))]
+
+
+def _schedule(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield who makes a step together until nobody has any left: rows of tasks, and the step that each one is at.
+
+    Clients go together whose batches have the same size and the same normaliser. First go those among whom is the
+    client with most steps left: it decides how long the others have to wait. With `synchronised` all go first.
+    """
+    at = [0] * len(tasks)
+    while True:
+        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for row, task in enumerate(tasks):
+            if at[row] < len(task.batches):
+                groups[len(task.batches[at[row]]), task.running[at[row]]].append(row)
+        if not groups:
+            return
+        if synchronised and len(groups) > 1 and not any(at):
+            sizes = ", ".join(str(size) for size in sorted({size for size, _ in groups}))
+            raise UserError(
+                f"the clients' first batches have {sizes} samples, and fedtan needs as many on every client: lower "
+                "batch to the smallest client's number of samples, or set equal_size."
+            )
+        group = max(groups.values(), key=lambda rows: max(len(tasks[row].batches) - at[row] for row in rows))
+        yield group, [at[row] for row in group]
+        for row in group:
+            at[row] += 1
+
+
+def _rows(group: list[int], device: torch.device) -> Rows:
+    """Return these rows as a slice where they are neighbours, whose views save copies."""
+    if group == list(range(group[0], group[-1] + 1)):
+        return slice(group[0], group[-1] + 1)
+    return torch.tensor(group, device=device)
+
+
+def _stack(values: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the values as a new (K, ...) tensor of the type and device of `like`."""
+    if all(value is values[0] for value in values):  # what the server sent to all
+        return values[0].to(like).expand(len(values), *like.shape).clone()
+    return torch.stack([value.to(like) for value in values])

@@ -137,7 +137,9 @@ def _synchronised_batch_norm(
 ) -> Tensor:
     clients, channels = x.shape[1:3]
     new_mean, new_var = (x.new_zeros(channels) for _ in range(2))
-    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).unflatten(0, (-1, clients))
+    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).unflatten(
+        0, (-1, clients)
+    )
     for running, new in ((mean, new_mean), (var, new_var)):
         if running is not None:
             running.lerp_(new.to(running.dtype), momentum)

@@ -2,7 +2,7 @@
 
 Torch's optimisers are elementwise, so the arithmetic is theirs, with the groups of `make_optimizer`: weight decay acts
 on what has two and more dimensions in the model. A step names the rows that make it, since not all clients make every
-one, and each row counts its own.
+one; Adam counts each row's own.
 """
 
 from collections.abc import Mapping
@@ -28,53 +28,64 @@ class StackedOptimizer:
     Args:
         optim: the optimiser; its learning rate stays as it is.
         parameters: by name, (K, ...); not kept.
-        momentum: buffers to go on with, by name, (K, ...). Zeros are the same as none: torch's first buffer is the
-            gradient itself.
+        momentum: SGD's buffers to go on with, by name, (K, ...). Zeros are the same as none: torch's first buffer is
+            the gradient itself.
     """
 
     def __init__(self, optim: Optim, parameters: Mapping[str, Tensor], momentum: Mapping[str, Tensor]) -> None:
         self._optim = optim
-        self.momentum = {name: momentum.get(name, torch.zeros_like(p)) for name, p in parameters.items()}
-        self.steps = {name: torch.zeros(len(p), dtype=torch.int64, device=p.device) for name, p in parameters.items()}
-        """How many steps each client's parameter has made, (K,)."""
+        self._momentum = {name: torch.zeros_like(p) for name, p in parameters.items()} | dict(momentum)
+        self._moved = set(momentum)
 
     def step(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
         """Move `parameter`, (R, ...), that of the clients `rows`, in place."""
-        self.steps[name][rows] += 1
+        self._moved.add(name)
         if self._optim.weight_decay and parameter.dim() > 2:
             gradient = self._decay(parameter, gradient)
         self._move(name, parameter, gradient, rows)
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Return the momentum buffers by name, (K, ...), of what has any."""
+        return {name: self._momentum[name] for name in self._moved} if self._optim.momentum else {}
 
     def _decay(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         return gradient.add(parameter, alpha=self._optim.weight_decay)
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
         if self._optim.momentum:
-            buffer = self.momentum[name][rows].mul_(self._optim.momentum).add_(gradient)
-            put(self.momentum[name], rows, buffer)
+            buffer = self._momentum[name][rows].mul_(self._optim.momentum).add_(gradient)
+            put(self._momentum[name], rows, buffer)
             gradient = buffer
         parameter.add_(gradient, alpha=-self._optim.lr)
 
 
 class _Adam(StackedOptimizer):
-    """torch.optim.Adam."""
+    """torch.optim.Adam. It has no momentum buffers in SGD's sense."""
 
     _BETAS, _EPS = (0.9, 0.999), 1e-8
 
     def __init__(self, optim: Optim, parameters: Mapping[str, Tensor], momentum: Mapping[str, Tensor]) -> None:
-        super().__init__(optim, parameters, momentum)
-        self._squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        super().__init__(optim, parameters, {})
+        self._mean = self._momentum
+        self._square = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self._steps = {
+            name: torch.zeros(len(p), dtype=torch.int64, device=p.device) for name, p in parameters.items()
+        }
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
         beta1, beta2 = self._BETAS
-        mean = self.momentum[name][rows].lerp_(gradient, 1 - beta1)
-        square = self._squares[name][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        put(self.momentum[name], rows, mean)
-        put(self._squares[name], rows, square)
-        steps = self.steps[name][rows].double().view(-1, *[1] * (parameter.dim() - 1))
-        size = self._optim.lr / (1 - beta1**steps)
-        denominator = square.sqrt().div_((1 - beta2**steps).sqrt().to(square.dtype)).add_(self._EPS)
-        parameter.sub_(size.to(mean.dtype) * mean / denominator)
+        mean = self._mean[name][rows].lerp_(gradient, 1 - beta1)
+        square = self._square[name][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        steps = self._steps[name][rows].add_(1)
+        for stacks, values in ((self._mean, mean), (self._square, square), (self._steps, steps)):
+            put(stacks[name], rows, values)
+        count = steps.view(-1, *[1] * (parameter.dim() - 1)).to(parameter.dtype)
+        denominator = square.sqrt().div_((1 - beta2**count).sqrt()).add_(self._EPS)
+        parameter.sub_(mean / denominator * (self._optim.lr / (1 - beta1**count)))
 
 
 class _AdamW(_Adam):

@@ -39,7 +39,7 @@ def score(federation: Federation, client: int, state: State, fresh: bool = True)
     # One sample has statistics over positions at the most, and a linear layer's none at all.
     if not fresh or not federation.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own))
-    moments = layer_moments(federation.model_with(state), own.split(CHUNK))
+    moments = layer_moments(federation.model_with(state), torch.split(own, CHUNK))
     again = {**state, **federation.with_aliases(statistics_entries(moments))}
     reestimated, _ = weighted(federation.model_with(again), x, y, weights)
     return Score(client, accuracy, loss, len(own), reestimated, moments)
@@ -57,7 +57,7 @@ def validate(federation: Federation, client: int, state: State) -> float:
 def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
     """Return `(accuracy, cross-entropy in nats)` of a model in evaluation mode; weights (n,) sum to 1."""
     model.eval()
-    logits = torch.cat([model(part) for part in x.split(CHUNK)]).double()  # type: ignore[no-untyped-call]
+    logits = torch.cat([model(part) for part in torch.split(x, CHUNK)]).double()
     weights = weights.to(logits)
     accuracy = (weights * (logits.argmax(1) == y)).sum().item()
     return accuracy, (weights * F.cross_entropy(logits, y, reduction="none")).sum().item()
@@ -118,9 +118,9 @@ def evaluated_by(federation: Federation) -> str:
         return "own (one client with all data)"
     if policy.statistics == "local":
         return "own (each client)"
-    if policy.gathered == "after":
+    if policy.gathered in ("before", "after"):
         return "gathered by a pass (all clients)"
     if policy.training == "frozen":
         return "averaged, then frozen (clients)"
-    moving = ", moving average" if policy.momentum < 1 else ""
+    moving = ", moving average" if policy.gathered == "seen" else ""
     return f"{'pooled' if policy.statistics == 'pooled' else 'averaged'}{moving} (clients)"

@@ -18,7 +18,16 @@ from syncnorm.data import make_population
 from syncnorm.errors import UserError
 from syncnorm.federated.local import Local
 from syncnorm.federated.mistakes import check_run
-from syncnorm.federated.policies import KEPT, SENT, STATISTICS, Rule, batch_norm_entries, policy_named, policy_options, rules
+from syncnorm.federated.policies import (
+    KEPT,
+    SENT,
+    STATISTICS,
+    Rule,
+    batch_norm_entries,
+    policy_named,
+    policy_options,
+    rules,
+)
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
 from syncnorm.training import Classifier
@@ -111,7 +120,7 @@ class Federation:
         epoch = 0
         while len(dealt) < wanted if wanted is not None else epoch < self.world.local_epochs:
             order = torch.from_numpy(rng.permutation(len(samples))).to(samples.device)
-            dealt += samples[order].split(self.world.batch)
+            dealt += torch.split(samples[order], self.world.batch)
             epoch += 1
         return dealt[:wanted]
 
@@ -235,14 +244,11 @@ class Federation:
     def with_aliases(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return entries under every name that the state has for them, in the type that it holds them in."""
         state = self.model.state_dict()
-        return {
-            name: found[known].to(state[name].dtype) for name, known in self.entries.items() if known in found
-        }
+        return {name: found[known].to(state[name].dtype) for name, known in self.entries.items() if known in found}
 
     def train_images(self, client: int, size: int = CHUNK) -> list[Tensor]:
         """Return a client's training images, in parts of at most `size`."""
-        parts: tuple[Tensor, ...] = self.population.x[self.train(client)].split(size)  # type: ignore[no-untyped-call]
-        return list(parts)
+        return list(torch.split(self.population.x[self.train(client)], size))
 
 
 def everything(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

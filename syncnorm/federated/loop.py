@@ -46,7 +46,7 @@ def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
     received = {name: task.state[name] for name in local.shared} if local.prox else {}
     losses = []
     for step, index in enumerate(task.batches):
-        _set_mode(model, task.running[step])
+        set_mode(model, task.running[step])
         loss = local.classifier.training_step((images(local, x, task, step), y[index]), step)
         losses.append(loss.detach() * len(index))
         terms = extra_terms(local, parameters, received, task.correction)
@@ -68,7 +68,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-def _set_mode(model: nn.Module, running: bool) -> None:
+def set_mode(model: nn.Module, running: bool) -> None:
     """Train; batch norms alone evaluate where running statistics are to normalise."""
     model.train()
     if running:

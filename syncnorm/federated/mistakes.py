@@ -44,7 +44,9 @@ def algorithm_options(world: Clients) -> dict[str, Any]:
             kind = "true or false" if isinstance(known[option], bool) else "a number"
             raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be {kind}.")
         if value < 0:
-            raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be at least 0.")
+            raise UserError(
+                f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be at least 0."
+            )
     return {**known, **world.algorithm_options}
 
 

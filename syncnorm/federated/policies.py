@@ -34,10 +34,11 @@ class Policy:
         rounds is over; the "running" global statistics that were received; their learned mix with the batch's
         ("hybrid"); or the batches of all clients together in the first local step ("synchronised").
     gathered: where a client's statistics come from: the running statistics of its training ("ema"), the exact moments
-        of all that its layers saw in training ("seen"), or an exact pass over its data, "before" it trains with the
-        model that it received, or "after" all training, with the model to be evaluated.
-    momentum: how far the server's statistics move to the clients' in a round (the first round's replace them).
-    options: what a run may set, with the defaults.
+        of all that its layers saw in training ("seen"), or a pass over its data: "before" it trains, with the model
+        that it received, and once more with a model to be evaluated; or "after" training alone, with that model.
+    options: what a run may set, with the defaults. "momentum" says how far the server's statistics move to the
+        clients' in a round, "frozen_from" after which fraction of the rounds they are frozen, "own_share" what a
+        client's own model weighs in its personal average.
 
     The counter goes with the statistics; it is an integer, the largest of the clients', and never an average.
     """
@@ -48,7 +49,6 @@ class Policy:
     rest: Literal["shared", "local", "wasserstein"] = "shared"
     training: Literal["batch", "frozen", "running", "hybrid", "synchronised"] = "batch"
     gathered: Literal["ema", "seen", "before", "after"] = "ema"
-    momentum: float = 1.0
     options: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -67,14 +67,15 @@ POLICIES = {
         "shared", "average", "Zhong, Chen & Chao, arXiv 2303.06530", training="frozen", options={"frozen_from": 0.5}
     ),
     "fedtan": Policy("shared", "average", "Wang, Shi & Chang, arXiv 2301.02982", training="synchronised"),
-    "sbn": Policy("shared", "pooled", "static BN of HeteroFL: Diao, Ding & Tarokh, arXiv 2010.01264", gathered="after"),
+    "sbn": Policy(
+        "shared", "pooled", "static BN of HeteroFL: Diao, Ding & Tarokh, arXiv 2010.01264", gathered="after"
+    ),
     "fbn": Policy(
         "shared",
         "pooled",
         "Guerraoui et al., arXiv 2405.14670",
         training="running",
         gathered="seen",
-        momentum=0.1,
         options={"momentum": 0.1},
     ),
     "hbn": Policy(
@@ -83,12 +84,9 @@ POLICIES = {
         "Hybrid BN: Chen, Xu, Wu & Kittler, arXiv 2505.21877",
         training="hybrid",
         gathered="before",
-        momentum=0.1,
-        options={"momentum": 0.1},
+        options={"momentum": 1.0},
     ),
-    "fedap": Policy(
-        "local", "local", "Lu et al., arXiv 2112.00734", rest="wasserstein", options={"own_share": 0.5}
-    ),
+    "fedap": Policy("local", "local", "Lu et al., arXiv 2112.00734", rest="wasserstein", options={"own_share": 0.5}),
     "local_only": Policy("local", "local", "every client by itself", rest="local"),
     "centralised": Policy("shared", "average", "one client with the data of all: no federation"),
 }

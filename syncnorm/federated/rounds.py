@@ -168,7 +168,7 @@ class Rounds:
 
     def _gather(self) -> None:
         """Let the server's statistics be those of a pass over the clients' data, where the policy has such a pass."""
-        if self.federation.policy.gathered != "after":
+        if self.federation.policy.gathered not in ("before", "after"):
             return
         found = self.network.measure(self._evaluated(), self._to)
         found = [moments for moments in found if moments]
@@ -191,7 +191,7 @@ class Rounds:
         if not self.federation.policy.personal:
             return self.server.state
         rule = self.federation.world.global_norm
-        return {**self.server.state, **self._average_kept("average" if rule == "none" else rule)}
+        return {**self.server.mean_state(), **self._average_kept("average" if rule == "none" else rule)}
 
     def _average_kept(self, statistics: Rule) -> dict[str, Tensor]:
         """Return the mean over clients of what they keep of the model, each weighted as in the rounds."""
@@ -205,5 +205,3 @@ class Rounds:
         weights = [1.0 if uniform else float(len(federation.train(client))) for client in sorted(kept)]
         kinds = federation.rules_of_kept(statistics)
         return combine(self.server.state, kinds, states, normalised_weights(states, weights))
-
-

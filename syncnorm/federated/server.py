@@ -45,7 +45,6 @@ class Server:
         self._personal: dict[int, State] = {}
         self._first: State = {}
         self._second: State = {}
-        self._statistics_known = False
 
     def broadcast(self, round_: int, client: int) -> Broadcast:
         """Return what a client receives in a round."""
@@ -78,6 +77,14 @@ class Server:
         loss = sum(share * reply.loss for share, reply in zip(shares.tolist(), usable, strict=True))
         return Received([reply.client for reply in usable], left_out, loss)
 
+    def mean_state(self) -> State:
+        """Return the model's entries, with those that are averaged for each client anew as their mean over clients."""
+        if not self._personal:
+            return self.state
+        states = [self._personal[client] for client in sorted(self._personal)]
+        means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
+        return {**self.state, **{name: value.to(self.state[name].dtype) for name, value in means.items()}}
+
     def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Take running statistics that a pass has gathered."""
         self.state |= statistics
@@ -90,14 +97,12 @@ class Server:
             "personal": dict(self._personal),
             "first": dict(self._first),
             "second": dict(self._second),
-            "statistics_known": self._statistics_known,
         }
 
     def recall(self, known: Mapping[str, Any]) -> None:
         """Go back to what `remember` returned."""
         self.state, self.control, self._personal = known["state"], known["control"], known["personal"]
         self._first, self._second = known["first"], known["second"]
-        self._statistics_known = known["statistics_known"]
 
     def _usable(self, replies: Sequence[Reply]) -> tuple[list[Reply], dict[int, str]]:
         usable, left_out = [], {}
@@ -113,16 +118,15 @@ class Server:
         return usable, left_out
 
     def _blend_statistics(self, round_: int, combined: State) -> None:
-        """Move statistics towards the clients' by the policy's momentum; the first replace those of a fresh layer.
+        """Move statistics towards the clients' by the policy's momentum.
 
         Frozen ones stay as they are to the bit, which their own average need not be.
         """
-        momentum = self.federation.options.get("momentum", self.federation.policy.momentum)
+        momentum = self.federation.options.get("momentum", 1.0)
         momentum = 0.0 if self.federation.is_frozen(round_) else momentum
-        if self._statistics_known and momentum < 1:
+        if momentum < 1:
             for name in self.federation.statistics:
                 combined[name] = torch.lerp(self.state[name], combined[name], momentum)
-        self._statistics_known = True
 
     def _step(self, combined: State) -> None:
         """Let a server optimiser move the shared parameters by the clients' mean change; buffers are never touched.
@@ -158,7 +162,9 @@ class Server:
     def _mix(self, usable: Sequence[Reply]) -> None:
         """Average everything but batch norm for each client anew, the nearer clients the more (FedAP)."""
         federation = self.federation
-        shares = personal_shares([reply.state for reply in usable], federation.layers, federation.options["own_share"])
+        shares = personal_shares(
+            [reply.state for reply in usable], federation.layers, federation.options["own_share"]
+        )
         names = [name for name, rule in federation.kinds.items() if rule == "personal"]
         stacked = {name: torch.stack([reply.state[name] for reply in usable]) for name in names}
         for reply, row in zip(usable, shares, strict=True):
@@ -173,4 +179,3 @@ def _check_control(control: State, reply: Reply) -> None:
         sent = reply.control.get(name)
         if sent is None or sent.shape != value.shape or not sent.isfinite().all():
             raise ValueError(f"client {reply.client} sent no usable control for '{name}'.")
-

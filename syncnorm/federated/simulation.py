@@ -25,9 +25,7 @@ IN_MEMORY = 1 << 28
 """Bytes of client states that are held in memory, if every client were sampled."""
 
 
-def simulate(
-    run: Run, checkpoint: Path | None = None, store: Literal["auto", "memory", "disk"] = "auto"
-) -> Result:
+def simulate(run: Run, checkpoint: Path | None = None, store: Literal["auto", "memory", "disk"] = "auto") -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
     `checkpoint` is a folder that the run carries on from if it was killed, to the bit-identical end, and leaves its

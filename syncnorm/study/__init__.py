@@ -1,6 +1,7 @@
 """Many runs, one answer: what a study is, and what runs it."""
 
+from syncnorm.study.exhibits import Columns, Curve, Drift, History, Trade
 from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Agreement, Curve, Grid, Study
+from syncnorm.study.spec import Agreement, Grid, Study
 
-__all__ = ["Agreement", "Curve", "Grid", "Study", "run_study"]
+__all__ = ["Agreement", "Columns", "Curve", "Drift", "Grid", "History", "Study", "Trade", "run_study"]

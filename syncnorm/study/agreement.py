@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from syncnorm.config import Run
-from syncnorm.study.spec import Agreement, field_path, flatten, value_at
+from syncnorm.study.spec import Agreement, flatten, has, path_in, value_at
 from syncnorm.study.store import Row
 
 LAYOUT = {"world.ranks", "world.per_device_batch"}
@@ -57,9 +56,11 @@ def repeats(agreement: Agreement, rows: Sequence[Row]) -> list[Row]:
 
 def _alike(agreement: Agreement, rows: Sequence[Row]) -> list[list[Row]]:
     """Group rows that differ in the agreement's field alone, keeping their order."""
-    path = ".".join(field_path(Run(), agreement.over))
     groups: defaultdict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
+        if not has(row["config"], agreement.over):  # of a world without that field
+            continue
+        path = ".".join(path_in(row["config"], agreement.over))
         rest = {
             name: value
             for name, value in flatten(row["config"]).items()

@@ -13,6 +13,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from syncnorm.errors import UserError, unknown
 
 KINDS: dict[Any, tuple[Any, str]] = {
+    Literal: (object, "one of its names"),
+    bool: (bool, "True or False"),
     int: (int, "a whole number"),
     float: (int | float, "a number"),
     str: (str, "a text"),
@@ -34,22 +36,34 @@ def _check(value: Any, hint: Any, name: str) -> None:
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in choices:
         return
-    hint = choices[0]
-    origin = get_origin(hint) or hint
-    if origin is Literal:
+    kinds = [choice for choice in choices if choice is not NoneType]
+    fitting = [kind for kind in kinds if _is_one(value, kind)]
+    if not fitting:
+        raise UserError(f"{name} is {value!r}: it must be {' or '.join(_kind(kind)[1] for kind in kinds)}.")
+    hint = fitting[0]
+    if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise unknown(name, str(value), get_args(hint))
-        return
-    kind, words = KINDS.get(origin, (origin, f"a {getattr(origin, '__name__', origin)}"))
-    if not isinstance(value, kind) or (isinstance(value, bool | str) and kind is not str):
-        raise UserError(f"{name} is {value!r}: it must be {words}.")
-    if is_dataclass(value):
+    elif is_dataclass(value):
         check_types(value, f"{name}.")
-    elif origin is tuple:
+    elif get_origin(hint) is tuple:
         for item in value:
             _check(item, get_args(hint)[0], f"one of {name}")
     elif hint == dict[str, Any]:
         _check_plain(value, name)
+
+
+def _is_one(value: Any, hint: Any) -> bool:
+    """Return whether a value is of a kind; True is no number, and a text no tuple."""
+    kind, _ = _kind(hint)
+    exact = bool if isinstance(value, bool) else str if isinstance(value, str) else kind
+    return isinstance(value, kind) and kind in (exact, object)
+
+
+def _kind(hint: Any) -> tuple[Any, str]:
+    """Return the classes that a hint stands for, and how a sentence calls them."""
+    origin = get_origin(hint) or hint
+    return KINDS.get(origin, (origin, f"a {getattr(origin, '__name__', origin)}"))
 
 
 def _check_plain(value: Any, name: str) -> None:

@@ -1,14 +1,17 @@
 """The words and units that a report uses for fields, their values and metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from syncnorm.study.exhibits import Axis, names_of
 
 WORDS = {
     "per_device_batch": "samples per device",
     "global_batch": "samples per step",
     "ranks": "devices",
     "skew": "label-sorted data",
+    "partition": "partition",
     "norm": "norm",
     "data": "data set",
     "lr": "learning rate",
@@ -17,8 +20,57 @@ WORDS = {
     "size": "image side",
     "buffers": "evaluated buffers",
     "optim": "optimiser",
+    "count": "clients",
+    "participation": "clients per round",
+    "batch": "samples per client's step",
+    "alpha": "Dirichlet alpha",
+    "noise": "image noise",
+    "held_out": "held-out clients",
+    "unseen": "unseen domains",
+    "equal_size": "equal client size",
+    "small_batch": "small batches",
+    "min_batch": "smallest normalised batch",
+    "clip": "gradient clipping",
+    "unsampled": "clients never sampled",
 }
-UNITS = {"skew": "%", "size": "pixels"}
+UNITS = {"skew": "%", "size": "pixels", "participation": "%"}
+PERCENT = {"participation"}
+"""Fractions that are shown in percent."""
+NAMES = {"norm", "method", "algorithm", "model", "data", "optim"}
+"""Fields whose values are names that say by themselves what they are."""
+
+CLIENT_METRICS = {
+    "accuracy": ("accuracy, mean over clients", "mean over clients"),
+    "client_accuracy": ("accuracy, mean over clients", "mean over clients"),
+    "client_accuracy_weighted": ("accuracy, mean over clients' samples", "mean over samples"),
+    "client_accuracy_worst": ("accuracy of the worst client", "worst client"),
+    "client_accuracy_std": ("standard deviation of accuracy between clients", "deviation between clients"),
+    "global_accuracy": ("accuracy of the global model", "global model"),
+    "global_loss": ("loss of the global model", "global model's loss"),
+    "reestimated_accuracy": (
+        "accuracy with each client's statistics re-estimated, mean over clients",
+        "re-estimated, mean",
+    ),
+    "reestimated_accuracy_worst": (
+        "accuracy of the worst client with its statistics re-estimated",
+        "re-estimated, worst client",
+    ),
+    "heldout_accuracy_averaged": (
+        "accuracy of held-out clients with averaged statistics",
+        "held out, averaged statistics",
+    ),
+    "heldout_accuracy_reestimated": (
+        "accuracy of held-out clients with their statistics re-estimated",
+        "held out, re-estimated",
+    ),
+    "bytes_up": ("data sent to the server", "sent to the server"),
+    "bytes_down": ("data sent to clients", "sent to clients"),
+    "bytes_total": ("data sent both ways", "sent both ways"),
+    "clients_left_out": ("clients left out", "left out"),
+    "small_batches": ("batches too small to normalise", "small batches"),
+    "never_sampled": ("clients never sampled", "never sampled"),
+}
+"""Metrics of the clients world: their words, and fewer of them for the head of a column."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +78,8 @@ class Metric:
     """How a metric is shown: its stored value times `scale`, in `unit` (may be empty), with so many decimals."""
 
     words: str
+    short: str
+    """For the head of a column."""
     unit: str
     difference_unit: str
     scale: float
@@ -36,11 +90,16 @@ class Metric:
     @property
     def title(self) -> str:
         """Name and unit: "Accuracy (%)"."""
-        return _with_unit(self.words.capitalize(), self.unit)
+        return _capital(self.label)
+
+    @property
+    def label(self) -> str:
+        """The same within a sentence: "accuracy (%)"."""
+        return _with_unit(self.words, self.unit)
 
     def difference_title(self, reference: str) -> str:
         """Name, reference and unit of a difference: "Accuracy, difference to bn (percentage points)"."""
-        return _with_unit(f"{self.words.capitalize()}, difference to {reference}", self.difference_unit)
+        return _with_unit(f"{_capital(self.words)}, difference to {reference}", self.difference_unit)
 
     def sign(self, reference: str) -> str:
         """What a positive difference means."""
@@ -48,42 +107,88 @@ class Metric:
         return f"Positive is {words} {reference}."
 
 
-def metric_label(name: str) -> Metric:
-    """Return how to show a metric: accuracies and errors in percent, losses in nats, others as they are stored."""
-    words = name.replace("_", " ")
+def metric_label(name: str, kind: str = "devices") -> Metric:
+    """Return how to show a metric of a world ("devices", "clients").
+
+    Accuracies and errors are in percent, losses in nats, bytes in megabytes (10^6), others as they are stored.
+    """
+    words, short = _metric_words(name, kind)
     if "loss" in name:
-        return Metric(words, "nats", "nats", 1.0, 3, higher_is_better=False)
+        return Metric(words, short, "nats", "nats", 1.0, 3, higher_is_better=False)
+    if name.endswith("accuracy_std"):
+        return Metric(words, short, "percentage points", "percentage points", 100.0, 1, higher_is_better=None)
     if "accuracy" in name or "error" in name:
-        return Metric(words, "%", "percentage points", 100.0, 1, higher_is_better="accuracy" in name)
-    return Metric(words, "", "", 1.0, 3, higher_is_better=None)
+        return Metric(words, short, "%", "percentage points", 100.0, 1, higher_is_better="accuracy" in name)
+    if name.startswith("bytes"):
+        return Metric(words, short, "MB", "MB", 1e-6, 2, higher_is_better=False)
+    return Metric(words, short, "", "", 1.0, 3, higher_is_better=None)
+
+
+def _metric_words(name: str, kind: str) -> tuple[str, str]:
+    plain = name.replace("_", " ")
+    if kind != "clients":
+        return plain, plain
+    domain = name.removeprefix("accuracy_")
+    return CLIENT_METRICS.get(name, (plain, plain) if domain == name else (f"accuracy on {domain}", domain))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _with_unit(words: str, unit: str) -> str:
     return f"{words} ({unit})" if unit else words
 
 
-def field_label(name: str) -> str:
-    """Return a field's words, without its unit: "world.skew" gives "label-sorted data"."""
-    last = name.rsplit(".", 1)[-1]
-    return WORDS.get(last, last.replace("_", " "))
+def field_label(axis: Axis, value: Any = None) -> str:
+    """Return a field's words, without its unit: "world.skew" gives "label-sorted data".
+
+    `value`, one of the field's, tells fields apart that share a name: a skew that is a text is a partition. An axis
+    of several fields is called by the first.
+    """
+    name = _last(axis, value)
+    return WORDS.get(name, name.replace("_", " "))
 
 
-def axis_label(name: str) -> str:
+def axis_label(axis: Axis, value: Any = None) -> str:
     """Return a field's words with its unit: "label-sorted data (%)"."""
-    return _with_unit(field_label(name), UNITS.get(name.rsplit(".", 1)[-1], ""))
+    return _with_unit(field_label(axis, value), UNITS.get(_last(axis, value), ""))
 
 
-def setting(name: str, value: Any) -> str:
-    """Return a field and its value in words: "label-sorted data 50 %"."""
-    unit = UNITS.get(name.rsplit(".", 1)[-1])
-    return " ".join([field_label(name), value_label(value), *([unit] if unit else [])])
+def setting(axis: Axis, value: Any) -> str:
+    """Return a field and its value in words: "label-sorted data 50 %". The label of several fields says all itself."""
+    if not isinstance(axis, str):
+        return str(value)
+    unit = UNITS.get(_last(axis, value))
+    return " ".join([field_label(axis, value), value_label(value, axis), *([unit] if unit else [])])
 
 
-def value_label(value: Any) -> str:
+def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Return one label for the values of several fields: the first, and those that are not as in `base`."""
+    first, *others = names_of(axis)
+    words = [value_label(values[first], first)]
+    for name in others:
+        value = values[name]
+        if name not in base or value != base[name]:
+            says_itself = _last(name, value) in NAMES and value != "none"
+            words.append(value_label(value, name) if says_itself else setting(name, value))
+    return " + ".join(words)
+
+
+def value_label(value: Any, axis: Axis = "") -> str:
     """Return a field's value as text: 50.0 is "50", an option that is not set is "default"."""
     if value is None:
         return "default"
+    if isinstance(value, float) and _last(axis, value) in PERCENT:
+        value = 100 * value
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _last(axis: Axis, value: Any) -> str:
+    name = (names_of(axis) or ("",))[0].rsplit(".", 1)[-1]
+    return "partition" if name == "skew" and isinstance(value, str) else name
 
 
 def listing(words: Iterable[str]) -> str:

@@ -1,38 +1,48 @@
-"""Names for the lines of a figure, such that no two rows of one seed share a point."""
+"""Where a run is in a chart: its panel, its line and its x, such that no two rows of one seed share a point."""
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from syncnorm.study.labels import setting, value_label
-from syncnorm.study.spec import Curve, flatten, value_at
+from syncnorm.study.exhibits import Axis, Chart, Curve
+from syncnorm.study.labels import choice_label, setting, value_label
+from syncnorm.study.spec import flatten
 from syncnorm.study.store import Row
 
-
-def place(curve: Curve, fields: dict[str, Any]) -> tuple[Any, str, Any]:
-    """Return (panel, line, x) from the values of a figure's fields; what is no plain value becomes text."""
-    panel = fields[curve.panel] if curve.panel else None
-    return _plain(panel), value_label(_plain(fields[curve.line])), _plain(fields[curve.x])
+Place = tuple[Any, str, Any]
+"""(panel, line, x)"""
 
 
-def row_place(curve: Curve, row: Row) -> tuple[Any, str, Any]:
-    """Return (panel, line, x) of a row."""
-    return place(curve, {name: value_at(row["config"], name) for name in curve.fields})
+def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Place:
+    """Return (panel, line, x) from the values of a run's fields; x is None where it is none of them.
+
+    What is no plain value becomes text, and so do several fields that are one axis (see `choice_label`).
+    """
+    x = axis_value(chart.x, fields, base) if isinstance(chart, Curve) else None
+    line = value_label(axis_value(chart.line, fields, base), chart.line)
+    return axis_value(chart.panel, fields, base), line, x
 
 
-def line_names(curve: Curve, rows: Sequence[Row]) -> list[str]:
+def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
+    """Return what stands for the value of an axis; None without one."""
+    if axis is None:
+        return None
+    return _plain(fields[axis]) if isinstance(axis, str) else choice_label(axis, fields, base)
+
+
+def line_names(rows: Sequence[Row], places: Sequence[Place]) -> list[str]:
     """Return the name of every row's line: the value of the line's field, and what else tells rows apart.
 
     Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", never their mean.
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        members[row_place(curve, row)[1]].append(index)
+    for index, (_, line, _) in enumerate(places):
+        members[line].append(index)
     names = [""] * len(rows)
     for line, indices in members.items():
         flat = [flatten(rows[index]["config"]) for index in indices]
-        spots = [(*row_place(curve, rows[index]), rows[index]["config"]["seed"]) for index in indices]
+        spots = [(*places[index], rows[index]["config"]["seed"]) for index in indices]
         extra = _telling_fields(flat, spots)
         for index, config in zip(indices, flat, strict=True):
             words = ", ".join(setting(name, _plain(config.get(name))) for name in extra)
@@ -60,4 +70,6 @@ def _telling_fields(configs: list[dict[str, Any]], spots: list[tuple[Any, ...]])
 
 
 def _plain(value: Any) -> Any:
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+    if isinstance(value, list):
+        return value_label(value)
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value

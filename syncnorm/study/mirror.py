@@ -142,9 +142,10 @@ def _send(row: dict[str, Any], directory: Path, mode: Literal["online", "offline
         settings=quiet,
     )
     history = row.get("history", {})
-    for epoch in range(max(map(len, history.values()), default=0)):
-        values = {name: series[epoch] for name, series in history.items() if epoch < len(series)}
-        run.log({"epoch": epoch + 1, **values}, step=epoch + 1)
+    step_name = "round" if row["config"]["world"]["kind"] == "clients" else "epoch"
+    for step in range(max(map(len, history.values()), default=0)):
+        values = {name: series[step] for name, series in history.items() if step < len(series)}
+        run.log({step_name: step + 1, **values}, step=step + 1)
     run.summary.update(row.get("metrics", {"error": row.get("error", "")}))
     run.finish(exit_code=1 if "error" in row else 0)
 

@@ -5,13 +5,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from pathlib import Path
 
 from syncnorm.config import Result, Run, run_id
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 
-Fit = Callable[[Run], Result]
-FIT = "syncnorm.training:fit"
+Fit = Callable[[Run, Path | None], Result]
+"""Trains a run; the folder is where it may keep a checkpoint and finds one."""
+FIT = "syncnorm.study.fit:fit"
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Failure:
     """Whether it is the user's to mend; trying again cannot help then."""
 
 
-def attempt(fit: Fit, run: Run) -> Result | Failure:
-    """Return what `fit(run)` gives, checked to be storable; any exception becomes a `Failure`."""
+def attempt(fit: Fit, run: Run, checkpoint: Path | None = None) -> Result | Failure:
+    """Return what `fit(run, checkpoint)` gives, checked to be storable; any exception becomes a `Failure`."""
     try:
-        result = fit(run)
+        result = fit(run, checkpoint)
         json.dumps(asdict(result))
     except UserError as error:
         return Failure(str(error), users=True)

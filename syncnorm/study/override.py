@@ -13,7 +13,8 @@ from syncnorm.study.spec import Study, field_path, varies, with_axis
 def with_vary(study: Study, axes: Sequence[str]) -> Study:
     """Return the study with axes like "norm=bn,gn" or "per-device-batch=2,32" in place of its own.
 
-    Values are read by the type of their field; "none" is None. `UserError`: no such field, or a text that is none of
+    Values are read by the type of their field; "none" is None, and "a+b" are the names a and b of a field that takes
+    several. `UserError`: no such field, or a text that is none of
     its values; of fixed choices, `expand` refuses it.
     """
     seen = set()
@@ -32,9 +33,10 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
 def refuse_varied(study: Study, options: Sequence[str]) -> None:
     """Raise `UserError` for an option like "norm.name" that sets, for all runs, what the study varies."""
     for option in options:
+        name = option.removesuffix(".name")
+        whole = ["world"] if option.startswith("world.") else []  # a grid's own world replaces the base's
         for vary in (study.vary, *(grid.vary for grid in study.also)):
-            name = option.removesuffix(".name")
-            if varies(vary, study.base, option) or varies(vary, study.base, name):
+            if any(varies(vary, study.base, field) for field in (option, name, *whole)):
                 raise UserError(f"--{option} would set what the study varies: write --vary {name}=VALUE instead.")
 
 
@@ -49,6 +51,10 @@ def parse(run: Run, name: str, text: str) -> Any:
     if NoneType in kinds and text.lower() == "none":
         return None
     kind = kinds[0]
+    if get_origin(kind) is tuple:
+        return () if text.lower() == "none" else tuple(text.split("+"))
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     if is_dataclass(kind) or kind is str or get_origin(kind) is Literal:
         return text
     if kind not in (int, float):

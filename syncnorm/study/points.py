@@ -1,28 +1,32 @@
-"""The points of a figure: which rows belong together, and what they say."""
+"""The points of a chart: which rows belong together, and what they say."""
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from syncnorm.study.agreement import repeats
-from syncnorm.study.labels import field_label, listing, metric_label, setting
-from syncnorm.study.lines import line_names, place, row_place
-from syncnorm.study.spec import Curve
+from syncnorm.study.exhibits import Axis, Chart, Columns, Curve, Exhibit, History, Trade, fields_of, names_of
+from syncnorm.study.labels import Metric, axis_label, field_label, listing, metric_label, setting, value_label
+from syncnorm.study.lines import Place, line_names, place
+from syncnorm.study.spec import KIND
 from syncnorm.study.statistics import Summary, paired, summarise
-from syncnorm.study.store import Results
-
-Place = tuple[Any, str, Any]
-"""(panel, line, x)"""
+from syncnorm.study.store import Results, Row
 
 
 @dataclass(frozen=True)
 class Points:
-    """What a figure shows, by panel, line and x, each in the study's order (numeric x ascending)."""
+    """What a chart shows, by panel, line and x, each in the study's order (numeric x ascending).
 
-    curve: Curve
+    The x of a history is the round, from 1; that of a trade and of columns is the metric's name.
+    """
+
+    chart: Chart
     number: int
-    """Of the figure, from 1."""
+    """Of the exhibit, from 1."""
+    kind: str
+    """The world of its runs: "clients" if all are, else "devices"."""
     panels: list[Any]
     lines: list[str]
     xs: list[Any]
@@ -33,7 +37,7 @@ class Points:
     evaluated_by: dict[str, list[str]]
     """By line: whose statistics the norm layers used."""
     without_value: int
-    """Finished runs whose metric is missing or was not finite."""
+    """Finished runs of which a metric is missing or was not finite."""
 
     def summary(self, panel: Any, line: str, x: Any) -> Summary | None:
         """Return the summary of a place, or None where no run has finished."""
@@ -44,22 +48,75 @@ class Points:
         """Return the summary of line - reference over the seeds that both have at (panel, x)."""
         return paired(self.values.get((panel, line, x), {}), self.values.get((panel, reference, x), {}))
 
+    def metric(self, x: Any) -> Metric:
+        """Return how the values at x are shown."""
+        return metric_label(x if isinstance(self.chart, Trade | Columns) else self.chart.metric, self.kind)
+
     @property
     def name(self) -> str:
         """A name for files, of letters, digits, hyphens and underscores."""
-        curve = self.curve
-        parts = [str(self.number), curve.metric, curve.x, curve.line, *([curve.panel] if curve.panel else [])]
-        return "-".join(re.sub(r"\W+", "_", part) for part in parts)
+        match self.chart:
+            case Curve(x=x, metric=metric):
+                parts = [metric, _joined(x)]
+            case History(metric=metric):
+                parts = ["history", metric]
+            case Trade(x_metric=x_metric, metric=metric):
+                parts = [metric, x_metric]
+            case Columns():
+                parts = ["columns"]
+        parts += [_joined(axis) for axis in (self.chart.line, self.chart.panel) if axis]
+        return "-".join(re.sub(r"\W+", "_", part) for part in (str(self.number), *parts))
 
     @property
     def title(self) -> str:
         """The plain statement of what is shown: "Accuracy (%) by samples per device and norm"."""
-        curve = self.curve
-        if curve.title:
-            return curve.title
-        words = f"{metric_label(curve.metric).title} by {listing(map(field_label, (curve.x, curve.line)))}"
-        where = [setting(name, value) for name, value in curve.where.items()]
+        chart = self.chart
+        if chart.title:
+            return chart.title
+        line = self.line_label
+        match chart:
+            case Curve() | History():
+                words = f"{self.metric(None).title} by {listing([self._x_label(field_label), line])}"
+            case Trade(x_metric=x_metric, metric=metric):
+                words = f"{self.metric(metric).title} against {self.metric(x_metric).label}, by {line}"
+            case Columns():
+                words = f"{self.shared_unit or 'Metrics'} by {line}"
+        where = [setting(name, value) for name, value in chart.where.items() if name != KIND]
         return f"{words}, at {listing(where)}" if where else words
+
+    @property
+    def line_label(self) -> str:
+        """The words of what tells lines apart."""
+        return field_label(self.chart.line, self._sample)
+
+    @property
+    def x_label(self) -> str:
+        """The words of x with their unit."""
+        return self._x_label(axis_label)
+
+    def x_text(self, x: Any) -> str:
+        """Return a value of x as text."""
+        if isinstance(self.chart, Trade | Columns):
+            metric = self.metric(x)
+            return metric.short if self.shared_unit or not metric.unit else f"{metric.short} ({metric.unit})"
+        return value_label(x, self.chart.x if isinstance(self.chart, Curve) else "")
+
+    @property
+    def shared_unit(self) -> str:
+        """What all metrics of a table's columns are ("Accuracy (%)"), or empty where they are not the same."""
+        metrics = [self.metric(x) for x in self.xs]
+        percent = all(metric.unit == "%" and "accuracy" in x for x, metric in zip(self.xs, metrics, strict=True))
+        return "Accuracy (%)" if percent else ""
+
+    @property
+    def _sample(self) -> Any:
+        """A value of the kind that the skew of this world has, which decides the words for it."""
+        return "iid" if self.kind == "clients" else None
+
+    def _x_label(self, words: Callable[[Axis, Any], str]) -> str:
+        if isinstance(self.chart, Curve):
+            return words(self.chart.x, self._sample)
+        return "round" if self.kind == "clients" else "epoch"
 
     def evaluation(self) -> str:
         """Say in one sentence whose statistics evaluated which lines."""
@@ -76,7 +133,8 @@ class Points:
 
     def nothing(self) -> str:
         """Say why there is no value at all."""
-        return f"no run that has finished gave {self.curve.metric}" if self.without_value else "no run has finished"
+        names = listing(_metrics(self.chart))
+        return f"no run that has finished gave {names}" if self.without_value else "no run has finished"
 
     def usual_n(self) -> int:
         """Return the number of seeds that most places have (0 without any)."""
@@ -84,36 +142,35 @@ class Points:
         return max(counts, key=lambda n: (counts[n], n), default=0)
 
 
-def gather(curve: Curve, results: Results) -> Points:
-    """Collect the rows of a figure of the study.
+def gather(chart: Chart, results: Results) -> Points:
+    """Collect the rows of a chart of the study.
 
     A row that repeats another but for the field of an agreement is left to the agreement's table.
     """
-    rows = [row for row in results.finished if _fits(curve, results.about.runs[row["run_id"]])]
-    for agreement in results.about.agreements:
-        if agreement.over not in curve.fields:
-            again = {row["run_id"] for row in repeats(agreement, rows)}
-            rows = [row for row in rows if row["run_id"] not in again]
-    names = line_names(curve, rows)
+    about = results.about
+    runs = {run: fields for run, fields in about.runs.items() if fits(chart, fields)}
+    rows = rows_of(chart, results)
+    places = [place(chart, runs[row["run_id"]], about.base) for row in rows]
     values: defaultdict[Place, dict[int, float]] = defaultdict(dict)
     evaluated_by: defaultdict[str, set[str]] = defaultdict(set)
     named: defaultdict[str, dict[str, None]] = defaultdict(dict)
     without_value = 0
-    for row, name in zip(rows, names, strict=True):
-        panel, line, x = row_place(curve, row)
+    for row, (panel, line, x), name in zip(rows, places, line_names(rows, places), strict=True):
         named[line][name] = None
         evaluated_by[name].add(row["evaluated_by"])
-        if (value := row["metrics"].get(curve.metric)) is None:
-            without_value += 1
-        else:
-            values[panel, name, x][row["config"]["seed"]] = value
-    planned = [place(curve, fields) for fields in results.about.runs.values() if _fits(curve, fields)]
-    panels, lines, xs = (list(dict.fromkeys(one[axis] for one in planned)) for axis in range(3))
-    if all(isinstance(x, int | float) for x in xs):
-        xs.sort()
+        found = {at: value for at, value in _found(chart, row, x) if value is not None}
+        without_value += len(found) < (1 if isinstance(chart, History) else len(_metrics(chart)))
+        for at, value in found.items():
+            values[panel, name, at][row["config"]["seed"]] = value
+    spots = [place(chart, fields, about.base) for fields in runs.values()]
+    panels, lines = (list(dict.fromkeys(one[axis] for one in spots)) for axis in range(2))
+    xs = _xs(chart, [one[2] for one in spots], values)
+    planned = spots if isinstance(chart, Curve) else [(panel, line, x) for panel, line, _ in spots for x in xs]
+    kinds = {fields.get(KIND, "devices") for fields in runs.values()}
     return Points(
-        curve=curve,
-        number=results.about.figures.index(curve) + 1,
+        chart=chart,
+        number=about.figures.index(chart) + 1,
+        kind="clients" if kinds == {"clients"} else "devices",
         panels=panels,
         lines=[name for line in lines for name in named.get(line, [line])],
         xs=xs,
@@ -124,6 +181,45 @@ def gather(curve: Curve, results: Results) -> Points:
     )
 
 
-def _fits(curve: Curve, fields: dict[str, Any]) -> bool:
-    """Return whether a run is one of those that the figure is about."""
-    return all(fields[name] == value for name, value in curve.where.items())
+def rows_of(exhibit: Exhibit, results: Results) -> list[Row]:
+    """Return the finished rows that an exhibit is about, without those that repeat others."""
+    about = results.about
+    rows = [row for row in results.finished if fits(exhibit, about.runs[row["run_id"]])]
+    for agreement in about.agreements:
+        if agreement.over not in fields_of(exhibit):
+            again = {row["run_id"] for row in repeats(agreement, rows)}
+            rows = [row for row in rows if row["run_id"] not in again]
+    return rows
+
+
+def fits(exhibit: Exhibit, fields: Mapping[str, Any]) -> bool:
+    """Return whether a run is one of those that an exhibit is about: it has its fields, and the values of `where`."""
+    has_all = all(name in fields for name in fields_of(exhibit))
+    return has_all and all(fields[name] == value for name, value in exhibit.where.items())
+
+
+def _metrics(chart: Chart) -> tuple[str, ...]:
+    return chart.metrics if isinstance(chart, Trade | Columns) else (chart.metric,)
+
+
+def _found(chart: Chart, row: Row, x: Any) -> Iterator[tuple[Any, float | None]]:
+    """Yield every x that a row has a value at, and the value."""
+    if isinstance(chart, Curve):
+        yield x, row["metrics"].get(chart.metric)
+    elif isinstance(chart, History):
+        yield from enumerate(row.get("history", {}).get(chart.metric, []), start=1)
+    else:
+        for name in chart.metrics:
+            yield name, row["metrics"].get(name)
+
+
+def _xs(chart: Chart, planned: list[Any], values: Mapping[Place, Any]) -> list[Any]:
+    """Return the values of x in order."""
+    if isinstance(chart, Trade | Columns):
+        return list(chart.metrics)
+    xs = list(dict.fromkeys(planned if isinstance(chart, Curve) else (x for _, _, x in values)))
+    return sorted(xs) if all(isinstance(x, int | float) for x in xs) else xs
+
+
+def _joined(axis: Axis) -> str:
+    return "_".join(names_of(axis))

@@ -3,7 +3,7 @@
     python -m syncnorm.study.ranks HOST:PORT FIT                       one process
     torchrun --nproc-per-node R -m syncnorm.study.ranks HOST:PORT FIT  one rank of R
 
-Rank 0 takes runs from the study over a connection and sends back what each gave; `take_part` is the same
+Rank 0 takes jobs from the study over a connection and sends back what each gave; `take_part` is the same
 loop for a torchrun that the user started. No process here outlives the one that started it.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from json import dumps, loads
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ from syncnorm.study.outcome import Failure, Fit, attempt, load_fit
 TOKEN = "SYNCNORM_STUDY_TOKEN"
 
 Emit = Callable[[Run, Result | Failure], None]
+Job = tuple[Run, Path | None]
+"""A run, and the folder of its checkpoint where it keeps one."""
 
 
 def world_size() -> int | None:
@@ -131,13 +134,13 @@ def main() -> None:
         raise
     if link:
         link.send(environment())
-    runs = link.runs() if link else iter(())
+    jobs = link.jobs() if link else iter(())
     emit: Emit = link.emit if link else _nothing
     if world_size() is None:
-        for run in runs:
-            emit(run, attempt(fit, run))
+        for run, checkpoint in jobs:
+            emit(run, attempt(fit, run, checkpoint))
     else:
-        take_part(runs, fit, emit)
+        take_part((run for run, _ in jobs), fit, emit)
 
 
 class _Link:
@@ -147,11 +150,11 @@ class _Link:
         host, _, port = address.rpartition(":")
         self._connection = Connection(socket.create_connection((host, int(port))).detach())
         self._connection.send_bytes(os.environ[TOKEN].encode())
-        self._inbox: SimpleQueue[Run] = SimpleQueue()
+        self._inbox: SimpleQueue[Job] = SimpleQueue()
         self.send = self._connection.send
         threading.Thread(target=self._receive, daemon=True).start()
 
-    def runs(self) -> Iterator[Run]:
+    def jobs(self) -> Iterator[Job]:
         while True:
             yield self._inbox.get()
 

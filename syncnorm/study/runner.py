@@ -7,18 +7,19 @@ The study may be killed at any moment: started again it goes on, having lost no 
 import logging
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-from syncnorm.config import Engine, Result, Run, describe, layout, run_id
+from syncnorm.config import ClientEngine, Devices, Engine, Result, Run, describe, layout, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
 from syncnorm.study.mirror import STALL_SECONDS, Mirror, Mode
 from syncnorm.study.outcome import FIT, Failure, load_fit, refuse_mistakes
 from syncnorm.study.progress import Meter
 from syncnorm.study.ranks import die_with_parent, rank, take_part, world_size
-from syncnorm.study.spec import Study, expand, value_at, with_engine
+from syncnorm.study.spec import Study, expand, has, value_at, with_engine
 from syncnorm.study.store import Store, failed_row, finished_row, read
 from syncnorm.study.workers import Ended, Started, work
 
@@ -30,16 +31,17 @@ def run_study(
     out: str | Path,
     *,
     jobs: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | ClientEngine | None = None,
     wandb: Mode = "auto",
     fit: str = FIT,
     command: str = "",
 ) -> None:
     """Train what the results folder `out` lacks of a study, and write its report there.
 
-    Virtual runs share `jobs` worker processes (by default one a core, four a CUDA device), torchrun runs of one size
-    share a launch. `engine` puts every run on that engine. `fit` names the function that trains, `command` is kept
-    for the report. In a process that torchrun started, the runs of exactly its number of ranks are trained by all
+    Virtual runs and runs of clients share `jobs` worker processes (by default one a core, four a CUDA device),
+    torchrun runs of one size share a launch. `engine` puts every run on that engine. `fit` names the function that
+    trains, `command` is kept for the report. A run of clients that a killed study left goes on from its checkpoint.
+    In a process that torchrun started, the runs of exactly its number of ranks are trained by all
     ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
 
     Raises:
@@ -65,7 +67,7 @@ def run_study(
         try:
             with record.meter:
                 if size is None:
-                    _hand_out(_todo(runs, store), record, fit, jobs or _default_jobs())
+                    _hand_out(_todo(runs, store), record, fit, jobs or _default_jobs(), store.checkpoints)
                 else:
                     _train_together(_todo(runs, store), record, fit)
         except KeyboardInterrupt:
@@ -114,10 +116,15 @@ def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
     grids = (study.vary, *(grid.vary for grid in study.also))
     configs = [describe(run) for run in runs]
     names = dict.fromkeys(name for vary in grids for name in vary)
-    telling = [name for name in names if len({str(value_at(one, name)) for one in configs}) > 1]
+
+    def values_of(config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        return {name: value_at(config, name) for name in names if has(config, name)}
+
+    different = [values_of(config, names) for config in configs]
+    telling = [name for name in names if len({str(values.get(name)) for values in different}) > 1]
 
     def label(run: Run) -> str:
-        values = ((name, value_at(describe(run), name)) for name in telling)
+        values = values_of(describe(run), telling).items()
         shown = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values]
         return ", ".join([*shown, f"seed {run.seed}"])
 
@@ -139,9 +146,9 @@ def _todo(runs: Sequence[Run], store: Store) -> list[Run]:
     return sorted(todo, key=lambda run: run_id(run) in failed)
 
 
-def _hand_out(todo: Sequence[Run], record: _Record, fit: str, jobs: int) -> None:
+def _hand_out(todo: Sequence[Run], record: _Record, fit: str, jobs: int, checkpoints: Path) -> None:
     """Train runs in worker processes and torchrun launches of this process's own."""
-    with closing(_events(todo, fit, jobs)) as events:
+    with closing(_events(todo, fit, jobs, checkpoints)) as events:
         for event in events:
             if isinstance(event, Started):
                 record.started(event.run)
@@ -154,25 +161,33 @@ def _default_jobs() -> int:
     return min(cores(), 4 * len(cuda_devices()) or cores())
 
 
-def _events(todo: Sequence[Run], fit: str, jobs: int) -> Generator[Started | Ended, None, None]:
-    yield from work([run for run in todo if run.world.engine == "virtual"], fit, workers=jobs)
+def _events(todo: Sequence[Run], fit: str, jobs: int, checkpoints: Path) -> Generator[Started | Ended, None, None]:
+    alone = [run for run in todo if _ranks(run) is None]
+    yield from work(alone, fit, workers=jobs, checkpoints=checkpoints)
     launches: dict[int, list[Run]] = {}
     for run in todo:
-        if run.world.engine == "torchrun":
-            launches.setdefault(layout(run.world)[0], []).append(run)
+        if (ranks := _ranks(run)) is not None:
+            launches.setdefault(ranks, []).append(run)
     for ranks, runs in launches.items():
         yield from work(runs, fit, ranks=ranks)
 
 
+def _ranks(run: Run) -> int | None:
+    """Return how many processes of a torchrun launch a run needs; None for one that a single process trains."""
+    if isinstance(run.world, Devices) and run.world.engine == "torchrun":
+        return layout(run.world)[0]
+    return None
+
+
 def _runs_of_size(runs: Sequence[Run], size: int) -> list[Run]:
     """Return the torchrun runs that need exactly `size` ranks."""
-    sizes = {layout(run.world)[0] for run in runs if run.world.engine == "torchrun"}
+    sizes = {ranks for run in runs if (ranks := _ranks(run)) is not None}
     if not sizes:
         raise UserError("the study has no torchrun runs: add --engine torchrun, or start it without torchrun.")
     if size not in sizes:
         known = ", ".join(map(str, sorted(sizes)))
         raise UserError(f"no run of the study needs {size} ranks: start torchrun with one of {known}.")
-    return [run for run in runs if run.world.engine == "torchrun" and layout(run.world)[0] == size]
+    return [run for run in runs if _ranks(run) == size]
 
 
 def _train_together(todo: Sequence[Run], record: _Record, fit: str) -> None:

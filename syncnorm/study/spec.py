@@ -3,34 +3,18 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
-from syncnorm.config import Engine, Norm, Run, run_id
+from syncnorm.config import ClientEngine, Clients, Devices, Engine, Norm, Run, run_id
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.checks import check_types
+from syncnorm.study.exhibits import Exhibit
 
-
-@dataclass(frozen=True)
-class Curve:
-    """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`.
-
-    Names are those of a run's fields ("per_device_batch", "norm", "skew") or dotted paths ("world.skew").
-    `where` leaves out the runs whose fields have other values, e.g. {"norm": "bn"}. `title` is what stands above it;
-    left empty, it is made of the names.
-    """
-
-    x: str
-    line: str
-    panel: str | None = None
-    metric: str = "accuracy"
-    where: dict[str, Any] = field(default_factory=dict)
-    title: str = ""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The names of a run's fields that place it in the figure."""
-        return (self.x, self.line, *([self.panel] if self.panel else []), *self.where)
+KIND = "world.kind"
+"""What a row's config calls its world: "devices" or "clients"."""
+ENGINES: dict[type, tuple[str, ...]] = {Devices: get_args(Engine), Clients: get_args(ClientEngine)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +27,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Grid:
-    """Further runs of a study: other things vary, from the same base. `seeds` None means the study's."""
+    """Further runs of a study: other things vary, from the same base. `seeds` None means the study's.
+
+    A grid that varies `world` reads the names of its other fields in the first of its worlds.
+    """
 
     vary: dict[str, Sequence[Any]]
     seeds: int | None = None
@@ -66,7 +53,7 @@ class Study:
     vary: dict[str, Sequence[Any]]
     seeds: int = 5
     also: tuple[Grid, ...] = ()
-    figures: tuple[Curve, ...] = ()
+    figures: tuple[Exhibit, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     quick: Mapping[str, Any] = field(default_factory=dict)
 
@@ -96,7 +83,7 @@ def expand(study: Study) -> list[Run]:
         if seeds < 1:
             raise UserError(f"study '{study.name}' has {seeds} seeds: it needs at least 1.")
         for name, axis in grid.vary.items():
-            if field_path(study.base, name) == ("seed",):
+            if field_path(base_of(grid.vary, study.base), name) == ("seed",):
                 raise UserError(
                     f"study '{study.name}' varies seed: its seeds are 0 to N-1, so give `seeds`, their number."
                 )
@@ -141,14 +128,36 @@ def field_path(run: Run, name: str) -> tuple[str, ...]:
 def value_at(config: dict[str, Any], name: str) -> Any:
     """Return what a row's `config` (plain data) holds for the field `name`; a norm or data set is its name.
 
-    A name that no field of a run has, or that names no run apart from others (data.path), raises `UserError`.
+    "world.kind" is "devices" or "clients". A name that no field of a run in this world has, or that names no run
+    apart from others (data.path), raises `UserError`.
     """
     value: Any = config
-    for part in field_path(Run(), name):
+    for part in path_in(config, name):
         if part not in value:
             raise UserError(f"'{name}' is not part of what names a run, so nothing can be told apart by it.")
         value = value[part]
     return value["name"] if isinstance(value, dict) and "name" in value else value
+
+
+def path_in(config: dict[str, Any], name: str) -> tuple[str, ...]:
+    """Return the path of the field `name` in a row's `config`; a name that its world does not have raises `UserError`."""
+    return _path(config["world"]["kind"], name)
+
+
+def has(config: dict[str, Any], name: str) -> bool:
+    """Return whether a row's `config` holds the field `name`: not every world has it."""
+    try:
+        value_at(config, name)
+    except UserError:
+        return False
+    return True
+
+
+@cache
+def _path(kind: str, name: str) -> tuple[str, ...]:
+    if name == KIND:
+        return ("world", "kind")
+    return field_path(Run(world=Clients() if kind == "clients" else Devices()), name)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -162,17 +171,35 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def with_engine(study: Study, engine: Engine) -> Study:
-    """Return the study with every run on `engine`."""
-    return with_axis(replace(study, base=with_field(study.base, "engine", engine)), "engine", [engine])
+def with_engine(study: Study, engine: str) -> Study:
+    """Return the study with every run on `engine`; in a study of both worlds, every run of the world that has it.
+
+    An engine that no world of the study has raises `UserError`.
+    """
+    grids = [Grid(study.vary, study.seeds), *study.also]
+    worlds = dict.fromkeys(type(base_of(grid.vary, study.base).world) for grid in grids)
+    if not any(engine in ENGINES[world] for world in worlds):
+        known = " ".join(f"{world.__name__} has {', '.join(ENGINES[world])}." for world in worlds)
+        raise UserError(f"no run of study '{study.name}' has an engine '{engine}'. {known}")
+
+    def moved(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        base = base_of(vary, study.base)
+        if engine not in ENGINES[type(base.world)]:
+            return vary
+        others = {name: values for name, values in vary.items() if field_path(base, name) != ("world", "engine")}
+        return {**others, "engine": [engine]}
+
+    also = tuple(replace(grid, vary=moved(grid.vary)) for grid in study.also)
+    return replace(study, vary=moved(study.vary), also=also)
 
 
 def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
     """Return the study with `values` for a field, in every grid that varies it and in the first anyway."""
-    path = field_path(study.base, name)
+    path = field_path(base_of(study.vary, study.base), name)
 
     def replaced(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        return {key: values if field_path(study.base, key) == path else old for key, old in vary.items()}
+        base = base_of(vary, study.base)
+        return {key: values if field_path(base, key) == path else old for key, old in vary.items()}
 
     also = tuple(replace(grid, vary=replaced(grid.vary)) for grid in study.also)
     study = replace(study, vary=replaced(study.vary), also=also)
@@ -183,7 +210,14 @@ def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
 
 def varies(vary: dict[str, Sequence[Any]], base: Run, name: str) -> bool:
     """Return whether `vary` has the field `name`, however it is written."""
-    return field_path(base, name) in {field_path(base, key) for key in vary}
+    return field_path(base, name) in {field_path(base_of(vary, base), key) for key in vary}
+
+
+def base_of(vary: dict[str, Sequence[Any]], base: Run) -> Run:
+    """Return the run whose fields a grid names: the study's base, in the first of the grid's own worlds."""
+    worlds = vary.get("world", ())
+    world = worlds[0] if worlds else None
+    return replace(base, world=world) if isinstance(world, Devices | Clients) else base
 
 
 def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

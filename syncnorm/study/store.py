@@ -9,8 +9,10 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +20,14 @@ from typing import Any, Self
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
+from syncnorm.study.exhibits import Exhibit, as_plain, fields_of, from_plain, names_of
 from syncnorm.study.files import write_file
-from syncnorm.study.spec import Agreement, Curve, Study, expand, field_path, value_at
+from syncnorm.study.spec import KIND, Agreement, Study, expand, field_path, has, value_at
 
 FORMAT = 1
 ROWS = "runs.jsonl"
 ABOUT = "study.json"
+CHECKPOINTS = "checkpoints"
 
 Row = dict[str, Any]
 
@@ -37,12 +41,14 @@ class About:
     command: str
     """What the user typed; empty when the study was run from Python."""
     runs: dict[str, dict[str, Any]]
-    """By run id, in the study's order: the seed and the fields that figures name.
+    """By run id, in the study's order: the seed, the kind of world and those fields that figures name and it has.
 
     Rows of runs that are not (or no longer) among these stay in the folder and are not reported.
     """
-    figures: tuple[Curve, ...]
+    figures: tuple[Exhibit, ...]
     agreements: tuple[Agreement, ...]
+    base: dict[str, Any] = field(default_factory=dict)
+    """What the study's base has in the fields that share an axis."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,12 @@ class Store:
         self.directory = directory
         self.finished = finished
         """Ids of runs with metrics, of any version of the study. A failed run is not one: it is retried."""
+        self.checkpoints = directory / CHECKPOINTS
+        """Where runs that have not ended keep their checkpoints, each in a folder named by its id."""
         self._descriptor = descriptor
         self._study = study
+        for run in finished:  # a study was killed between such a run's row and the end of its checkpoint
+            self._forget(run)
 
     @classmethod
     def open(cls, directory: str | Path, study: Study, command: str = "") -> Self:
@@ -103,7 +113,7 @@ class Store:
                 _lock(descriptor, folder)
                 rows = _check_ours(folder, study.name)
                 os.ftruncate(descriptor, _whole_length(folder / ROWS))
-                write_file(folder / ABOUT, json.dumps({"format": FORMAT, **asdict(about)}, indent=1) + "\n")
+                write_file(folder / ABOUT, json.dumps(_plain(about), indent=1) + "\n")
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -114,7 +124,8 @@ class Store:
     def append(self, row: Row) -> None:
         """Append a row as one line and wait until it is on the disk; values that are not finite become null.
 
-        When the disk is full or fails, the file is as it was before and `UserError` says so.
+        When the disk is full or fails, the file is as it was before and `UserError` says so. A run that has its row
+        needs no checkpoint: it is removed, and what failed starts afresh the next time.
         """
         if row["study"] != self._study or row["run_id"] in self.finished:
             raise ValueError(f"run {row['run_id']} of {row['study']} is of another study or already finished")
@@ -132,10 +143,17 @@ class Store:
             ) from error
         if "metrics" in row:
             self.finished.add(row["run_id"])
+        self._forget(row["run_id"])
 
     def close(self) -> None:
         """Give the folder free."""
         os.close(self._descriptor)
+
+    def _forget(self, run: str) -> None:
+        """Remove a run's checkpoint, and the folder of all checkpoints with the last."""
+        shutil.rmtree(self.checkpoints / run, ignore_errors=True)
+        with suppress(OSError):
+            self.checkpoints.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -152,16 +170,17 @@ def read(directory: str | Path) -> Results:
     A folder without a study, of a newer version, or with a damaged line raises `UserError`.
     """
     folder = Path(directory)
-    stored = _stored_about(folder)
-    if stored is None:
+    known = _stored_about(folder)
+    if known is None:
         raise UserError(f"{folder} has no {ABOUT}: give the --out folder of a `syncnorm run`.")
     about = About(
-        stored["study"],
-        stored["question"],
-        stored["command"],
-        stored["runs"],
-        tuple(Curve(**curve) for curve in stored["figures"]),
-        tuple(Agreement(**agreement) for agreement in stored["agreements"]),
+        known["study"],
+        known["question"],
+        known["command"],
+        known["runs"],
+        tuple(from_plain(figure) for figure in known["figures"]),
+        tuple(Agreement(**agreement) for agreement in known["agreements"]),
+        known.get("base", {}),
     )
     return Results(about, _read_rows(folder))
 
@@ -169,20 +188,31 @@ def read(directory: str | Path) -> Results:
 def about_study(study: Study, command: str = "") -> About:
     """Return what a report needs to know of a study; a field of a figure or an agreement that no run has raises
     `UserError`."""
-    names = ["seed", *dict.fromkeys(name for curve in study.figures for name in curve.fields)]
     for agreement in study.agreements:
         field_path(study.base, agreement.over)
+    names = [KIND, "seed", *dict.fromkeys(name for figure in study.figures for name in fields_of(figure))]
     runs = {run_id(run): describe(run) for run in expand(study)}
-    points = {run: {name: value_at(config, name) for name in names} for run, config in runs.items()}
-    return About(study.name, study.question, command, points, study.figures, study.agreements)
+    for name in names:
+        if not any(has(config, name) for config in runs.values()):
+            value_at(next(iter(runs.values())), name)  # raises the sentence
+    points = {
+        run: {name: value_at(config, name) for name in names if has(config, name)} for run, config in runs.items()
+    }
+    axes = (getattr(figure, axis, None) for figure in study.figures for axis in ("x", "line", "panel"))
+    shared = {name for axis in axes if not isinstance(axis, str) for name in names_of(axis)}
+    config = describe(study.base)
+    base = {name: value_at(config, name) for name in sorted(shared) if has(config, name)}
+    return About(study.name, study.question, command, points, study.figures, study.agreements, base)
+
+
+def _plain(about: About) -> dict[str, Any]:
+    return {"format": FORMAT, **asdict(about), "figures": [as_plain(figure) for figure in about.figures]}
 
 
 def finished_row(study: str, result: Result) -> Row:
     """Return the row of a run that gave a result."""
     row = {"run_id": result.run_id, "study": study, **_strict(asdict(result)), "finished": _now()}
-    if not result.history:
-        del row["history"]
-    return row
+    return {name: value for name, value in row.items() if value or name not in ("history", "details")}
 
 
 def failed_row(

@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from syncnorm.study.agreement import Comparison, compare
-from syncnorm.study.labels import Metric, axis_label, field_label, listing, metric_label, setting, value_label
+from syncnorm.study.exhibits import Axis, Columns, Curve, History, Trade, names_of
+from syncnorm.study.labels import Metric, field_label, listing, setting, value_label
 from syncnorm.study.points import Points
 from syncnorm.study.spec import flatten, value_at
 from syncnorm.study.statistics import Summary, overlap
 from syncnorm.study.store import Results, Row
 
+MAIN = ("method", "algorithm", "count", "participation", "ranks", "per_device_batch", "skew", "alpha", "domains")
+"""The fields of a world that tell most about a run."""
 NOTHING = "—"
 MINUS = "\N{MINUS SIGN}"
 
@@ -43,18 +46,26 @@ class Table:
     """The same in full precision, one statistic a column."""
 
 
+def tables_of(points: Points) -> list[Table]:
+    """Return the tables of a chart: means, and for curves and columns the differences to the first line."""
+    several = len(points.lines) > 1 and isinstance(points.chart, Curve | Columns)
+    return [means(points), *([differences(points)] if several else [])]
+
+
 def means(points: Points) -> Table:
     """Return the table of means with 95 % intervals: lines by x, a block a panel.
 
-    The best of a column is bold only if its interval is apart from those of all other lines there.
+    The best of a column is bold only if its interval is apart from those of all other lines there. Of a history, few
+    rounds are shown; the records have all.
     """
-    metric = metric_label(points.curve.metric)
 
     def cell(panel: Any, line: str, x: Any) -> Cell:
-        summary = points.summary(panel, line, x)
+        summary, metric = points.summary(panel, line, x), points.metric(x)
         text = _mean(summary, metric) if summary else _nothing(points, panel, line, x)
         note = _note(summary, points)
         return Cell(text, _stands_out(points, panel, line, x, metric.higher_is_better), note)
+
+    xs = _few(points.xs) if isinstance(points.chart, History) else points.xs
 
     return Table(
         name=points.name,
@@ -62,10 +73,10 @@ def means(points: Points) -> Table:
         caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. "
         "Bold: best of its column, with an interval apart from all others in it. "
         f"{points.evaluation()}{_without(points)}",
-        corner=field_label(points.curve.line),
-        span=axis_label(points.curve.x),
-        header=[value_label(x) for x in points.xs],
-        blocks=_blocks(points, points.lines, cell),
+        corner=points.line_label,
+        span=_span(points),
+        header=[points.x_text(x) for x in xs],
+        blocks=_blocks(points, points.lines, xs, cell),
         records=_records(points),
     )
 
@@ -73,24 +84,40 @@ def means(points: Points) -> Table:
 def differences(points: Points) -> Table:
     """Return the table of differences to the first line, paired by seed."""
     reference, *others = points.lines
-    metric = metric_label(points.curve.metric)
+    one = points.metric(None) if isinstance(points.chart, Curve) else None
 
     def cell(panel: Any, line: str, x: Any) -> Cell:
         summary = points.difference(panel, line, x, reference)
-        text = _mean(summary, metric, sign="+") if summary else _nothing(points, panel, line, x)
+        text = _mean(summary, points.metric(x), sign="+") if summary else _nothing(points, panel, line, x)
         return Cell(text, note=_note(summary, points))
 
     return Table(
         name=f"{points.name}-differences",
-        title=metric.difference_title(reference),
+        title=one.difference_title(reference) if one else f"Differences to {reference}",
         caption="Mean ± half width of the 95 % t interval of the differences paired by seed; "
-        f"{_usual(points)}. {metric.sign(reference)} "
+        f"{_usual(points)}. {one.sign(reference) if one else f'Positive is more than {reference}.'} "
         f"{points.evaluation()}",
-        corner=field_label(points.curve.line),
-        span=axis_label(points.curve.x),
-        header=[value_label(x) for x in points.xs],
-        blocks=_blocks(points, others, cell),
+        corner=points.line_label,
+        span=_span(points, difference=True),
+        header=[points.x_text(x) for x in points.xs],
+        blocks=_blocks(points, others, points.xs, cell),
     )
+
+
+def _span(points: Points, *, difference: bool = False) -> str:
+    """Return what the columns of a chart's table are values of."""
+    if not isinstance(points.chart, Trade | Columns):
+        return points.x_label
+    if not points.shared_unit:
+        return "metric"
+    return "accuracy (percentage points)" if difference else "accuracy (%)"
+
+
+def _few(xs: list[Any], most: int = 8) -> list[Any]:
+    """Return at most so many of the values, the first and the last among them."""
+    if len(xs) <= most:
+        return xs
+    return [xs[round(index * (len(xs) - 1) / (most - 1))] for index in range(most)]
 
 
 def agreement_table(results: Results) -> Table:
@@ -156,11 +183,7 @@ def failures(failed: list[Row]) -> Table:
 def run_words(row: Row) -> str:
     """Return a row's main settings: "bn, devices 8, samples per device 4, label-sorted data 0 %, seed 0"."""
     config = row["config"]
-    parts = [
-        setting(name, config["world"][name])
-        for name in ("ranks", "per_device_batch", "skew")
-        if name in config["world"]
-    ]
+    parts = [setting(name, config["world"][name]) for name in MAIN if config["world"].get(name) not in (None, [])]
     return ", ".join([config["norm"]["name"], *parts, f"seed {config['seed']}"])
 
 
@@ -181,13 +204,13 @@ def run_records(results: Results) -> list[dict[str, Any]]:
 
 
 def _blocks(
-    points: Points, lines: list[str], cell: Callable[[Any, str, Any], Cell]
+    points: Points, lines: list[str], xs: list[Any], cell: Callable[[Any, str, Any], Cell]
 ) -> list[tuple[str, list[list[Cell]]]]:
-    panel_field = points.curve.panel
+    panel_field = points.chart.panel
     return [
         (
             setting(panel_field, panel) if panel_field else "",
-            [[Cell(line), *(cell(panel, line, x) for x in points.xs)] for line in lines],
+            [[Cell(line), *(cell(panel, line, x) for x in xs)] for line in lines],
         )
         for panel in points.panels
     ]
@@ -234,7 +257,9 @@ def _usual(points: Points) -> str:
 def _without(points: Points) -> str:
     if not points.without_value:
         return ""
-    return f" Left out: {points.without_value} finished runs without a finite {points.curve.metric}."
+    if isinstance(points.chart, Trade | Columns):
+        return f" {points.without_value} finished runs do not have all of these metrics."
+    return f" Left out: {points.without_value} finished runs without a finite {points.chart.metric}."
 
 
 def _records(points: Points) -> list[dict[str, Any]]:
@@ -249,10 +274,7 @@ def _records(points: Points) -> list[dict[str, Any]]:
                 difference = None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
                 records.append(
                     {
-                        **({points.curve.panel: panel} if points.curve.panel else {}),
-                        points.curve.line: line,
-                        points.curve.x: x,
-                        "metric": points.curve.metric,
+                        **_where(points, panel, line, x),
                         "evaluated_by": " / ".join(points.evaluated_by[line]),
                         "seeds": " ".join(map(str, seeds)),
                         **_columns("", summary),
@@ -261,6 +283,20 @@ def _records(points: Points) -> list[dict[str, Any]]:
                     }
                 )
     return records
+
+
+def _where(points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
+    """Return the columns that say where a record is in its chart."""
+    chart = points.chart
+    columns: dict[str, Any] = {_column(chart.panel): panel} if chart.panel else {}
+    columns[_column(chart.line)] = line
+    if isinstance(chart, Trade | Columns):
+        return {**columns, "metric": x}
+    return {**columns, _column(chart.x) if isinstance(chart, Curve) else points.x_label: x, "metric": chart.metric}
+
+
+def _column(axis: Axis) -> str:
+    return "+".join(names_of(axis))
 
 
 def _columns(prefix: str, summary: Summary | None) -> dict[str, Any]:

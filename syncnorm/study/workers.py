@@ -19,9 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from tempfile import TemporaryFile
 
-from syncnorm.config import Result, Run, run_id
+from syncnorm.config import Clients, Result, Run, run_id
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
 from syncnorm.study.outcome import Failure
@@ -50,14 +51,15 @@ class Ended:
 
 
 def work(
-    runs: Sequence[Run], fit: str, *, workers: int = 1, ranks: int | None = None
+    runs: Sequence[Run], fit: str, *, workers: int = 1, ranks: int | None = None, checkpoints: Path | None = None
 ) -> Generator[Started | Ended, None, None]:
     """Train every run and yield what happens, as it happens.
 
     `workers` processes share the runs; with `ranks`, each is a torchrun launch of so many. A run whose
     worker dies under it is tried once more, after the others. So is one that raises on a rank of a launch,
-    since ranks that lose a peer raise too. Closing the iterator ends all workers. Workers that cannot start
-    raise `UserError`.
+    since ranks that lose a peer raise too. A run of clients keeps its checkpoint in the folder of its id under
+    `checkpoints`, and goes on where a lost worker left it. Closing the iterator ends all workers. Workers that
+    cannot start raise `UserError`.
     """
     todo, tries, stillborn, numbers = deque(runs), Counter[str](), 0, count()
     team: list[_Worker] = []
@@ -65,7 +67,7 @@ def work(
         while todo or any(worker.run for worker in team):
             busy = sum(worker.run is not None for worker in team)
             while len(team) < min(workers, busy + len(todo)):
-                team.append(_Worker(fit, ranks, next(numbers)))
+                team.append(_Worker(fit, ranks, checkpoints, next(numbers)))
             for worker in team:
                 if worker.idle and todo:
                     yield Started(worker.take(todo.popleft()))
@@ -116,11 +118,12 @@ class _Lost(Exception):
 class _Worker:
     """One process or launch: starting until it has sent its environment, then idle or with a run in hand."""
 
-    def __init__(self, fit: str, ranks: int | None, number: int) -> None:
+    def __init__(self, fit: str, ranks: int | None, checkpoints: Path | None, number: int) -> None:
         self.run: Run | None = None
         self.environment: dict[str, str] = {}
         self._since = 0.0
         self._ranks = ranks
+        self._checkpoints = checkpoints
         self._spent = False
         self._token = secrets.token_hex()
         self._log = TemporaryFile()  # noqa: SIM115 - open as long as the worker lives
@@ -158,8 +161,10 @@ class _Worker:
         """Start a run. That the worker has just died shows when it is heard."""
         assert isinstance(self.channel, Connection)
         self.run, self._since = run, time.monotonic()
+        folder = self._checkpoints if isinstance(run.world, Clients) else None
+        checkpoint = folder / run_id(run) if folder else None
         with suppress(OSError):
-            self.channel.send(run)
+            self.channel.send((run, checkpoint))
         return run
 
     def hear(self) -> Ended | None:

@@ -10,6 +10,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import nn
 
+from syncnorm.federated.flower.clients import load_global, reply_with
+
 SIZES = (12, 20, 7, 16, 9, 25)
 
 
@@ -67,6 +69,35 @@ def plain_client_app() -> ClientApp:
             accuracy = (model(x).argmax(1) == y).double().mean().item()
         metrics = MetricRecord({"num-examples": len(x), "accuracy": accuracy})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def home_client_app(policy: str | None) -> ClientApp:
+    """Return the same app with the two lines of a policy; None: the policy that the round's config names."""
+    app = ClientApp()
+
+    def policy_of(message: Message) -> str:
+        return policy or str(message.content["config"]["policy"])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        if message.content["config"]["server-round"] == 1:
+            context.state.clear()
+        model, partition = make_model(), int(context.node_config["partition-id"])
+        load_global(model, message, context, policy_of(message))
+        loss = fit(model, partition)
+        metrics = {"num-examples": len(data(partition)[0]), "loss": loss}
+        return reply_with(model, message, context, metrics, policy_of(message))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        model = make_model()
+        load_global(model, message, context, policy_of(message))
+        x, y = data(int(context.node_config["partition-id"]))
+        with torch.no_grad():
+            accuracy = (model.eval()(x).argmax(1) == y).double().mean().item()
+        return reply_with(model, message, context, {"num-examples": len(x), "accuracy": accuracy}, policy_of(message))
 
     return app
 

@@ -9,7 +9,8 @@ import pytest
 from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.config import Devices, Run
-from syncnorm.study.spec import Agreement, Curve, Grid, Study, expand
+from syncnorm.study.exhibits import Curve
+from syncnorm.study.spec import Agreement, Grid, Study, expand
 from syncnorm.study.store import Store, failed_row
 
 

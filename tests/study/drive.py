@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from syncnorm.config import Devices, Run
+from syncnorm.study.exhibits import Curve
 from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Curve, Study
+from syncnorm.study.spec import Study
 
 
 def small(**options: object) -> Study:

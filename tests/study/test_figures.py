@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from syncnorm.config import Run
+from syncnorm.study.exhibits import Curve
 from syncnorm.study.figures import STYLE, draw, footnote, line_styles, positions, write_figure
 from syncnorm.study.points import Points, gather
-from syncnorm.study.spec import Curve, Study
+from syncnorm.study.spec import Study
 from syncnorm.study.store import read
 
 

@@ -6,8 +6,9 @@ import pytest
 from made_up import Fill, fake_metrics, fake_row
 
 from syncnorm.config import Devices, Norm, Run
+from syncnorm.study.exhibits import Curve
 from syncnorm.study.points import gather
-from syncnorm.study.spec import Agreement, Curve, Grid, Study, expand
+from syncnorm.study.spec import Agreement, Grid, Study, expand
 from syncnorm.study.store import Store, read
 
 

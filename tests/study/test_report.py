@@ -8,8 +8,9 @@ import pytest
 from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.errors import UserError
+from syncnorm.study.exhibits import Curve
 from syncnorm.study.report import inline, write_report
-from syncnorm.study.spec import Curve, Study, expand
+from syncnorm.study.spec import Study, expand
 from syncnorm.study.store import Store, failed_row
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}

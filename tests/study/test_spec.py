@@ -6,8 +6,9 @@ import pytest
 
 from syncnorm.config import Data, Devices, Norm, Run, run_id
 from syncnorm.errors import UserError
+from syncnorm.study.exhibits import Curve
 from syncnorm.study.override import parse, refuse_varied, with_vary
-from syncnorm.study.spec import Agreement, Curve, Grid, Study, expand, quicker, with_axis, with_engine
+from syncnorm.study.spec import Agreement, Grid, Study, expand, quicker, with_axis, with_engine
 from syncnorm.study.store import about_study
 
 BASE = Run(world=Devices(global_batch=32))

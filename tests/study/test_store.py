@@ -15,7 +15,8 @@ from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.config import Run
 from syncnorm.errors import UserError
-from syncnorm.study.spec import Curve, Study, expand
+from syncnorm.study.exhibits import Curve
+from syncnorm.study.spec import Study, expand
 from syncnorm.study.store import Store, failed_row, read
 
 

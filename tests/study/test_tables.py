@@ -12,8 +12,9 @@ from made_up import Fill, fake_metrics, fake_row
 from scipy import stats
 
 from syncnorm.config import Devices, Run, run_id
+from syncnorm.study.exhibits import Curve
 from syncnorm.study.points import Points, gather
-from syncnorm.study.spec import Curve, Study, expand
+from syncnorm.study.spec import Study, expand
 from syncnorm.study.store import Store, read
 from syncnorm.study.table_formats import html, latex, long_csv, markdown, write_tables
 from syncnorm.study.tables import MINUS, Cell, Table, agreement_table, differences, failures, means, run_records
