@@ -33,7 +33,7 @@ class Started:
 
 
 def start(federation: Federation, client: int, received: Broadcast, own: Mapping[str, Tensor] | None) -> Started:
-    """Return what a client trains on in a round: what it received, with what it kept in the place of its own parts."""
+    """Return what a client trains on in a round: what it received, and its own parts as it kept them."""
     world, round_ = federation.world, received.round
     plan = federation.plan(client, round_)
     kept = own or {}

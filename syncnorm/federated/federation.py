@@ -105,8 +105,8 @@ class Federation:
         rule = self.world.small_batch
         if any(small) and rule == "error":
             raise UserError(
-                f"client {client} of {self.world.count} has {len(self.train(client))} training samples, and a batch of "
-                f"{min(map(len, dealt))} of them would be below min_batch {self.world.min_batch}: set small_batch to "
+                f"client {client} of {self.world.count} has {len(self.train(client))} training samples, and a batch "
+                f"of {min(map(len, dealt))} of them would be below min_batch {self.world.min_batch}: set small_batch to "
                 "skip or use_running, lower min_batch, or make the partition less skewed."
             )
         keep = [not is_small or rule == "use_running" for is_small in small]
@@ -187,7 +187,7 @@ class Federation:
         return [name for name, rule in self.kinds.items() if rule in KEPT]
 
     def rules_of_kept(self, statistics: Rule) -> dict[str, Rule]:
-        """Return what an average over clients does with the entries that they keep: `statistics` names the pooling."""
+        """Return what an average over clients does with the entries that they keep; `statistics` is the pooling."""
         parts = batch_norm_entries(self.model)
         state = self.model.state_dict()
         return {

@@ -1,7 +1,7 @@
 """Local training: what one client does in one round, as plain data that every engine reads alike.
 
-An engine is a function `train(local, x, y, tasks) -> updates` over index tensors into one pool of images. `loop` trains
-one client after the other, `cohort` all of them in one batched step; both minimise the same local objective,
+An engine is a function `train(local, x, y, tasks) -> updates` over index tensors into one pool of images. `loop`
+trains one client after the other, `cohort` all of them in one batched step; both minimise the same local objective,
 
     data loss + mu/2 ||w - w_received||^2 (FedProx) + <c - c_k, w> (SCAFFOLD).
 """
@@ -49,7 +49,7 @@ class Task:
     running: tuple[bool, ...]
     """Steps that running statistics normalise; batch norm's buffers do not move in them."""
     state: Mapping[str, Tensor]
-    """Where training starts: every parameter and every buffer of the model, those that a state_dict leaves out too."""
+    """Where training starts: every parameter and buffer of the model, those that a state_dict leaves out too."""
     seed: int
     """Of augmentation and random layers."""
     correction: Mapping[str, Tensor] | None = None

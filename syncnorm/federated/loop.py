@@ -23,7 +23,7 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     """
     if local.synchronised:
         raise UserError(
-            "fedtan's clients exchange statistics inside a step: choose the engine cohort, which trains them together."
+            "fedtan's clients exchange statistics inside a step: choose the engine cohort, which trains them at once."
         )
     return [_attempt(local, x, y, task) for task in tasks]
 
