@@ -1,0 +1,188 @@
+"""Flower's FedAvg for models with batch norm: layers by type, a policy for each part of them, counters left whole."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from logging import INFO, WARNING
+from math import isfinite
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from torch import Tensor, nn
+
+from syncnorm.errors import UserError
+from syncnorm.federated.aggregation import check_update, combine, normalised_weights
+from syncnorm.federated.flower.records import arrays_in, from_record, to_record
+from syncnorm.federated.policies import POLICIES, Policy, policy_named, rules
+from syncnorm.surgery import batch_norms
+
+LEFT_OUT = "clients-left-out"
+"""The metric that counts the clients of a round whose replies were of no use."""
+
+
+class NormFedAvg(FedAvg):
+    """FedAvg that treats batch norm by a policy; a drop-in for `flwr.serverapp.strategy.FedAvg`.
+
+        strategy = NormFedAvg(model, policy="fedavg_pooled", fraction_train=0.1)
+        strategy.start(grid, initial_arrays=ArrayRecord(model.state_dict()), num_rounds=20)
+
+    Where FedAvg averages every array, counters included, this does what `syncnorm.federated.aggregate` says: the
+    running variance of fedavg_pooled is that of all clients' samples together, counters keep their type, every entry
+    its dtype, and what a policy leaves with the clients stays as it is. Clients are summed in the order of node ids.
+
+    Clients are sent every entry of the model, so that one that comes for the first time has all of them. For policies
+    that keep a part at home (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the client's side.
+
+    A reply that is an error, has no positive weight, or a model that is not finite or does not fit, is left out:
+    named in the log and in `left_out`, and counted in the metric "clients-left-out". Where fewer than `enough` of a
+    round's clients are of use, the global model stays as it is.
+
+    Args:
+        model: says which entries are batch norm, and in which shape and type entries are; it is not changed.
+        policy: what happens to batch norm: a name in `POLICIES` that asks nothing of training, or a row of your own.
+        enough: the smallest fraction of a round's clients that makes a new global model.
+        options: FedAvg's own.
+
+    Raises:
+        UserError: an unknown policy, one that changes how clients train, or one about batch norm for a model without.
+    """
+
+    def __init__(
+        self, model: nn.Module, policy: str | Policy = "fedavg_pooled", *, enough: float = 0.5, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if not 0 <= enough <= 1:
+            raise UserError(f"enough is {enough}: it is a fraction of a round's clients, from 0 to 1.")
+        self.policy = check_policy(policy)
+        self.enough = enough
+        self.kinds = rules(model, self.policy)
+        self.layers = list(batch_norms(model))
+        """The batch norms, by name."""
+        self.left_out: dict[int, list[str]] = {}
+        """What was wrong with replies, by round: a sentence each."""
+        self._state: Mapping[str, Tensor] = deepcopy(model.state_dict())
+        self._asked = 0
+
+    def summary(self) -> None:
+        """Log the strategy's settings and how many batch norms it found."""
+        log(INFO, "\t├──> Batch norm: %d layers, found by type", len(self.layers))
+        log(INFO, "\t│\t└──affine %s | statistics %s", self.policy.affine, self.policy.statistics)
+        super().summary()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the round's messages, as FedAvg does.
+
+        Raises:
+            UserError: arrays that are not the model's state.
+        """
+        state = from_record(arrays)
+        own = self._state
+        strange = sorted(name for name in {*state, *own} if _shape(state.get(name)) != _shape(own.get(name)))
+        if strange:
+            raise UserError(
+                f"the arrays of round {server_round} differ from the model given to NormFedAvg in '{strange[0]}' "
+                f"({len(strange)} entries differ): start with ArrayRecord(model.state_dict())."
+            )
+        self._state = {name: state[name].to(value.dtype) for name, value in own.items()}
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self._asked = len(messages)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the next global model and the clients' mean metrics; neither where too few replies are of use."""
+        usable, wrong = self._sort_out(replies, train=True)
+        if missing := self._asked - len(usable) - len(wrong):
+            wrong.append(f"{missing} of {self._asked} clients did not reply")
+        self._report(server_round, wrong)
+        if len(usable) < max(1, self.enough * self._asked):
+            if self._asked:
+                log(WARNING, "round %d: too few clients are left, the model stays as it is", server_round)
+            return None, None
+        states = [from_record(arrays_in(reply.content)) for reply in usable]
+        shares = normalised_weights(states, [self._weight(reply) for reply in usable])
+        combined = combine(self._state, self.kinds, states, shares)
+        metrics = self.train_metrics_aggr_fn([reply.content for reply in usable], self.weighted_by_key)
+        metrics[LEFT_OUT] = self._asked - len(usable)
+        return to_record(combined, copy=False), metrics
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Return the clients' mean metrics; replies that are of no use are left out."""
+        usable, wrong = self._sort_out(replies, train=False)
+        self._report(server_round, wrong)
+        if not usable:
+            return None
+        return self.evaluate_metrics_aggr_fn([reply.content for reply in usable], self.weighted_by_key)
+
+    def _sort_out(self, replies: Iterable[Message], train: bool) -> tuple[list[Message], list[str]]:
+        """Return the replies that are of use, in the order of node ids, and what is wrong with the others."""
+        usable: list[Message] = []
+        wrong = []
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            try:
+                self._check(reply, train)
+                if usable and _metrics(reply).keys() != _metrics(usable[0]).keys():
+                    first = usable[0].metadata.src_node_id
+                    raise ValueError(f"it sent metrics of other names than client {first}")
+                usable.append(reply)
+            except Exception as error:  # whatever was sent must not end the run
+                client = f"client {reply.metadata.src_node_id}"
+                wrong.append(f"{client}: {str(error).removeprefix(client).strip()}")
+        return usable, wrong
+
+    def _check(self, reply: Message, train: bool) -> None:
+        if reply.has_error():
+            raise ValueError(reply.error.reason or f"error {reply.error.code}")
+        weight = self._weight(reply)
+        if not (isinstance(weight, int | float) and isfinite(weight) and weight > 0):
+            raise ValueError(f"its weight '{self.weighted_by_key}' is {weight}, which is no positive number")
+        if train:
+            state = from_record(arrays_in(reply.content))
+            check_update(self._state, state, self.kinds, str(reply.metadata.src_node_id))
+
+    def _weight(self, reply: Message) -> float:
+        metrics = _metrics(reply)
+        if self.weighted_by_key not in metrics:
+            raise ValueError(f"its metrics have no '{self.weighted_by_key}', which weighs its update")
+        weight: Any = metrics[self.weighted_by_key]
+        return weight  # type: ignore[no-any-return]
+
+    def _report(self, server_round: int, wrong: Sequence[str]) -> None:
+        if wrong:
+            self.left_out.setdefault(server_round, []).extend(wrong)
+        for sentence in wrong:
+            log(WARNING, "round %d, left out: %s", server_round, sentence)
+
+
+def check_policy(policy: str | Policy) -> Policy:
+    """Return a policy that asks of clients no more than to keep entries at home; others raise `UserError`."""
+    row = policy_named(policy)
+    if policy != "centralised" and _is_averaging(row):
+        return row
+    offered = [name for name, other in POLICIES.items() if _is_averaging(other) and name != "centralised"]
+    name = policy if isinstance(policy, str) else "this policy"
+    raise UserError(
+        f"{name} also changes how clients train, which a strategy cannot: choose one of {', '.join(offered)}, or run "
+        "it with syncnorm.federated.simulate."
+    )
+
+
+def _is_averaging(row: Policy) -> bool:
+    return (row.rest, row.training, row.gathered) == ("shared", "batch", "ema") and not row.options
+
+
+def _shape(value: Tensor | None) -> torch.Size | None:
+    return None if value is None else value.shape
+
+
+def _metrics(reply: Message) -> MetricRecord:
+    found = [record for record in reply.content.values() if isinstance(record, MetricRecord)]
+    if len(found) != 1:
+        raise ValueError(f"it sent {len(found)} MetricRecords, where one is expected")
+    return found[0]
