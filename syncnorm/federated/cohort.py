@@ -49,8 +49,8 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
         updates = loop.train(local, x, y, tasks)
         if not any(update.error for update in updates):
             warnings.warn(
-                f"the clients could not train in one batched step ({type(error).__name__}: {error}): they trained one "
-                "by one, as the engine loop does at once.",
+                f"the clients could not train in one batched step ({type(error).__name__}: {error}): they trained "
+                "one by one, as the engine loop does at once.",
                 stacklevel=2,
             )
         return updates
@@ -96,13 +96,19 @@ class _Cohort:
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
         """Make all steps, and return the updates in the order in which the tasks came."""
         losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
-        for group, steps in _schedule(self._tasks, self._local.synchronised):
+        for number, (group, steps) in enumerate(_schedule(self._tasks, self._local.synchronised)):
             chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
             labels = y[torch.stack([task.batches[step] for task, step in chosen])]
             set_mode(self._model, chosen[0][0].running[steps[0]])
             rows = _rows(group, x.device)
-            first = self._local.synchronised and steps[0] == 0
-            losses[rows] += self._make_step(rows, self._images(x, chosen), labels, first) * labels.shape[1]
+            losses[rows] += labels.shape[1] * self._make_step(
+                rows,
+                self._images(x, chosen),
+                labels,
+                # The very first goes through vmap in any case: it is vmap that refuses models that draw numbers.
+                alone=len(group) == 1 and number > 0,
+                synchronised=self._local.synchronised and steps[0] == 0,
+            )
         return self._updates(losses.tolist())
 
     def _images(self, x: Tensor, chosen: Sequence[tuple[Task, int]]) -> Tensor:
@@ -113,13 +119,18 @@ class _Cohort:
             batch = torch.stack([images(self._local, x, task, step) for task, step in chosen], 1)
         return unfold(fold(batch), len(chosen))
 
-    def _make_step(self, rows: Rows, x: Tensor, y: Tensor, synchronised: bool) -> Tensor:
+    def _make_step(self, rows: Rows, x: Tensor, y: Tensor, alone: bool, synchronised: bool) -> Tensor:
         """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""
         state = {name: stack[rows] for name, stack in self._state.items()}
         leaves = {name: state[name].detach().requires_grad_() for name in self._trained}
         inputs = {Step.PREFIX + name: value for name, value in (state | leaves).items()}
-        with ClientsTogether(synchronised):
-            losses = torch.vmap(partial(functional_call, self._step), (0, (1, 0)))(inputs, (x, y))
+        run = partial(functional_call, self._step)
+        losses: Tensor
+        if alone:  # vmap costs more than it saves
+            losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
+        else:
+            with ClientsTogether(synchronised):
+                losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
         # A client's loss does not depend on the others' parameters, so the gradient of the sum is each one's own.
         objective = losses.sum() + self._extra_terms(leaves, rows)
         gradients = dict(

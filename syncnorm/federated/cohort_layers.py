@@ -28,7 +28,7 @@ def fold(x: Tensor) -> Tensor:
 
 def unfold(x: Tensor, clients: int) -> Tensor:
     """Return (B, K * C, ...) as (B, K, C, ...): the inverse of `fold`."""
-    return x.unflatten(1, (clients, -1))
+    return x.view(len(x), clients, -1, *x.shape[2:])
 
 
 class ClientsTogether(TorchFunctionMode):
@@ -120,10 +120,10 @@ def _batch_norm(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    # As views, so that the kernel moves the clients' running statistics themselves.
-    statistics = (None if tensor is None else tensor.view(-1) for tensor in (mean, var))
-    affine = (None if tensor is None else tensor.flatten() for tensor in (weight, bias))
-    return unfold(F.batch_norm(fold(x), *statistics, *affine, training, momentum, eps), x.shape[1])
+    # Views, so that the kernel moves the clients' own running statistics.
+    mean, var = (None if tensor is None else tensor.view(-1) for tensor in (mean, var))
+    weight, bias = (None if tensor is None else tensor.flatten() for tensor in (weight, bias))
+    return unfold(F.batch_norm(fold(x), mean, var, weight, bias, training, momentum, eps), x.shape[1])
 
 
 def _synchronised_batch_norm(
@@ -136,10 +136,8 @@ def _synchronised_batch_norm(
     bias: Tensor | None,
 ) -> Tensor:
     clients, channels = x.shape[1:3]
-    new_mean, new_var = (x.new_zeros(channels) for _ in range(2))
-    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).unflatten(
-        0, (-1, clients)
-    )
+    new_mean, new_var = x.new_zeros(2, channels)
+    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).view(x.shape)
     for running, new in ((mean, new_mean), (var, new_var)):
         if running is not None:
             running.lerp_(new.to(running.dtype), momentum)

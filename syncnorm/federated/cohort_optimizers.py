@@ -1,8 +1,8 @@
 """Optimisers of many clients at once: parameters stacked along a first dimension, one row a client.
 
-Torch's optimisers are elementwise, so the arithmetic is theirs, with the groups of `make_optimizer`: weight decay acts
-on what has two and more dimensions in the model. A step names the rows that make it, since not all clients make every
-one; Adam counts each row's own.
+Torch's optimisers are elementwise, so the arithmetic is theirs, with the groups of `make_optimizer`: weight decay
+acts on what has two and more dimensions in the model. A step names the rows that make it, since not all clients make
+every one; Adam counts each row's own.
 """
 
 from collections.abc import Mapping

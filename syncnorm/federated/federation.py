@@ -105,9 +105,9 @@ class Federation:
         rule = self.world.small_batch
         if any(small) and rule == "error":
             raise UserError(
-                f"client {client} of {self.world.count} has {len(self.train(client))} training samples, and a batch "
-                f"of {min(map(len, dealt))} of them would be below min_batch {self.world.min_batch}: set small_batch to "
-                "skip or use_running, lower min_batch, or make the partition less skewed."
+                f"client {client} of {self.world.count} has {len(self.train(client))} training samples, and one batch "
+                f"of {min(map(len, dealt))} is below min_batch {self.world.min_batch}: set small_batch to skip or "
+                "use_running, lower min_batch, or make the partition less skewed."
             )
         keep = [not is_small or rule == "use_running" for is_small in small]
         batches = tuple(batch for batch, kept in zip(dealt, keep, strict=True) if kept)

@@ -33,7 +33,7 @@ def check_run(run: Run) -> None:
 
 
 def algorithm_options(world: Clients) -> dict[str, Any]:
-    """Return the options of a run's algorithm, those given in place of the defaults; unknown ones raise `UserError`."""
+    """Return the options of a run's algorithm, those given in place of the defaults; others raise `UserError`."""
     known = ALGORITHMS[world.algorithm]
     for option, value in world.algorithm_options.items():
         if not known:

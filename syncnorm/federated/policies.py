@@ -96,7 +96,7 @@ Rule = Literal["average", "pooled", "largest", "gathered", "local", "personal", 
 COMBINED: tuple[Rule, ...] = ("average", "pooled", "largest")
 """Entries of which the server makes one for all clients."""
 SENT: tuple[Rule, ...] = (*COMBINED, "personal", "compared")
-"""Entries that clients send: also those averaged for each client anew, and those that say how near two clients are."""
+"""Entries that clients send: also those averaged for each client anew, or that say how near two clients are."""
 KEPT: tuple[Rule, ...] = ("local", "compared")
 """Entries that each client has its own of."""
 

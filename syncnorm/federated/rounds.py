@@ -158,7 +158,7 @@ class Rounds:
         return found | ({"heldout_reestimated_accuracy": fmean(again)} if again else {})
 
     def _evaluated(self) -> list[int]:
-        """Return the clients that are evaluated: all that hold data and are not held out, if they are not too many."""
+        """Return the clients that are evaluated: all that are not held out, if they are not too many."""
         count = self.federation.world.count
         if count <= EVALUATED:
             return list(range(count))

@@ -78,7 +78,7 @@ class Server:
         return Received([reply.client for reply in usable], left_out, loss)
 
     def mean_state(self) -> State:
-        """Return the model's entries, with those that are averaged for each client anew as their mean over clients."""
+        """Return the model's entries; of those averaged for each client anew, the mean over clients."""
         if not self._personal:
             return self.state
         states = [self._personal[client] for client in sorted(self._personal)]

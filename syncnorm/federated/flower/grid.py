@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -29,6 +29,14 @@ from syncnorm.seeds import derive
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "cohort", "loop")
+
+
+@runtime_checkable
+class TrainsTogether(Protocol):
+    """A ClientApp that can train all clients of a round in one call."""
+
+    def train_together(self, messages: Sequence[Message], contexts: Sequence[Context], engine: str) -> list[Message]:
+        """Return the replies to train messages, in their order."""
 
 
 class CohortGrid(Grid):
@@ -143,22 +151,35 @@ class CohortGrid(Grid):
     def _answer(self, messages: Sequence[Message], deadline: float | None = None) -> list[Message]:
         self._exchanges += 1
         read: dict[int, ArrayRecord] = {}
+        ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
         replies = []
         with _own_streams(self.seed is not None):
-            for message in sorted(messages, key=lambda message: message.metadata.dst_node_id):
+            trained = self._train_together(ordered, read)
+            for message in ordered:
                 if deadline is not None and time.monotonic() >= deadline:
                     break
-                replies.append(self._ask(message, read))
+                replies.append(trained.get(message.metadata.message_id) or self._ask(message, read))
         return replies
 
+    def _train_together(self, messages: Sequence[Message], read: dict[int, ArrayRecord]) -> dict[str, Message]:
+        """Return the replies to train messages by message id, if the app can train its clients together."""
+        if not isinstance(self.client_app, TrainsTogether):
+            return {}
+        ready = [one for one in messages if one.metadata.message_type == "train" and self._refusal(one) is None]
+        if not ready:
+            return {}
+        contexts = [self._context(message.metadata.dst_node_id) for message in ready]
+        delivered = [_delivered(message, read) for message in ready]
+        replies = self.client_app.train_together(delivered, contexts, self.engine)
+        return {
+            message.metadata.message_id: self._accept(message, context, reply)
+            for message, context, reply in zip(ready, contexts, replies, strict=True)
+        }
+
     def _ask(self, message: Message, read: dict[int, ArrayRecord]) -> Message:
+        if (refusal := self._refusal(message)) is not None:
+            return refusal
         node = message.metadata.dst_node_id
-        if node not in self.get_node_ids():
-            return _failure(message, ErrorCode.NODE_UNAVAILABLE, f"there is no client {node}")
-        if _expired(message):
-            return _failure(
-                message, ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before its client had a turn"
-            )
         context = self._context(node)
         if self.seed is not None:
             _seed(derive("flower client", self.seed, self._exchanges, node))
@@ -168,10 +189,27 @@ class CohortGrid(Grid):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         except Exception as error:  # the client's alone: the round goes on
             log.debug("client %d raised", node, exc_info=True)
-            return _failure(message, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, _sentence(error))
-        self._keep(node, context.state)
+            return failure(message, sentence(error))
+        return self._accept(message, context, reply)
+
+    def _refusal(self, message: Message) -> Message | None:
+        """Return the error reply to a message that no client will get."""
+        if message.metadata.dst_node_id not in self.get_node_ids():
+            return failure(message, f"there is no client {message.metadata.dst_node_id}", ErrorCode.NODE_UNAVAILABLE)
         if _expired(message):
-            return _failure(message, ErrorCode.MESSAGE_UNAVAILABLE, "the message expired before its reply came")
+            return failure(message, "the message expired before its client had a turn", ErrorCode.MESSAGE_UNAVAILABLE)
+        return None
+
+    def _accept(self, message: Message, context: Context, reply: Message) -> Message:
+        """Keep the state of a client that replied, and return its reply if it comes in time."""
+        if reply.has_error():
+            return reply
+        if len(context.state):
+            self.states[context.node_id] = context.state
+        else:
+            self.states.pop(context.node_id, None)
+        if _expired(message):
+            return failure(message, "the message expired before its reply came", ErrorCode.MESSAGE_UNAVAILABLE)
         return reply
 
     def _context(self, node: int) -> Context:
@@ -186,12 +224,6 @@ class CohortGrid(Grid):
             else RecordDict({name: _own(record) for name, record in state.items()}),
             run_config=dict(self.run_config),
         )
-
-    def _keep(self, node: int, state: RecordDict) -> None:
-        if len(state):
-            self.states[node] = state
-        else:
-            self.states.pop(node, None)
 
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
@@ -221,7 +253,8 @@ def _own(record: Record) -> Record:
     return type(record)(values)
 
 
-def _failure(message: Message, code: int, reason: str) -> Message:
+def failure(message: Message, reason: str, code: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION) -> Message:
+    """Return the error reply to a message."""
     return Message(Error(code, reason), reply_to=message)
 
 
@@ -229,7 +262,8 @@ def _expired(message: Message) -> bool:
     return message.metadata.created_at + message.metadata.ttl < time.time()
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
+    """Return what an exception says, and where it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
