@@ -1,0 +1,200 @@
+"""Flower apps of syncnorm's own runs: the clients and the server of a `Run` whose world is `Clients`.
+
+`run` in the run's config is the run as JSON; what it leaves out has its defaults:
+
+    flwr run . --run-config 'run="{\"world\": {\"method\": \"fedbn\", \"rounds\": 5}}"'
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
+
+from syncnorm.config import Clients, Result
+from syncnorm.errors import UserError
+from syncnorm.federated.client import Started, finish, measure, start, start_state
+from syncnorm.federated.engine import Chosen
+from syncnorm.federated.evaluate import score, validate
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.flower import wire
+from syncnorm.federated.flower.grid import failure, sentence
+from syncnorm.federated.flower.network import OverFlower
+from syncnorm.federated.local import Update
+from syncnorm.federated.rounds import Rounds
+
+
+class TogetherApp(ClientApp):
+    """A ClientApp whose clients a CohortGrid trains together, all of a round in one call of an engine."""
+
+    def train_together(self, messages: Sequence[Message], contexts: Sequence[Context], engine: str) -> list[Message]:
+        """Return the replies to train messages, in their order; a client that fails gives an error reply."""
+        begun: list[tuple[Federation, Started] | Message] = []
+        for message, context in zip(messages, contexts, strict=True):
+            try:
+                begun.append(_begin(message, context))
+            except Exception as error:  # this client's alone
+                begun.append(failure(message, sentence(error)))
+        ready = [one for one in begun if not isinstance(one, Message) and one[1].task.batches]
+        updates = iter(_trained(ready, engine) if ready else [])
+        replies = []
+        for one, message, context in zip(begun, messages, contexts, strict=True):
+            if isinstance(one, Message):
+                replies.append(one)
+            else:
+                update = next(updates) if one[1].task.batches else None
+                replies.append(_end(message, context, *one, update))
+        return replies
+
+
+client_app = TogetherApp()
+"""A client of any run: plays the client that its node's "partition-id" names."""
+
+server_app = ServerApp()
+"""The server of the run that "run" in the run's config describes. It prints the metrics and keeps the result as JSON
+in `context.state["result"]["json"]`."""
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train for a round."""
+    federation, started = _begin(message, context)
+    if not started.task.batches:
+        return _end(message, context, federation, started, None)
+    (update,) = _trained([(federation, started)], "loop")
+    return _end(message, context, federation, started, update)
+
+
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluate on the client's own test data."""
+    federation, client, state = _received(message, context)
+    return Message(wire.pack_score(score(federation, client, state)), reply_to=message)
+
+
+@client_app.evaluate("validation")
+def evaluate_validation(message: Message, context: Context) -> Message:
+    """Return the accuracy on the client's validation samples."""
+    federation, client, state = _received(message, context)
+    metrics = MetricRecord({"accuracy": validate(federation, client, state)})
+    return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
+
+
+@client_app.query("moments")
+def query_moments(message: Message, context: Context) -> Message:
+    """Return the moments of what enters each batch norm over the client's data."""
+    federation = _federation(message, context)
+    received = wire.unpack_broadcast(message.content, federation)
+    moments = measure(federation, _client(context), received.state)
+    return Message(wire.pack_moments(moments), reply_to=message)
+
+
+@client_app.query("kept")
+def query_kept(message: Message, context: Context) -> Message:
+    """Return what the client keeps: asked for where a run averages over clients what stays with them."""
+    own = wire.kept(context.state, _federation(message, context).device)
+    return Message(wire.pack_own(own), reply_to=message)
+
+
+@client_app.query("partition")
+def query_partition(message: Message, context: Context) -> Message:
+    """Return which client this node plays."""
+    metrics = MetricRecord({"partition-id": _client(context)})
+    return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
+
+
+@server_app.main()
+def serve(grid: Grid, context: Context) -> None:
+    """Play a run's rounds and evaluate them."""
+    result = play(grid, str(context.run_config.get("run", "{}")))
+    context.state["result"] = ConfigRecord({"json": json.dumps(asdict(result))})
+    print(json.dumps(result.metrics, indent=1))
+
+
+def play(grid: Grid, text: str) -> Result:
+    """Play the run that JSON describes on a grid and return its result.
+
+    Raises:
+        UserError: for anything in the run that does not work; a round that failed; clients that are not there.
+    """
+    started = time.perf_counter()
+    federation = federation_of(text)
+    rounds = Rounds(federation, OverFlower(federation, grid, text))
+    for _ in range(federation.world.rounds):
+        rounds.play()
+    return rounds.result(time.perf_counter() - started)
+
+
+@lru_cache(maxsize=1)
+def federation_of(text: str) -> Federation:
+    """Return the federation of the run that JSON describes; a process keeps the last."""
+    run = wire.run_from_text(text)
+    if not isinstance(run.world, Clients):
+        raise UserError("this run is one of devices, not of clients: give it to syncnorm.training.fit.")
+    return Federation(run)
+
+
+@lru_cache(maxsize=1)
+def _chosen(federation: Federation, engine: str) -> Chosen:
+    return Chosen(engine)
+
+
+def forget() -> None:
+    """Drop the federation that this process keeps for its next message."""
+    federation_of.cache_clear()
+    _chosen.cache_clear()
+
+
+def _federation(message: Message, context: Context) -> Federation:
+    config = message.content.get(wire.CONFIG)
+    sent = config.get(wire.RUN) if isinstance(config, ConfigRecord) else None
+    return federation_of(str(sent or context.run_config.get("run", "{}")))
+
+
+def _client(context: Context) -> int:
+    if "partition-id" not in context.node_config:
+        raise UserError(
+            f"node {context.node_id} does not say which client it is: start its SuperNode with "
+            "--node-config 'partition-id=0 num-partitions=10', each with a partition-id of its own."
+        )
+    return int(context.node_config["partition-id"])
+
+
+def _received(message: Message, context: Context) -> tuple[Federation, int, dict[str, Tensor]]:
+    """Return what evaluates: what was received, with what the client keeps, or the message's stand-in for that."""
+    federation = _federation(message, context)
+    received = wire.unpack_broadcast(message.content, federation)
+    own = wire.kept(context.state, federation.device)
+    if own is None:
+        own = wire.stand_in(message.content, federation.device)
+    return federation, _client(context), start_state(federation, received, own)
+
+
+def _begin(message: Message, context: Context) -> tuple[Federation, Started]:
+    federation = _federation(message, context)
+    received = wire.unpack_broadcast(message.content, federation)
+    return federation, start(federation, _client(context), received, wire.kept(context.state, federation.device))
+
+
+def _trained(begun: Sequence[tuple[Federation, Started]], engine: str) -> list[Update]:
+    federation, first = begun[0]
+    pool, local = federation.population, federation.local(first.received.round)
+    return _chosen(federation, engine).train(local, pool.x, pool.y, [started.task for _, started in begun])
+
+
+def _end(
+    message: Message, context: Context, federation: Federation, started: Started, update: Update | None
+) -> Message:
+    if update is None:
+        samples = len(federation.train(started.task.client))
+        return Message(wire.pack_idle(started.received, samples), reply_to=message)
+    reply, own = finish(federation, started, update)
+    if reply.error:
+        return failure(message, reply.error)
+    wire.keep(context.state, own)
+    return Message(wire.pack_reply(reply), reply_to=message)

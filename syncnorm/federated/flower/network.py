@@ -1,0 +1,128 @@
+"""The clients of a run over any Flower Grid: this process, Flower's simulation, or a deployment."""
+
+import time
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from syncnorm.errors import UserError
+from syncnorm.federated.client import Own
+from syncnorm.federated.evaluate import Score
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.flower import wire
+from syncnorm.federated.flower.grid import CohortGrid
+from syncnorm.federated.messages import Reply
+from syncnorm.federated.network import To
+from syncnorm.moments import Moments
+
+PATIENCE = 300.0
+"""Seconds to wait for nodes to connect before the first round."""
+
+
+class OverFlower:
+    """A run's clients behind a Grid: a `syncnorm.federated.network.Network`.
+
+    Raises:
+        UserError: fewer nodes than the run has clients, or several that play the same.
+    """
+
+    def __init__(self, federation: Federation, grid: Grid, text: str, patience: float = PATIENCE) -> None:
+        self.federation, self.grid, self._text = federation, grid, text
+        self._node = _nodes(grid, federation.world.count, patience)
+        self._client = {node: client for client, node in self._node.items()}
+
+    def train(self, clients: Sequence[int], to: To) -> list[Reply]:
+        """Let clients train on what they receive; one without a batch is missing, a lost one is an error."""
+        answers = self._ask("train", self._broadcasts(clients, to))
+        replies = []
+        for client in clients:
+            answer = answers.get(client)
+            if answer is None or answer.has_error():
+                why = "it did not reply" if answer is None else answer.error.reason or f"error {answer.error.code}"
+                replies.append(Reply(client, {}, error=why))
+            elif reply := wire.unpack_reply(client, answer.content, self.federation.device):
+                replies.append(reply)
+        return replies
+
+    def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
+        """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
+        found = self._contents("query.moments", self._broadcasts(clients, to))
+        return [wire.unpack_moments(content, self.federation.device) for content in found.values()]
+
+    def score(self, clients: Sequence[int], to: To, fallback: Own) -> list[Score]:
+        """Evaluate at each client what it received, with what it keeps, or `fallback` where it keeps nothing."""
+        found = self._contents("evaluate", self._broadcasts(clients, to, fallback))
+        return [wire.unpack_score(client, content, self.federation.device) for client, content in found.items()]
+
+    def validate(self, clients: Sequence[int], to: To, fallback: Own) -> list[float]:
+        """Return each client's validation accuracy."""
+        found = self._contents("evaluate.validation", self._broadcasts(clients, to, fallback))
+        return [wire.number(content, wire.METRICS, "accuracy") for content in found.values()]
+
+    def kept(self, clients: Sequence[int]) -> dict[int, Own]:
+        """Return what clients keep, of those that keep something."""
+        request = wire.pack_request(self._text)
+        found = self._contents("query.kept", dict.fromkeys(clients, request))
+        owns = {client: wire.kept(content, self.federation.device) for client, content in found.items()}
+        return {client: own for client, own in owns.items() if own is not None}
+
+    def _broadcasts(self, clients: Sequence[int], to: To, fallback: Own | None = None) -> dict[int, RecordDict]:
+        """Return what each client is sent; one record for all where the server's tensors are the same."""
+        packed: dict[tuple[int, ...], RecordDict] = {}
+        contents = {}
+        for client in clients:
+            broadcast = to(client)
+            same = tuple(id(value) for value in broadcast.state.values())
+            if same not in packed:
+                packed[same] = wire.pack_broadcast(broadcast, self._text, fallback)
+            contents[client] = packed[same]
+        return contents
+
+    def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
+        messages = [Message(content, self._node[client], kind) for client, content in contents.items()]
+        replies = self.grid.send_and_receive(messages)
+        return {
+            self._client[node]: reply for reply in replies if (node := reply.metadata.src_node_id) in self._client
+        }
+
+    def _contents(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
+        """Return what clients answered, in the order asked; without one of them a mean would be another one."""
+        answers = self._ask(kind, contents)
+        for client in contents:
+            answer = answers.get(client)
+            if answer is None or answer.has_error():
+                why = "it did not reply" if answer is None else answer.error.reason
+                raise UserError(f"client {client} failed at '{kind}', which every client must answer: {why}.")
+        return {client: answers[client].content for client in contents}
+
+
+def _nodes(grid: Grid, count: int, patience: float) -> dict[int, int]:
+    """Return the node of each client, once enough are there."""
+    if isinstance(grid, CohortGrid):
+        _check_count(grid.num_clients, count)
+        return {client: client + 1 for client in range(count)}
+    deadline = time.monotonic() + patience
+    while len(nodes := list(grid.get_node_ids())) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    _check_count(len(nodes), count)
+    found: dict[int, int] = {}
+    for reply in grid.send_and_receive([Message(RecordDict(), node, "query.partition") for node in nodes]):
+        if reply.has_error():
+            raise UserError(f"a node does not say which client it is: {reply.error.reason}.")
+        client = int(wire.number(reply.content, wire.METRICS, "partition-id"))
+        if client in found:
+            raise UserError(f"two nodes have the partition-id {client}: give each SuperNode one of its own.")
+        found[client] = reply.metadata.src_node_id
+    missing = sorted(set(range(count)) - found.keys())
+    if missing:
+        raise UserError(f"no node has the partition-id {missing[0]}: the run has {count} clients, 0 to {count - 1}.")
+    return found
+
+
+def _check_count(nodes: int, count: int) -> None:
+    if nodes < count:
+        raise UserError(
+            f"the run has {count} clients and the grid {nodes} nodes: lower world.count, or start as many nodes, in "
+            f'a simulation with --federation-config "num-supernodes={count}".'
+        )

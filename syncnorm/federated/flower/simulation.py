@@ -1,0 +1,65 @@
+"""A run of the clients world on Flower's own simulation: every client a message to a Ray process."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from syncnorm.config import Clients, Result, Run
+from syncnorm.federated.flower.apps import client_app, forget, play
+from syncnorm.federated.flower.wire import run_as_text
+
+
+def simulate_with_flower(run: Run) -> Result:
+    """Train and evaluate one run with clients in Ray's processes, one a core; they share a GPU if there is one.
+
+    Raises:
+        UserError: for anything in `run` that does not work; a round that failed.
+    """
+    assert isinstance(run.world, Clients)
+    results: list[Result] = []
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        results.append(play(grid, run_as_text(run)))
+
+    gpus = torch.cuda.device_count() / (os.cpu_count() or 1)
+    resources: Any = {"num_cpus": 1, "num_gpus": round(gpus, 4)}
+    with _quiet():
+        try:
+            run_simulation(
+                app,
+                client_app,
+                num_supernodes=run.world.count,
+                backend_config={
+                    "client_resources": resources,
+                    "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
+                },
+            )
+        finally:
+            forget()
+    return results[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence Flower's and Ray's log, and put back what they change in the environment."""
+    logger, before = logging.getLogger("flwr"), dict(os.environ)
+    level = logger.level
+    if "FLWR_LOG_LEVEL" not in os.environ and level == logging.DEBUG:
+        logger.setLevel(logging.CRITICAL)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # which Ray warns about otherwise
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        os.environ.clear()
+        os.environ.update(before)

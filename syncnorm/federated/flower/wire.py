@@ -1,0 +1,197 @@
+"""What server and clients of a run say to each other, as Flower's records under Flower's own names.
+
+A train message holds "arrays" and "config" (with "server-round", from 1), a reply "arrays" and "metrics" (with
+"num-examples"), so that strategies of Flower's can speak with these clients too. "run" in the config is the run, as
+JSON.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from torch import Tensor
+
+from syncnorm.config import Clients, Data, Norm, Optim, Run
+from syncnorm.errors import UserError, unknown
+from syncnorm.federated.client import Own
+from syncnorm.federated.evaluate import Score
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.flower.records import from_record, to_record
+from syncnorm.federated.messages import Broadcast, Reply
+from syncnorm.moments import Moments
+
+ARRAYS, CONFIG, CONTROL, METRICS, FALLBACK, OWN = "arrays", "config", "control", "metrics", "fallback", "own"
+ROUND, RUN, EXAMPLES, IDLE, SMALL = "server-round", "run", "num-examples", "idle", "small-batches"
+MOMENTS = ("count", "mean", "m2")
+
+
+def run_as_text(run: Run) -> str:
+    """Return a run of clients as JSON, paths included."""
+    return json.dumps(asdict(run))
+
+
+def run_from_text(text: str) -> Run:
+    """Return the run that JSON describes; fields that it leaves out have their defaults.
+
+    Raises:
+        UserError: a text that is no JSON object, or a field that a run of clients does not have.
+    """
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f'run is {text!r}, which is no JSON ({error}): write {{"world": {{"rounds": 5}}}}.'
+        ) from error
+    parts = {"data": Data, "norm": Norm, "optim": Optim, "world": Clients}
+    given = _fields_of(Run, given, "")
+    world = given.setdefault("world", {})
+    for name in ("domains", "unseen"):
+        if isinstance(world, dict) and isinstance(world.get(name), list):
+            world[name] = tuple(world[name])
+    for name, kind in parts.items():
+        if name in given:
+            given[name] = kind(**_fields_of(kind, given[name], f"{name}."))
+    return Run(**given)
+
+
+def _fields_of(kind: type[Any], given: Any, owner: str) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        what = owner.removesuffix(".") or "run"
+        raise UserError(f"{what} is {given!r}: it must be a JSON object.")
+    known = [f"{owner}{item.name}" for item in fields(kind)]
+    for name in given:
+        if f"{owner}{name}" not in known:
+            raise unknown("field of a run", f"{owner}{name}", known)
+    return dict(given)
+
+
+def pack_request(text: str) -> RecordDict:
+    """Return the content of a message that brings nothing but the run."""
+    return RecordDict({CONFIG: ConfigRecord({RUN: text})})
+
+
+def pack_broadcast(broadcast: Broadcast, text: str, fallback: Own | None = None) -> RecordDict:
+    """Return what a client receives, as the content of a message; `fallback` stands in for what it may not keep."""
+    content = RecordDict(
+        {
+            ARRAYS: to_record(broadcast.state, copy=False),
+            CONFIG: ConfigRecord({ROUND: broadcast.round + 1, RUN: text}),
+        }
+    )
+    if broadcast.control:
+        content[CONTROL] = to_record(broadcast.control, copy=False)
+    if fallback:
+        content[FALLBACK] = to_record(fallback, copy=False)
+    return content
+
+
+def unpack_broadcast(content: RecordDict, federation: Federation) -> Broadcast:
+    """Return what a client received, in the model's own types: other strategies average counters to float64."""
+    state = federation.model.state_dict()
+    received = _tensors(content, ARRAYS, federation.device)
+    strange = sorted(received.keys() - state.keys())
+    if strange:
+        raise ValueError(f"the server sent '{strange[0]}', which the run's model does not have")
+    typed = {name: value.to(state[name].dtype) for name, value in received.items()}
+    round_ = int(number(content, CONFIG, ROUND)) - 1
+    return Broadcast(round_, typed, _tensors(content, CONTROL, federation.device))
+
+
+def pack_reply(reply: Reply) -> RecordDict:
+    """Return what a client sends after training, as the content of a reply."""
+    metrics = MetricRecord({EXAMPLES: reply.samples, "loss": reply.loss, SMALL: reply.small_batches, IDLE: 0})
+    content = RecordDict({ARRAYS: to_record(reply.state, copy=False), METRICS: metrics})
+    if reply.control:
+        content[CONTROL] = to_record(reply.control, copy=False)
+    return content
+
+
+def pack_idle(received: Broadcast, samples: int) -> RecordDict:
+    """Return the reply of a client without a batch to train on: what it received."""
+    metrics = MetricRecord({EXAMPLES: samples, "loss": 0.0, SMALL: 0, IDLE: 1})
+    return RecordDict({ARRAYS: to_record(received.state, copy=False), METRICS: metrics})
+
+
+def unpack_reply(client: int, content: RecordDict, device: torch.device) -> Reply | None:
+    """Return what a client sent after training; None where it had nothing to train on."""
+    if number(content, METRICS, IDLE):
+        return None
+    return Reply(
+        client,
+        _tensors(content, ARRAYS, device),
+        samples=int(number(content, METRICS, EXAMPLES)),
+        loss=number(content, METRICS, "loss"),
+        control=_tensors(content, CONTROL, device),
+        small_batches=int(number(content, METRICS, SMALL)),
+    )
+
+
+def pack_score(score: Score) -> RecordDict:
+    """Return an evaluation as the content of a reply."""
+    metrics: dict[str, Any] = {EXAMPLES: score.samples, "accuracy": score.accuracy, "loss": score.loss}
+    if score.reestimated is not None:
+        metrics["reestimated"] = score.reestimated
+    return RecordDict({METRICS: MetricRecord(metrics), **pack_moments(score.moments)})
+
+
+def unpack_score(client: int, content: RecordDict, device: torch.device) -> Score:
+    """Return an evaluation."""
+    metrics = content[METRICS]
+    return Score(
+        client,
+        accuracy=number(content, METRICS, "accuracy"),
+        loss=number(content, METRICS, "loss"),
+        samples=int(number(content, METRICS, EXAMPLES)),
+        reestimated=number(content, METRICS, "reestimated") if "reestimated" in metrics else None,
+        moments=unpack_moments(content, device),
+    )
+
+
+def pack_moments(moments: Mapping[str, Moments]) -> RecordDict:
+    """Return moments by layer as three records: counts, means, M2."""
+    return RecordDict(
+        {part: to_record({layer: getattr(one, part) for layer, one in moments.items()}) for part in MOMENTS}
+    )
+
+
+def unpack_moments(content: RecordDict, device: torch.device) -> dict[str, Moments]:
+    """Return moments by layer."""
+    count, mean, m2 = (_tensors(content, part, device) for part in MOMENTS)
+    return {layer: Moments(count[layer], mean[layer], m2[layer]) for layer in count}
+
+
+def keep(state: RecordDict, own: Own | None) -> None:
+    """Keep something in a client's context, in the place of what it kept before; None keeps that."""
+    if own:
+        state[OWN] = to_record(own)  # a copy: of a batched step this would be a slice, which keeps all of its stack
+
+
+def kept(state: RecordDict, device: torch.device) -> Own | None:
+    """Return what a client kept last; None where it never kept anything."""
+    return _tensors(state, OWN, device) if OWN in state else None
+
+
+def stand_in(content: RecordDict, device: torch.device) -> Own:
+    """Return the fallback that a message brings."""
+    return _tensors(content, FALLBACK, device)
+
+
+def pack_own(own: Own | None) -> RecordDict:
+    """Return what a client keeps as the content of a reply; nothing for None."""
+    return RecordDict() if own is None else RecordDict({OWN: to_record(own, copy=False)})
+
+
+def _tensors(content: RecordDict, name: str, device: torch.device) -> dict[str, Tensor]:
+    record = content.get(name)
+    if not isinstance(record, ArrayRecord):
+        return {}
+    return {key: value.to(device) for key, value in from_record(record).items()}
+
+
+def number(content: RecordDict, record: str, name: str) -> float:
+    """Return a number of one of a message's records."""
+    value: Any = content[record][name]
+    return float(value)
