@@ -137,7 +137,7 @@ def _synchronised_batch_norm(
 ) -> Tensor:
     clients, channels = x.shape[1:3]
     new_mean, new_var = x.new_zeros(2, channels)
-    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).view(x.shape)
+    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).reshape(x.shape)
     for running, new in ((mean, new_mean), (var, new_var)):
         if running is not None:
             running.lerp_(new.to(running.dtype), momentum)
