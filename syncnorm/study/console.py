@@ -1,5 +1,6 @@
 """A study's main table as plain text, for the terminal."""
 
+from syncnorm.study.exhibits import Chart
 from syncnorm.study.points import gather
 from syncnorm.study.store import Results
 from syncnorm.study.tables import Table, means
@@ -7,7 +8,8 @@ from syncnorm.study.tables import Table, means
 
 def main_table(results: Results) -> str:
     """Return the means of the first figure that has any, as text; empty without one."""
-    figures = [gather(curve, results) for curve in results.about.figures]
+    charts = [exhibit for exhibit in results.about.figures if isinstance(exhibit, Chart)]
+    figures = [gather(chart, results) for chart in charts]
     return next((plain(means(points)) for points in figures if points.values), "")
 
 

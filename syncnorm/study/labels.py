@@ -41,7 +41,9 @@ NAMES = {"norm", "method", "algorithm", "model", "data", "optim"}
 
 CLIENT_METRICS = {
     "accuracy": ("accuracy, mean over clients", "mean over clients"),
-    "client_accuracy": ("accuracy, mean over clients", "mean over clients"),
+    "validation_accuracy": ("validation accuracy, mean over clients", "validation"),
+    "loss": ("loss, mean over clients", "loss"),
+    "train_loss": ("training loss, mean over clients", "training loss"),
     "client_accuracy_weighted": ("accuracy, mean over clients' samples", "mean over samples"),
     "client_accuracy_worst": ("accuracy of the worst client", "worst client"),
     "client_accuracy_std": ("standard deviation of accuracy between clients", "deviation between clients"),
@@ -55,20 +57,18 @@ CLIENT_METRICS = {
         "accuracy of the worst client with its statistics re-estimated",
         "re-estimated, worst client",
     ),
-    "heldout_accuracy_averaged": (
-        "accuracy of held-out clients with averaged statistics",
-        "held out, averaged statistics",
-    ),
-    "heldout_accuracy_reestimated": (
+    "heldout_accuracy": ("accuracy of held-out clients with averaged statistics", "held out"),
+    "heldout_reestimated_accuracy": (
         "accuracy of held-out clients with their statistics re-estimated",
         "held out, re-estimated",
     ),
     "bytes_up": ("data sent to the server", "sent to the server"),
     "bytes_down": ("data sent to clients", "sent to clients"),
     "bytes_total": ("data sent both ways", "sent both ways"),
-    "clients_left_out": ("clients left out", "left out"),
+    "clients_left_out": ("updates left out", "left out"),
     "small_batches": ("batches too small to normalise", "small batches"),
     "never_sampled": ("clients never sampled", "never sampled"),
+    "staleness": ("rounds since a client was last sampled", "staleness"),
 }
 """Metrics of the clients world: their words, and fewer of them for the head of a column."""
 
@@ -156,7 +156,7 @@ def axis_label(axis: Axis, value: Any = None) -> str:
 
 
 def setting(axis: Axis, value: Any) -> str:
-    """Return a field and its value in words: "label-sorted data 50 %". The label of several fields says all itself."""
+    """Return a field and its value in words: "label-sorted data 50 %". A label of several fields says all itself."""
     if not isinstance(axis, str):
         return str(value)
     unit = UNITS.get(_last(axis, value))

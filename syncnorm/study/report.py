@@ -2,18 +2,22 @@
 
 import re
 from collections import Counter
+from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from syncnorm.study.figures import write_figure
+from syncnorm.study.drift import Maps, draw_drift, drift_table, maps_of
+from syncnorm.study.exhibits import Columns, Drift, Exhibit
+from syncnorm.study.figures import write_figure, write_image
 from syncnorm.study.files import write_file
 from syncnorm.study.labels import listing, value_label
-from syncnorm.study.points import Points, gather
+from syncnorm.study.partitions import partitions, write_partition
+from syncnorm.study.points import Points, fits, gather
 from syncnorm.study.spec import flatten
 from syncnorm.study.store import ROWS, Results, Row, read
 from syncnorm.study.table_formats import html, write_tables
-from syncnorm.study.tables import Table, agreement_table, differences, failures, means, run_records
+from syncnorm.study.tables import Table, agreement_table, failures, run_records, tables_of
 
 
 def write_report(directory: str | Path) -> Path:
@@ -26,14 +30,13 @@ def write_report(directory: str | Path) -> Path:
     results = read(folder)
     parts = [_head(results)]
     tables: list[Table] = []
-    for curve in results.about.figures:
-        points = gather(curve, results)
-        if not points.planned:  # the study was changed from the command line, and has no run that this shows
-            continue
-        own = [means(points), *([differences(points)] if len(points.lines) > 1 else [])]
-        svg = write_figure(points, folder / "figures")
-        parts.append(_figure_section(points, inline(svg, f"figure{points.number}-"), own))
+    for exhibit in results.about.figures:
+        if not any(fits(exhibit, fields) for fields in results.about.runs.values()):
+            continue  # the study was changed from the command line, and has no run that this shows
+        section, own = _exhibit(exhibit, results, folder / "figures")
+        parts.append(section)
         tables += own
+    parts += _partitions(results, folder / "figures")
     if results.about.agreements:
         table = agreement_table(results)
         parts.append(f"<h2>{escape(table.title)}</h2>{_table(table)}")
@@ -88,12 +91,38 @@ def _head(results: Results) -> str:
     )
 
 
-def _figure_section(points: Points, svg: str, tables: list[Table]) -> str:
-    narrow = ' class="narrow"' if len(points.panels) < 2 else ""
-    image = svg.replace("<svg", f'<svg role="img" aria-label="{escape(points.title)}"', 1)
-    links = _links("figures", points.name, ("png", "svg", "pdf"))
+def _exhibit(exhibit: Exhibit, results: Results, folder: Path) -> tuple[str, list[Table]]:
+    """Write an exhibit's figure, if it has one; return its part of the page, and its tables."""
+    shown: Points | Maps
+    if isinstance(exhibit, Drift):
+        shown = maps_of(exhibit, results)
+        tables = [drift_table(shown)] if shown.values else []
+        svg = write_image(partial(draw_drift, shown), folder, shown.name)
+    else:
+        shown = gather(exhibit, results)
+        tables = tables_of(shown)
+        svg = "" if isinstance(exhibit, Columns) else write_figure(shown, folder)
+    figure = _figure(svg, shown.name, shown.title, len(shown.panels)) if svg else ""
     titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in tables)
-    return f"<h2>Figure {points.number}</h2>\n<figure{narrow}>{image}{links}</figure>\n{titled}"
+    return f"<h2>{'Figure' if svg else 'Table'} {shown.number}</h2>\n{figure}\n{titled}", tables
+
+
+def _figure(svg: str, name: str, title: str, panels: int) -> str:
+    narrow = ' class="narrow"' if panels < 2 else ""
+    image = inline(svg, f"figure{name.partition('-')[0]}-")
+    image = image.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
+    return f"<figure{narrow}>{image}{_links('figures', name, ('png', 'svg', 'pdf'))}</figure>"
+
+
+def _partitions(results: Results, folder: Path) -> list[str]:
+    """Return the part of the page that says who held what: the first way of dealing, and the others folded."""
+    parts = []
+    for number, (words, card) in enumerate(partitions(results), start=1):
+        name = f"partition{number}"
+        figure = _figure(write_partition(card, folder, name), f"{name}", f"Who holds what: {words}", 1)
+        shown = f"<p>{escape(words)}</p>{figure}"
+        parts.append(shown if number == 1 else f"<details><summary>{escape(words)}</summary>{figure}</details>")
+    return ["<h2>Who holds what</h2>", *parts] if parts else []
 
 
 def _table(table: Table) -> str:

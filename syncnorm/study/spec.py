@@ -140,7 +140,7 @@ def value_at(config: dict[str, Any], name: str) -> Any:
 
 
 def path_in(config: dict[str, Any], name: str) -> tuple[str, ...]:
-    """Return the path of the field `name` in a row's `config`; a name that its world does not have raises `UserError`."""
+    """Return the path of the field `name` in a row's `config`; `UserError` where its world has no such field."""
     return _path(config["world"]["kind"], name)
 
 

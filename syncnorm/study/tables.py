@@ -61,7 +61,7 @@ def means(points: Points) -> Table:
 
     def cell(panel: Any, line: str, x: Any) -> Cell:
         summary, metric = points.summary(panel, line, x), points.metric(x)
-        text = _mean(summary, metric) if summary else _nothing(points, panel, line, x)
+        text = mean_text(summary, metric) if summary else _nothing(points, panel, line, x)
         note = _note(summary, points)
         return Cell(text, _stands_out(points, panel, line, x, metric.higher_is_better), note)
 
@@ -88,7 +88,7 @@ def differences(points: Points) -> Table:
 
     def cell(panel: Any, line: str, x: Any) -> Cell:
         summary = points.difference(panel, line, x, reference)
-        text = _mean(summary, points.metric(x), sign="+") if summary else _nothing(points, panel, line, x)
+        text = mean_text(summary, points.metric(x), sign="+") if summary else _nothing(points, panel, line, x)
         return Cell(text, note=_note(summary, points))
 
     return Table(
@@ -229,7 +229,7 @@ def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better:
     )
 
 
-def _mean(summary: Summary, metric: Metric, sign: str = "") -> str:
+def mean_text(summary: Summary, metric: Metric, sign: str = "") -> str:
     """Return "84.3 ± 1.2" in the metric's unit; without an interval only the mean."""
     mean = f"{summary.mean * metric.scale:{sign}z.{metric.decimals}f}".replace("-", MINUS)
     if summary.half_width is None:

@@ -1,6 +1,7 @@
 """Stand-ins for training: deterministic results, and faults that a run's model name asks for."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
@@ -8,13 +9,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from syncnorm.config import Result, Run, describe, layout, run_id
+from syncnorm.config import Clients, Result, Run, describe, layout, run_id
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
 
 
-def fit(run: Run) -> Result:
-    """Return numbers drawn from the run's id; `run.model_options` may ask for a fault, and for time."""
+def fit(run: Run, checkpoint: Path | None = None) -> Result:
+    """Return numbers drawn from the run's id; `run.model_options` may ask for a fault, and for time.
+
+    A run of clients plays rounds, each of which depends on the one before, and keeps its state in `checkpoint`.
+    """
     options = run.model_options
     if "pids" in options:
         Path(options["pids"], str(os.getpid())).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
@@ -31,6 +35,8 @@ def fit(run: Run) -> Result:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "segfault":
         ctypes.string_at(0)
+    if isinstance(run.world, Clients):
+        return _rounds(run, run.world, checkpoint)
     if run.world.engine == "torchrun":
         _ranks_meet(run)
     metrics: dict[str, Any] = {"accuracy": derive("accuracy", run.seed, run_id(run)) / 2**63, "loss": 1.0}
@@ -38,6 +44,27 @@ def fit(run: Run) -> Result:
         metrics["accuracy"] = 1j
     history = {"train_loss": [2.0, 1.0]}
     return Result(run_id(run), describe(run), metrics, "own", 0.1, {}, history)
+
+
+def _rounds(run: Run, world: Clients, checkpoint: Path | None) -> Result:
+    """Play the rounds that no checkpoint holds; every one leaves a line in the file options["journal"]."""
+    assert checkpoint is not None, "a run of clients has a folder for its checkpoint"
+    file, states = checkpoint / "state.json", [derive("round", run.seed)]
+    if file.exists():
+        states = json.loads(file.read_text())
+    for number in range(len(states), world.rounds + 1):
+        states.append(derive("round", states[-1], number))
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        file.with_suffix(".tmp").write_text(json.dumps(states))
+        file.with_suffix(".tmp").replace(file)
+        if "journal" in run.model_options:
+            with Path(run.model_options["journal"]).open("a") as journal:
+                journal.write(f"{run_id(run)} {number}\n")
+        time.sleep(run.model_options.get("round", 0.0))
+        if run.model_options.get("end") == number and _first(run.model_options.get("once")):
+            os.kill(os.getpid(), signal.SIGKILL)
+    history = {"train_loss": [state / 2**63 for state in states[1:]]}
+    return Result(run_id(run), describe(run), {"accuracy": states[-1] / 2**63}, "own", 0.1, {}, history)
 
 
 def _there(mark: str | None) -> bool:

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 
 from syncnorm.config import Run
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.figures import STYLE, draw, footnote, line_styles, positions, write_figure
+from syncnorm.study.figures import STYLE, draw, footnote, line_styles, write_figure
+from syncnorm.study.panels import positions
 from syncnorm.study.points import Points, gather
 from syncnorm.study.spec import Study
 from syncnorm.study.store import read

@@ -71,7 +71,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"vary": {"lr": ["0.1"]}}, "optim.lr is '0.1': it must be a number."),
         ({"vary": {"per_device_batch": [4.0]}}, "world.per_device_batch is 4.0: it must be a whole number."),
         ({"vary": {"norm": [3]}}, "norm is 3: it must be a Norm."),
-        ({"vary": {"world": ["2"]}}, "world is '2': it must be a Devices."),
+        ({"vary": {"world": ["2"]}}, "world is '2': it must be a Devices or a Clients."),
         (
             {"vary": {"norm": [Norm("gn", {"dtype": object()})]}},
             "it must hold plain numbers, texts, lists and dicts.",
@@ -82,7 +82,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"name": ""}, "a study needs a name"),
         ({"seeds": "3"}, "seeds is '3': it must be a whole number."),
         ({"figures": Curve("skew", "norm")}, "it must be a tuple."),
-        ({"figures": ("skew",)}, "one of figures is 'skew': it must be a Curve."),
+        ({"figures": ("skew",)}, "one of figures is 'skew': it must be a Curve or a History or a Trade or a Columns or a Drift."),
         ({"quick": {"sedes": 1}}, "unknown field of a study, in quick, 'sedes': did you mean 'seeds'?"),
         ({"seeds": 0}, "study 's' has 0 seeds: it needs at least 1."),
         ({"vary": {"per_device_batch": [5]}}, "global_batch 32 is not ranks x per_device_batch"),

@@ -1,0 +1,185 @@
+"""The map of how far clients' statistics are from the pooled ones: what it shows, its figure and its table."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from math import ceil, nan
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from syncnorm.study.exhibits import Drift, names_of
+from syncnorm.study.labels import Metric, field_label, setting
+from syncnorm.study.lines import axis_value, line_names
+from syncnorm.study.panels import CHARACTER, FAINT, INK, clip
+from syncnorm.study.points import rows_of
+from syncnorm.study.statistics import summarise
+from syncnorm.study.store import Results
+from syncnorm.study.tables import NOTHING, Cell, Table, mean_text
+
+QUANTITY = "distance from the pooled statistics, in pooled standard deviations"
+METRIC = Metric(QUANTITY, "distance", "", "", 1.0, 3, higher_is_better=False)
+COLOURS = "magma_r"
+"""Perceptually uniform, and light where there is no distance."""
+VECTOR_CELLS = 2000
+"""A map of more cells is an image within its figure."""
+CELL_HEIGHT, MAP_WIDTH, LAYER_CHARACTERS = 0.24, 2.7, 24
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a drift figure shows: by panel, layer and client the distance of every seed's run."""
+
+    drift: Drift
+    number: int
+    panels: list[str]
+    layers: list[str]
+    clients: list[int]
+    values: dict[tuple[str, str, int], dict[int, float]]
+    """By (panel, layer, client): the distance by seed."""
+
+    @property
+    def name(self) -> str:
+        """A name for files, of letters, digits, hyphens and underscores."""
+        parts = [str(self.number), "drift", *names_of(self.drift.panel)]
+        return "-".join(re.sub(r"\W+", "_", part) for part in parts)
+
+    @property
+    def title(self) -> str:
+        """The plain statement of what is shown."""
+        by = f" and {field_label(self.drift.panel)}" if self.drift.panel else ""
+        return self.drift.title or f"How far each client's statistics are from the pooled ones, by layer{by}"
+
+    @property
+    def seeds(self) -> int:
+        """The largest number of seeds behind a cell."""
+        return max(map(len, self.values.values()), default=0)
+
+    def mean(self, panel: str) -> NDArray[np.float64]:
+        """Return the mean over seeds (layers, clients); what no run has is NaN."""
+        cells = [
+            [float(np.mean(list(seeds.values()))) if (seeds := self.values.get((panel, layer, client))) else nan
+             for client in self.clients]
+            for layer in self.layers
+        ]  # fmt: skip
+        return np.array(cells, dtype=np.float64).reshape(len(self.layers), len(self.clients))
+
+    def by_seed(self, panel: str, layer: str) -> list[float]:
+        """Return the mean over clients, of every seed."""
+        found: defaultdict[int, list[float]] = defaultdict(list)
+        for client in self.clients:
+            for seed, value in self.values.get((panel, layer, client), {}).items():
+                found[seed].append(value)
+        return [float(np.mean(values)) for values in found.values()]
+
+
+def maps_of(drift: Drift, results: Results) -> Maps:
+    """Collect the rows of a drift figure; rows of one seed that differ otherwise are panels of their own."""
+    about = results.about
+    rows = [row for row in rows_of(drift, results) if row.get("details", {}).get("drift")]
+    panels = [axis_value(drift.panel, about.runs[row["run_id"]], about.base) for row in rows]
+    titles = ["" if drift.panel is None else setting(drift.panel, panel) for panel in panels]
+    names = line_names(rows, [(None, title, None) for title in titles])
+    values: defaultdict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
+    for row, name in zip(rows, names, strict=True):
+        found = row["details"]["drift"]
+        for layer, per_client in zip(found["layers"], found["values"], strict=True):
+            clients = found.get("clients", range(len(per_client)))
+            for client, value in zip(clients, per_client, strict=True):
+                if value is not None:  # it was not finite
+                    values[name, layer, client][row["config"]["seed"]] = value
+    return Maps(
+        drift=drift,
+        number=about.figures.index(drift) + 1,
+        panels=list(dict.fromkeys(names)),
+        layers=list(dict.fromkeys(layer for _, layer, _ in values)),
+        clients=sorted({client for _, _, client in values}),
+        values=dict(values),
+    )
+
+
+def draw_drift(maps: Maps) -> Figure:
+    """Return the figure: maps side by side on one scale of colours, layers down, clients across."""
+    layers = [clip(layer, LAYER_CHARACTERS) for layer in maps.layers]
+    left = 0.3 + CHARACTER * max(map(len, layers), default=1)
+    bar = 1.0
+    width = left + (MAP_WIDTH + 0.2) * max(1, len(maps.panels)) + bar
+    head = fill(maps.title, int(10.5 * (width - left)))
+    titles = 0.12 + 0.2 * (head.count("\n") + 1)
+    top = titles + (0.35 if maps.drift.panel else 0.15)
+    body = max(1.5, CELL_HEIGHT * len(layers))
+    height = top + body + 0.75
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, max(1, len(maps.panels)), sharey=True, squeeze=False)[0]
+    most = max((float(np.mean(list(seeds.values()))) for seeds in maps.values.values()), default=0.0)
+    scale = Normalize(0.0, most or 1.0)
+    for ax, panel in zip(axes, maps.panels, strict=False):
+        _draw_map(ax, maps, panel, scale)
+        ax.set_title(clip(panel, int(MAP_WIDTH / CHARACTER)), fontsize=9, loc="left", color=INK, pad=6)
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks([index + 0.5 for index in range(len(layers))], layers)
+    axes[0].set_ylim(max(1, len(layers)), 0)
+    right = 1 - bar / width
+    figure.subplots_adjust(
+        left=left / width, right=right, top=1 - top / height, bottom=0.75 / height, wspace=0.2 / MAP_WIDTH
+    )
+    place = (right + 0.15 / width, 0.75 / height, 0.12 / width, body / height)
+    colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=figure.add_axes(place))
+    colours.set_label(fill(QUANTITY, max(20, int(body / CHARACTER * 1.3))), fontsize=8)
+    colours.outline.set_visible(False)
+    figure.text(left / width, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)
+    figure.text(left / width, 0.1 / height, _footnote(maps), fontsize=7, color=FAINT, va="bottom")
+    return figure
+
+
+def drift_table(maps: Maps) -> Table:
+    """Return the table of the mean distance over clients: a row a layer, a column a panel."""
+
+    def cell(panel: str, layer: str) -> Cell:
+        values = maps.by_seed(panel, layer)
+        return Cell(mean_text(summarise(values), METRIC) if values else NOTHING)
+
+    return Table(
+        name=maps.name,
+        title=f"{maps.title}: mean over clients",
+        caption=f"A client's {QUANTITY}; mean over clients ± half width of the 95 % t interval over seeds. "
+        f"{_footnote(maps)}",
+        corner="layer",
+        span=field_label(maps.drift.panel) if maps.drift.panel else "all runs",
+        header=[panel or "mean over clients" for panel in maps.panels],
+        blocks=[("", [[Cell(layer), *(cell(panel, layer) for panel in maps.panels)] for layer in maps.layers])],
+        records=[
+            {
+                "panel": panel,
+                "layer": layer,
+                "client": client,
+                "n": len(seeds),
+                "mean": float(np.mean(list(seeds.values()))),
+            }
+            for (panel, layer, client), seeds in maps.values.items()
+        ],
+    )
+
+
+def _draw_map(ax: Axes, maps: Maps, panel: str, scale: Normalize) -> None:
+    values = np.ma.masked_invalid(maps.mean(panel))
+    image = values.size > VECTOR_CELLS
+    ax.pcolormesh(values, cmap=COLOURS, norm=scale, edgecolors="face", linewidth=0.2, rasterized=image)
+    every = slice(None, None, ceil(len(maps.clients) / 10) or 1)
+    ax.set_xticks(np.arange(len(maps.clients))[every] + 0.5, [str(client) for client in maps.clients[every]])
+    ax.set_xlabel("client")
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=2, width=0.7)
+
+
+def _footnote(maps: Maps) -> str:
+    if not maps.values:
+        return "No run that has finished says how far its clients' statistics are apart."
+    return f"Mean over {maps.seeds} seeds." if maps.seeds > 1 else "One seed."

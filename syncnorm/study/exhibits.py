@@ -1,0 +1,112 @@
+"""What a report shows: the kinds of figures and tables that a study may ask for.
+
+All name fields of a run ("norm", "world.skew"), and hold a `where`, which leaves out the runs whose fields have other
+values, and a `title`, what stands above; left empty, it is made of the names. An `Axis` may be several fields, for a
+choice that is spread over them: its values are then one label, the first field's value and those of the others that
+differ from the study's base, such as "fedbn" or "fedavg + gn" for ("method", "norm").
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Axis = str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`."""
+
+    x: Axis
+    line: Axis
+    panel: Axis | None = None
+    metric: str = "accuracy"
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class History:
+    """A figure: how `metric` went, round by round or epoch by epoch, one line a value of `line`."""
+
+    line: Axis
+    metric: str = "train_loss"
+    panel: Axis | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Trade:
+    """A figure: `metric` against another metric, one point a value of `line`, with intervals both ways."""
+
+    line: Axis
+    x_metric: str = "bytes_total"
+    metric: str = "accuracy"
+    panel: Axis | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Both metrics, as the columns of the table beside the figure."""
+        return (self.x_metric, self.metric)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A table: one row a value of `line`, one column a metric, one block a value of `panel`."""
+
+    line: Axis
+    metrics: tuple[str, ...]
+    panel: Axis | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A figure: how far every client's statistics are from the pooled ones, layer by layer, one map a `panel`.
+
+    Shows what runs give as details["drift"]: {"layers": [...], "values": [one a client] a layer}.
+    """
+
+    panel: Axis | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+
+Exhibit = Curve | History | Trade | Columns | Drift
+Chart = Curve | History | Trade | Columns
+"""An exhibit of metrics, by line and panel."""
+
+KINDS: dict[str, type[Exhibit]] = {kind.__name__.lower(): kind for kind in (Curve, History, Trade, Columns, Drift)}
+
+
+def fields_of(exhibit: Exhibit) -> tuple[str, ...]:
+    """Return the names of a run's fields that place it in the exhibit, each once."""
+    return tuple(dict.fromkeys(_names(exhibit)))
+
+
+def names_of(axis: Axis | None) -> tuple[str, ...]:
+    """Return the fields of an axis."""
+    return (axis,) if isinstance(axis, str) else axis or ()
+
+
+def as_plain(exhibit: Exhibit) -> dict[str, Any]:
+    """Return an exhibit as plain data."""
+    return {"kind": type(exhibit).__name__.lower(), **asdict(exhibit)}
+
+
+def from_plain(plain: dict[str, Any]) -> Exhibit:
+    """Return the exhibit that `as_plain` gave; data without a kind are a curve's."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+    }
+    return KINDS[values.pop("kind", "curve")](**values)
+
+
+def _names(exhibit: Exhibit) -> Iterator[str]:
+    for axis in ("x", "line", "panel"):
+        yield from names_of(getattr(exhibit, axis, None))
+    yield from exhibit.where

@@ -1,0 +1,173 @@
+"""What is inside a figure's panel: curves, histories, and one metric against another."""
+
+from itertools import pairwise
+from math import log2, nan
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from syncnorm.study.exhibits import Trade
+from syncnorm.study.points import Points
+
+INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
+CHARACTER = 0.085
+"""Inches, of an average character in the figure's size of type."""
+TICK_CHARACTERS = 16
+SPAN = 30
+"""The factor from which numbers are shown by their logarithm."""
+
+Styles = dict[str, tuple[str, str]]
+"""Colour and marker by line."""
+
+
+def positions(xs: list[Any]) -> list[float]:
+    """Return where the values of x lie: powers of two, and what spans more than a factor of 30, by logarithm.
+
+    Other numbers lie as they are, and what is no number in order.
+    """
+    if not _numeric(xs):
+        return [float(index) for index in range(len(xs))]
+    logarithmic = all(x > 0 for x in xs) and (all(log2(x).is_integer() for x in xs) or max(xs) > SPAN * min(xs))
+    return [log2(x) for x in xs] if logarithmic else [float(x) for x in xs]
+
+
+def curve_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
+    """Draw the means of every line against x, their intervals, and every seed as a dot."""
+    scale = points.metric(None).scale
+    places = positions(points.xs)
+    step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
+    for index, line in enumerate(points.lines):
+        # Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
+        shift = step * 0.36 * ((index + 0.5) / len(points.lines) - 0.5)
+        _draw_line(ax, points, panel, line, [place + shift for place in places], styles[line], scale)
+    ax.set_xticks(places, [tick_label(points, x) for x in points.xs])
+    if long_labels(points):
+        ax.tick_params(axis="x", labelrotation=60)
+    margin = 0.4 * step
+    ax.set_xlim(places[0] - margin, places[-1] + margin)
+    ax.set_xlabel(points.x_label)
+    _grid(ax)
+
+
+def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
+    """Draw the mean of every line round by round, within the band of its intervals."""
+    scale = points.metric(None).scale
+    for line in points.lines:
+        color, marker = styles[line]
+        seen = [(x, summary) for x in points.xs if (summary := points.summary(panel, line, x))]
+        rounds = [x for x, _ in seen]
+        intervals = [summary.interval or (nan, nan) for _, summary in seen]
+        lows, highs = ([end * scale for end in ends] for ends in (list(zip(*intervals, strict=True)) or [(), ()]))
+        ax.fill_between(rounds, lows, highs, color=color, alpha=0.16, linewidth=0)
+        ax.plot(
+            rounds,
+            [summary.mean * scale for _, summary in seen],
+            color=color,
+            linewidth=1.4,
+            marker=marker,
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            markevery=(0, max(1, len(points.xs) // 8)),
+            label=line,
+            zorder=3,
+        )
+    ax.set_xlabel(points.x_label)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _grid(ax)
+
+
+def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
+    """Draw one metric against another: the mean of every line, its intervals both ways, every seed as a dot."""
+    chart = points.chart
+    assert isinstance(chart, Trade)
+    across, up = points.metric(chart.x_metric), points.metric(chart.metric)
+    for line in points.lines:
+        color, marker = styles[line]
+        xs, ys = (points.values.get((panel, line, name), {}) for name in chart.metrics)
+        both = sorted(xs.keys() & ys.keys())
+        dots = [xs[seed] * across.scale for seed in both], [ys[seed] * up.scale for seed in both]
+        ax.plot(*dots, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
+        x, y = (points.summary(panel, line, name) for name in chart.metrics)
+        at = (x.mean * across.scale, y.mean * up.scale) if x and y else (nan, nan)
+        if x and y:
+            errors = [(one.half_width or 0.0) * metric.scale for one, metric in ((x, across), (y, up))]
+            ax.errorbar(*at, xerr=errors[0], yerr=errors[1], fmt="none", ecolor=color, elinewidth=1.6, alpha=0.5)
+        ax.plot(
+            *([value] for value in at),
+            marker=marker,
+            color=color,
+            linewidth=0,
+            markersize=6.5,
+            markeredgecolor="white",
+            markeredgewidth=0.6,
+            label=line,
+            zorder=3,
+        )
+    means = [value for (_, _, x), values in points.values.items() if x == chart.x_metric for value in values.values()]
+    if means and min(means) > 0 and max(means) > SPAN * min(means):
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.margins(x=0.08)
+    ax.set_xlabel(across.title)
+    _grid(ax)
+
+
+def _grid(ax: Axes) -> None:
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.grid(axis="y", color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=3, width=0.7)
+
+
+def _draw_line(
+    ax: Axes, points: Points, panel: Any, line: str, places: list[float], style: tuple[str, str], scale: float
+) -> None:
+    color, marker = style
+    summaries = [points.summary(panel, line, x) for x in points.xs]
+    means = [one.mean * scale if one else nan for one in summaries]
+    lows = [one.interval[0] * scale if one and one.interval else nan for one in summaries]
+    highs = [one.interval[1] * scale if one and one.interval else nan for one in summaries]
+    # Between categories there is nothing: they get intervals as bars, and no line that joins them.
+    joined = _numeric(points.xs)
+    if joined:
+        ax.fill_between(places, lows, highs, color=color, alpha=0.16, linewidth=0)
+    ax.vlines(places, lows, highs, color=color, linewidth=0.7 if joined else 1.6, alpha=0.5)
+    for x, place in zip(points.xs, places, strict=True):
+        values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
+        ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
+    ax.plot(
+        places,
+        means,
+        marker=marker,
+        color=color,
+        linewidth=1.4 if joined else 0,
+        markersize=4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        label=line,
+        zorder=3,
+    )
+
+
+def _numeric(xs: list[Any]) -> bool:
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
+
+
+def tick_label(points: Points, x: Any) -> str:
+    """Return a value of x as it stands below the axis."""
+    return clip(points.x_text(x), TICK_CHARACTERS)
+
+
+def clip(text: str, room: int) -> str:
+    """Return a text of at most `room` characters: where it has more, its middle is left out (tables have all)."""
+    return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
+
+
+def long_labels(points: Points) -> bool:
+    """Return whether the labels of x do not fit side by side below a panel."""
+    lengths = [len(tick_label(points, x)) for x in points.xs]
+    return sum(lengths) + 2 * len(lengths) > 45 or max(lengths) > 10
