@@ -40,23 +40,22 @@ class StackedOptimizer:
     def step(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
         """Move `parameter`, (R, ...), that of the clients `rows`, in place."""
         self._moved.add(name)
-        if self._optim.weight_decay and parameter.dim() > 2:
-            gradient = self._decay(parameter, gradient)
-        self._move(name, parameter, gradient, rows)
+        self._move(name, parameter, gradient, self._optim.weight_decay if parameter.dim() > 2 else 0.0, rows)
 
     def momentum(self) -> dict[str, Tensor]:
         """Return the momentum buffers by name, (K, ...), of what has any."""
         return {name: self._momentum[name] for name in self._moved} if self._optim.momentum else {}
 
-    def _decay(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.add(parameter, alpha=self._optim.weight_decay)
-
-    def _move(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
+    def _move(self, name: str, parameter: Tensor, gradient: Tensor, decay: float, rows: Rows) -> None:
         if self._optim.momentum:
-            buffer = self._momentum[name][rows].mul_(self._optim.momentum).add_(gradient)
-            put(self._momentum[name], rows, buffer)
-            gradient = buffer
-        parameter.add_(gradient, alpha=-self._optim.lr)
+            # Into the buffer, term by term: a gradient may share memory with another, and a sum would need its own.
+            direction = self._momentum[name][rows].mul_(self._optim.momentum).add_(gradient)
+            if decay:
+                direction.add_(parameter, alpha=decay)
+            put(self._momentum[name], rows, direction)
+        else:
+            direction = gradient.add(parameter, alpha=decay)
+        parameter.add_(direction, alpha=-self._optim.lr)
 
 
 class _Adam(StackedOptimizer):
@@ -76,7 +75,9 @@ class _Adam(StackedOptimizer):
         """Return nothing."""
         return {}
 
-    def _move(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
+    def _move(self, name: str, parameter: Tensor, gradient: Tensor, decay: float, rows: Rows) -> None:
+        if decay:
+            gradient = gradient.add(parameter, alpha=decay)
         beta1, beta2 = self._BETAS
         mean = self._mean[name][rows].lerp_(gradient, 1 - beta1)
         square = self._square[name][rows].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -91,9 +92,9 @@ class _Adam(StackedOptimizer):
 class _AdamW(_Adam):
     """torch.optim.AdamW."""
 
-    def _decay(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        parameter.mul_(1 - self._optim.lr * self._optim.weight_decay)
-        return gradient
+    def _move(self, name: str, parameter: Tensor, gradient: Tensor, decay: float, rows: Rows) -> None:
+        parameter.mul_(1 - self._optim.lr * decay)
+        super()._move(name, parameter, gradient, 0.0, rows)
 
 
 STACKED: dict[str, type[StackedOptimizer]] = {"sgd": StackedOptimizer, "adam": _Adam, "adamw": _AdamW}
