@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from traceback import extract_tb
-from typing import Annotated, Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from syncnorm.config import Engine, Run
+from syncnorm.config import ClientEngine, Clients, Engine, Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.mirror import Mode
 from syncnorm.study.override import refuse_varied, with_vary
@@ -46,9 +46,9 @@ class RunOptions:
     vary: tuple[str, ...] = ()
     """Fields and the values that they take, e.g. norm=bn,gn per-device-batch=2,32 skew=0."""
     jobs: int | None = None
-    """Number of worker processes for virtual runs; one a core, at most four a CUDA device, if not given."""
-    engine: Engine | None = None
-    """The engine of every run; the study's own if not given."""
+    """Number of worker processes; one a core, at most four a CUDA device, if not given."""
+    engine: Engine | ClientEngine | None = None
+    """The engine of every run: virtual or torchrun for devices, cohort, loop, flower or auto for clients."""
     wandb: Mode = "auto"
     """Weights & Biases mirror of the rows; auto is online where WANDB_API_KEY is set, else offline."""
     base: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
     prog = "syncnorm run EXPERIMENT.py"
     if not arguments or arguments[0].startswith("-"):
         if set(arguments) & {"-h", "--help"}:
-            _parse(RunOptions, ["--help"], prog)
+            _parse(RunOptions, ["--help"], prog, RunOptions())
         raise UserError("write the experiment file first: syncnorm run EXPERIMENT.py [options].")
     file, *rest = arguments
     study = load_study(file)
@@ -149,33 +149,39 @@ def load_study(file: str) -> Study:
 
 def _parse(kind: type[Options], arguments: Sequence[str], prog: str, default: Options | None = None) -> Options:
     extra: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: tuple[Options, list[str]] = tyro.cli(kind, args=arguments, prog=prog, return_unknown_args=True, **extra)
+    config = (tyro.conf.AvoidSubcommands,)  # the world is the study's: none to choose
+    parsed: tuple[Options, list[str]] = tyro.cli(
+        kind, args=arguments, prog=prog, return_unknown_args=True, config=config, **extra
+    )
     options, rest = parsed
     for text in rest:
         if text.startswith("-"):
-            raise unknown("option", text, (f"--{name.replace('_', '-')}" for name in _names(kind)))
+            raise unknown("option", text, (f"--{name.replace('_', '-')}" for name in _names(default or kind)))
         raise UserError(f"'{text}' belongs to no option: see {prog} --help.")
     return options
 
 
-def _names(kind: type, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of a dataclass's options."""
-    for item in fields(kind):
-        inner = item.default_factory if is_dataclass(item.default_factory) else None
-        if isinstance(inner, type):
-            yield from _names(inner, "" if inner is Run else f"{prefix}{item.name}.")
-        elif get_origin(item.type) is not dict:  # options of models and layers: in the file only
+def _names(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of the options that a dataclass and those within it have."""
+    for item in fields(node):
+        value = getattr(node, item.name, None)
+        if is_dataclass(value):
+            yield from _names(value, "" if isinstance(value, Run) else f"{prefix}{item.name}.")
+        elif not isinstance(value, dict):  # options of models and layers: in the file only
             yield prefix + item.name
 
 
 def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Study:
     """Return the study with the options of the command line put in."""
     given = [text[2:].partition("=")[0].replace("-", "_") for text in arguments if text.startswith("--")]
+    given = [name.replace("world.no_", "world.") for name in given]
     if "seed" in given:
         raise UserError("a study runs seeds 0 to N-1: write --seeds N in place of --seed.")
+    if "optim.epochs" in given and isinstance(study.base.world, Clients):
+        raise UserError("clients train in rounds: write --world.rounds N in place of --optim.epochs.")
     if "vary" in given and not options.vary:
         raise UserError("--vary needs a field and its values, such as norm=bn,gn.")
-    refuse_varied(study, [name for name in given if name in set(_names(Run))])
+    refuse_varied(study, [name for name in given if name in set(_names(study.base))])
     study = replace(study, base=options.base)
     if options.seeds is not None:
         also = tuple(replace(grid, seeds=grid.seeds and min(grid.seeds, options.seeds)) for grid in study.also)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from syncnorm.study.exhibits import Drift, names_of
-from syncnorm.study.labels import Metric, field_label, setting
+from syncnorm.study.labels import Metric, field_label, short_setting
 from syncnorm.study.lines import axis_value, line_names
 from syncnorm.study.panels import CHARACTER, FAINT, INK, clip
 from syncnorm.study.points import rows_of
@@ -29,7 +29,9 @@ COLOURS = "magma_r"
 """Perceptually uniform, and light where there is no distance."""
 VECTOR_CELLS = 2000
 """A map of more cells is an image within its figure."""
-CELL_HEIGHT, MAP_WIDTH, LAYER_CHARACTERS = 0.24, 2.7, 24
+CELL, NARROWEST_MAP, WIDEST_MAP, GAP, ROW_GAP, PAGE = 0.26, 1.4, 4.2, 0.25, 0.75, 10.0
+"""Inches: a cell's side, a map's width, what is between maps, and the width they have together."""
+LAYER_CHARACTERS = 24
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def maps_of(drift: Drift, results: Results) -> Maps:
     about = results.about
     rows = [row for row in rows_of(drift, results) if row.get("details", {}).get("drift")]
     panels = [axis_value(drift.panel, about.runs[row["run_id"]], about.base) for row in rows]
-    titles = ["" if drift.panel is None else setting(drift.panel, panel) for panel in panels]
+    titles = ["" if drift.panel is None else short_setting(drift.panel, panel) for panel in panels]
     names = line_names(rows, [(None, title, None) for title in titles])
     values: defaultdict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
     for row, name in zip(rows, names, strict=True):
@@ -105,37 +107,39 @@ def maps_of(drift: Drift, results: Results) -> Maps:
 
 
 def draw_drift(maps: Maps) -> Figure:
-    """Return the figure: maps side by side on one scale of colours, layers down, clients across."""
+    """Return the figure: maps on one scale of colours, which stands below them; layers down, clients across."""
     layers = [clip(layer, LAYER_CHARACTERS) for layer in maps.layers]
+    panels = maps.panels or [""]
     left = 0.3 + CHARACTER * max(map(len, layers), default=1)
-    bar = 1.0
-    width = left + (MAP_WIDTH + 0.2) * max(1, len(maps.panels)) + bar
+    across = min(WIDEST_MAP, max(NARROWEST_MAP, CELL * len(maps.clients)))
+    columns = min(len(panels), max(1, int((PAGE - left) / (across + GAP))))
+    rows = ceil(len(panels) / columns)
+    body = max(0.6, CELL * len(layers))
+    width = max(4.8, left + columns * (across + GAP))
     head = fill(maps.title, int(10.5 * (width - left)))
-    titles = 0.12 + 0.2 * (head.count("\n") + 1)
-    top = titles + (0.35 if maps.drift.panel else 0.15)
-    body = max(1.5, CELL_HEIGHT * len(layers))
-    height = top + body + 0.75
+    top, below = 0.5 + 0.2 * (head.count("\n") + 1), 1.35
+    height = top + rows * body + (rows - 1) * ROW_GAP + below
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, max(1, len(maps.panels)), sharey=True, squeeze=False)[0]
     most = max((float(np.mean(list(seeds.values()))) for seeds in maps.values.values()), default=0.0)
     scale = Normalize(0.0, most or 1.0)
-    for ax, panel in zip(axes, maps.panels, strict=False):
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, columns)
+        corner = left + column * (across + GAP), height - top - row * (body + ROW_GAP) - body
+        ax = figure.add_axes((corner[0] / width, corner[1] / height, across / width, body / height))
         _draw_map(ax, maps, panel, scale)
-        ax.set_title(clip(panel, int(MAP_WIDTH / CHARACTER)), fontsize=9, loc="left", color=INK, pad=6)
+        ax.set_title(clip(panel, int((across + GAP) / CHARACTER)), fontsize=9, loc="left", color=INK, pad=6)
+        ax.set_yticks(np.arange(len(layers)) + 0.5, layers if column == 0 else [""] * len(layers))
+        ax.set_ylim(max(1, len(layers)), 0)
         ax.tick_params(axis="y", length=0)
-    axes[0].set_yticks([index + 0.5 for index in range(len(layers))], layers)
-    axes[0].set_ylim(max(1, len(layers)), 0)
-    right = 1 - bar / width
-    figure.subplots_adjust(
-        left=left / width, right=right, top=1 - top / height, bottom=0.75 / height, wspace=0.2 / MAP_WIDTH
-    )
-    place = (right + 0.15 / width, 0.75 / height, 0.12 / width, body / height)
-    colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=figure.add_axes(place))
-    colours.set_label(fill(QUANTITY, max(20, int(body / CHARACTER * 1.3))), fontsize=8)
+    place = (left / width, 0.72 / height, 2.2 / width, 0.1 / height)
+    colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=figure.add_axes(place), orientation="horizontal")
+    colours.ax.set_xlabel(QUANTITY, fontsize=8, loc="left")
+    colours.ax.tick_params(length=2, width=0.7, labelsize=8)
+    colours.solids.set(rasterized=False, edgecolor="face")
     colours.outline.set_visible(False)
     figure.text(left / width, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)
-    figure.text(left / width, 0.1 / height, _footnote(maps), fontsize=7, color=FAINT, va="bottom")
+    figure.text(left / width, 0.08 / height, _footnote(maps), fontsize=7, color=FAINT, va="bottom")
     return figure
 
 

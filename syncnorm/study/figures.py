@@ -41,6 +41,20 @@ STYLES = {
     "ghost_bn": ("#e69f00", "v"),
     "in": ("#56b4e9", "P"),
 }
+METHODS = {
+    "fedavg": ("#d55e00", "o"),
+    "fedbn": ("#0072b2", "s"),
+    "silobn": ("#009e73", "^"),
+    "fixbn": ("#cc79a7", "D"),
+    "local_only": ("#5f6670", "X"),
+    "fedavg_pooled": ("#e69f00", "v"),
+    "fbn": ("#56b4e9", "P"),
+    "hbn": ("#882255", "<"),
+    "fedtan": ("#332288", ">"),
+    "sbn": ("#117733", "*"),
+    "stats_shared": ("#999933", "h"),
+    "fedap": ("#661100", "p"),
+}
 OTHERS = [*STYLES.values(), ("#882255", "<"), ("#332288", ">"), ("#117733", "*"), ("#999933", "h"), ("#661100", "p")]
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -158,8 +172,9 @@ def footnote(points: Points) -> str:
 
 
 def line_styles(lines: list[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker of every line: a norm has the same in all figures."""
-    styles = {line: STYLES[line] for line in lines if line in STYLES}
+    """Return colour and marker of every line: a norm, or a method, has the same in all figures."""
+    known = STYLES if any(line in STYLES for line in lines) else METHODS
+    styles = {line: known[line] for line in lines if line in known}
     free = [style for style in OTHERS if style not in styles.values()] or OTHERS
     rest = [line for line in lines if line not in styles]
     return {**styles, **{line: free[index % len(free)] for index, line in enumerate(rest)}}

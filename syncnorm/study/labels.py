@@ -43,7 +43,7 @@ CLIENT_METRICS = {
     "accuracy": ("accuracy, mean over clients", "mean over clients"),
     "validation_accuracy": ("validation accuracy, mean over clients", "validation"),
     "loss": ("loss, mean over clients", "loss"),
-    "train_loss": ("training loss, mean over clients", "training loss"),
+    "train_loss": ("training loss", "training loss"),
     "client_accuracy_weighted": ("accuracy, mean over clients' samples", "mean over samples"),
     "client_accuracy_worst": ("accuracy of the worst client", "worst client"),
     "client_accuracy_std": ("standard deviation of accuracy between clients", "deviation between clients"),
@@ -96,6 +96,11 @@ class Metric:
     def label(self) -> str:
         """The same within a sentence: "accuracy (%)"."""
         return _with_unit(self.words, self.unit)
+
+    @property
+    def difference_label(self) -> str:
+        """Name and unit of a difference within a sentence: "accuracy (percentage points)"."""
+        return _with_unit(self.words, self.difference_unit)
 
     def difference_title(self, reference: str) -> str:
         """Name, reference and unit of a difference: "Accuracy, difference to bn (percentage points)"."""
@@ -170,9 +175,14 @@ def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any])
     for name in others:
         value = values[name]
         if name not in base or value != base[name]:
-            says_itself = _last(name, value) in NAMES and value != "none"
-            words.append(value_label(value, name) if says_itself else setting(name, value))
+            words.append(short_setting(name, value))
     return " + ".join(words)
+
+
+def short_setting(axis: Axis, value: Any) -> str:
+    """Return a value as it stands where its field is not named: "fedbn", but "Dirichlet alpha 0.1", "norm none"."""
+    says_itself = _last(axis, value) in NAMES and value != "none"
+    return value_label(value, axis) if says_itself else setting(axis, value)
 
 
 def value_label(value: Any, axis: Axis = "") -> str:

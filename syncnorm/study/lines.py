@@ -46,7 +46,7 @@ def line_names(rows: Sequence[Row], places: Sequence[Place]) -> list[str]:
         extra = _telling_fields(flat, spots)
         for index, config in zip(indices, flat, strict=True):
             words = ", ".join(setting(name, _plain(config.get(name))) for name in extra)
-            names[index] = f"{line} ({words})" if words else line
+            names[index] = f"{line} ({words})" if line and words else line or words
     return names
 
 

@@ -53,7 +53,8 @@ def curve_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
 def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
     """Draw the mean of every line round by round, within the band of its intervals."""
     scale = points.metric(None).scale
-    for line in points.lines:
+    step = max(1, len(points.xs) // 8)
+    for index, line in enumerate(points.lines):
         color, marker = styles[line]
         seen = [(x, summary) for x in points.xs if (summary := points.summary(panel, line, x))]
         rounds = [x for x, _ in seen]
@@ -69,12 +70,12 @@ def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
             markersize=4.5,
             markeredgecolor="white",
             markeredgewidth=0.6,
-            markevery=(0, max(1, len(points.xs) // 8)),
+            markevery=(index * step // len(points.lines), step),  # markers of lines that coincide stay apart
             label=line,
             zorder=3,
         )
     ax.set_xlabel(points.x_label)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     _grid(ax)
 
 
@@ -110,7 +111,7 @@ def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.margins(x=0.08)
     ax.set_xlabel(across.title)
     _grid(ax)

@@ -35,4 +35,5 @@ def write_partition(card: dict[str, Any], folder: Path, name: str) -> str:
 def _words(row: Row) -> str:
     config, world = row["config"], row["config"]["world"]
     parts = [setting(name, world[name]) for name in SHOWN if world.get(name) not in (None, [], 0, 0.0)]
-    return ", ".join([config["data"]["name"], *parts, f"seed {config['seed']}"])
+    name = [] if world["domains"] else [config["data"]["name"]]
+    return ", ".join([*name, *parts, f"seed {config['seed']}"])

@@ -94,11 +94,11 @@ class Points:
         """The words of x with their unit."""
         return self._x_label(axis_label)
 
-    def x_text(self, x: Any) -> str:
-        """Return a value of x as text."""
+    def x_text(self, x: Any, *, difference: bool = False) -> str:
+        """Return a value of x as text, with the unit of differences if it is one's."""
         if isinstance(self.chart, Trade | Columns):
             metric = self.metric(x)
-            return metric.short if self.shared_unit or not metric.unit else f"{metric.short} ({metric.unit})"
+            return metric.short if self.shared_unit else metric.difference_label if difference else metric.label
         return value_label(x, self.chart.x if isinstance(self.chart, Curve) else "")
 
     @property
@@ -120,6 +120,8 @@ class Points:
 
     def evaluation(self) -> str:
         """Say in one sentence whose statistics evaluated which lines."""
+        if all(name.startswith("train") for name in _metrics(self.chart)):
+            return "Measured in training."
         lines: defaultdict[str, list[str]] = defaultdict(list)
         for line in self.lines:
             if names := self.evaluated_by.get(line):

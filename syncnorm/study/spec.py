@@ -179,8 +179,8 @@ def with_engine(study: Study, engine: str) -> Study:
     grids = [Grid(study.vary, study.seeds), *study.also]
     worlds = dict.fromkeys(type(base_of(grid.vary, study.base).world) for grid in grids)
     if not any(engine in ENGINES[world] for world in worlds):
-        known = " ".join(f"{world.__name__} has {', '.join(ENGINES[world])}." for world in worlds)
-        raise UserError(f"no run of study '{study.name}' has an engine '{engine}'. {known}")
+        known = "; ".join(f"those of {world.__name__.lower()} have {', '.join(ENGINES[world])}" for world in worlds)
+        raise UserError(f"no run of study '{study.name}' has an engine '{engine}': {known}.")
 
     def moved(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
         base = base_of(vary, study.base)

@@ -99,7 +99,7 @@ def differences(points: Points) -> Table:
         f"{points.evaluation()}",
         corner=points.line_label,
         span=_span(points, difference=True),
-        header=[points.x_text(x) for x in points.xs],
+        header=[points.x_text(x, difference=True) for x in points.xs],
         blocks=_blocks(points, others, points.xs, cell),
     )
 
@@ -207,10 +207,11 @@ def _blocks(
     points: Points, lines: list[str], xs: list[Any], cell: Callable[[Any, str, Any], Cell]
 ) -> list[tuple[str, list[list[Cell]]]]:
     panel_field = points.chart.panel
+    there = {(panel, line) for panel, line, _ in points.planned}
     return [
         (
             setting(panel_field, panel) if panel_field else "",
-            [[Cell(line), *(cell(panel, line, x) for x in xs)] for line in lines],
+            [[Cell(line), *(cell(panel, line, x) for x in xs)] for line in lines if (panel, line) in there],
         )
         for panel in points.panels
     ]

@@ -1,13 +1,14 @@
 """Runs a small study on the stand-in for training: `python drive.py OUT [OPTION=VALUE ...]`.
 
-Options: jobs, sleep (seconds a run), pids (a folder to leave process ids in), engine, wandb, fault, rank.
+Options: jobs, sleep (seconds a run), pids (a folder to leave process ids in), engine, wandb, fault, rank; clients=1
+for the study of clients, with round (seconds a round) and journal (a file of the rounds played).
 """
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from syncnorm.config import Devices, Run
+from syncnorm.config import Clients, Devices, Run
 from syncnorm.study.exhibits import Curve
 from syncnorm.study.runner import run_study
 from syncnorm.study.spec import Study
@@ -27,12 +28,24 @@ def small(**options: object) -> Study:
     )
 
 
+def clients(**options: object) -> Study:
+    """Return a study of 6 runs of clients, of 5 rounds."""
+    return Study(
+        name="clients",
+        question="Does it hold?",
+        base=Run(world=Clients(rounds=5), model_options=options),
+        vary={"method": ["fedavg", "fedbn"]},
+        seeds=3,
+        figures=(Curve(x="method", line="norm"),),
+    )
+
+
 def main() -> None:
     out, *texts = sys.argv[1:]
     options = dict(text.split("=") for text in texts)
     jobs, wandb = int(options.pop("jobs", "2")), options.pop("wandb", "off")
-    numbers = {name: float(options.pop(name)) for name in ("sleep", "rank") if name in options}
-    study = small(**options, **numbers)
+    numbers = {name: float(options.pop(name)) for name in ("sleep", "rank", "round") if name in options}
+    study = clients(**options, **numbers) if options.pop("clients", "") else small(**options, **numbers)
     if "fault" in options:  # in one run alone
         study = replace(study, vary={"norm": ["bn"], "per_device_batch": [2]}, seeds=1)
     run_study(study, Path(out), jobs=jobs, wandb=wandb, fit="fake_fit:fit")  # type: ignore[arg-type]

@@ -82,7 +82,10 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"name": ""}, "a study needs a name"),
         ({"seeds": "3"}, "seeds is '3': it must be a whole number."),
         ({"figures": Curve("skew", "norm")}, "it must be a tuple."),
-        ({"figures": ("skew",)}, "one of figures is 'skew': it must be a Curve or a History or a Trade or a Columns or a Drift."),
+        (
+            {"figures": ("skew",)},
+            "one of figures is 'skew': it must be a Curve or a History or a",
+        ),
         ({"quick": {"sedes": 1}}, "unknown field of a study, in quick, 'sedes': did you mean 'seeds'?"),
         ({"seeds": 0}, "study 's' has 0 seeds: it needs at least 1."),
         ({"vary": {"per_device_batch": [5]}}, "global_batch 32 is not ranks x per_device_batch"),

@@ -1,0 +1,276 @@
+"""Exhibits other than curves, and axes of several fields, over a made-up study of clients."""
+
+import json
+import os
+import re
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from made_up_clients import ARM, CLIENTS, DOMAINS, LAYERS, client_metrics, client_row, clients_study
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+
+from syncnorm.config import Clients, Run
+from syncnorm.study.drift import Maps, draw_drift, drift_table, maps_of
+from syncnorm.study.exhibits import Columns, Curve, Drift, Exhibit, History, Trade, as_plain, from_plain
+from syncnorm.study.figures import STYLE, draw, footnote
+from syncnorm.study.panels import positions
+from syncnorm.study.partitions import partitions
+from syncnorm.study.points import Points, gather
+from syncnorm.study.report import write_report
+from syncnorm.study.spec import Study, expand
+from syncnorm.study.statistics import summarise
+from syncnorm.study.store import Store, read
+from syncnorm.study.tables import differences, means, run_records, tables_of
+
+LINES = ["fedavg", "fedbn", "silobn", "fedavg + gn", "fedavg + fedprox"]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write the rows of a study of clients into a results folder."""
+
+    def fill(study: Study, keep: Any = lambda run: True, **changes: Any) -> Path:
+        with monkeypatch.context() as patch, Store.open(tmp_path / "out", study) as store:
+            patch.setattr(os, "fsync", lambda descriptor: None)
+            for run in filter(keep, expand(study)):
+                store.append(client_row(study.name, run, **changes))
+        return tmp_path / "out"
+
+    return fill
+
+
+def exhibiting(*exhibits: Exhibit) -> Study:
+    return replace(clients_study(), figures=exhibits)
+
+
+def points_of(write: Any, exhibit: Curve | History | Trade | Columns, **options: Any) -> Points:
+    return gather(exhibit, read(write(exhibiting(exhibit), **options)))
+
+
+def drawn(points: Points) -> Figure:
+    with mpl.rc_context(STYLE):
+        return draw(points)
+
+
+def runs(**fields: Any) -> list[Run]:
+    """Return the study's runs with these fields of the world, of batch norm if not said otherwise."""
+    norm, algorithm = fields.pop("norm", "bn"), fields.pop("algorithm", "fedavg")
+    return [
+        run
+        for run in expand(clients_study())
+        if isinstance(run.world, Clients)
+        and (run.norm.name, run.world.algorithm) == (norm, algorithm)
+        and all(getattr(run.world, name) == value for name, value in fields.items())
+    ]
+
+
+@pytest.mark.parametrize("exhibit", clients_study().figures, ids=lambda one: type(one).__name__.lower())
+def test_an_exhibit_comes_back_from_json(exhibit: Exhibit) -> None:
+    assert from_plain(json.loads(json.dumps(as_plain(exhibit)))) == exhibit
+
+
+def test_what_was_stored_before_there_were_kinds_is_a_curve() -> None:
+    assert from_plain({"x": "skew", "line": "norm", "where": {}}) == Curve("skew", "norm")
+
+
+def test_several_fields_are_one_line_named_by_what_differs_from_the_base(write: Any) -> None:
+    points = points_of(write, Curve("alpha", ARM))
+    assert points.lines == LINES
+    assert points.line_label == "method"
+    assert points.name == "1-accuracy-alpha-method_norm_algorithm"
+    assert points.values[None, "fedavg + gn", 0.05] == {
+        run.seed: client_metrics(run)["accuracy"] for run in runs(norm="gn", alpha=0.05)
+    }
+    assert means(points).records[0]["method+norm+algorithm"] == "fedavg"
+
+
+def test_fields_that_say_nothing_by_themselves_are_named(write: Any) -> None:
+    points = points_of(write, Curve("norm", ("method", "alpha"), where={"algorithm": "fedavg"}))
+    assert points.lines[:3] == ["fedavg + Dirichlet alpha 0.05", "fedavg", "fedavg + Dirichlet alpha 1"]
+
+
+def test_several_fields_may_be_panels_and_x_too(write: Any) -> None:
+    points = points_of(write, Curve(ARM, "alpha", panel=("norm", "algorithm")))
+    assert points.xs == LINES
+    assert points.panels == ["bn", "gn", "bn + fedprox"]
+    axes = drawn(points).axes
+    assert [ax.get_title(loc="left") for ax in axes] == points.panels
+    assert axes[0].get_xlabel() == "method"
+
+
+def test_a_history_is_the_metric_of_every_round(write: Any) -> None:
+    points = points_of(write, History(ARM, "validation_accuracy", where={"alpha": 0.3}))
+    assert points.xs == list(range(1, 41))
+    here = [client_row("s", run)["history"]["validation_accuracy"][9] for run in runs(method="fedbn", alpha=0.3)]
+    assert points.summary(None, "fedbn", 10) == summarise(here)
+    assert points.title == "Validation accuracy, mean over clients (%) by round and method, at Dirichlet alpha 0.3"
+    (ax,) = drawn(points).axes
+    line = next(one for one in ax.get_lines() if one.get_label() == "fedbn")
+    assert np.asarray(line.get_ydata())[9] == pytest.approx(100 * np.mean(here))
+    (table,) = tables_of(points)
+    assert table.header == ["1", "7", "12", "18", "23", "29", "34", "40"]
+    assert len(table.records) == 40 * len(LINES)
+    assert table.records[0]["round"] == 1
+
+
+def test_a_history_in_training_is_evaluated_by_nobody(write: Any) -> None:
+    points = points_of(write, History("method", where={"alpha": 0.3, "norm": "bn"}))
+    assert footnote(points).endswith("Measured in training.")
+
+
+def test_a_trade_is_a_point_a_line_with_intervals_both_ways(write: Any) -> None:
+    points = points_of(write, Trade(ARM, where={"alpha": 0.3}))
+    metrics = [client_metrics(run) for run in runs(method="fedbn", alpha=0.3)]
+    sent, accuracy = (summarise([one[name] for one in metrics]) for name in ("bytes_total", "accuracy"))
+    (ax,) = drawn(points).axes
+    marker = next(one for one in ax.get_lines() if one.get_label() == "fedbn")
+    assert marker.get_xydata()[0].tolist() == pytest.approx([sent.mean / 1e6, 100 * accuracy.mean])
+    bars = [np.asarray(path.vertices) for one in ax.collections for path in one.get_paths()]  # type: ignore[attr-defined]
+    ends = sorted(np.ptp(bar, axis=0).max() for bar in bars)
+    assert sent.half_width is not None
+    assert accuracy.half_width is not None
+    for half in (sent.half_width / 1e6, 100 * accuracy.half_width):
+        assert min(abs(end - 2 * half) for end in ends) < 1e-9
+    assert ax.get_xlabel() == "Data sent both ways (MB)"
+    (table,) = tables_of(points)
+    assert table.header == ["data sent both ways (MB)", "accuracy, mean over clients (%)"]
+    assert {record["metric"] for record in table.records} == {"bytes_total", "accuracy"}
+
+
+def test_columns_have_a_metric_each(write: Any) -> None:
+    points = points_of(write, Columns(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), panel="alpha"))
+    table, difference = tables_of(points)
+    assert table.span == "accuracy (%)"
+    assert table.header == [*DOMAINS, "mean over clients"]
+    assert difference.span == "accuracy (percentage points)"
+    (block,) = [lines for heading, lines in table.blocks if heading == "Dirichlet alpha 0.3"]
+    assert [line[0].text for line in block] == LINES
+    summary = summarise([100 * client_metrics(run)["accuracy_digits"] for run in runs(method="fedbn", alpha=0.3)])
+    assert block[1][1].text == f"{summary.mean:.1f} ± {summary.half_width:.1f}"
+    assert [line[0].text for line in table.blocks[0][1]] == LINES[:4], "a line that a panel has no run of is left out"
+
+
+def test_columns_of_several_units_say_them_and_a_missing_metric_is_a_dash(write: Any) -> None:
+    chart = Columns("norm", ("bytes_up", "reestimated_accuracy"), where={"method": "fedavg", "algorithm": "fedavg"})
+    points = points_of(write, replace(chart, where={**chart.where, "alpha": 0.3}))
+    table = means(points)
+    assert table.header == [
+        "data sent to the server (MB)",
+        "accuracy with each client's statistics re-estimated, mean over clients (%)",
+    ]
+    assert differences(points).header[1].endswith("mean over clients (percentage points)")
+    assert [line[2].text for line in table.blocks[0][1]][1] == "—"
+    assert "3 finished runs do not have all of these metrics" in table.caption
+
+
+def maps(write: Any, exhibit: Drift, **options: Any) -> Maps:
+    return maps_of(exhibit, read(write(exhibiting(exhibit), **options)))
+
+
+WHERE = {"alpha": 0.3, "algorithm": "fedavg", "norm": "bn"}
+
+
+def test_a_drift_is_the_mean_over_seeds_of_every_layer_and_client(write: Any) -> None:
+    found = maps(write, Drift("method", where=WHERE))
+    assert (found.panels, found.layers, found.clients) == (
+        ["fedavg", "fedbn", "silobn"],
+        LAYERS,
+        list(range(CLIENTS)),
+    )
+    per_seed = [client_row("s", run)["details"]["drift"]["values"] for run in runs(method="fedbn", alpha=0.3)]
+    np.testing.assert_allclose(found.mean("fedbn"), np.mean(per_seed, axis=0))
+    with mpl.rc_context(STYLE):
+        *maps_drawn, bar = draw_drift(found).axes
+    assert [ax.get_title(loc="left") for ax in maps_drawn] == found.panels
+    meshes = [one for ax in maps_drawn for one in ax.collections if isinstance(one, QuadMesh)]
+    assert {mesh.get_clim() for mesh in meshes} == {meshes[0].get_clim()}, "one scale"
+    assert bar.get_xlabel() == "distance from the pooled statistics, in pooled standard deviations"
+    table = drift_table(found)
+    mean = summarise([float(np.mean(values[0])) for values in per_seed])
+    assert table.blocks[0][1][0][2].text == f"{mean.mean:.3f} ± {mean.half_width:.3f}"
+    assert len(table.records) == 3 * len(LAYERS) * CLIENTS
+
+
+def test_runs_that_differ_otherwise_are_never_averaged_into_one_map(write: Any) -> None:
+    found = maps(write, Drift(where={"method": "fedavg", "norm": "bn", "alpha": 0.3}))
+    assert found.panels == ["algorithm fedavg", "algorithm fedprox"]
+    assert found.seeds == 3
+
+
+def test_a_drift_without_rows_or_values_is_drawn(write: Any) -> None:
+    nothing = maps(write, Drift("method", where=WHERE), keep=lambda run: False)
+    assert drift_table(nothing).blocks == [("", [])]
+    with mpl.rc_context(STYLE):
+        assert draw_drift(nothing).texts[-1].get_text().startswith("No run that has finished")
+
+
+def test_a_value_that_was_not_finite_is_a_gap(write: Any) -> None:
+    drift = {"layers": ["one"], "values": [[None, 0.5]]}
+    found = maps(write, Drift(where=WHERE), keep=lambda run: run.world.method == "fedbn", drift=drift)
+    assert found.clients == [1]
+
+
+def test_who_holds_what_is_shown_once_a_way_of_dealing(write: Any) -> None:
+    folder = write(clients_study())
+    found = partitions(read(folder))
+    assert [words.rpartition("Dirichlet ")[2] for words, _ in found] == [
+        f"alpha {alpha}, seed 0" for alpha in ("0.05", "0.3", "1", "100")
+    ]
+    page = write_report(folder).read_text()
+    assert page.count("<h2>Who holds what</h2>") == 1
+    assert {path.stem for path in (folder / "figures").glob("partition*")} == {f"partition{n}" for n in (1, 2, 3, 4)}
+
+
+def test_a_card_that_lists_no_client_is_not_drawn(write: Any) -> None:
+    results = read(write(exhibiting(), partition={"count": 5000, "summary": {}}))
+    assert partitions(results) == []
+
+
+def test_the_page_shows_every_exhibit_and_its_files_are_there(write: Any) -> None:
+    folder = write(clients_study())
+    page = write_report(folder).read_text()
+    headings = re.findall(r"<h2>((?:Figure|Table) \d)</h2>", page)
+    assert headings == ["Figure 1", "Figure 2", "Figure 3", "Table 4", "Table 5", "Figure 6"]
+    assert page.count("<figure") == 4 + 4
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    links = [link for link in re.findall(r'href="([^"#]+)"', page)]
+    assert all((folder / link).is_file() for link in links)
+    assert write_report(folder).read_text() == page
+
+
+def test_a_study_without_rows_has_a_page(write: Any) -> None:
+    folder = write(clients_study(), keep=lambda run: False)
+    assert write_report(folder).read_text().count("<figure") == 4
+
+
+def test_details_stay_out_of_the_flat_file_of_rows(write: Any) -> None:
+    records = run_records(read(write(clients_study())))
+    assert not any("details" in name or "history" in name for name in records[0])
+
+
+def test_x_that_spans_more_than_a_factor_of_30_is_spread_by_logarithm() -> None:
+    alphas = positions([0.1, 1.0, 10.0])
+    assert alphas[1] - alphas[0] == pytest.approx(alphas[2] - alphas[1])
+    assert positions([0.1, 0.3, 1.0]) == [0.1, 0.3, 1.0]
+    assert positions([0.0, 1.0, 100.0]) == [0.0, 1.0, 100.0]
+
+
+def test_words_of_the_clients_world(write: Any) -> None:
+    study = exhibiting(Curve("participation", "skew"), Curve("skew", "count"))
+    study = replace(study, vary={"participation": [0.1, 1.0], "skew": ["iid", "quantity"]}, also=(), seeds=1)
+    folder = write(replace(study, vary={**study.vary, "method": ["fedbn"]}))
+    first, second = (gather(curve, read(folder)) for curve in read(folder).about.figures)  # type: ignore[arg-type]
+    assert first.x_label == "clients per round (%)"
+    assert [first.x_text(x) for x in first.xs] == ["10", "100"]
+    assert first.line_label == "partition"
+    assert second.x_label == "partition"
+    assert second.line_label == "clients"
+    for points, x in product((first, second), (None,)):
+        assert points.metric(x).title == "Accuracy, mean over clients (%)"
