@@ -21,13 +21,15 @@ from syncnorm.models import MLP, SmallCNN, thin_resnet
 from syncnorm.surgery import convert, revert
 from syncnorm.training import Classifier
 
-RAGGED = [3, 21, 8, 8, 13]
+RAGGED = [3, 21, 6, 8, 13]
+"""Samples a client: with batches of 4, those who make a step together are not always neighbours."""
 BATCH = 4
 
 
 @pytest.fixture(autouse=True)
-def no_fallback() -> Any:
+def seeded_and_batched() -> Any:
     """Make a test fail whose cohort was trained by the plain engine unawares."""
+    torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the clients could not train")
         yield
@@ -143,8 +145,8 @@ def test_ragged_clients_end_where_they_do_alone(model: str) -> None:
     ],
 )
 def test_optimisers(optim: Optim) -> None:
-    # Without biases in front of a norm: their gradient is rounding alone, which Adam scales up to a step.
-    assert_engines_agree(*make(thin_resnet(2, 3, None, 8), epochs=2, optim=optim))
+    # Without norms: in front of one, gradients that are zero but for rounding become steps of Adam.
+    assert_engines_agree(*make(convert(MLP(128, 3, width=8), "none"), epochs=2, optim=optim))
 
 
 @pytest.mark.parametrize("squared", [True, False])
@@ -243,7 +245,8 @@ def by_ranks(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task], synced_s
 
 
 @pytest.mark.parametrize("model", ["cnn", "mlp", "resnet8"])
-def test_synchronised_first_step_is_that_of_ranks(model: str) -> None:
+def test_synchronised_first_step_is_that_of_ranks(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cohort, "TOGETHER", 2)  # which must not part them
     local, x, y, tasks = make(MODELS[model](), [4, 13, 6, 8], synchronised=True)
     expected = by_ranks(local, x, y, tasks, synced_steps=1)
     for update, state in zip(cohort.train(local, x, y, tasks), expected, strict=True):
