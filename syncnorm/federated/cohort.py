@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from syncnorm.errors import UserError
@@ -83,6 +83,7 @@ class _Cohort:
         self._local = local
         self._model = local.classifier.model
         self._step = Step(local.classifier)
+        self._tied = _tied(self._model)
         self._state = {
             name: _stack([task.state[name] for task in self._tasks], like.detach())
             for name, like in chain(self._model.named_parameters(), self._model.named_buffers())
@@ -123,8 +124,11 @@ class _Cohort:
         """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""
         state = {name: stack[rows] for name, stack in self._state.items()}
         leaves = {name: state[name].detach().requires_grad_() for name in self._trained}
-        inputs = {Step.PREFIX + name: value for name, value in (state | leaves).items()}
-        run = partial(functional_call, self._step)
+        values = state | leaves
+        values |= {name: values[known] for name, known in self._tied.items()}
+        inputs = {Step.PREFIX + name: value for name, value in values.items()}
+        # torch's own way with tied weights leaves the values of this step in a module that has two names.
+        run = partial(functional_call, self._step, tie_weights=False)
         losses: Tensor
         if alone:  # vmap costs more than it saves
             losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
@@ -210,6 +214,19 @@ def _schedule(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[
         yield group, [at[row] for row in group]
         for row in group:
             at[row] += 1
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Return the names of tensors that a further module of `model` holds, and the name that they are listed by."""
+    first: dict[int, str] = {}
+    tied = {}
+    for where, module in model.named_modules():
+        parts = module.named_parameters(where, recurse=False, remove_duplicate=False)
+        for name, value in chain(parts, module.named_buffers(where, recurse=False, remove_duplicate=False)):
+            known = first.setdefault(id(value), name)
+            if known != name:
+                tied[name] = known
+    return tied
 
 
 def _rows(group: list[int], device: torch.device) -> Rows:
