@@ -80,7 +80,7 @@ class Clients:
     local_epochs: int = 1
     """Passes over its own data that a client makes in a round."""
     local_steps: int | None = None
-    """Exactly so many steps a round in place of local_epochs."""
+    """Exactly so many steps a round in place of local_epochs; batches left out are none."""
     batch: int = 16
     """Samples in a client's step; the last batch of an epoch may be smaller."""
     method: str = "fedavg"

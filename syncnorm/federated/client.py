@@ -61,8 +61,9 @@ def finish(federation: Federation, started: Started, update: Update) -> tuple[Re
     """Return what a client sends after training, and what it keeps; it keeps nothing new where it failed."""
     task, client = started.task, update.client
     samples = len(federation.train(client))
-    if update.error:
-        return Reply(client, {}, samples, small_batches=started.small_batches, error=update.error), None
+    error = update.error or _broken(federation, update)
+    if error:
+        return Reply(client, {}, samples, small_batches=started.small_batches, error=error), None
     state = {name: update.state[known] for name, known in federation.entries.items()}
     state |= started.statistics or _seen(federation, update.state)
     own = {f"state.{name}": state[name] for name in federation.kept_names}
@@ -76,6 +77,21 @@ def finish(federation: Federation, started: Started, update: Update) -> tuple[Re
         own["round"] = torch.tensor(started.received.round)
     sent = {name: state[name] for name in federation.sent_names}
     return Reply(client, sent, samples, update.loss, change, started.small_batches), own
+
+
+def _broken(federation: Federation, update: Update) -> str:
+    """Say what of the trained model nothing can be made of, in one sentence; empty for a sound one.
+
+    What a client keeps is never seen by the server, and would spoil all of its later rounds.
+    """
+    for name in federation.entries.values():
+        if name not in update.state:
+            return f"training left no '{name}'."
+    finite = torch.stack([update.state[name].isfinite().all() for name in federation.entries.values()])
+    if finite.all():
+        return ""
+    first = next(name for name, sound in zip(federation.entries, finite.tolist(), strict=True) if not sound)
+    return f"after training '{first}' has values that are not finite."
 
 
 def measure(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Moments]:

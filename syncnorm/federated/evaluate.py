@@ -39,7 +39,8 @@ def score(federation: Federation, client: int, state: State, fresh: bool = True)
     # One sample has statistics over positions at the most, and a linear layer's none at all.
     if not fresh or not federation.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own))
-    moments = layer_moments(federation.model_with(state), torch.split(own, CHUNK))
+    # Parts as equal as can be: a last one of one sample would have no variance in a linear layer.
+    moments = layer_moments(federation.model_with(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.with_aliases(statistics_entries(moments))}
     reestimated, _ = weighted(federation.model_with(again), x, y, weights)
     return Score(client, accuracy, loss, len(own), reestimated, moments)
@@ -49,7 +50,7 @@ def validate(federation: Federation, client: int, state: State) -> float:
     """Return a model's accuracy on a client's validation samples."""
     index = federation.population.validation(client)
     x, y = federation.population.x[index], federation.population.y[index]
-    accuracy, _ = weighted(federation.model_with(state), x, y, torch.full((len(index),), 1 / len(index)))
+    accuracy, _ = weighted(federation.model_with(state), x, y, uniform(len(index)))
     return accuracy
 
 
@@ -61,6 +62,11 @@ def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[f
     weights = weights.to(logits)
     accuracy = (weights * (logits.argmax(1) == y)).sum().item()
     return accuracy, (weights * F.cross_entropy(logits, y, reduction="none")).sum().item()
+
+
+def uniform(samples: int) -> Tensor:
+    """Return weights that make a mean: float64 (samples,)."""
+    return torch.full((samples,), 1 / samples, dtype=torch.float64)
 
 
 def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from syncnorm.config import Clients, Run
+from syncnorm.config import Clients, Norm, Run
 from syncnorm.data import make_population
 from syncnorm.errors import UserError
 from syncnorm.federated.local import Local
-from syncnorm.federated.mistakes import check_run
+from syncnorm.federated.mistakes import algorithm_options, check_run
 from syncnorm.federated.policies import (
     KEPT,
     SENT,
@@ -72,7 +72,9 @@ class Federation:
     def _build(self) -> nn.Module:
         """Build the model anew: a copy's closures, if it has any, would still speak of the original."""
         model = build_model(self.run, self.population.shape, self.population.classes).to(self.device, self._dtype)
-        return convert(model, "hybrid_bn") if self.policy.training == "hybrid" else model
+        # Of a model that has none any more, `convert` would bring them back.
+        hybrid = self.policy.training == "hybrid" and batch_norms(model)
+        return convert(model, "hybrid_bn", **self.run.norm.options) if hybrid else model
 
     # -- who, when
 
@@ -99,30 +101,38 @@ class Federation:
         return torch.cat([self.population.train(client) for client in range(self.world.count)])
 
     def plan(self, client: int, round_: int) -> Plan:
-        """Return a client's local steps: its samples in a new order each epoch, cut into batches."""
-        dealt = self._deal(client, round_)
-        small = [len(batch) < self.world.min_batch for batch in dealt]
-        rule = self.world.small_batch
-        if any(small) and rule == "error":
-            raise UserError(
-                f"client {client} of {self.world.count} has {len(self.train(client))} training samples, and one batch "
-                f"of {min(map(len, dealt))} is below min_batch {self.world.min_batch}: set small_batch to skip or "
-                "use_running, lower min_batch, or make the partition less skewed."
-            )
-        keep = [not is_small or rule == "use_running" for is_small in small]
-        batches = tuple(batch for batch, kept in zip(dealt, keep, strict=True) if kept)
-        return Plan(batches, tuple(is_small for is_small, kept in zip(small, keep, strict=True) if kept), sum(small))
+        """Return a client's local steps: its samples in a new order each epoch, cut into batches.
 
-    def _deal(self, client: int, round_: int) -> list[Tensor]:
-        samples, wanted = self.train(client), self.world.local_steps
+        A batch that is left out is no step: with local_steps the next one takes its place.
+        """
+        world, samples = self.world, self.train(client)
         rng = np.random.default_rng(derive("order", self.run.seed, round_, client))
-        dealt: list[Tensor] = []
-        epoch = 0
-        while len(dealt) < wanted if wanted is not None else epoch < self.world.local_epochs:
+        batches: list[Tensor] = []
+        running: list[bool] = []
+        small = epoch = 0
+        while epoch < world.local_epochs if world.local_steps is None else len(batches) < world.local_steps:
             order = torch.from_numpy(rng.permutation(len(samples))).to(samples.device)
-            dealt += torch.split(samples[order], self.world.batch)
+            for batch in torch.split(samples[order], world.batch):
+                if len(batches) == world.local_steps:
+                    break
+                is_small = len(batch) < world.min_batch
+                small += is_small
+                if is_small and world.small_batch == "error":
+                    raise self._too_small(client, batch)
+                if not is_small or world.small_batch == "use_running":
+                    batches.append(batch)
+                    running.append(is_small)
             epoch += 1
-        return dealt[:wanted]
+            if not batches:  # nor will there be one in any other order
+                break
+        return Plan(tuple(batches), tuple(running), small)
+
+    def _too_small(self, client: int, batch: Tensor) -> UserError:
+        return UserError(
+            f"client {client} of {self.world.count} has {len(self.train(client))} training samples, and a batch of "
+            f"{len(batch)} is below min_batch {self.world.min_batch}: set small_batch to skip or use_running, lower "
+            "min_batch, or make the partition less skewed."
+        )
 
     # -- how
 
@@ -132,15 +142,15 @@ class Federation:
 
     def is_frozen(self, round_: int) -> bool:
         """Return whether a round trains with frozen statistics (FixBN's second stage)."""
-        return self.policy.training == "frozen" and round_ >= self.options["frozen_from"] * self.world.rounds
+        return self.policy.training == "frozen" and round_ / self.world.rounds >= self.options["frozen_from"]
 
     def local(self, round_: int) -> Local:
         """Return what local training is in a round."""
-        options, fedprox = self.world.algorithm_options, self.world.algorithm == "fedprox"
+        options = algorithm_options(self.world)
         return Local(
             classifier=self._frozen_classifier if self.is_frozen(round_) else self._classifier,
             optim=replace(self.run.optim, lr=self.learning_rate(round_)),
-            prox=options.get("mu", 0.01) if fedprox else 0.0,
+            prox=options.get("mu", 0.0),
             squared=options.get("squared", True),
             shared=self.shared_parameters,
             clip=self.world.clip,
@@ -150,12 +160,12 @@ class Federation:
 
     @cached_property
     def _classifier(self) -> Classifier:
-        layer = "reference_bn" if self.policy.training == "running" else None
+        layer = Norm("reference_bn", self.run.norm.options) if self.policy.training == "running" else None
         return Classifier(self._build(), norm=layer, optim=self.run.optim)
 
     @cached_property
     def _frozen_classifier(self) -> Classifier:
-        return Classifier(self._build(), norm="frozen_bn", optim=self.run.optim)
+        return Classifier(self._build(), norm=Norm("frozen_bn", self.run.norm.options), optim=self.run.optim)
 
     # -- the model's entries
 

@@ -1,7 +1,8 @@
 """What a run of the clients world must not be: each of a user's mistakes gets its sentence before anything starts."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from syncnorm.config import Clients, Run
 from syncnorm.errors import UserError, unknown
@@ -19,10 +20,18 @@ ALGORITHMS: dict[str, Mapping[str, Any]] = {
 """Options of the algorithms, with their defaults: those of arXiv 1812.06127 and 2003.00295."""
 
 
+_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
+    **dict.fromkeys(("lr", "tau"), (lambda number: 0 < number < inf, "above 0")),
+    **dict.fromkeys(("momentum", "beta1", "beta2"), (lambda number: 0 <= number < 1, "from 0 to below 1")),
+}
+
+
 def check_run(run: Run) -> None:
     """Raise the `UserError` of whatever in a run of clients is out of range, unknown, or does not go together."""
     world = run.world
     assert isinstance(world, Clients)
+    for part in (run, run.data, run.optim, world):
+        _check_choices(part)
     check_optim(run.optim)
     _check_numbers(world)
     policy_options(world.method, world.method_options)
@@ -43,11 +52,16 @@ def algorithm_options(world: Clients) -> dict[str, Any]:
         if isinstance(known[option], bool) != isinstance(value, bool) or not isinstance(value, int | float):
             kind = "true or false" if isinstance(known[option], bool) else "a number"
             raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be {kind}.")
-        if value < 0:
-            raise UserError(
-                f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be at least 0."
-            )
+        holds, rule = _LIMITS.get(option, (lambda number: 0 <= number < inf, "at least 0"))
+        if not holds(value):
+            raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be {rule}.")
     return {**known, **world.algorithm_options}
+
+
+def _check_choices(part: object) -> None:
+    for name, kind in get_type_hints(type(part)).items():
+        if get_origin(kind) is Literal and getattr(part, name) not in get_args(kind):
+            raise unknown(name, str(getattr(part, name)), get_args(kind))
 
 
 def _check_numbers(world: Clients) -> None:

@@ -5,7 +5,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from syncnorm.config import Result, describe, run_id
@@ -13,7 +12,7 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.aggregation import combine, normalised_weights
 from syncnorm.federated.client import section, statistics_entries
-from syncnorm.federated.evaluate import drift, evaluated_by, score, summary, weighted
+from syncnorm.federated.evaluate import drift, evaluated_by, score, summary, uniform, weighted
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, size
 from syncnorm.federated.network import Network
@@ -56,9 +55,9 @@ class Rounds:
                 f"round {round_ + 1}: none of its {len(clients)} clients has a batch of {world.min_batch} samples or "
                 "more: lower min_batch, set small_batch to use_running, or use fewer clients."
             )
-        exchanged = self.federation.exchanged_bytes
-        self._counts["bytes_down"] += sum(self._to(client).bytes + exchanged for client in clients)
-        self._counts["bytes_up"] += sum(reply.bytes + exchanged for reply in replies)
+        exchanged = len(replies) * self.federation.exchanged_bytes
+        self._counts["bytes_down"] += exchanged + sum(self._to(client).bytes for client in clients)
+        self._counts["bytes_up"] += exchanged + sum(reply.bytes for reply in replies)
         self._counts["idle"] += len(clients) - len(replies)
         self._counts["small_batches"] += sum(reply.small_batches for reply in replies)
         received = self.server.receive(round_, replies)
@@ -74,7 +73,11 @@ class Rounds:
     def result(self, seconds: float) -> Result:
         """Evaluate what the rounds came to, or take the round that validation chose."""
         run = self.federation.run
-        metrics, details = self._best[1] if self._best else self._measure()
+        if self._best:
+            metrics, details = self._best[1]
+        else:
+            self._gather()
+            metrics, details = self._measure()
         counts = {name: float(value) for name, value in self._counts.items()}
         never = len(self.federation.trainees) - len(self._last_seen)
         metrics |= counts | {
@@ -120,17 +123,17 @@ class Rounds:
 
     def _validate(self) -> None:
         """Measure this round if no earlier one did better on the clients' validation samples, on average."""
+        trained = self.server.state
         self._gather()
-        clients = list(self.federation.trainees)
-        accuracy = fmean(self.network.validate(clients, self._to, self._fallback()))
+        accuracy = fmean(self.network.validate(self._evaluated(), self._to, self._fallback()))
         self._history.setdefault("validation_accuracy", []).append(accuracy)
         if self._best is None or accuracy > self._best[0]:
             metrics, details = self._measure()
             self._best = accuracy, ({**metrics, "round": float(self.next), "validation_accuracy": accuracy}, details)
+        self.server.state = trained  # training goes on from what it made: nobody but evaluation gathers here
 
     def _measure(self) -> Measured:
         """Evaluate the model as it is: at clients, globally, and at clients held out."""
-        self._gather()
         federation = self.federation
         scores = self.network.score(self._evaluated(), self._to, self._fallback())
         metrics = summary(federation, scores)
@@ -142,8 +145,7 @@ class Rounds:
         if not federation.policy.personal or world.global_norm != "none":
             x, y = federation.population.global_test
             model = federation.model_with(self._global_state())
-            uniform = torch.full((len(y),), 1 / len(y), dtype=torch.float64)
-            metrics["global_accuracy"], metrics["global_loss"] = weighted(model, x, y, uniform)
+            metrics["global_accuracy"], metrics["global_loss"] = weighted(model, x, y, uniform(len(y)))
         if world.held_out:
             metrics |= self._held_out()
         return metrics, details
@@ -201,7 +203,7 @@ class Rounds:
         states = [state for state in states if state]
         if not states:
             return {}
-        uniform = federation.world.weighting == "uniform"
-        weights = [1.0 if uniform else float(len(federation.train(client))) for client in sorted(kept)]
+        alike = federation.world.weighting == "uniform"
+        weights = [1.0 if alike else float(len(federation.train(client))) for client in sorted(kept)]
         kinds = federation.rules_of_kept(statistics)
         return combine(self.server.state, kinds, states, normalised_weights(states, weights))

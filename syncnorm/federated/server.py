@@ -73,7 +73,8 @@ class Server:
         self._move_control(usable)
         if self.federation.policy.rest == "wasserstein":
             self._mix(usable)
-        self.state = combined
+        # A layer with two names has two entries here, of which a server optimiser moves one.
+        self.state = {name: combined[known] for name, known in self.federation.entries.items()}
         loss = sum(share * reply.loss for share, reply in zip(shares.tolist(), usable, strict=True))
         return Received([reply.client for reply in usable], left_out, loss)
 
@@ -87,7 +88,7 @@ class Server:
 
     def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Take running statistics that a pass has gathered."""
-        self.state |= statistics
+        self.state = {**self.state, **statistics}
 
     def remember(self) -> dict[str, Any]:
         """Return all that the server knows, as plain data and tensors."""
