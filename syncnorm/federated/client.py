@@ -53,8 +53,11 @@ def start(federation: Federation, client: int, received: Broadcast, own: Mapping
 
 
 def start_state(federation: Federation, received: Broadcast, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every parameter and buffer of the model: fresh, then as received, then as the client kept them."""
-    return {**federation.fresh(received.round), **received.state, **section(own, "state")}
+    """Return every parameter and buffer of the model: fresh, then as the client kept them, then as received.
+
+    In training the server sends nothing that clients keep; what it sends of that is to be evaluated.
+    """
+    return {**federation.fresh(received.round), **section(own, "state"), **received.state}
 
 
 def finish(federation: Federation, started: Started, update: Update) -> tuple[Reply, Own | None]:

@@ -11,7 +11,7 @@ from syncnorm.config import Result, describe, run_id
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.aggregation import combine, normalised_weights
-from syncnorm.federated.client import section, statistics_entries
+from syncnorm.federated.client import Own, section, statistics_entries
 from syncnorm.federated.evaluate import drift, evaluated_by, score, summary, uniform, weighted
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, size
@@ -39,7 +39,8 @@ class Rounds:
         self._counts = dict.fromkeys(("bytes_down", "bytes_up", "clients_left_out", "small_batches", "idle"), 0)
         self._left_out: dict[str, str] = {}
         self._last_seen: dict[int, int] = {}
-        self._best: tuple[float, Measured] | None = None
+        self._best: dict[str, Any] | None = None
+        self._kept: dict[int, Own] | None = None
 
     def play(self) -> None:
         """Play one round.
@@ -73,11 +74,9 @@ class Rounds:
     def result(self, seconds: float) -> Result:
         """Evaluate what the rounds came to, or take the round that validation chose."""
         run = self.federation.run
-        if self._best:
-            metrics, details = self._best[1]
-        else:
-            self._gather()
-            metrics, details = self._measure()
+        chosen = self._return_to_best()
+        metrics, details = self._measure()
+        metrics |= chosen
         counts = {name: float(value) for name, value in self._counts.items()}
         never = len(self.federation.trainees) - len(self._last_seen)
         metrics |= counts | {
@@ -121,21 +120,39 @@ class Rounds:
     def _to(self, client: int) -> Broadcast:
         return self.server.broadcast(self.next, client)
 
+    def _to_be_evaluated(self, client: int) -> Broadcast:
+        """Return what a client evaluates: of an earlier round, also what it kept then."""
+        now = self._to(client)
+        if self._kept is None:
+            return now
+        built = {name: self.server.state[name] for name in self.federation.kept_names}
+        kept = section(self._kept.get(client, self._fallback()), "state")
+        return Broadcast(now.round, {**now.state, **built, **kept})
+
     def _validate(self) -> None:
-        """Measure this round if no earlier one did better on the clients' validation samples, on average."""
-        trained = self.server.state
+        """Remember this round if no earlier one did better on the clients' validation samples, on average."""
+        trained, clients = self.server.state, self._evaluated()
         self._gather()
-        accuracy = fmean(self.network.validate(self._evaluated(), self._to, self._fallback()))
+        accuracy = fmean(self.network.validate(clients, self._to, self._fallback()))
         self._history.setdefault("validation_accuracy", []).append(accuracy)
-        if self._best is None or accuracy > self._best[0]:
-            metrics, details = self._measure()
-            self._best = accuracy, ({**metrics, "round": float(self.next), "validation_accuracy": accuracy}, details)
+        if self._best is None or accuracy > self._best["accuracy"]:
+            kept, server = self.network.kept(clients), self.server.remember()
+            self._best = {"accuracy": accuracy, "round": self.next, "server": server, "kept": kept}
         self.server.state = trained  # training goes on from what it made: nobody but evaluation gathers here
+
+    def _return_to_best(self) -> dict[str, float]:
+        """Go back to the round that validation chose, and return what to say of it; else gather for the last."""
+        if self._best is None:
+            self._gather()
+            return {}
+        self.server.recall(self._best["server"])
+        self._kept = self._best["kept"]
+        return {"round": float(self._best["round"]), "validation_accuracy": self._best["accuracy"]}
 
     def _measure(self) -> Measured:
         """Evaluate the model as it is: at clients, globally, and at clients held out."""
         federation = self.federation
-        scores = self.network.score(self._evaluated(), self._to, self._fallback())
+        scores = self.network.score(self._evaluated(), self._to_be_evaluated, self._fallback())
         metrics = summary(federation, scores)
         details: dict[str, Any] = {"accuracy_by_client": {one.client: one.accuracy for one in scores}}
         seen = [one for one in scores if one.moments]
@@ -198,7 +215,7 @@ class Rounds:
     def _average_kept(self, statistics: Rule) -> dict[str, Tensor]:
         """Return the mean over clients of what they keep of the model, each weighted as in the rounds."""
         federation = self.federation
-        kept = self.network.kept(list(self._last_seen))
+        kept = self.network.kept(list(self._last_seen)) if self._kept is None else self._kept
         states = [section(own, "state") for _, own in sorted(kept.items())]
         states = [state for state in states if state]
         if not states:
