@@ -1,56 +1,82 @@
-"""The same apps on Flower's own simulation, processes and all, and on CohortGrid: the same models."""
+"""The same apps on Flower's own simulation, in Ray's processes, and on CohortGrid: the same models and metrics."""
 
 import os
+from dataclasses import replace
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
 from flower_apps import home_client_app, make_model
-from flwr.app import ArrayRecord, ConfigRecord, Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from syncnorm.config import Clients, Data, Optim, Run
+from syncnorm.federated import simulate
+from syncnorm.federated.flower import apps, simulation
 from syncnorm.federated.flower.grid import CohortGrid
 from syncnorm.federated.flower.strategy import NormFedAvg
 
 POLICIES = ("fedavg_pooled", "fedbn")
+COUNT = 4
 
 
-class AllPolicies(ServerApp):
-    """Runs a strategy a policy, one after the other, so that Ray starts once."""
+class BothApps(ClientApp):
+    """The client of syncnorm's runs and of a user's app in one simulation, for it starts slowly."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.results: dict[str, Result] = {}
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message."""
+        config = message.content.get("config", {})
+        own = "run" in config or message.metadata.message_type == "query.partition"
+        return (apps.client_app if own else home_client_app(None))(message, context)
 
-        @self.main()
-        def main(grid: Grid, context: Context) -> None:
-            for policy in POLICIES:
-                self.results[policy] = NormFedAvg(make_model(), policy).start(
-                    grid=grid,
-                    initial_arrays=ArrayRecord(make_model().state_dict()),
-                    num_rounds=3,
-                    train_config=ConfigRecord({"policy": policy}),
-                    evaluate_config=ConfigRecord({"policy": policy}),
-                )
+
+def all_policies(grid: Grid) -> dict[str, Result]:
+    """Train a user's app by a strategy a policy."""
+    return {
+        policy: NormFedAvg(make_model(), policy).start(
+            grid=grid,
+            initial_arrays=ArrayRecord(make_model().state_dict()),
+            num_rounds=3,
+            train_config=ConfigRecord({"policy": policy}),
+            evaluate_config=ConfigRecord({"policy": policy}),
+        )
+        for policy in POLICIES
+    }
 
 
 @pytest.mark.dist
-def test_rays_processes_and_this_one_make_the_same_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.simulation import run_simulation
+def test_rays_processes_and_this_one_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(
+        data=Data("digits", train_limit=200, test_limit=100),
+        model="mlp",
+        optim=Optim(lr=0.1),
+        precision="float64",
+        world=Clients(count=COUNT, rounds=2, method="silobn", engine="flower"),
+    )
+    there: dict[str, Result] = {}
 
-    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "0")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    here, there = AllPolicies(), AllPolicies()
-    CohortGrid(home_client_app(None), 6).run_app(here)
-    run_simulation(there, home_client_app(None), 6, backend_config={"client_resources": {"num_cpus": 1}})
-    for policy in POLICIES:
-        ours, rays = here.results[policy], there.results[policy]
-        state = ours.arrays.to_torch_state_dict()
+    def play(grid: Grid, text: str, ended: Event) -> Any:
+        result = apps.play(grid, text, ended)
+        there.update(all_policies(grid))
+        return result
+
+    monkeypatch.setattr(simulation, "play", play)
+    monkeypatch.setattr(simulation, "client_app", BothApps())
+    environment = dict(os.environ)
+    rays = simulate(run)
+    assert dict(os.environ) == environment
+    ours = simulate(replace(run, world=replace(run.world, engine="loop")))
+    assert rays.metrics == pytest.approx(ours.metrics, abs=1e-12)
+
+    for policy, result in all_policies(CohortGrid(home_client_app(None), COUNT)).items():
+        state = dict(result.arrays.to_torch_state_dict())
         assert not torch.equal(state["0.weight"], make_model().state_dict()["0.weight"])
-        torch.testing.assert_close(dict(rays.arrays.to_torch_state_dict()), dict(state), rtol=1e-10, atol=1e-10)
+        rays_state = dict(there[policy].arrays.to_torch_state_dict())
+        torch.testing.assert_close(rays_state, state, rtol=1e-10, atol=1e-10)
         for round_ in (1, 2, 3):
             for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp"):
-                assert dict(getattr(rays, name)[round_]) == pytest.approx(
-                    dict(getattr(ours, name)[round_]), abs=1e-10
-                )
+                metrics = dict(getattr(result, name)[round_])
+                assert dict(getattr(there[policy], name)[round_]) == pytest.approx(metrics, abs=1e-10)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from threading import Event
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -116,15 +117,17 @@ def serve(grid: Grid, context: Context) -> None:
     print(json.dumps(result.metrics, indent=1))
 
 
-def play(grid: Grid, text: str) -> Result:
+def play(grid: Grid, text: str, ended: Event | None = None) -> Result:
     """Play the run that JSON describes on a grid and return its result.
+
+    `ended` is set where no reply will come any more: then waiting for one is a `ConnectionError`.
 
     Raises:
         UserError: for anything in the run that does not work; a round that failed; clients that are not there.
     """
     started = time.perf_counter()
     federation = federation_of(text)
-    rounds = Rounds(federation, OverFlower(federation, grid, text))
+    rounds = Rounds(federation, OverFlower(federation, grid, text, ended or Event()))
     for _ in range(federation.world.rounds):
         rounds.play()
     return rounds.result(time.perf_counter() - started)

@@ -48,7 +48,8 @@ class CohortGrid(Grid):
     Clients are the nodes 1 .. num_clients from the start, so the first round has its full cohort; node k is partition
     k - 1. They are asked in the order of their ids and the replies come in that order, so sums have one order. A
     client's state is kept between its messages. A client that raises gives an error reply, its state as it was, and
-    the others go on. Work is done when replies are pulled.
+    the others go on. Work is done when replies are pulled. (Apps of the older kind, with client_fn and server_fn, run
+    too, but Flower asks their clients from threads, in no fixed order.)
 
     With a seed, a run is the same twice: `random`, from which Flower's strategies sample clients, is seeded when the
     grid is made, and each client's message has streams of `random`, `numpy.random` and torch of its own, whatever the
@@ -256,6 +257,12 @@ def _own(record: Record) -> Record:
 def failure(message: Message, reason: str, code: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION) -> Message:
     """Return the error reply to a message."""
     return Message(Error(code, reason), reply_to=message)
+
+
+def reason(reply: Message) -> str:
+    """Return why a reply is an error, in one line: of Ray's traceback, what the client's own exception says."""
+    given = reply.error.reason or f"error {reply.error.code}"
+    return given.split("ClientAppException occurred. Message: ")[-1].removesuffix("'>").strip()
 
 
 def _expired(message: Message) -> bool:

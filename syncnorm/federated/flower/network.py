@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from threading import Event
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -11,13 +12,15 @@ from syncnorm.federated.client import Own
 from syncnorm.federated.evaluate import Score
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
-from syncnorm.federated.flower.grid import CohortGrid
+from syncnorm.federated.flower.grid import CohortGrid, reason
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.network import To
 from syncnorm.moments import Moments
 
 PATIENCE = 300.0
 """Seconds to wait for nodes to connect before the first round."""
+PAUSE = 0.05
+"""Seconds between two looks for replies."""
 
 
 class OverFlower:
@@ -27,9 +30,9 @@ class OverFlower:
         UserError: fewer nodes than the run has clients, or several that play the same.
     """
 
-    def __init__(self, federation: Federation, grid: Grid, text: str, patience: float = PATIENCE) -> None:
-        self.federation, self.grid, self._text = federation, grid, text
-        self._node = _nodes(grid, federation.world.count, patience)
+    def __init__(self, federation: Federation, grid: Grid, text: str, ended: Event) -> None:
+        self.federation, self.grid, self._text, self._ended = federation, grid, text, ended
+        self._node = self._nodes(federation.world.count)
         self._client = {node: client for client, node in self._node.items()}
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
@@ -39,7 +42,7 @@ class OverFlower:
         for client in clients:
             answer = answers.get(client)
             if answer is None or answer.has_error():
-                why = "it did not reply" if answer is None else answer.error.reason or f"error {answer.error.code}"
+                why = "it did not reply" if answer is None else reason(answer)
                 replies.append(Reply(client, {}, error=why))
             elif reply := wire.unpack_reply(client, answer.content, self.federation.device):
                 replies.append(reply)
@@ -81,7 +84,7 @@ class OverFlower:
 
     def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
         messages = [Message(content, self._node[client], kind) for client, content in contents.items()]
-        replies = self.grid.send_and_receive(messages)
+        replies = self._exchange(messages)
         return {
             self._client[node]: reply for reply in replies if (node := reply.metadata.src_node_id) in self._client
         }
@@ -92,32 +95,49 @@ class OverFlower:
         for client in contents:
             answer = answers.get(client)
             if answer is None or answer.has_error():
-                why = "it did not reply" if answer is None else answer.error.reason
+                why = "it did not reply" if answer is None else reason(answer)
                 raise UserError(f"client {client} failed at '{kind}', which every client must answer: {why}.")
         return {client: answers[client].content for client in contents}
 
+    def _exchange(self, messages: Sequence[Message]) -> list[Message]:
+        """Send messages and wait for all replies, as `send_and_receive` does, but not beyond the grid's end."""
+        replies: list[Message] = []
+        waiting = set(self.grid.push_messages(messages))
+        while waiting:
+            found = list(self.grid.pull_messages(waiting))
+            replies += found
+            waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            if waiting:
+                self._pause()
+        return replies
 
-def _nodes(grid: Grid, count: int, patience: float) -> dict[int, int]:
-    """Return the node of each client, once enough are there."""
-    if isinstance(grid, CohortGrid):
-        _check_count(grid.num_clients, count)
-        return {client: client + 1 for client in range(count)}
-    deadline = time.monotonic() + patience
-    while len(nodes := list(grid.get_node_ids())) < count and time.monotonic() < deadline:
-        time.sleep(0.1)
-    _check_count(len(nodes), count)
-    found: dict[int, int] = {}
-    for reply in grid.send_and_receive([Message(RecordDict(), node, "query.partition") for node in nodes]):
-        if reply.has_error():
-            raise UserError(f"a node does not say which client it is: {reply.error.reason}.")
-        client = int(wire.number(reply.content, wire.METRICS, "partition-id"))
-        if client in found:
-            raise UserError(f"two nodes have the partition-id {client}: give each SuperNode one of its own.")
-        found[client] = reply.metadata.src_node_id
-    missing = sorted(set(range(count)) - found.keys())
-    if missing:
-        raise UserError(f"no node has the partition-id {missing[0]}: the run has {count} clients, 0 to {count - 1}.")
-    return found
+    def _pause(self) -> None:
+        if self._ended.wait(PAUSE):
+            raise ConnectionError("the simulation of the clients has ended before they replied")
+
+    def _nodes(self, count: int) -> dict[int, int]:
+        """Return the node of each client, once enough are there."""
+        if isinstance(self.grid, CohortGrid):
+            _check_count(self.grid.num_clients, count)
+            return {client: client + 1 for client in range(count)}
+        deadline = time.monotonic() + PATIENCE
+        while len(nodes := list(self.grid.get_node_ids())) < count and time.monotonic() < deadline:
+            self._pause()
+        _check_count(len(nodes), count)
+        found: dict[int, int] = {}
+        for reply in self._exchange([Message(RecordDict(), node, "query.partition") for node in nodes]):
+            if reply.has_error():
+                raise UserError(f"a node does not say which client it is: {reason(reply)}.")
+            client = int(wire.number(reply.content, wire.METRICS, "partition-id"))
+            if client in found:
+                raise UserError(f"two nodes have the partition-id {client}: give each SuperNode one of its own.")
+            found[client] = reply.metadata.src_node_id
+        missing = sorted(set(range(count)) - found.keys())
+        if missing:
+            raise UserError(
+                f"no node has the partition-id {missing[0]}: the run has {count} clients, 0 to {count - 1}."
+            )
+        return found
 
 
 def _check_count(nodes: int, count: int) -> None:

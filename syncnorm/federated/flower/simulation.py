@@ -4,6 +4,8 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from threading import Event
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from syncnorm.config import Clients, Result, Run
-from syncnorm.federated.flower.apps import client_app, forget, play
+from syncnorm.errors import UserError
+from syncnorm.federated.flower.apps import client_app, federation_of, forget, play
 from syncnorm.federated.flower.wire import run_as_text
 
 
@@ -23,29 +26,34 @@ def simulate_with_flower(run: Run) -> Result:
         UserError: for anything in `run` that does not work; a round that failed.
     """
     assert isinstance(run.world, Clients)
+    if find_spec("ray") is None:
+        raise UserError(
+            "the engine flower needs Ray: install syncnorm[federated], or choose the engine cohort or loop."
+        )
     results: list[Result] = []
+    text, ended = run_as_text(run), Event()
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        results.append(play(grid, run_as_text(run)))
+        results.append(play(grid, text, ended))
 
-    gpus = torch.cuda.device_count() / (os.cpu_count() or 1)
-    resources: Any = {"num_cpus": 1, "num_gpus": round(gpus, 4)}
     with _quiet():
         try:
-            run_simulation(
-                app,
-                client_app,
-                num_supernodes=run.world.count,
-                backend_config={
-                    "client_resources": resources,
-                    "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
-                },
-            )
+            federation_of(text)  # a mistake in the run shows before Ray starts
+            run_simulation(app, client_app, num_supernodes=run.world.count, backend_config=_backend())
         finally:
+            ended.set()
             forget()
     return results[0]
+
+
+def _backend() -> Any:
+    gpus = torch.cuda.device_count() / (os.cpu_count() or 1)
+    return {
+        "client_resources": {"num_cpus": 1, "num_gpus": round(gpus, 4)},
+        "init_args": {"logging_level": logging.ERROR, "log_to_driver": False},
+    }
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.federated.aggregation import check_update, combine, normalised_weights
+from syncnorm.federated.flower.grid import reason
 from syncnorm.federated.flower.records import arrays_in, from_record, to_record
 from syncnorm.federated.policies import POLICIES, Policy, policy_named, rules
 from syncnorm.surgery import batch_norms
@@ -138,7 +139,7 @@ class NormFedAvg(FedAvg):
 
     def _check(self, reply: Message, train: bool) -> None:
         if reply.has_error():
-            raise ValueError(reply.error.reason or f"error {reply.error.code}")
+            raise ValueError(reason(reply))
         weight = self._weight(reply)
         if not (isinstance(weight, int | float) and isfinite(weight) and weight > 0):
             raise ValueError(f"its weight '{self.weighted_by_key}' is {weight}, which is no positive number")
