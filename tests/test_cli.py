@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from syncnorm import cli
-from syncnorm.config import Run
+from syncnorm.config import Clients, Run
 from syncnorm.study.runner import run_study
 from syncnorm.study.spec import Study, expand
 from syncnorm.study.store import read
@@ -123,9 +124,73 @@ def test_vary_seeds_quick_engine_and_out(
     assert studies[-1][1] == Path("elsewhere")
 
 
+CLIENTS = """
+from syncnorm.config import Clients, Run
+from syncnorm.study import Study
+
+STUDY = Study("sites", "Does it hold?", Run(world=Clients(rounds=7)), {"method": ["fedavg", "fedbn"]}, seeds=1)
+"""
+
+
+@pytest.fixture
+def sites(experiment: Path) -> None:
+    """An experiment of clients, in the working directory."""
+    experiment.with_name("sites.py").write_text(CLIENTS)
+
+
+def test_help_of_a_study_of_clients_shows_their_options(
+    sites: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        syncnorm(monkeypatch, "run", "sites.py", "--help")
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--world.rounds INT Number of rounds. (default: 7)" in text
+    assert "--world.domains [STR [STR ...]]" in text
+    assert "global-batch" not in text
+    assert "subcommand" not in text
+
+
+def test_options_of_clients_change_every_run(
+    sites: None, studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "--world.count 3 --world.domains digits digits-photo --world.keep-momentum --engine loop"
+    assert syncnorm(monkeypatch, "run", "sites.py", *options.split()) == 0
+    runs = expand(studies[-1][0])
+    domains = ("digits", "digits-photo")
+    expected = Clients(rounds=7, count=3, domains=domains, keep_momentum=True, engine="loop")
+    assert [run.world for run in runs] == [expected, replace(expected, method="fedbn")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ("--world.round 3", "unknown option '--world.round': did you mean '--world.rounds'?"),
+        ("--world.ranks 3", "unknown option '--world.ranks'"),
+        ("--world.method fedbn", "--world.method would set what the study varies: write --vary world.method=VALUE"),
+        ("--optim.epochs 3", "clients train in rounds: write --world.rounds N in place of --optim.epochs."),
+        ("--engine torchrun", "no run of study 'sites' has an engine 'torchrun': those of clients have auto, cohort"),
+        ("--vary engine=virtual", "unknown world.engine 'virtual'"),
+        ("--vary participation=half", "--vary participation: 'half' is not a number."),
+    ],
+)
+def test_mistakes_about_clients_get_one_sentence(
+    arguments: str,
+    sentence: str,
+    sites: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert syncnorm(monkeypatch, "run", "sites.py", *arguments.split()) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"syncnorm: {sentence}")
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("run asked.py --engine cohort", "no run of study 'asked' has an engine 'cohort': those of devices have"),
         ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: report, run."),
         ("run", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run --quick asked.py", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),

@@ -1,4 +1,4 @@
-"""Every experiment is imported, expanded and run for two steps with each of its norms."""
+"""Every experiment is imported, expanded, and run for two steps or rounds with each of its norms and methods."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,19 +6,40 @@ from pathlib import Path
 import pytest
 
 from syncnorm.cli import load_study
-from syncnorm.config import Run, layout
+from syncnorm.config import Clients, Devices, Run, layout
+from syncnorm.study.fit import fit
 from syncnorm.study.spec import expand, quicker
-from syncnorm.training import fit
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 
 
-def two_steps_of(run: Run) -> Run:
-    """Return `run` cut to two steps of one epoch, on virtual ranks."""
-    ranks, per_device_batch = layout(run.world)
+def two_steps_of(run: Run, world: Devices) -> Run:
+    """Return a run cut to two steps of one epoch, on virtual ranks."""
+    ranks, per_device_batch = layout(world)
     data = replace(run.data, train_limit=2 * ranks * per_device_batch, test_limit=20)
-    world = replace(run.world, engine="virtual")
-    return replace(run, data=data, world=world, optim=replace(run.optim, epochs=1))
+    return replace(run, data=data, world=replace(world, engine="virtual"), optim=replace(run.optim, epochs=1))
+
+
+def two_rounds_of(run: Run, world: Clients) -> Run:
+    """Return a run cut to two rounds of one step, with no more clients than 600 samples leave each a batch."""
+    cut = replace(
+        world,
+        rounds=2,
+        local_steps=1,
+        batch=min(world.batch, 8),
+        count=min(world.count, max(12, len(world.domains))),
+        held_out=min(world.held_out, max(2, len(world.unseen))),
+        alpha=None if world.alpha is None else max(world.alpha, 0.5),
+        small_batch="use_running",
+        engine="loop",
+    )
+    return replace(run, data=replace(run.data, train_limit=600, test_limit=100), world=cut)
+
+
+def what_is_tried(run: Run) -> tuple[str, ...]:
+    """Return what one run is enough of."""
+    methods = (run.world.method, run.world.algorithm) if isinstance(run.world, Clients) else ()
+    return (run.norm.name, *methods)
 
 
 def test_there_are_experiments() -> None:
@@ -30,8 +51,11 @@ def test_two_steps(path: Path) -> None:
     study = load_study(str(path))
     assert study.quick, "an experiment has a quick version"
     assert len(expand(quicker(study))) < len(expand(study))
-    runs = {run.norm.name: run for run in expand(study)}
-    for run in runs.values():
-        result = fit(two_steps_of(run))
-        assert result.metrics["steps"] == 2
+    for run in {what_is_tried(run): run for run in expand(study)}.values():
+        if isinstance(run.world, Clients):
+            result = fit(two_rounds_of(run, run.world))
+            assert len(result.history["train_loss"]) == 2
+        else:
+            result = fit(two_steps_of(run, run.world))
+            assert result.metrics["steps"] == 2
         assert 0 <= result.metrics["accuracy"] <= 1

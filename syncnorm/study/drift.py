@@ -136,6 +136,7 @@ def draw_drift(maps: Maps) -> Figure:
     colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=figure.add_axes(place), orientation="horizontal")
     colours.ax.set_xlabel(QUANTITY, fontsize=8, loc="left")
     colours.ax.tick_params(length=2, width=0.7, labelsize=8)
+    assert colours.solids is not None
     colours.solids.set(rasterized=False, edgecolor="face")
     colours.outline.set_visible(False)
     figure.text(left / width, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)

@@ -7,10 +7,9 @@ The study may be killed at any moment: started again it goes on, having lost no 
 import logging
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from syncnorm.config import ClientEngine, Devices, Engine, Result, Run, describe, layout, run_id
 from syncnorm.environment import cores, cuda_devices, environment
@@ -19,7 +18,7 @@ from syncnorm.study.mirror import STALL_SECONDS, Mirror, Mode
 from syncnorm.study.outcome import FIT, Failure, load_fit, refuse_mistakes
 from syncnorm.study.progress import Meter
 from syncnorm.study.ranks import die_with_parent, rank, take_part, world_size
-from syncnorm.study.spec import Study, expand, has, value_at, with_engine
+from syncnorm.study.spec import Study, expand, values_at, with_engine
 from syncnorm.study.store import Store, failed_row, finished_row, read
 from syncnorm.study.workers import Ended, Started, work
 
@@ -114,18 +113,14 @@ class _Record:
 def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
     """Return the function that says what tells a run from the others, e.g. "norm bn, skew 100, seed 3"."""
     grids = (study.vary, *(grid.vary for grid in study.also))
-    configs = [describe(run) for run in runs]
     names = dict.fromkeys(name for vary in grids for name in vary)
-
-    def values_of(config: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        return {name: value_at(config, name) for name in names if has(config, name)}
-
-    different = [values_of(config, names) for config in configs]
-    telling = [name for name in names if len({str(values.get(name)) for values in different}) > 1]
+    configs = {run_id(run): describe(run) for run in runs}
+    values = dict(zip(configs, values_at(list(configs.values()), names), strict=True))
+    telling = [name for name in names if len({str(one.get(name)) for one in values.values()}) > 1]
 
     def label(run: Run) -> str:
-        values = values_of(describe(run), telling).items()
-        shown = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in values]
+        own = ((name, value) for name, value in values[run_id(run)].items() if name in telling)
+        shown = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in own]
         return ", ".join([*shown, f"seed {run.seed}"])
 
     return label

@@ -1,7 +1,7 @@
 """What a study is: a base run, what varies, how many seeds; and the runs that this expands into."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import product
@@ -151,6 +151,15 @@ def has(config: dict[str, Any], name: str) -> bool:
     except UserError:
         return False
     return True
+
+
+def values_at(configs: Sequence[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what every row's config holds for those of `names` that its world has; `UserError` for one none has."""
+    names = list(names)
+    for name in names:
+        if not any(has(config, name) for config in configs):
+            value_at(configs[0], name)  # raises the sentence
+    return [{name: value_at(config, name) for name in names if has(config, name)} for config in configs]
 
 
 @cache

@@ -22,7 +22,7 @@ from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Exhibit, as_plain, fields_of, from_plain, names_of
 from syncnorm.study.files import write_file
-from syncnorm.study.spec import KIND, Agreement, Study, expand, field_path, has, value_at
+from syncnorm.study.spec import KIND, Agreement, Study, expand, field_path, has, value_at, values_at
 
 FORMAT = 1
 ROWS = "runs.jsonl"
@@ -192,12 +192,7 @@ def about_study(study: Study, command: str = "") -> About:
         field_path(study.base, agreement.over)
     names = [KIND, "seed", *dict.fromkeys(name for figure in study.figures for name in fields_of(figure))]
     runs = {run_id(run): describe(run) for run in expand(study)}
-    for name in names:
-        if not any(has(config, name) for config in runs.values()):
-            value_at(next(iter(runs.values())), name)  # raises the sentence
-    points = {
-        run: {name: value_at(config, name) for name in names if has(config, name)} for run, config in runs.items()
-    }
+    points = dict(zip(runs, values_at(list(runs.values()), names), strict=True))
     axes = (getattr(figure, axis, None) for figure in study.figures for axis in ("x", "line", "panel"))
     shared = {name for axis in axes if not isinstance(axis, str) for name in names_of(axis)}
     config = describe(study.base)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drive import small
+from drive import clients, small
 from fake_fit import fit
 
 from syncnorm.study.mirror import Mirror
@@ -93,6 +93,19 @@ def test_a_row_becomes_a_run(folder: Path, wandb: Path) -> None:
     }  # fmt: skip
     assert (failed["summary"], failed["exit_code"]) == ({"error": "it broke."}, 1)
     assert len(others) == 10
+
+
+def test_the_history_of_clients_is_logged_by_round(tmp_path: Path, wandb: Path) -> None:
+    wandb.write_text(SAYS)
+    study = clients()
+    run = expand(study)[0]
+    with Store.open(tmp_path / "out", study) as store:
+        store.append(finished_row(study.name, fit(run, tmp_path / "checkpoint")))
+    assert mirror(tmp_path / "out") == ""
+    (sent,) = said(wandb)
+    assert [(step, values["round"], set(values)) for step, values in sent["logged"]] == [
+        (number, number, {"round", "train_loss"}) for number in range(1, 6)
+    ]
 
 
 def test_every_row_once_and_a_retried_run_again(folder: Path, wandb: Path) -> None:

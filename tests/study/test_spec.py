@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from syncnorm.config import Data, Devices, Norm, Run, run_id
+from syncnorm.config import Clients, Data, Devices, Norm, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Curve
 from syncnorm.study.override import parse, refuse_varied, with_vary
@@ -167,3 +167,71 @@ def test_parse_follows_dotted_names() -> None:
     assert parse(BASE, "optim.lr", "0.1") == 0.1
     assert parse(BASE, "train_limit", "100") == 100
     assert parse(BASE, "model", "resnet20") == "resnet20"
+
+
+CLIENTS = Run(world=Clients(count=4))
+
+
+def of_clients(**changes: object) -> Study:
+    return replace(Study("c", "?", CLIENTS, {"method": ["fedavg", "fedbn"]}, seeds=1), **changes)  # type: ignore[arg-type]
+
+
+def test_names_are_those_of_the_world_at_hand() -> None:
+    domains = ("digits", "digits-photo")
+    vary = {"method": ["fedbn"], "participation": [0.5, 1], "skew": ["iid"], "domains": [domains]}
+    first, second = expand(of_clients(vary=vary))
+    assert first.world == replace(CLIENTS.world, method="fedbn", participation=0.5, domains=domains)
+    assert run_id(first) != run_id(second)
+
+
+def test_a_grid_that_varies_the_world_names_fields_of_its_own() -> None:
+    study = make(also=(Grid({"world": [Clients()], "method": ["fedbn"], "skew": ["iid"]}, seeds=1),))
+    assert [run.world.method for run in expand(study) if isinstance(run.world, Clients)] == ["fedbn"]
+    assert len(expand(with_axis(study, "norm", ["ln"]))) == 2 * 2 + 1
+    with pytest.raises(UserError, match="unknown field of a run 'method'"):
+        expand(make(also=(Grid({"method": ["fedbn"]}),)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vary": {"ranks": [2]}}, "unknown field of a run 'ranks'"),
+        ({"vary": {"skew": [50]}}, "world.skew is 50: it must be a text."),
+        ({"vary": {"domains": ["digits"]}}, "world.domains is 'digits': it must be a tuple."),
+        ({"vary": {"domains": [(1,)]}}, "one of world.domains is 1: it must be a text."),
+        ({"vary": {"keep_momentum": [1]}}, "world.keep_momentum is 1: it must be True or False."),
+        ({"vary": {"rounds": [True]}}, "world.rounds is True: it must be a whole number."),
+        ({"vary": {"algorithm": ["fedporx"]}}, "unknown world.algorithm 'fedporx': did you mean 'fedprox'?"),
+        ({"vary": {"method_options": [{"frozen_from": object()}]}}, "it must hold plain numbers"),
+        ({"figures": (Curve("alpha", 3),)}, "one of figures.line is 3"),
+        ({"figures": (Curve("alpha", ("method", 3)),)}, "one of"),
+    ],
+)
+def test_mistakes_about_clients_get_a_sentence(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        expand(of_clients(**changes))
+    assert words in str(caught.value)
+
+
+def test_booleans_names_and_options_are_taken() -> None:
+    vary = {"keep_momentum": [False, True], "unseen": [()], "method_options": [{}, {"frozen_from": 0.5}]}
+    assert len(expand(of_clients(vary=vary))) == 4
+
+
+def test_vary_reads_what_clients_have() -> None:
+    axes = ["domains=digits+digits-photo,digits,none", "alpha=0.1,none", "keep-momentum=true,false", "method=fedbn"]
+    assert with_vary(of_clients(), axes).vary == {
+        "method": ["fedbn"],
+        "domains": [("digits", "digits-photo"), ("digits",), ()],
+        "alpha": [0.1, None],
+        "keep_momentum": [True, False],
+    }
+    with pytest.raises(UserError, match="its values cannot be written on the command line"):
+        with_vary(of_clients(), ["method_options=x"])
+
+
+def test_an_option_of_the_world_may_not_set_what_a_grid_of_worlds_replaces() -> None:
+    study = of_clients(also=(Grid({"world": [Clients(rounds=3), Clients(rounds=4)]}),))
+    with pytest.raises(UserError, match=r"--world\.rounds would set what the study varies"):
+        refuse_varied(study, ["world.rounds"])
+    refuse_varied(study, ["optim.lr"])
