@@ -87,12 +87,12 @@ def assert_engines_agree(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Tas
 
 
 class Odd(nn.Module):
-    """What a convolutional model may have: strides, groups, dilation, 1d, reuse, tied, fixed and unused weights."""
+    """What a model may have: strides, groups, dilation, 1d, a layer with two names, tied, fixed and unused weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(2, 6, 3, padding=1, padding_mode="circular", bias=False)
-        self.norm = nn.BatchNorm2d(6)
+        self.norm = self.another_name = nn.BatchNorm2d(6)
         self.conv2 = nn.Conv2d(6, 6, 3, stride=2, groups=3, dilation=2, padding=2)
         self.conv3 = nn.ConvTranspose2d(6, 6, 2)
         self.plain = nn.BatchNorm2d(6, affine=False)
