@@ -31,7 +31,8 @@ VECTOR_CELLS = 2000
 """A map of more cells is an image within its figure."""
 CELL, NARROWEST_MAP, WIDEST_MAP, GAP, ROW_GAP, PAGE = 0.26, 1.4, 4.2, 0.25, 0.75, 10.0
 """Inches: a cell's side, a map's width, what is between maps, and the width they have together."""
-LAYER_CHARACTERS = 24
+LOWEST_CELL, TALLEST_MAP, SMALL_CHARACTER = 0.16, 3.0, 0.075
+SIDE_BY_SIDE, LAYER_CHARACTERS = 3, 24
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,15 @@ def draw_drift(maps: Maps) -> Figure:
     layers = [clip(layer, LAYER_CHARACTERS) for layer in maps.layers]
     panels = maps.panels or [""]
     left = 0.3 + CHARACTER * max(map(len, layers), default=1)
-    across = min(WIDEST_MAP, max(NARROWEST_MAP, CELL * len(maps.clients)))
+    widest = min(WIDEST_MAP, (PAGE - left) / min(len(panels), SIDE_BY_SIDE) - GAP)
+    across = max(NARROWEST_MAP, min(widest, CELL * len(maps.clients)))
     columns = min(len(panels), max(1, int((PAGE - left) / (across + GAP))))
     rows = ceil(len(panels) / columns)
-    body = max(0.6, CELL * len(layers))
+    body = max(0.6, min(CELL, max(LOWEST_CELL, TALLEST_MAP / max(1, len(layers)))) * len(layers))
     width = max(4.8, left + columns * (across + GAP))
     head = fill(maps.title, int(10.5 * (width - left)))
-    top, below = 0.5 + 0.2 * (head.count("\n") + 1), 1.35
+    label = fill(QUANTITY, int((width - left) / SMALL_CHARACTER))
+    top, below = 0.5 + 0.2 * (head.count("\n") + 1), 1.35 + 0.14 * label.count("\n")
     height = top + rows * body + (rows - 1) * ROW_GAP + below
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -132,9 +135,9 @@ def draw_drift(maps: Maps) -> Figure:
         ax.set_yticks(np.arange(len(layers)) + 0.5, layers if column == 0 else [""] * len(layers))
         ax.set_ylim(max(1, len(layers)), 0)
         ax.tick_params(axis="y", length=0)
-    place = (left / width, 0.72 / height, 2.2 / width, 0.1 / height)
+    place = (left / width, (below - 0.63) / height, 2.2 / width, 0.1 / height)
     colours = figure.colorbar(ScalarMappable(scale, COLOURS), cax=figure.add_axes(place), orientation="horizontal")
-    colours.ax.set_xlabel(QUANTITY, fontsize=8, loc="left")
+    colours.ax.set_xlabel(label, fontsize=8, loc="left")
     colours.ax.tick_params(length=2, width=0.7, labelsize=8)
     assert colours.solids is not None
     colours.solids.set(rasterized=False, edgecolor="face")
