@@ -48,13 +48,13 @@ class InMemory:
 class OnDisk:
     """Client states in one sparse, memory-mapped file: a record of equal size for each of `count` clients.
 
-    The names, shapes and types are those of the first that is put. Only records that are read or written take memory
-    or disk. The file lies in a folder of its own under `folder` (the system's for temporary files, if None) and is
-    gone with the store.
+    The names, shapes and types of all are those of the first that is put. Only records that are read or written take
+    memory or disk. The file lies in a folder of its own under `folder` (the system's for temporary files, if None)
+    and is gone with the store. Tensors come back on `device`.
     """
 
-    def __init__(self, count: int, folder: Path | None = None) -> None:
-        self._count = count
+    def __init__(self, count: int, folder: Path | None = None, device: torch.device | str = "cpu") -> None:
+        self._count, self._device = count, device
         self._folder = TemporaryDirectory(prefix="syncnorm-clients-", dir=folder)
         self._has = np.zeros(count, dtype=bool)
         self._layout: dict[str, tuple[torch.Size, torch.dtype, slice]] = {}
@@ -67,7 +67,7 @@ class OnDisk:
         assert self._records is not None
         record = torch.from_numpy(np.array(self._records[client]))
         return {
-            name: record[place].view(dtype).reshape(shape).clone()
+            name: record[place].view(dtype).reshape(shape).clone().to(self._device)
             for name, (shape, dtype, place) in self._layout.items()
         }
 
@@ -76,6 +76,8 @@ class OnDisk:
         if self._records is None:
             self._open(own)
         assert self._records is not None
+        layout = {name: (shape, dtype) for name, (shape, dtype, _) in self._layout.items()}
+        assert {name: (value.shape, value.dtype) for name, value in own.items()} == layout
         for name, (_, _, place) in self._layout.items():
             self._records[client, place] = own[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         self._has[client] = True

@@ -76,4 +76,4 @@ def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> 
     count, model = len(federation.trainees), federation.model.state_dict()
     kept = sum(model[name].numel() * model[name].element_size() for name in federation.kept_names)
     on_disk = count * kept > IN_MEMORY if store == "auto" else store == "disk"
-    return OnDisk(count) if on_disk else InMemory()
+    return OnDisk(count, device=federation.device) if on_disk else InMemory()

@@ -157,7 +157,8 @@ def assert_same(
 
 def bits(state: Mapping[str, Tensor]) -> dict[str, bytes]:
     """Return the bytes of a state's values, to be compared by ==."""
-    return {name: value.detach().contiguous().numpy().tobytes() for name, value in state.items()}
+    flat = {name: value.detach().contiguous().view(-1).view(torch.uint8) for name, value in state.items()}
+    return {name: value.numpy().tobytes() for name, value in flat.items()}
 
 
 def is_statistics(name: str) -> bool:

@@ -1,0 +1,126 @@
+"""What clients keep between rounds: the same from memory and from disk, and no more of either than was touched."""
+
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import PLAIN, bits, play, small_run
+from torch import Tensor
+
+from syncnorm.config import Optim
+from syncnorm.federated.client_states import ClientStates, InMemory, OnDisk, kept_by
+
+STORES: dict[str, Callable[[], ClientStates]] = {"memory": InMemory, "disk": lambda: OnDisk(10)}
+
+
+def everything(client: int) -> dict[str, Tensor]:
+    """Return a tensor of every kind; names and shapes are the same for each client."""
+    generator = torch.Generator().manual_seed(client)
+    base = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    return {
+        "flag": torch.tensor([True, False, client % 2 == 0]),
+        "state.a.num_batches_tracked": torch.tensor(2**40 + client),
+        "bytes": torch.arange(7, dtype=torch.uint8) + client,
+        "double": base,
+        "half": base.half(),
+        "state.float": base.float(),
+        "brain": base.bfloat16(),
+        "empty": torch.zeros(0),
+        "emptier": torch.zeros(3, 0, 2, dtype=torch.int64),
+        "int32": torch.tensor([[client]], dtype=torch.int32),
+        "scalar": torch.tensor(1.5 * client, dtype=torch.float64),
+        "transposed": base.t(),
+        "sliced": base[1:, ::2],
+        "special": torch.tensor([torch.nan, torch.inf, -0.0, 5e-324], dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_every_kind_of_tensor_comes_back_bit_for_bit(store: str) -> None:
+    states = STORES[store]()
+    assert states.clients() == []
+    assert all(states.get(client) is None for client in range(10))
+    for client in (7, 0, 9):
+        states.put(client, everything(client))
+    states.put(7, everything(70))
+    assert states.clients() == [0, 7, 9]
+    for client, kept in ((0, 0), (7, 70), (9, 9)):
+        found, expected = states.get(client), everything(kept)
+        assert found is not None
+        assert list(found) == list(expected)
+        assert bits(found) == bits(expected)
+        for name, value in found.items():
+            assert value.dtype == expected[name].dtype, name
+            assert value.shape == expected[name].shape, name
+    assert states.get(1) is None
+    assert [client for client, _ in kept_by(states)] == [0, 7, 9]
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_store_keeps_values_and_not_what_they_were_cut_from(store: str) -> None:
+    states = STORES[store]()
+    stack = torch.zeros(1000, 3)
+    states.put(2, {"row": stack[5]})
+    stack.add_(1.0)
+    found = states.get(2)
+    assert found is not None
+    assert found["row"].tolist() == [0.0, 0.0, 0.0]
+    assert found["row"].untyped_storage().nbytes() == 12
+
+
+def test_only_records_that_are_touched_take_memory_or_disk(tmp_path: Path) -> None:
+    clients = 1_000_000
+    own = {"state.running_mean": torch.randn(1000), "round": torch.tensor(3)}
+    tracemalloc.start()
+    states = OnDisk(clients, tmp_path)
+    for client in (0, 123_456, clients - 1):
+        states.put(client, own)
+    assert states.clients() == [0, 123_456, clients - 1]
+    found = states.get(123_456)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found is not None
+    assert torch.equal(found["state.running_mean"], own["state.running_mean"])
+    assert states.get(5) is None
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert file.stat().st_size == clients * 4008
+    assert file.stat().st_blocks * 512 < 1 << 20
+    assert peak < 4 << 20  # a byte a client, and some records
+    del states
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_record_of_another_layout_is_refused_and_not_cut_short() -> None:
+    states = OnDisk(3)
+    states.put(0, {"a": torch.zeros(2)})
+    for other in (
+        {"a": torch.zeros(3)},
+        {"a": torch.zeros(2).double()},
+        {"a": torch.zeros(2), "b": torch.ones(1)},
+        {},
+    ):
+        with pytest.raises(AssertionError):
+            states.put(1, other)
+    assert states.get(1) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "world", "optim"),
+    [
+        ("fedbn", {}, PLAIN),
+        ("fedap", {}, PLAIN),
+        ("hbn", {}, PLAIN),
+        ("local_only", {"keep_momentum": True}, Optim(lr=0.1)),
+        ("silobn", {"algorithm": "scaffold"}, PLAIN),
+    ],
+)
+def test_a_run_does_not_see_where_its_clients_states_are(method: str, world: dict[str, object], optim: Optim) -> None:
+    run = small_run(method=method, optim=optim, participation=0.7, rounds=3, **world)
+    runs = [play(run, store=store) for store in (InMemory(), OnDisk(3))]
+    memory, disk = ({client: bits(own) for client, own in kept_by(one.network.states)} for one in runs)
+    assert memory == disk
+    assert len(memory) > 1
+    assert bits(runs[0].server.state) == bits(runs[1].server.state)
+    assert runs[0].result(0.0).metrics == runs[1].result(0.0).metrics
