@@ -14,7 +14,16 @@ set -eu
 run=${1:-"{}"}
 here=$(cd "$(dirname "$0")/.." && pwd)
 port=${PORT:-8000}
-clients=$(python -c 'import sys; from syncnorm.federated.flower.wire import run_from_text as read; print(read(sys.argv[1]).world.count)' "$run")
+clients=$(python - "$run" <<'COUNT'
+import sys
+from syncnorm.errors import UserError
+from syncnorm.federated.flower.wire import run_from_text
+try:
+    print(run_from_text(sys.argv[1]).world.count)
+except UserError as mistake:
+    sys.exit(str(mistake))
+COUNT
+)
 
 # Flower keeps its configuration, its log and the installed app in this folder.
 FLWR_HOME=$(mktemp -d)
