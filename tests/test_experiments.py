@@ -21,17 +21,17 @@ def two_steps_of(run: Run, world: Devices) -> Run:
 
 
 def two_rounds_of(run: Run, world: Clients) -> Run:
-    """Return a run cut to two rounds of one step, with no more clients than 600 samples leave each a batch."""
+    """Return a run cut to two rounds of one step, with few samples and clients, all in this process."""
     cut = replace(
         world,
         rounds=2,
         local_steps=1,
         batch=min(world.batch, 8),
-        count=min(world.count, max(12, len(world.domains))),
+        count=min(world.count, 12 * max(1, len(world.domains))),
         held_out=min(world.held_out, max(2, len(world.unseen))),
         alpha=None if world.alpha is None else max(world.alpha, 0.5),
         small_batch="use_running",
-        engine="loop",
+        engine="auto" if world.engine == "flower" else world.engine,
     )
     return replace(run, data=replace(run.data, train_limit=600, test_limit=100), world=cut)
 
