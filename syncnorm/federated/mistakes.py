@@ -30,8 +30,8 @@ def check_run(run: Run) -> None:
     """Raise the `UserError` of whatever in a run of clients is out of range, unknown, or does not go together."""
     world = run.world
     assert isinstance(world, Clients)
-    for part in (run, run.data, run.optim, world):
-        _check_choices(part)
+    for part, where in ((run, ""), (run.data, "data."), (run.optim, "optim."), (world, "")):
+        _check_choices(part, where)
     check_optim(run.optim)
     _check_numbers(world)
     policy_options(world.method, world.method_options)
@@ -58,10 +58,10 @@ def algorithm_options(world: Clients) -> dict[str, Any]:
     return {**known, **world.algorithm_options}
 
 
-def _check_choices(part: object) -> None:
+def _check_choices(part: object, where: str) -> None:
     for name, kind in get_type_hints(type(part)).items():
         if get_origin(kind) is Literal and getattr(part, name) not in get_args(kind):
-            raise unknown(name, str(getattr(part, name)), get_args(kind))
+            raise unknown(where + name, str(getattr(part, name)), get_args(kind))
 
 
 def _check_numbers(world: Clients) -> None:
