@@ -87,7 +87,7 @@ def assert_engines_agree(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Tas
 
 
 class Odd(nn.Module):
-    """What a model may have: strides, groups, dilation, 1d, a layer with two names, tied, fixed and unused weights."""
+    """What models may have: strides, groups, dilation, 1d, a layer with two names, tied, fixed, unused weights."""
 
     def __init__(self) -> None:
         super().__init__()
