@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from syncnorm.federated.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
+from syncnorm.federated.policies import STATISTICS, batch_norm_entries
 from syncnorm.moments import Moments
 from syncnorm.surgery import layer_moments
 
@@ -120,6 +121,8 @@ def evaluated_by(federation: Federation) -> str:
     policy, layers = federation.policy, federation.layers
     if not layers:
         return "none"
+    if not set(STATISTICS) & set(batch_norm_entries(federation.model).values()):
+        return "batch (the test images at hand)"
     if federation.world.method == "centralised":
         return "own (one client with all data)"
     if policy.statistics == "local":

@@ -72,9 +72,10 @@ class Federation:
     def _build(self) -> nn.Module:
         """Build the model anew: a copy's closures, if it has any, would still speak of the original."""
         model = build_model(self.run, self.population.shape, self.population.classes).to(self.device, self._dtype)
-        # Of a model that has none any more, `convert` would bring them back.
-        hybrid = self.policy.training == "hybrid" and batch_norms(model)
-        return convert(model, "hybrid_bn", **self.run.norm.options) if hybrid else model
+        if self.policy.training != "hybrid":
+            return model
+        rules(model, self.policy)  # of a model that has no batch norm any more, `convert` would bring it back
+        return convert(model, "hybrid_bn", **self.run.norm.options)
 
     # -- who, when
 

@@ -133,7 +133,8 @@ def rules(model: nn.Module, policy: str | Policy) -> dict[str, Rule]:
     Statistics that a pass gathers after training are "gathered": no update brings them.
 
     Raises:
-        UserError: a policy whose row speaks of batch norm, for a model without any: it would be another one.
+        UserError: a policy whose row speaks of batch norm, for a model without any: it would be another one; one that
+            reads running statistics, for a layer without.
     """
     policy = policy_named(policy)
     _check_model(model, policy)
@@ -160,10 +161,17 @@ def _rule_of_rest(policy: Policy, value: Tensor) -> Rule:
 
 
 def _check_model(model: nn.Module, policy: Policy) -> None:
-    if batch_norms(model) or policy.rest == "local":
+    name = next((name for name, row in POLICIES.items() if row == policy), "this policy")
+    layers = batch_norms(model)
+    without = [where for where, layer in layers.items() if layer.running_mean is None]
+    if without and (policy.rest == "wasserstein" or policy.gathered != "ema" or policy.training == "frozen"):
+        raise UserError(
+            f"layer '{without[0]}' keeps no running statistics, which {name} is about: build it with "
+            "track_running_stats=True, or choose another method."
+        )
+    if layers or policy.rest == "local":
         return
     if policy.personal or policy.statistics != "average" or policy.training != "batch":
-        name = next((name for name, row in POLICIES.items() if row == policy), "this policy")
         raise UserError(
             f"the model has no batch norm, which is all that {name} is about, so it would do the same as fedavg: "
             "choose fedavg, or a model with batch norm."

@@ -194,6 +194,30 @@ def test_other_policies_take_any_norm(method: str) -> None:
         assert "reestimated_accuracy" not in result.metrics
 
 
+@pytest.mark.parametrize("method", ["fixbn", "sbn", "fbn", "hbn", "fedap"])
+def test_a_policy_of_running_statistics_refuses_a_layer_without(method: str) -> None:
+    assert sentence_of(small_run(method=method, norm_options={"track_running_stats": False})) == (
+        f"layer 'features.1' keeps no running statistics, which {method} is about: build it with "
+        "track_running_stats=True, or choose another method."
+    )
+
+
+def test_layers_without_running_statistics_are_evaluated_by_the_batch_and_it_is_said() -> None:
+    for method in ("fedavg", "fedbn", "local_only"):
+        result = play(small_run(method=method, norm_options={"track_running_stats": False})).result(0.0)
+        assert result.evaluated_by == "batch (the test images at hand)"
+
+
+@pytest.mark.parametrize("method", sorted(POLICIES.keys() - {"fedtan"}))
+@pytest.mark.parametrize("options", [{"affine": False}, {"momentum": None}])
+def test_other_batch_norms_are_no_mistake(method: str, options: dict[str, Any]) -> None:
+    metrics = (
+        play(small_run(method=method, norm_options=options, held_out=1, global_norm="pooled")).result(0.0).metrics
+    )
+    assert metrics["batch_norms"] == 3
+    assert metrics["clients_left_out"] == 0
+
+
 def test_a_run_of_devices_is_no_run_of_clients() -> None:
     with pytest.raises(UserError) as caught:
         simulate(Run(world=Devices()))
