@@ -1,10 +1,13 @@
 """SCAFFOLD and the server's optimisers, against their papers' formulas written out in float64."""
 
+from dataclasses import replace
+from math import cos, pi
 from typing import Any
 
 import pytest
 import torch
 from small_runs import (
+    PLAIN,
     STATISTICS,
     State,
     assert_same,
@@ -42,7 +45,8 @@ ENGINES = pytest.mark.parametrize("engine", ["loop", "cohort"])
 )
 def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any]) -> None:
     """y - lr (g - c_k + c); c_k+ = c_k - c + (w - y) / (K lr); c + sum_S (c_k+ - c_k) / N."""
-    rounds = start(small_run(algorithm="scaffold", engine=engine, count=4, rounds=4, seed=3, **world))
+    optim = replace(PLAIN, schedule="cosine", weight_decay=0.01)
+    rounds = start(small_run(algorithm="scaffold", engine=engine, count=4, rounds=4, seed=3, optim=optim, **world))
     x, y = rounds.federation.population.x, rounds.federation.population.y
     state = fresh_model(rounds).state_dict()
     names = [name for name, _ in fresh_model(rounds).named_parameters()]
@@ -50,6 +54,7 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
     own = [dict(c) for _ in range(4)]
     sampled = set()
     for round_ in range(4):
+        rate = 0.1 * (1 + cos(pi * round_ / 4)) / 2
         clients = rounds.federation.cohort(round_)
         sampled |= set(clients)
         states, weights = [], []
@@ -57,10 +62,11 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
         for k in clients:
             model = fresh_model(rounds, state)
             batches = batches_of(rounds, k, round_)
-            by_hand(model, x, y, batches, 0.1, correction={name: c[name] - own[k][name] for name in names})
+            correction = {name: c[name] - own[k][name] for name in names}
+            by_hand(model, x, y, batches, rate, decay=0.01, correction=correction)
             trained = model.state_dict()
             new = {
-                name: own[k][name] - c[name] + (state[name] - trained[name]) / (len(batches) * 0.1) for name in names
+                name: own[k][name] - c[name] + (state[name] - trained[name]) / (len(batches) * rate) for name in names
             }
             moved = {name: moved[name] + new[name] - own[k][name] for name in names}
             own[k] = new
