@@ -24,7 +24,10 @@ class Checkpoint:
 
     def __init__(self, folder: Path, run: Run, rounds: Rounds, network: InProcess, seconds: float = SECONDS) -> None:
         self._folder, self._id, self._rounds, self._network = folder, run_id(run), rounds, network
-        self._seconds, self._last = seconds, time.monotonic()
+        self._seconds = seconds
+        self._began = self._last = time.monotonic()
+        self.seconds_before = 0.0
+        """What the run took before it was killed."""
 
     def save_if_due(self) -> None:
         """Save, if the last time is long enough ago."""
@@ -37,6 +40,7 @@ class Checkpoint:
         self._folder.mkdir(parents=True, exist_ok=True)
         content = {
             "run_id": self._id,
+            "seconds": self.seconds_before + time.monotonic() - self._began,
             "engine": self._network.engine.name,
             "rounds": self._rounds.remember(),
             "clients": dict(kept_by(self._network.states)),
@@ -56,6 +60,7 @@ class Checkpoint:
         for name in ("newest.pt", "previous.pt"):
             content = _read(self._folder / name)
             if content is not None and content.get("run_id") == self._id:
+                self.seconds_before = content["seconds"]
                 self._network.engine.name = content["engine"]
                 self._rounds.recall(content["rounds"])
                 for client, own in content["clients"].items():

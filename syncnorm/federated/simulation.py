@@ -37,9 +37,7 @@ def simulate(run: Run, checkpoint: Path | None = None, store: Literal["auto", "m
     started = time.perf_counter()
     world = _clients(run)
     if world.engine == "flower":
-        from syncnorm.federated.flower.simulation import simulate_with_flower  # the one part that needs flwr
-
-        return simulate_with_flower(run)
+        return _with_flower(run)
     federation = Federation(run)
     engine = Chosen(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
@@ -51,7 +49,8 @@ def simulate(run: Run, checkpoint: Path | None = None, store: Literal["auto", "m
         rounds.play()
         if kept:
             kept.save_if_due()
-    return rounds.result(time.perf_counter() - started)
+    before = kept.seconds_before if kept else 0.0
+    return rounds.result(before + time.perf_counter() - started)
 
 
 def check(run: Run) -> None:
@@ -64,6 +63,17 @@ def check(run: Run) -> None:
 def forget() -> None:
     """Drop the data sets that this process keeps for its next run."""
     forget_population()
+
+
+def _with_flower(run: Run) -> Result:
+    try:
+        from syncnorm.federated.flower.simulation import simulate_with_flower  # the one part that needs flwr
+    except ImportError as error:
+        raise UserError(
+            f"the engine flower needs the package '{error.name}', which is not installed: pip install "
+            "'syncnorm[federated]', or choose the engine cohort or loop."
+        ) from error
+    return simulate_with_flower(run)
 
 
 def _clients(run: Run) -> Clients:

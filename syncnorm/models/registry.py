@@ -11,7 +11,7 @@ from torch import nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.models.resnet import resnet18, thin_resnet
-from syncnorm.models.small import MLP, SmallCNN
+from syncnorm.models.small import MLP, SmallCNN, StridedCNN
 from syncnorm.norms import make_norm
 
 Shape = tuple[int, int, int]
@@ -19,6 +19,7 @@ Shape = tuple[int, int, int]
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
+    "strided_cnn": StridedCNN,
     "resnet18": resnet18,
     "resnet20": partial(thin_resnet, depth=20),
     "resnet32": partial(thin_resnet, depth=32),
