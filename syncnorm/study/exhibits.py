@@ -1,9 +1,10 @@
 """What a report shows: the kinds of figures and tables that a study may ask for.
 
 All name fields of a run ("norm", "world.skew"), and hold a `where`, which leaves out the runs whose fields have other
-values, and a `title`, what stands above; left empty, it is made of the names. An `Axis` may be several fields, for a
-choice that is spread over them: its values are then one label, the first field's value and those of the others that
-differ from the study's base, such as "fedbn" or "fedavg + gn" for ("method", "norm").
+values (of a list of values any will do), and a `title`, what stands above; left empty, it is made of the names. An
+`Axis` may be several fields, for a choice that is spread over them: its values are then one label, the first field's
+value and those of the others that differ from the study's base, such as "fedbn" or "fedavg + gn" for
+("method", "norm").
 """
 
 from collections.abc import Iterator

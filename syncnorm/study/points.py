@@ -197,7 +197,13 @@ def rows_of(exhibit: Exhibit, results: Results) -> list[Row]:
 def fits(exhibit: Exhibit, fields: Mapping[str, Any]) -> bool:
     """Return whether a run is one of those that an exhibit is about: it has its fields, and the values of `where`."""
     has_all = all(name in fields for name in fields_of(exhibit))
-    return has_all and all(fields[name] == value for name, value in exhibit.where.items())
+    return has_all and all(_is_one_of(fields[name], wanted) for name, wanted in exhibit.where.items())
+
+
+def _is_one_of(value: Any, wanted: Any) -> bool:
+    """Return whether a field has the value that is wanted, or one of several."""
+    value, wanted = (list(one) if isinstance(one, tuple) else one for one in (value, wanted))
+    return value == wanted or (isinstance(wanted, list) and not isinstance(value, list) and value in wanted)
 
 
 def _metrics(chart: Chart) -> tuple[str, ...]:
