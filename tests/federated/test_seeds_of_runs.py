@@ -1,11 +1,14 @@
 """The same run gives the same bits; what one field changes, no other choice feels."""
 
+import sys
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from small_runs import PLAIN, bits, fresh_model, small_run, start
+from small_runs import PLAIN, assert_same, batches_of, bits, by_hand, fresh_model, small_run, start, weighted_mean
+from torch import Tensor, nn
 
 from syncnorm.config import Clients, Data, Optim, Run
 from syncnorm.federated import simulate
@@ -131,6 +134,43 @@ def test_first_weights_are_those_of_the_seed_whatever_was_drawn_before() -> None
     torch.rand(5)
     before = torch.get_rng_state()
     assert bits(fresh_model(start(small_run())).state_dict()) == one
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Forgetful(nn.Module):
+    """A network with dropout."""
+
+    def __init__(self, pixels: int, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(pixels, 8), nn.Dropout(0.5), nn.Linear(8, classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes)."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def test_dropout_draws_anew_for_each_client_and_round_and_leaves_the_users_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = ModuleType("a_forgetful_package")
+    module.net = Forgetful  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_forgetful_package", module)
+    rounds = start(small_run(model="a_forgetful_package:net", count=2))
+    x, y = rounds.federation.population.x, rounds.federation.population.y
+    before = torch.get_rng_state()
+    seeds = []
+    for round_ in range(2):
+        state = rounds.server.state
+        models = [fresh_model(rounds, state) for _ in range(2)]
+        for client, model in enumerate(models):
+            seeds.append(derive("training", 0, round_, client))
+            with torch.random.fork_rng():
+                torch.manual_seed(seeds[-1])
+                by_hand(model, x, y, batches_of(rounds, client, round_), 0.1)
+        rounds.play()
+        assert_same(rounds.server.state, weighted_mean([model.state_dict() for model in models], [1, 1]))
+    assert len(set(seeds)) == 4
     assert torch.equal(torch.get_rng_state(), before)
 
 
