@@ -1,0 +1,164 @@
+"""What simulating clients costs beside Flower's Ray simulation and pfl-research, and with a million of them.
+
+    python benchmarks/federated.py [--part 1] [--pfl-python PATH]
+
+All contenders of a part take turns in one run, round by round, so what is compared is ratios: the median over rounds,
+in brackets the quartiles. The first round of each does not count. pfl may live in an environment of its own.
+
+1. Clients that train, the same steps on the same samples. Targets: Ray at least 6 times, pfl at least 2 times
+   the seconds of syncnorm's default engine.
+2. Clients that do nothing, on CohortGrid and on Ray. Target: at least 15 times.
+3. A million registered clients beside a thousand, a hundred of them a round. Targets: at most 1.3 times the seconds,
+   less than 2 GB of memory.
+"""
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from peers.ours import COHORT, begin, played, run_of, task_of
+from peers.process import Contender, alternate
+from peers.task import BATCH, State, farthest
+
+from syncnorm.config import Clients
+from syncnorm.environment import environment
+from syncnorm.federated.engine import Chosen
+from syncnorm.federated.federation import Federation
+
+CPU = torch.device("cpu")
+VERSION = "from importlib.metadata import version; print(version('{0}'))"
+
+
+def quartiles(times: Sequence[float], reference: Sequence[float]) -> str:
+    """Return the median and quartiles of the ratios of two contenders' rounds, as text."""
+    ratios = [one / other for one, other in zip(times, reference, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:6.2f} ({low:.2f} - {high:.2f})"
+
+
+def has(package: str, python: str = sys.executable) -> bool:
+    """Return whether a Python can import a package."""
+    if python == sys.executable:
+        return find_spec(package) is not None
+    return subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 0
+
+
+def version(package: str, python: str = sys.executable) -> str:
+    """Return the version of a package in some Python, or that it is missing."""
+    found = subprocess.run([python, "-c", VERSION.format(package)], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "not installed"
+
+
+def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int = 20) -> dict[str, State]:
+    """Part 1: print seconds a round of clients that train, and how far the models are apart; return these."""
+    engines = {name: Chosen(name) for name in ("loop", "cohort", "auto")}
+    federation = Federation(run_of(Clients(count=count, rounds=rounds + 1, batch=BATCH)), CPU)
+    ours = {f"syncnorm, {name}": begin(federation, engine) for name, engine in engines.items()}
+    task = task_of(federation, rounds + 1)
+    samples = max(task.samples(client) for client in range(count))
+    print(
+        f"\n1. {count} clients x {samples} digits (8x8), two-layer CNN with batch norm, batch {BATCH}, one epoch of SGD"
+    )
+    print(f"   a round, the same first model and batches for all: median of {rounds} rounds")
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder) / "task"
+        task.save(path)
+        others: dict[str, Contender] = {}
+        if has("ray"):
+            arguments = ("ray", str(path), f"{folder}/Flower, Ray")
+            others["Flower, Ray"] = stack.enter_context(Contender("with_flower", *arguments))
+        if has("pfl", python_of_pfl):
+            contender = Contender("with_pfl", str(path), f"{folder}/pfl-research", python=python_of_pfl)
+            others["pfl-research"] = stack.enter_context(contender)
+        for contender in others.values():
+            contender.wait()
+        plays = [partial(played, one) for one in ours.values()]
+        seconds = alternate([*plays, *(contender.play for contender in others.values())], rounds)
+        states: dict[str, State] = {name: one.server.state for name, one in ours.items()}
+        for name, contender in others.items():
+            contender.end()
+            contender.wait()
+            states[name] = torch.load(Path(folder) / name, weights_only=True)
+    default = list(states).index("syncnorm, auto")
+    print(f"{'':24}{'s a round':>10}   times syncnorm, auto     accuracy   parameters apart by at most")
+    for (name, state), times in zip(states.items(), seconds, strict=True):
+        print(
+            f"{name:24}{statistics.median(times):10.3f}   {quartiles(times, seconds[default]):24}"
+            f"{task.accuracy(state):9.3f}   {farthest(states['syncnorm, auto'], state):.0e}"
+        )
+    print(f"auto trained by {engines['auto'].name}; all on one thread, Ray on one in each of two processes.")
+    print("pfl does not average running statistics, which its accuracy is with: they go on from client to client.")
+    return states
+
+
+def doing_nothing(rounds: int = 5, count: int = 2000, ray: bool = True) -> None:
+    """Part 2: print milliseconds a client that sends back what it gets, a tenth of all in a round."""
+    print(
+        f"\n2. Clients that send back what they get, {count // 10} of {count} in a round: median of {rounds} rounds"
+    )
+    with ExitStack() as stack:
+        engines = {"CohortGrid": "grid"} | ({"Flower, Ray": "ray"} if ray and has("ray") else {})
+        contenders = [
+            stack.enter_context(Contender("with_flower", engine, "noop", str(count))) for engine in engines.values()
+        ]
+        for contender in contenders:
+            contender.wait()
+        seconds = alternate([contender.play for contender in contenders], rounds)
+        for contender in contenders:
+            contender.end()
+        replies = [contender.wait()["replies"] for contender in contenders]
+    print(f"{'':24}{'ms a client':>12}   times CohortGrid         replies")
+    for name, times, replied in zip(engines, seconds, replies, strict=True):
+        each = 1000 * statistics.median(times) / (count // 10)
+        print(f"{name:24}{each:12.2f}   {quartiles(times, seconds[0]):24}{replied:8}")
+
+
+def scale(rounds: int = 10, counts: Sequence[int] = (1000, 1_000_000)) -> None:
+    """Part 3: print seconds a round and memory of few and many registered clients."""
+    print(f"\n3. Registered clients, {COHORT} of them in a round, FedBN, store on disk: median of {rounds} rounds")
+    with ExitStack() as stack:
+        contenders = [stack.enter_context(Contender("ours", str(count))) for count in counts]
+        for contender in contenders:
+            contender.wait()
+        seconds = alternate([contender.play for contender in contenders], rounds)
+        for contender in contenders:
+            contender.end()
+        words = [contender.wait() for contender in contenders]
+    print(f"{'':24}{'s a round':>10}   times {counts[0]:<19,}peak memory")
+    for count, times, said in zip(counts, seconds, words, strict=True):
+        ratio, memory = quartiles(times, seconds[0]), said["peak"] / 1e6
+        print(f"{count:<24,}{statistics.median(times):10.3f}   {ratio:24}{memory:8.0f} MB")
+    with Contender("nothing") as nothing:
+        torch_alone = nothing.wait() / 1e6
+    imported = words[0]["imported"] / 1e6
+    print(f"of which importing torch takes {torch_alone:.0f} MB, all that syncnorm imports {imported:.0f} MB")
+
+
+def main() -> None:
+    """Print the machine and the parts asked for."""
+    parser = argparse.ArgumentParser(description="Federated benchmarks, as ratios within one run.")
+    parser.add_argument("--part", type=int, choices=(1, 2, 3), help="only this part")
+    parser.add_argument("--pfl-python", default=sys.executable, help="the Python that has pfl, if it is another one")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    here, python = environment(), arguments.pfl_python
+    versions = [f"{name} {version(name)}" for name in ("torch", "flwr", "ray")]
+    print(f"{here['cpu']}, {here['cores']} cores, one thread a process; Python {platform.python_version()};")
+    print(f"{', '.join(versions)}, pfl {version('pfl', python)}. Contenders take turns; median ratio (quartiles).")
+    parts: list[Callable[[], object]] = [partial(training, python), doing_nothing, scale]
+    for number, part in enumerate(parts, 1):
+        if arguments.part in (None, number):
+            part()
+
+
+if __name__ == "__main__":
+    main()

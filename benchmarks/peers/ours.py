@@ -1,0 +1,70 @@
+"""A federated run of syncnorm, round by round.
+
+python -m peers.ours CLIENTS     so many registered clients, a hundred a round, FedBN with its store on disk
+"""
+
+import sys
+import time
+
+import torch
+
+from peers.process import Host, peak
+from peers.task import BATCH, LR, Task
+from syncnorm.config import Clients, Data, Optim, Run
+from syncnorm.federated.client_states import ClientStates, InMemory, OnDisk
+from syncnorm.federated.engine import Chosen
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.network import InProcess
+from syncnorm.federated.rounds import Rounds
+
+COHORT = 100
+
+
+def run_of(world: Clients) -> Run:
+    """Return a run of the two-layer network on the digits, by plain SGD."""
+    optim = Optim(lr=LR, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0)
+    return Run(Data("digits", size=8), "peers.task:two_layer_cnn", world=world, optim=optim)
+
+
+def begin(federation: Federation, engine: Chosen, states: ClientStates | None = None) -> Rounds:
+    """Return a run whose rounds are still to be played."""
+    return Rounds(federation, InProcess(federation, states or InMemory(), engine))
+
+
+def played(rounds: Rounds) -> float:
+    """Play a round, and return the seconds it took."""
+    started = time.perf_counter()
+    rounds.play()
+    return time.perf_counter() - started
+
+
+def task_of(federation: Federation, rounds: int) -> Task:
+    """Return what other contenders need to take the same steps as so many rounds of a run."""
+    population = federation.population
+    test_x, test_y = population.global_test
+    batches = [
+        [list(federation.plan(client, round_).batches) for client in range(federation.world.count)]
+        for round_ in range(rounds)
+    ]
+    state = {name: value.clone() for name, value in federation.model.state_dict().items()}
+    return Task(population.x, population.y, test_x, test_y, batches, state)
+
+
+def main() -> None:
+    """Play rounds for the process that has started this one."""
+    imported = peak()
+    host = Host()
+    torch.set_num_threads(1)
+    count = int(sys.argv[1])
+    world = Clients(
+        count=count, participation=COHORT / count, rounds=1000, batch=BATCH, method="fedbn", skew="resampled"
+    )
+    federation = Federation(run_of(world), torch.device("cpu"))
+    rounds = begin(federation, Chosen("auto"), OnDisk(count))
+    host.serve(lambda: played(rounds))
+    metrics = rounds.result(0.0).metrics
+    host.say({"imported": imported, "peak": peak(), "accuracy": metrics["accuracy"]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The benchmarks' contenders take the same steps, and their parts print a table. Nothing here is timed."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _as_a_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_the_task_that_others_train_is_that_of_our_run() -> None:
+    from peers.ours import begin, run_of, task_of
+    from peers.task import farthest
+
+    from syncnorm.config import Clients
+    from syncnorm.federated import aggregate
+    from syncnorm.federated.engine import Chosen
+    from syncnorm.federated.federation import Federation
+
+    federation = Federation(run_of(Clients(count=20, rounds=2)), torch.device("cpu"))
+    task = task_of(federation, rounds=2)
+    state: dict[str, Tensor] = dict(task.state)
+    for round_ in range(2):
+        models = [task.model(state) for _ in range(task.clients)]
+        for client, model in enumerate(models):
+            task.train(model, round_, client)
+        weights = [float(task.samples(client)) for client in range(task.clients)]
+        state = aggregate(task.model(state), [model.state_dict() for model in models], weights)
+    for engine in ("loop", "cohort"):
+        ours = begin(federation, Chosen(engine))
+        ours.play(), ours.play()
+        assert farthest(task.state, ours.server.state) > 0.01
+        assert farthest(state, ours.server.state) < 1e-4
+        assert task.accuracy(ours.server.state) == pytest.approx(task.accuracy(state), abs=0.01)
+
+
+@pytest.mark.dist
+@pytest.mark.skipif(find_spec("flwr") is None, reason="needs flwr")
+def test_training_compares_contenders_that_end_with_the_same_model(capsys: pytest.CaptureFixture[str]) -> None:
+    from federated import training
+    from peers.task import farthest
+
+    states = training(rounds=2, count=20)
+    expected = {"syncnorm, loop", "syncnorm, cohort", "syncnorm, auto"}
+    expected |= {name for name, package in (("Flower, Ray", "ray"), ("pfl-research", "pfl")) if find_spec(package)}
+    assert set(states) == expected
+    for name, state in states.items():
+        assert farthest(states["syncnorm, loop"], state) < 1e-3, name
+    printed = capsys.readouterr()
+    assert all(name in printed.out for name in expected)
+    assert printed.err == ""
+
+
+@pytest.mark.dist
+@pytest.mark.skipif(find_spec("flwr") is None, reason="needs flwr")
+def test_every_client_that_does_nothing_replies(capsys: pytest.CaptureFixture[str]) -> None:
+    from federated import doing_nothing
+
+    doing_nothing(rounds=2, count=40, ray=False)
+    assert "CohortGrid" in (printed := capsys.readouterr().out)
+    assert printed.split()[-1] == str(3 * 4)
+
+
+@pytest.mark.dist
+def test_few_and_many_clients_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    from federated import scale
+
+    scale(rounds=2, counts=(100, 200))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.endswith("MB")] == ["100", "200", "of"]
+
+
+def test_a_contender_that_fails_says_why() -> None:
+    from peers.process import Contender
+
+    with Contender("absent") as contender, pytest.raises(RuntimeError, match="No module named peers.absent"):
+        contender.wait()
