@@ -1,15 +1,15 @@
 """Does FedBN's order hold on Office-Caltech10, in its own protocol, with a network that trains on a CPU?
 
-Speaks to: Li et al. (FedBN, arXiv 2102.07623): AlexNet with batch norm at 256x256, 300 rounds; published averages over
-           the four domains 62.7 % for FedAvg and 70.5 % for FedBN (as transcribed by others).
+Speaks to: Li et al. (FedBN, arXiv 2102.07623): AlexNet with batch norm at 256x256, 300 rounds; published averages
+           over the four domains 62.7 % for FedAvg and 70.5 % for FedBN (as transcribed by others).
 Run:       syncnorm run experiments/fedbn_office.py --data.path FOLDER [--quick]
 
 FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. The protocol: a client a
 domain; training data cut to half of the smallest domain's, validation samples (0.4 of it) from the tail; SGD with
-learning rate 1e-2 and no momentum, batch 32, one local epoch a round, clients weigh alike; the round with the best mean
-validation accuracy is reported. What differs from the paper: the network, four strided 5x5 convolutions with 32 to 128
-channels at 64x64 in place of AlexNet at 256x256; 80 rounds in place of 300; shifts and flips in place of flips and
-rotations; a random fifth of each domain is its test set. FedProx penalises the norm itself with mu = 1e-3, as the
+learning rate 1e-2 and no momentum, batch 32, one local epoch a round, clients weigh alike; the round with the best
+mean validation accuracy is reported. What differs from the paper: the network, four strided 5x5 convolutions with 32
+to 128 channels at 64x64 in place of AlexNet at 256x256; 80 rounds in place of 300; shifts and flips in place of flips
+and rotations; a random fifth of each domain is its test set. FedProx penalises the norm itself with mu = 1e-3, as the
 authors' code for this data does.
 """
 
@@ -53,7 +53,7 @@ STUDY = Study(
         Columns(
             line=LINE,
             metrics=("accuracy", "reestimated_accuracy", "global_accuracy", "round"),
-            title="As trained, with re-estimated statistics, one model on all domains, and the round that is reported",
+            title="As trained, with re-estimated statistics, one model on all domains, and the round reported",
         ),
         History(line=LINE, metric="validation_accuracy", title="Validation accuracy, mean over domains"),
     ),

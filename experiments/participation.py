@@ -6,10 +6,10 @@ Speaks to: an independent re-run of FedBN (github.com/surafel58/FedBN, PHASE2_ST
            client's data under the final weights.
 Run:       syncnorm run experiments/participation.py [--quick]
 
-Twenty clients, four in each of five domains of digits, IID within a domain. The four corners of a table: gamma and beta
-local or shared, running statistics local or shared. A client that is not sampled keeps what it had while the shared
-weights move on; one that was never sampled has statistics 0 and 1. The remedy, evaluated for every run beside the
-rest: running statistics re-estimated on the client's own images, without their labels, under the final weights.
+Twenty clients, four in each of five domains of digits, IID within a domain. The four corners of a table: gamma and
+beta local or shared, running statistics local or shared. A client that is not sampled keeps what it had while the
+shared weights move on; one that was never sampled has statistics 0 and 1. The remedy, evaluated for every run beside
+the rest: running statistics re-estimated on the client's own images, without their labels, under the final weights.
 """
 
 from dataclasses import replace
@@ -63,7 +63,7 @@ STUDY = Study(
     quick={
         "base": replace(BASE, world=replace(BASE.world, rounds=15)),
         "vary": {"method": METHODS, "participation": [0.1, 1.0]},
-        "seeds": 2,
+        "seeds": 3,
         "also": (),
     },
 )
