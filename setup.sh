@@ -33,5 +33,5 @@ else
     "$venv/bin/pip" install -qq --disable-pip-version-check -c "$pins" torch
 fi
 say "installing syncnorm and what its studies and tests need"
-"$venv/bin/pip" install -qq --disable-pip-version-check -c "$pins" -e '.[study,dev]'
+"$venv/bin/pip" install -qq --disable-pip-version-check -c "$pins" -e '.[all,dev]'
 touch "$venv/ready"
