@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from syncnorm.federated.aggregation import not_finite
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.local import Task, Update
 from syncnorm.federated.messages import Broadcast, Reply
@@ -90,11 +91,8 @@ def _broken(federation: Federation, update: Update) -> str:
     for name in federation.entries.values():
         if name not in update.state:
             return f"training left no '{name}'."
-    finite = torch.stack([update.state[name].isfinite().all() for name in federation.entries.values()])
-    if finite.all():
-        return ""
-    first = next(name for name, sound in zip(federation.entries, finite.tolist(), strict=True) if not sound)
-    return f"after training '{first}' has values that are not finite."
+    first = not_finite({name: update.state[known] for name, known in federation.entries.items()})
+    return "" if first is None else f"after training '{first}' has values that are not finite."
 
 
 def measure(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Moments]:
