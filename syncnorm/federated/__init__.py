@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syncnorm.federated.aggregation import aggregate, check_update
     from syncnorm.federated.flower.apps import client_app, server_app
+    from syncnorm.federated.flower.clients import load_global, reply_with
     from syncnorm.federated.flower.grid import CohortGrid
     from syncnorm.federated.flower.strategy import NormFedAvg
     from syncnorm.federated.policies import POLICIES, Policy, rules, shared_bytes
@@ -20,6 +21,7 @@ _HOMES = {
     "syncnorm.federated.policies": ["POLICIES", "Policy", "rules", "shared_bytes"],
     "syncnorm.federated.simulation": ["check", "forget", "simulate"],
     "syncnorm.federated.flower.apps": ["client_app", "server_app"],
+    "syncnorm.federated.flower.clients": ["load_global", "reply_with"],
     "syncnorm.federated.flower.grid": ["CohortGrid"],
     "syncnorm.federated.flower.strategy": ["NormFedAvg"],
 }
@@ -34,6 +36,8 @@ __all__ = [
     "check_update",
     "client_app",
     "forget",
+    "load_global",
+    "reply_with",
     "rules",
     "server_app",
     "shared_bytes",

@@ -1,7 +1,7 @@
 """syncnorm's own runs over a Flower grid give the numbers that they give without Flower, to the bit."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from threading import Event
 from typing import Any
@@ -199,3 +199,19 @@ def test_the_server_prints_its_metrics(capsys: pytest.CaptureFixture[str]) -> No
     result = over_flower(make_run())
     assert json.loads(capsys.readouterr().out) == result["metrics"]
     assert isinstance(result["metrics"]["accuracy"], float)
+
+
+class Silent(CohortGrid):
+    """A grid whose client 1 never replies."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return all replies but those to training from node 2."""
+        replies = super().pull_messages(message_ids)
+        return [one for one in replies if one.metadata.src_node_id != 2 or one.metadata.message_type != "train"]
+
+
+def test_a_client_that_does_not_reply_is_left_out_by_name() -> None:
+    run = Run(data=Data("digits", size=8, train_limit=80, test_limit=40), world=Clients(count=3, rounds=1))
+    result = play(Silent(client_app, 3), run_as_text(run), timeout=0.2)
+    assert result.metrics["clients_left_out"] == 1
+    assert result.details["left_out"] == {"round 1, client 1": "it did not reply within 0.2 s"}

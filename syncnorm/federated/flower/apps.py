@@ -3,6 +3,9 @@
 `run` in the run's config is the run as JSON; what it leaves out has its defaults:
 
     flwr run . --run-config 'run="{\"world\": {\"method\": \"fedbn\", \"rounds\": 5}}"'
+
+`timeout` is how many seconds the server waits for the replies to a round's messages; a client that has not replied
+by then is left out of the round.
 """
 
 import json
@@ -25,7 +28,7 @@ from syncnorm.federated.evaluate import score, validate
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import failure, sentence
-from syncnorm.federated.flower.network import OverFlower
+from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
 from syncnorm.federated.rounds import Rounds
 
@@ -112,12 +115,13 @@ def query_partition(message: Message, context: Context) -> Message:
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
     """Play a run's rounds and evaluate them."""
-    result = play(grid, str(context.run_config.get("run", "{}")))
+    timeout = float(context.run_config.get("timeout", TIMEOUT))
+    result = play(grid, str(context.run_config.get("run", "{}")), timeout=timeout)
     context.state["result"] = ConfigRecord({"json": json.dumps(asdict(result))})
     print(json.dumps(result.metrics, indent=1))
 
 
-def play(grid: Grid, text: str, ended: Event | None = None) -> Result:
+def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIMEOUT) -> Result:
     """Play the run that JSON describes on a grid and return its result.
 
     `ended` is set where no reply will come any more: then waiting for one is a `ConnectionError`.
@@ -127,7 +131,7 @@ def play(grid: Grid, text: str, ended: Event | None = None) -> Result:
     """
     started = time.perf_counter()
     federation = federation_of(text)
-    rounds = Rounds(federation, OverFlower(federation, grid, text, ended or Event()))
+    rounds = Rounds(federation, OverFlower(federation, grid, text, ended or Event(), timeout))
     for _ in range(federation.world.rounds):
         rounds.play()
     return rounds.result(time.perf_counter() - started)

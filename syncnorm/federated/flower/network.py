@@ -19,6 +19,8 @@ from syncnorm.moments import Moments
 
 PATIENCE = 300.0
 """Seconds to wait for nodes to connect before the first round."""
+TIMEOUT = 600.0
+"""Seconds to wait for the replies to a round's messages."""
 PAUSE = 0.05
 """Seconds between two looks for replies."""
 
@@ -26,12 +28,17 @@ PAUSE = 0.05
 class OverFlower:
     """A run's clients behind a Grid: a `syncnorm.federated.network.Network`.
 
+    A client that has not replied after `timeout` seconds counts as lost.
+
     Raises:
         UserError: fewer nodes than the run has clients, or several that play the same.
     """
 
-    def __init__(self, federation: Federation, grid: Grid, text: str, ended: Event) -> None:
+    def __init__(
+        self, federation: Federation, grid: Grid, text: str, ended: Event, timeout: float = TIMEOUT
+    ) -> None:
         self.federation, self.grid, self._text, self._ended = federation, grid, text, ended
+        self._timeout = timeout
         self._node = self._nodes(federation.world.count)
         self._client = {node: client for client, node in self._node.items()}
 
@@ -42,7 +49,7 @@ class OverFlower:
         for client in clients:
             answer = answers.get(client)
             if answer is None or answer.has_error():
-                why = "it did not reply" if answer is None else reason(answer)
+                why = self._silence() if answer is None else reason(answer)
                 replies.append(Reply(client, {}, error=why))
             elif reply := wire.unpack_reply(client, answer.content, self.federation.device):
                 replies.append(reply)
@@ -95,21 +102,27 @@ class OverFlower:
         for client in contents:
             answer = answers.get(client)
             if answer is None or answer.has_error():
-                why = "it did not reply" if answer is None else reason(answer)
+                why = self._silence() if answer is None else reason(answer)
                 raise UserError(f"client {client} failed at '{kind}', which every client must answer: {why}.")
         return {client: answers[client].content for client in contents}
 
     def _exchange(self, messages: Sequence[Message]) -> list[Message]:
-        """Send messages and wait for all replies, as `send_and_receive` does, but not beyond the grid's end."""
+        """Send messages and wait for the replies, as `send_and_receive` does, but not beyond the grid's end."""
         replies: list[Message] = []
         waiting = set(self.grid.push_messages(messages))
+        deadline = time.monotonic() + self._timeout
         while waiting:
             found = list(self.grid.pull_messages(waiting))
             replies += found
             waiting -= {reply.metadata.reply_to_message_id for reply in found}
+            if waiting and time.monotonic() >= deadline:
+                break
             if waiting:
                 self._pause()
         return replies
+
+    def _silence(self) -> str:
+        return f"it did not reply within {self._timeout:g} s"
 
     def _pause(self) -> None:
         if self._ended.wait(PAUSE):
