@@ -2,11 +2,15 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 from torch import nn
 
+from syncnorm.federated import check
 from syncnorm.study.spec import expand
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +34,28 @@ def test_the_study_in_five_lines() -> None:
     names: dict[str, Any] = {}
     exec(BLOCKS[1], names)
     assert len(expand(names["STUDY"])) == 45
+
+
+def test_a_policy_by_name(monkeypatch: Any) -> None:
+    asked = []
+    monkeypatch.setattr("syncnorm.federated.simulate", lambda run: asked.append(run) or SimpleNamespace(metrics={}))
+    exec(BLOCKS[2], {})
+    assert [run.world.method for run in asked] == ["fedbn"]
+    check(asked[0])
+
+
+def test_the_strategy_in_ten_lines() -> None:
+    names: dict[str, Any] = {"model": nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), "client_app": ClientApp()}
+    asked = []
+
+    @names["client_app"].train()
+    def train(message: Message, context: Context) -> Message:
+        asked.append(context.node_id)
+        arrays, metrics = message.content["arrays"], MetricRecord({"num-examples": 3})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    exec(BLOCKS[3], names)
+    assert len(asked) == 3 * 5
 
 
 def test_links_and_commands_exist() -> None:
