@@ -192,11 +192,13 @@ def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Stu
 
 def _show(directory: Path) -> int:
     """Print what a results folder holds; return the exit code that its failed runs mean."""
-    from syncnorm.study.console import main_table  # scipy: not a cost of starting
+    from syncnorm.study.console import layers_found, main_table  # scipy: not a cost of starting
 
     results = read(directory)
     if table := main_table(results):
         print(f"\n{table}\n")
+    if layers := layers_found(results):
+        print(layers)
     print(f"{directory / 'report.html'}\n{directory / 'runs.jsonl'}", flush=True)
     failed = results.failed
     if failed:

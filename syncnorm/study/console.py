@@ -1,4 +1,4 @@
-"""A study's main table as plain text, for the terminal."""
+"""What the terminal shows of a study: its main table as plain text, and how many batch norms its models have."""
 
 from syncnorm.study.exhibits import Chart
 from syncnorm.study.points import gather
@@ -11,6 +11,19 @@ def main_table(results: Results) -> str:
     charts = [exhibit for exhibit in results.about.figures if isinstance(exhibit, Chart)]
     figures = [gather(chart, results) for chart in charts]
     return next((plain(means(points)) for points in figures if points.values), "")
+
+
+def layers_found(results: Results) -> str:
+    """Say how many batch norms the models of client runs have, by norm; empty where no run says so.
+
+    Methods that speak of batch norm find it by type; a number that surprises is worth a look.
+    """
+    found = {
+        f"{row['config']['model']} with {row['config']['norm']['name']} {row['metrics']['batch_norms']:.0f}": None
+        for row in results.finished
+        if "batch_norms" in row["metrics"]
+    }
+    return f"batch norms, found by type: {', '.join(found)}" if found else ""
 
 
 def plain(table: Table) -> str:

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -16,6 +17,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from syncnorm.config import Clients, Run
+from syncnorm.study.console import layers_found
 from syncnorm.study.drift import Maps, draw_drift, drift_table, maps_of
 from syncnorm.study.exhibits import Columns, Curve, Drift, Exhibit, History, Trade, as_plain, from_plain
 from syncnorm.study.figures import STYLE, draw, footnote
@@ -274,3 +276,13 @@ def test_words_of_the_clients_world(write: Any) -> None:
     assert second.line_label == "clients"
     for points, x in product((first, second), (None,)):
         assert points.metric(x).title == "Accuracy, mean over clients (%)"
+
+
+def test_the_terminal_says_how_many_batch_norms_were_found() -> None:
+    def row(norm: str, layers: float) -> dict[str, object]:
+        return {"config": {"model": "net", "norm": {"name": norm}}, "metrics": {"batch_norms": layers}}
+
+    rows = [row("bn", 3.0), row("gn", 0.0), row("bn", 3.0)]
+    said = layers_found(SimpleNamespace(finished=rows))  # type: ignore[arg-type]
+    assert said == "batch norms, found by type: net with bn 3, net with gn 0"
+    assert layers_found(SimpleNamespace(finished=[])) == ""  # type: ignore[arg-type]
