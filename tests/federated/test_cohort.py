@@ -122,6 +122,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: MLP(128, 3, width=8),
     "resnet8": lambda: thin_resnet(2, 3, None, 8),
     "odd": Odd,
+    "adaptive_pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 3)
+    ),
     **{
         norm: lambda norm=norm: convert(cnn(), norm)
         for norm in ("gn", "none", "frozen_bn", "reference_bn", "hybrid_bn")
