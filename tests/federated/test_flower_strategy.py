@@ -168,6 +168,8 @@ def bad_app(bad: Mapping[int, str]) -> ClientApp:
             del metrics["num-examples"]
         if kind == "names":
             metrics["accuracy"] = 1.0
+        if kind == "list":
+            metrics["loss"] = [1.0, 2.0]
         reply = reply_with(model, message, context, metrics)
         if kind == "missing":
             del reply.content["arrays"]["0.bias"]
@@ -192,6 +194,7 @@ def bad_app(bad: Mapping[int, str]) -> ClientApp:
         ("weight", "client 3: its weight 'num-examples' is nan"),
         ("unweighted", "client 3: its metrics have no 'num-examples'"),
         ("names", "client 3: it sent metrics of other names than client 1"),
+        ("list", "client 3: it sent a list where client 1 sent a number"),
     ],
 )
 def test_a_bad_reply_is_named_counted_and_left_out(

@@ -131,6 +131,9 @@ class NormFedAvg(FedAvg):
                 if usable and _metrics(reply).keys() != _metrics(usable[0]).keys():
                     first = usable[0].metadata.src_node_id
                     raise ValueError(f"it sent metrics of other names than client {first}")
+                if usable and _lengths(reply) != _lengths(usable[0]):
+                    first = usable[0].metadata.src_node_id
+                    raise ValueError(f"it sent a list where client {first} sent a number or a list of another length")
                 usable.append(reply)
             except Exception as error:  # whatever was sent must not end the run
                 client = f"client {reply.metadata.src_node_id}"
@@ -180,6 +183,11 @@ def _is_averaging(row: Policy) -> bool:
 
 def _shape(value: Tensor | None) -> torch.Size | None:
     return None if value is None else value.shape
+
+
+def _lengths(reply: Message) -> dict[str, int | None]:
+    """Return the length of each metric that is a list, None for a number: only alike ones can be averaged."""
+    return {name: len(value) if isinstance(value, list) else None for name, value in _metrics(reply).items()}
 
 
 def _metrics(reply: Message) -> MetricRecord:
