@@ -1,5 +1,6 @@
 """Layers: what a layer does with moments."""
 
+from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
 from syncnorm.norms.gradient_clip import adaptive_gradient_clip
@@ -15,6 +16,7 @@ from syncnorm.norms.weight_standardization import (
 )
 
 __all__ = [
+    "BatchRenorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "GroupNorm",

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from syncnorm.errors import UserError, unknown
+from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
@@ -21,6 +22,7 @@ _NORMS: dict[str, type[nn.Module]] = {
     "frozen_bn": FrozenBatchNorm,
     "reference_bn": ReferenceBatchNorm,
     "hybrid_bn": HybridBatchNorm,
+    "brn": BatchRenorm,
     "gn": GroupNorm,
     "ln": LayerNorm,
     "in": InstanceNorm,

@@ -1,0 +1,123 @@
+"""Batch renormalisation: batch norm whose training output is that of its running statistics, within bounds.
+
+model = syncnorm.convert(model, "brn", warmup=500, r_end=4000, d_end=2500)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import Moments
+from syncnorm.norms.recomputation import refuse_recomputation
+from syncnorm.norms.shapes import check_channels, check_values
+
+
+class BatchRenorm(_BatchNorm):
+    """Batch norm corrected towards its running statistics, so that training and evaluation normalise alike.
+
+    With the batch's mean m and standard deviation s = sqrt(var + eps) (biased), and the running mu and sigma,
+
+        r = clip(s / sigma, 1 / r_max, r_max),   d = clip((m - mu) / sigma, -d_max, d_max)
+        y = ((x - m) / s * r + d) * weight + bias
+
+    where r and d carry no gradient. Without the clips, y is what evaluation gives, (x - mu) / sigma * weight + bias.
+    The bounds start at r_max = 1, d_max = 0, which is batch norm, for `warmup` steps, and then grow along a line to
+    the bounds given, reached at step `r_end` and `d_end`. Steps are those that num_batches_tracked has counted.
+
+    Running statistics follow after each batch,
+
+        mu <- mu + momentum (m - mu),   sigma <- sigma + momentum (s - sigma)
+
+    It is the standard deviation that is averaged, and its biased form, as in the source. The state holds
+    running_var = sigma^2 - eps, so that it means what it means in torch's layer.
+
+    Source: Ioffe (arXiv 1702.03275). The default bounds and steps are the source's for ImageNet, from memory and not
+    confirmed; that the ramp is a line is a choice made here.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the variance.
+        momentum: weight of the newest statistics in the running ones; None averages all batches equally.
+        affine: learn weight and bias, shape (C,).
+        track_running_stats: must be True: they are what the batch is corrected towards.
+        r_max: largest r at the end of its ramp, at least 1.
+        d_max: largest d at the end of its ramp, at least 0.
+        warmup: steps of plain batch norm.
+        r_end, d_end: steps at which r_max and d_max are reached, at least `warmup`.
+
+    Raises:
+        ValueError: fewer than two values a channel in training; an input of another number of channels; a bound or
+            step out of range; a recomputation under activation checkpointing, which would find other r and d.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        r_max: float = 3.0,
+        d_max: float = 5.0,
+        warmup: int = 5000,
+        r_end: int = 40000,
+        d_end: int = 25000,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not track_running_stats:
+            raise ValueError("BatchRenorm corrects towards running statistics: write track_running_stats=True.")
+        for name, value, least in (("r_max", r_max, 1), ("d_max", d_max, 0), ("warmup", warmup, 0)):
+            if not value >= least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}.")
+        for name, end in (("r_end", r_end), ("d_end", d_end)):
+            if end < warmup:
+                raise ValueError(f"{name} is {end}, before the end of the warmup at {warmup}: write a later step.")
+        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+        self.r_max, self.d_max = r_max, d_max
+        self.warmup, self.r_end, self.d_end = warmup, r_end, d_end
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return r_max and d_max for the next batch, as num_batches_tracked has it."""
+        assert self.num_batches_tracked is not None
+        begun = self.num_batches_tracked.double() - self.warmup + 1
+        r, d = ((begun / (end - self.warmup + 1)).clamp(0, 1) for end in (self.r_end, self.d_end))
+        return 1 + (self.r_max - 1) * r, self.d_max * d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...)."""
+        check_channels(self, self.num_features, x)
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        check_values(self, self.num_features, x)
+        refuse_recomputation("BatchRenorm")
+        r, d = self._correct_and_follow(x)
+        # Batch norm of another weight and bias, so that one kernel does it, forward and backward.
+        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.bias + self.weight * d)
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+
+    @torch.no_grad()
+    def _correct_and_follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return r and d, (C,) each, of the running statistics so far, and move these on."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        batch = Moments.of(x, (0, *range(2, x.dim())))
+        deviation, running = (batch.var() + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
+        r_max, d_max = (bound.to(deviation.dtype) for bound in self.bounds())
+        r = torch.clamp(deviation / running, 1 / r_max, r_max)
+        d = torch.clamp((batch.mean - self.running_mean) / running, -d_max, d_max)
+        self.num_batches_tracked.add_(1)
+        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        self.running_mean.copy_(self.running_mean + newest * (batch.mean - self.running_mean))
+        followed = running + newest * (deviation - running)
+        self.running_var.copy_((followed.square() - self.eps).clamp(min=0))
+        return r, d
+
+    def extra_repr(self) -> str:
+        """Show the bounds beside what every batch norm shows."""
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, warmup={self.warmup}"  # type: ignore[no-untyped-call]

@@ -1,0 +1,36 @@
+"""What layers ask of their input's shape, (N, C, ...), and how a value per channel is laid beside it."""
+
+from torch import Tensor, nn
+
+
+def by_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Return `values` (C,) as (1, C, 1, ...), to go with `x` (N, C, ...)."""
+    return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def check_channels(layer: nn.Module, channels: int, x: Tensor) -> None:
+    """Raise `ValueError` where `x` is not (N, channels) with up to three more dimensions."""
+    if not 2 <= x.dim() <= 5 or x.shape[1] != channels:
+        raise ValueError(
+            f"{type(layer).__name__}({channels}) got an input of shape {tuple(x.shape)}: it needs (N, {channels}) "
+            "and up to three more dimensions."
+        )
+
+
+def check_values(layer: nn.Module, channels: int, x: Tensor) -> None:
+    """Raise `ValueError` where `x` has fewer than two values a channel, and so no variance."""
+    if x.numel() < 2 * channels:
+        values = "one value" if x.numel() else "no value"
+        raise ValueError(
+            f"{type(layer).__name__}({channels}) got {values} per channel (input of shape {tuple(x.shape)}): a "
+            "variance needs two. Give it more samples, or call .eval()."
+        )
+
+
+def check_positions(layer: nn.Module, channels: int, x: Tensor) -> None:
+    """Raise `ValueError` where `x` has one value per channel and sample, and so no moments to speak of."""
+    if x[0:1, 0:1].numel() == 1:
+        raise ValueError(
+            f"{type(layer).__name__}({channels}) got one value per channel and sample (input {tuple(x.shape)}): it "
+            "needs two, so use it before the spatial dimensions are gone."
+        )
