@@ -1,12 +1,15 @@
 """Layers: what a layer does with moments."""
 
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
+from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
 from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
+from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.weight_standardization import (
     ScaledWSConv1d,
@@ -17,12 +20,16 @@ from syncnorm.norms.weight_standardization import (
 
 __all__ = [
     "BatchRenorm",
+    "EvoNormB0",
+    "EvoNormS0",
+    "FilterResponseNorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "GroupNorm",
     "HybridBatchNorm",
     "InstanceNorm",
     "LayerNorm",
+    "RMSNorm",
     "ReferenceBatchNorm",
     "ScaledWSConv1d",
     "ScaledWSConv2d",

@@ -9,6 +9,11 @@ import torch
 from torch import nn
 
 
+def default_groups(channels: int) -> int:
+    """Return the largest divisor of `channels` that is at most 32 and leaves at least two channels a group, or 1."""
+    return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or 2 * g <= channels))
+
+
 class GroupNorm(nn.GroupNorm):
     """Group norm (Wu & He, arXiv 1803.08494), input (N, C, ...), C = num_features.
 
@@ -27,7 +32,7 @@ class GroupNorm(nn.GroupNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         if groups is None:
-            groups = max(g for g in range(1, 33) if num_features % g == 0 and (g == 1 or 2 * g <= num_features))
+            groups = default_groups(num_features)
         if groups < 1 or num_features % groups:
             raise ValueError(f"{num_features} channels do not divide into {groups} groups: choose a divisor.")
         super().__init__(groups, num_features, eps, affine, device=device, dtype=dtype)

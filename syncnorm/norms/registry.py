@@ -8,10 +8,13 @@ from torch import nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
+from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
+from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 
 _BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -23,9 +26,13 @@ _NORMS: dict[str, type[nn.Module]] = {
     "reference_bn": ReferenceBatchNorm,
     "hybrid_bn": HybridBatchNorm,
     "brn": BatchRenorm,
+    "evonorm_b0": EvoNormB0,
     "gn": GroupNorm,
     "ln": LayerNorm,
     "in": InstanceNorm,
+    "rms": RMSNorm,
+    "frn": FilterResponseNorm,
+    "evonorm_s0": EvoNormS0,
     "scaled_ws": nn.Identity,  # the norm sits in the convolutions' weights, where only `convert` can put it
     "none": nn.Identity,
 }

@@ -49,7 +49,7 @@ def trained() -> Net:
 
 
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-SPATIAL_ONLY = {"in"}
+SPATIAL_ONLY = {"in", "frn", "evonorm_b0"}
 BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "brn")
 
 

@@ -1,0 +1,45 @@
+"""What layers that are not torch's own have in common: a weight and a bias per channel."""
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.norms.shapes import by_channel, check_channels
+
+
+class ChannelAffine(nn.Module):
+    """A layer of C channels that ends in `y * weight + bias`: 1 and 0 at first, of shape (C,), or None."""
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float,
+        affine: bool = True,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.affine = num_features, eps, affine
+        for name, start, wanted in (("weight", 1.0, affine), ("bias", 0.0, affine and bias)):
+            values = torch.full((num_features,), start, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(values) if wanted else None)
+
+    def check(self, x: Tensor) -> None:
+        """Raise `ValueError` where `x` is not (N, C, ...)."""
+        check_channels(self, self.num_features, x)
+
+    def scale_and_shift(self, y: Tensor) -> Tensor:
+        """Return `y` (N, C, ...) times weight, plus bias, in the type of `y`."""
+        if self.weight is not None:
+            y = y * by_channel(self.weight.to(y.dtype), y)
+        if self.bias is not None:
+            y = y + by_channel(self.bias.to(y.dtype), y)
+        return y
+
+    def extra_repr(self) -> str:
+        """Show the channels and eps."""
+        return f"{self.num_features}, eps={self.eps}, affine={self.affine}"

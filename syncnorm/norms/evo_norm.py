@@ -1,0 +1,127 @@
+"""EvoNorm: norm and nonlinearity in one formula, found by search; of one sample (S0), or of the batch (B0).
+
+model = syncnorm.convert(model, "evonorm_s0", groups=8)     # a ReLU that follows stays in the model
+"""
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.affine import ChannelAffine
+from syncnorm.norms.per_sample import default_groups
+from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import by_channel, check_positions, check_values
+
+
+class EvoNormS0(ChannelAffine):
+    """EvoNorm-S0, which needs no batch; input (N, C, ...).
+
+        y = x * sigmoid(v x) / sqrt(var_g + eps) * weight + bias
+
+    with the biased variance of each group of channels of one sample, var_g over (C / G, H, W), and v learnt per
+    channel, 1 at first. The nonlinearity is inside: the layer is meant to stand for a norm and the ReLU after it,
+    while `convert` replaces the norm alone.
+
+    `groups` defaults as in GroupNorm here: the largest divisor of C that is at most 32 and leaves two channels each.
+
+    Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
+
+    Raises:
+        ValueError: groups that do not divide C; one value per group and sample; an input of another number of
+            channels.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        groups: int | None = None,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.groups = default_groups(num_features) if groups is None else groups
+        if self.groups < 1 or num_features % self.groups:
+            raise ValueError(f"{num_features} channels do not divide into {groups} groups: choose a divisor.")
+        self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and bend each sample of `x`."""
+        self.check(x)
+        if self.groups == self.num_features:
+            check_positions(self, self.num_features, x)
+        values = x.to(accumulator(x.dtype))
+        grouped = values.reshape(x.shape[0], self.groups, self.num_features // self.groups, *x.shape[2:])
+        var = grouped.var(tuple(range(2, grouped.dim())), correction=0, keepdim=True)
+        gated = grouped * torch.rsqrt(var + self.eps)
+        y = gated.reshape(x.shape) * torch.sigmoid(by_channel(self.v.to(values.dtype), x) * values)
+        return self.scale_and_shift(y).to(x.dtype)
+
+
+class EvoNormB0(ChannelAffine):
+    """EvoNorm-B0, whose divisor is the larger of the batch's deviation and the sample's own; input (N, C, ...).
+
+        y = x / max(sqrt(var_b + eps), v x + sqrt(var_i + eps)) * weight + bias
+
+    with the biased variances of a channel over the batch, var_b over (N, H, W), and over one sample, var_i over
+    (H, W); v is learnt per channel, 1 at first. Evaluation takes the running variance for var_b; it follows with
+    `momentum` as PyTorch means it, unbiased as in torch's batch norm (timm does so; the source is not confirmed).
+    The nonlinearity is inside: the layer is meant to stand for batch norm and the ReLU after it, while `convert`
+    replaces the norm alone. There is no running mean, so this is no batch norm to what looks for those by type.
+
+    Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
+
+    Args:
+        num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the variances.
+        momentum: weight of the newest variance in the running one; None averages all batches equally.
+        affine: learn weight and bias, shape (C,).
+
+    Raises:
+        ValueError: one value per channel and sample, where var_i is nothing; an input of another number of channels.
+    """
+
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-3,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.momentum = momentum
+        self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise and bend `x`."""
+        self.check(x)
+        check_positions(self, self.num_features, x)
+        values = x.to(accumulator(x.dtype))
+        if self.training:
+            check_values(self, self.num_features, x)
+            batch = Moments.of(values, (0, *range(2, x.dim())))
+            var = batch.var()
+            if not recomputing():
+                self._follow(batch.var(correction=1))
+        else:
+            var = self.running_var.to(values.dtype)
+        own = values.var(tuple(range(2, x.dim())), correction=0, keepdim=True)
+        bent = by_channel(self.v.to(values.dtype), x) * values + (own + self.eps).sqrt()
+        y = values / torch.maximum(by_channel((var + self.eps).sqrt(), x), bent)
+        return self.scale_and_shift(y).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, var: Tensor) -> None:
+        self.num_batches_tracked.add_(1)
+        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        self.running_var.copy_(self.running_var + newest * (var - self.running_var))

@@ -1,0 +1,74 @@
+"""Filter response normalisation with its own threshold in place of a ReLU.
+
+model = syncnorm.convert(model, "frn")      # a ReLU that follows stays: take it out of the model, or use tlu=False
+"""
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.moments import accumulator
+from syncnorm.norms.affine import ChannelAffine
+from syncnorm.norms.shapes import by_channel, check_positions
+
+
+class FilterResponseNorm(ChannelAffine):
+    """Each channel of each sample over its root mean square, then a learnt threshold; input (N, C, ...).
+
+        nu2 = mean(x^2) over the positions (H, W) of one sample and channel
+        y = x / sqrt(nu2 + eps) * weight + bias,   z = max(y, tau)
+
+    The threshold (TLU) is a nonlinearity: the layer is meant to stand for batch norm and the ReLU after it, while
+    `convert` replaces the norm alone, and a ReLU that follows then turns max(y, tau) into max(y, tau, 0).
+
+    One value per channel and sample leaves nothing but its sign: `learn_eps` makes it smooth by
+
+        sqrt(nu2 + eps + |extra_eps|),   extra_eps learnt, 1e-4 at first, shape (C,)
+
+    which is the source's answer to this, from memory: its initial value, and that there is one per channel, are not
+    confirmed.
+
+    Source: Singh & Krishnan (arXiv 1911.09737).
+
+    Args:
+        num_features: C.
+        eps: added to nu2 (1e-6 in the source; `convert` keeps that of the layer replaced unless told).
+        affine: learn weight and bias, shape (C,).
+        tlu: learn the threshold tau, 0 at first, shape (C,); else the output is y.
+        learn_eps: learn what is added to eps.
+
+    Raises:
+        ValueError: one value per channel and sample without `learn_eps`; an input of another number of channels.
+    """
+
+    tau: nn.Parameter | None
+    extra_eps: nn.Parameter | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-6,
+        affine: bool = True,
+        tlu: bool = True,
+        learn_eps: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        for name, start, wanted in (("tau", 0.0, tlu), ("extra_eps", 1e-4, learn_eps)):
+            values = torch.full((num_features,), start, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(values) if wanted else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each channel of each sample of `x` by its root mean square, and cut off below tau."""
+        self.check(x)
+        if self.extra_eps is None:
+            check_positions(self, self.num_features, x)
+        values = x.to(accumulator(x.dtype))
+        square = values.square().flatten(2).mean(2) if x.dim() > 2 else values.square()
+        eps = self.eps if self.extra_eps is None else self.eps + self.extra_eps.to(values.dtype).abs()
+        scale = torch.rsqrt(square + eps).view(*x.shape[:2], *[1] * (x.dim() - 2))
+        y = self.scale_and_shift(values * scale)
+        if self.tau is not None:
+            y = torch.maximum(y, by_channel(self.tau.to(y.dtype), y))
+        return y.to(x.dtype)

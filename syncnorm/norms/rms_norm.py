@@ -1,0 +1,45 @@
+"""RMS norm: layer norm that leaves the mean where it is.
+
+model = syncnorm.convert(model, "rms")
+"""
+
+import torch
+from torch import Tensor
+
+from syncnorm.moments import accumulator
+from syncnorm.norms.affine import ChannelAffine
+
+
+class RMSNorm(ChannelAffine):
+    """RMS norm over (C, H, W) of each sample, with a weight per channel; input (N, C, ...).
+
+        y = x / sqrt(mean(x^2) + eps) * weight_c,   mean over all of one sample
+
+    As LayerNorm here, it takes a sample as a whole; the source has vectors (N, C), for which the two readings are
+    one. There is no bias in the source; `bias=True` adds one, which a model needs whose convolutions left theirs to
+    the batch norm that this layer replaces.
+
+    Source: Zhang & Sennrich (arXiv 1910.07467).
+
+    Raises:
+        ValueError: an input of another number of channels.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool = False,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, affine, bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each sample of `x` by its root mean square."""
+        self.check(x)
+        values = x.to(accumulator(x.dtype))
+        square = values.square().mean(tuple(range(1, x.dim())), keepdim=True)
+        return self.scale_and_shift(values * torch.rsqrt(square + self.eps)).to(x.dtype)
