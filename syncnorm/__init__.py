@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         make_norm,
         norm_names,
     )
-    from syncnorm.surgery import batch_norms, convert, layer_moments, recalibrate, revert
+    from syncnorm.surgery import batch_norms, convert, fold, fold_report, layer_moments, recalibrate, revert
 
 _HOMES = {
     "syncnorm.moments": ["Moments"],
@@ -33,7 +33,7 @@ _HOMES = {
         "make_norm",
         "norm_names",
     ],
-    "syncnorm.surgery": ["batch_norms", "convert", "layer_moments", "recalibrate", "revert"],
+    "syncnorm.surgery": ["batch_norms", "convert", "fold", "fold_report", "layer_moments", "recalibrate", "revert"],
 }
 
 __all__ = [
@@ -46,6 +46,8 @@ __all__ = [
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",
+    "fold",
+    "fold_report",
     "layer_moments",
     "make_norm",
     "norm_names",

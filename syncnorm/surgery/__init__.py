@@ -1,6 +1,8 @@
-"""What you do to a model: find its norms by type, swap them, put them back, measure what they see."""
+"""What you do to a model: find its norms by type, swap them, put them back, fold them, measure what they see."""
 
 from syncnorm.surgery.convert import batch_norms, convert, revert
+from syncnorm.surgery.fold import fold
+from syncnorm.surgery.fold_plan import FoldReport, fold_report
 from syncnorm.surgery.recalibrate import layer_moments, recalibrate
 
-__all__ = ["batch_norms", "convert", "layer_moments", "recalibrate", "revert"]
+__all__ = ["FoldReport", "batch_norms", "convert", "fold", "fold_report", "layer_moments", "recalibrate", "revert"]

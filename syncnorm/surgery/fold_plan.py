@@ -1,0 +1,247 @@
+"""Which batch norms can go into the layer before them: found by tracing the forward, or by order in a Sequential."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from syncnorm.errors import UserError
+from syncnorm.norms import FrozenBatchNorm, GhostBatchNorm, HybridBatchNorm, ReferenceBatchNorm, SyncBatchNorm
+from syncnorm.surgery.convert import batch_norms, converted_layers
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
+# Those that evaluate as torch's batch norm does: by running_mean and running_var, weight and bias.
+_BATCH_NORMS = (
+    _BatchNorm,
+    nn.SyncBatchNorm,
+    SyncBatchNorm,
+    GhostBatchNorm,
+    FrozenBatchNorm,
+    ReferenceBatchNorm,
+    HybridBatchNorm,
+)
+_NOTHING_BEFORE = "what comes right before it is no convolution or linear layer"
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What `fold` does with each batch norm of a model.
+
+    folded: the names of the layers that take the batch norm in, by the batch norm's name.
+    left: why it stays, by the batch norm's name.
+    """
+
+    folded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Say in one sentence what stays and why; an empty string where nothing does."""
+        if not self.left:
+            return ""
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for name, reason in self.left.items():
+            by_reason[reason].append(f"'{name}'")
+        said = "; ".join(
+            f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {reason}"
+            for reason, names in by_reason.items()
+        )
+        total = len(self.left) + len(self.folded)
+        return f"{len(self.left)} of {total} batch norms are not folded and stay as they are ({said})."
+
+
+def fold_report(model: nn.Module) -> FoldReport:
+    """Return what `fold(model)` would do, and leave the model as it is.
+
+    Raises:
+        UserError: a forward that cannot be traced.
+    """
+    if isinstance(model, _BatchNorm):
+        return FoldReport(left={"": _NOTHING_BEFORE})
+    if not batch_norms(model):
+        return FoldReport()
+    with evaluation(model):
+        return _traced_report(model, _trace(model))
+
+
+def sequential_report(model: nn.Module) -> FoldReport:
+    """Return what can be folded going by order alone: neighbours in an `nn.Sequential` that stand nowhere else.
+
+    A forward that reaches into a Sequential makes this wrong: outputs have to be compared.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    before = {
+        second: first
+        for parent in model.modules()
+        if type(parent).forward is nn.Sequential.forward
+        for first, second in pairwise(parent.children())
+    }
+    report = FoldReport()
+    with evaluation(model):
+        for name, layer in batch_norms(model).items():
+            source = before.get(layer)
+            if source is None or not isinstance(source, LINEAR_MAPS):
+                report.left[name] = "no convolution or linear layer comes right before it in an nn.Sequential"
+            elif places[layer] > 1 or places[source] > 1:
+                report.left[name] = "it or the layer before it stands in more than one place"
+            elif problem := _unfit_norm(layer, model) or _unfit_source(source, names[source], model):
+                report.left[name] = problem
+            else:
+                report.folded[name] = (names[source],)
+    return report
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Put `model` into evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+class _Tracer(fx.Tracer):
+    """A tracer that enters neither batch norms nor the layers that could take them in, and notes what is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[str] = []
+        self.read: set[int] = set()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (_BatchNorm, *LINEAR_MAPS)) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.entered.append(self.path_of_module(m))
+        result = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()
+        return result
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if isinstance(attr_val, torch.Tensor):
+            self.read.add(id(attr_val))
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    graph: fx.Graph
+    read: set[int]
+
+
+def _trace(model: nn.Module) -> _Trace:
+    """Trace the forward as it runs with its required arguments alone."""
+    tracer = _Tracer()
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    try:
+        graph = tracer.trace(model, concrete_args=defaults or None)
+    except Exception as error:  # whatever the user's forward does with a symbol
+        where = f"layer '{tracer.entered[-1]}'" if tracer.entered else "its own forward"
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"the model cannot be traced to fold its batch norms: {where} ({_line_of(error)}) says '{said}'; write "
+            "fold(model, example=x) with a batch x to fold neighbours in each nn.Sequential, checked on x."
+        ) from error
+    return _Trace(graph, tracer.read)
+
+
+def _line_of(error: Exception) -> str:
+    """Return the file and line of the last frame of `error` outside of torch."""
+    torchs = str(Path(torch.__file__).parent)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(torchs)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+
+
+def _traced_report(model: nn.Module, trace: _Trace) -> FoldReport:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = {module: name for name, module in model.named_modules()}
+    calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
+    for node in trace.graph.nodes:
+        if node.op == "call_module":
+            calls[modules[node.target]].append(node)
+    report = FoldReport()
+    for name, layer in batch_norms(model).items():
+        sources = [modules.get(_called_before(call)) for call in calls[layer]]
+        problem = _unfit_norm(layer, model) or _read_elsewhere(layer, "its values", trace)
+        if not problem and not calls[layer]:
+            problem = "the forward does not reach it"
+        if not problem and not all(isinstance(source, LINEAR_MAPS) for source in sources):
+            problem = _NOTHING_BEFORE
+        found = [source for source in sources if source is not None]
+        for source in found:
+            problem = problem or _shared(source, names[source], calls[source], trace)
+            problem = problem or _unfit_source(source, names[source], model)
+        if problem:
+            report.left[name] = problem
+        else:
+            report.folded[name] = tuple(names[source] for source in found)
+    return report
+
+
+def _called_before(call: fx.Node) -> str:
+    """Return the name of the module whose output is the one argument of `call`; "?" where it is no module's."""
+    before = call.args[0] if len(call.args) == 1 and not call.kwargs else None
+    return str(before.target) if isinstance(before, fx.Node) and before.op == "call_module" else "?"
+
+
+def _shared(source: nn.Module, name: str, calls: list[fx.Node], trace: _Trace) -> str:
+    if len(calls) > 1:
+        return f"'{name}' is used more than once"
+    if len(calls[0].users) > 1:
+        return f"the output of '{name}' is used elsewhere too"
+    return _read_elsewhere(source, f"the weights of '{name}'", trace)
+
+
+def _read_elsewhere(layer: nn.Module, what: str, trace: _Trace) -> str:
+    read = any(id(tensor) in trace.read for tensor in (*layer.parameters(), *layer.buffers()))
+    return f"{what} are read elsewhere in the forward" if read else ""
+
+
+def _unfit_norm(layer: nn.Module, model: nn.Module) -> str:
+    """Say why `layer` is not to be folded whatever comes before it; an empty string where nothing is."""
+    if layer in converted_layers(model):
+        return "it was put there by convert, so revert the model first"
+    if layer.running_mean is None:
+        return "it keeps no running statistics"
+    if layer.training:
+        return "it stays in training mode when the model is put into evaluation"
+    return _unfit(layer, "it", _BATCH_NORMS)
+
+
+def _unfit_source(source: nn.Module, name: str, model: nn.Module) -> str:
+    """Say why no batch norm is to be folded into `source`; an empty string where nothing is."""
+    if source in converted_layers(model):
+        return f"'{name}' was put there by convert, so revert the model first"
+    return _unfit(source, f"'{name}'", LINEAR_MAPS)
+
+
+def _unfit(layer: nn.Module, called: str, known: tuple[type[nn.Module], ...]) -> str:
+    if all(type(layer).forward is not base.forward for base in known):
+        return f"{called} is a {type(layer).__name__} with a forward of its own"
+    if any(is_lazy(p) for p in layer.parameters()):
+        return f"{called} does not know its channels yet"
+    if any(not isinstance(getattr(layer, key), nn.Parameter | None) for key in ("weight", "bias")):
+        return f"{called} computes its weight or bias from something else (it is parametrised or pruned)"
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return f"{called} has forward hooks"
+    return ""
