@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -196,11 +197,14 @@ def test_a_client_that_raises_is_one_error_reply() -> None:
             raise KeyError("no such file")
         if context.node_id == 3:
             return None  # type: ignore[return-value]
+        if context.node_id == 5:
+            sys.exit(3)
         return echo(message, context)
 
-    replies = CohortGrid(app_of(some_raise), 4).send_and_receive(to([4, 3, 2, 1]))
-    assert nodes_of(replies) == [1, 2, 3, 4]
-    assert [reply.has_error() for reply in replies] == [False, True, True, False]
+    replies = CohortGrid(app_of(some_raise), 5).send_and_receive(to([5, 4, 3, 2, 1]))
+    assert nodes_of(replies) == [1, 2, 3, 4, 5]
+    assert [reply.has_error() for reply in replies] == [False, True, True, False, True]
+    assert "SystemExit: 3" in (replies[4].error.reason or "")
     assert "KeyError: 'no such file' (test_flower_grid.py, line" in (replies[1].error.reason or "")
     assert "returned NoneType, not a Message" in (replies[2].error.reason or "")
     assert replies[1].error.code == 2

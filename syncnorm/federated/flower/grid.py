@@ -188,7 +188,7 @@ class CohortGrid(Grid):
             reply = self.client_app(_delivered(message, read), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
-        except Exception as error:  # the client's alone: the round goes on
+        except (Exception, SystemExit) as error:  # the client's alone: the round goes on
             log.debug("client %d raised", node, exc_info=True)
             return failure(message, sentence(error))
         return self._accept(message, context, reply)
@@ -269,7 +269,7 @@ def _expired(message: Message) -> bool:
     return message.metadata.created_at + message.metadata.ttl < time.time()
 
 
-def sentence(error: Exception) -> str:
+def sentence(error: BaseException) -> str:
     """Return what an exception says, and where it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
