@@ -70,6 +70,11 @@ def _check_numbers(world: Clients) -> None:
             f"participation is {world.participation:g}, which is more participants than clients: it is a fraction of "
             f"the {world.count} clients, above 0 and at most 1."
         )
+    if 1 <= world.batch < world.min_batch:
+        raise UserError(
+            f"batch is {world.batch} and min_batch {world.min_batch}, so no batch could be normalised by itself: "
+            "raise batch, or lower min_batch."
+        )
     for name, value, holds, rule in (
         ("count", world.count, world.count >= 1, "at least 1"),
         ("participation", world.participation, world.participation > 0, "above 0 and at most 1"),
@@ -77,7 +82,7 @@ def _check_numbers(world: Clients) -> None:
         ("local_epochs", world.local_epochs, world.local_epochs >= 1, "at least 1"),
         ("local_steps", world.local_steps, world.local_steps is None or world.local_steps >= 1, "at least 1"),
         ("batch", world.batch, world.batch >= 1, "at least 1"),
-        ("min_batch", world.min_batch, 1 <= world.min_batch <= world.batch, f"from 1 to batch, {world.batch}"),
+        ("min_batch", world.min_batch, world.min_batch >= 1, "at least 1"),
         ("clip", world.clip, world.clip >= 0, "at least 0"),
         ("enough", world.enough, 0 <= world.enough <= 1, "from 0 to 1"),
         ("validation", world.validation, 0 <= world.validation < 1, "from 0 to below 1"),

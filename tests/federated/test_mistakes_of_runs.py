@@ -42,8 +42,12 @@ def sentence_of(run: Run) -> str:
         ({"local_epochs": 0}, "local_epochs is 0: it must be at least 1."),
         ({"local_steps": 0}, "local_steps is 0: it must be at least 1."),
         ({"batch": 0}, "batch is 0: it must be at least 1."),
-        ({"min_batch": 17}, "min_batch is 17: it must be from 1 to batch, 16."),
-        ({"min_batch": 0}, "min_batch is 0: it must be from 1 to batch, 16."),
+        (
+            {"min_batch": 17},
+            "batch is 16 and min_batch 17, so no batch could be normalised by itself: raise batch, or lower "
+            "min_batch.",
+        ),
+        ({"min_batch": 0}, "min_batch is 0: it must be at least 1."),
         ({"clip": -0.1}, "clip is -0.1: it must be at least 0."),
         ({"enough": 1.1}, "enough is 1.1: it must be from 0 to 1."),
         ({"validation": 1.0}, "validation is 1.0: it must be from 0 to below 1."),
