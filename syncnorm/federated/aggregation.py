@@ -34,7 +34,8 @@ def aggregate(
         policy: a name in `POLICIES`, or a row of your own.
 
     Raises:
-        UserError: no state, weights that do not fit, an unknown policy, or a policy the model gives no meaning to.
+        UserError: no state, weights that do not fit, an unknown policy, or a policy the model gives no meaning to;
+            values that are finite apart but not together.
         ValueError: a state that is not fit to be averaged (see `check_update`); it names the client by its place.
     """
     kinds = rules(model, policy)
@@ -45,7 +46,10 @@ def aggregate(
 
 
 def combine(current: State, kinds: Mapping[str, Rule], states: Sequence[State], shares: Tensor) -> dict[str, Tensor]:
-    """Return what `aggregate` does, of states that were checked, with shares that sum to 1; float64 (K,)."""
+    """Return what `aggregate` does, of states that were checked, with shares that sum to 1; float64 (K,).
+
+    Raises `UserError` where the result is not finite.
+    """
     combined = {
         name: _combine([state[name] for state in states], shares, kind) if kind in COMBINED else current[name].clone()
         for name, kind in kinds.items()
@@ -55,6 +59,11 @@ def combine(current: State, kinds: Mapping[str, Rule], states: Sequence[State], 
         mean, var = pool(means, variances, shares)
         combined[mean_name] = mean.to(current[mean_name].dtype)
         combined[var_name] = var.to(current[var_name].dtype)
+    if (first := not_finite(combined)) is not None:  # two finite means may lie too far apart for their variance
+        raise UserError(
+            f"the clients' values are finite, but together '{first}' is too large for {combined[first].dtype}: lower "
+            "the clients' learning rate."
+        )
     return combined
 
 
@@ -84,6 +93,8 @@ def check_update(current: State, state: State, kinds: Mapping[str, Rule], client
         raise ValueError(f"client {client} sent '{strange[0]}', which the global model does not have.")
     for name in sorted(sent):
         value, own = state[name], current[name]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"client {client} sent '{name}' as {type(value).__name__}: it must be a tensor.")
         if value.shape != own.shape or value.dtype != own.dtype:
             raise ValueError(
                 f"client {client} sent '{name}' as {value.dtype} of shape {tuple(value.shape)}: the global model has "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,14 @@ def test_two_clients_far_apart() -> None:
     assert pooled["running_mean"] == 0
 
 
+def test_what_is_finite_apart_must_be_finite_together() -> None:
+    model = nn.BatchNorm1d(2)
+    far = [{**model.state_dict(), "running_mean": torch.tensor([0.0, mean])} for mean in (1e25, -1e25)]
+    with pytest.raises(UserError, match=r"together 'running_var' is too large for torch\.float32"):
+        aggregate(model, far, [1.0, 1.0], "fedavg_pooled")
+    assert aggregate(model, far, [1.0, 1.0], "fedavg")["running_mean"].tolist() == [0.0, 0.0]
+
+
 def test_pooled_statistics_are_those_of_the_union_of_the_samples() -> None:
     parts = [torch.randn(n, 2) * scale + shift for n, scale, shift in ((5, 1, 0), (50, 3, 4), (20, 0.1, -2))]
     model = nn.BatchNorm1d(2)
@@ -128,6 +137,8 @@ def change(state: State, **entries: Any) -> State:
         (lambda s: change(s, stem__1__running_var=-torch.ones(4)), "'stem.1.running_var' with a negative variance"),
         (lambda s: change(s, head__bias=torch.zeros(3)), "'head.bias' as torch.float32 of shape (3,)"),
         (lambda s: change(s, head__bias=torch.zeros(2).double()), "'head.bias' as torch.float64"),
+        (lambda s: change(s, head__bias="zeros"), "client 1 sent 'head.bias' as str: it must be a tensor"),
+        (lambda s: change(s, head__bias=np.zeros(2)), "client 1 sent 'head.bias' as ndarray: it must be a tensor"),
         (lambda s: change(s, more=torch.zeros(2)), "'more', which the global model does not have"),
         (lambda s: {k: v for k, v in s.items() if not k.startswith("head")}, "sent no 'head.bias' (2 entries"),
     ],

@@ -154,6 +154,8 @@ def bad_app(bad: Mapping[int, str]) -> ClientApp:
             model[0].bias.fill_(float(context.node_id))
             if kind == "nan":
                 model[4].weight[0, 0] = torch.nan
+            if kind == "far":
+                model[1].running_mean[0] = 1e200
             if kind == "negative":
                 model[1].running_var[0] = -1
         if kind == "shape":
@@ -219,6 +221,14 @@ def test_the_model_stays_as_it_is_where_too_few_are_left(caplog: pytest.LogCaptu
     all_bad = Keeping(lambda: NormFedAvg(make_model(), enough=0.0, fraction_evaluate=0.0), rounds=1)
     CohortGrid(bad_app(dict.fromkeys(range(1, 6), "nan")), 5).run_app(all_bad)
     assert not all_bad.result.train_metrics_clientapp
+
+
+def test_the_model_stays_as_it_is_where_the_pooled_variance_overflows() -> None:
+    strategy = NormFedAvg(make_model(), fraction_evaluate=0.0)
+    server = Keeping(lambda: strategy, rounds=1)
+    CohortGrid(bad_app({3: "far"}), 5).run_app(server)
+    assert not server.result.train_metrics_clientapp
+    assert "together '1.running_var' is too large" in strategy.left_out[1][0]
 
 
 def test_clients_that_do_not_reply_are_counted() -> None:

@@ -108,7 +108,12 @@ class NormFedAvg(FedAvg):
             return None, None
         states = [from_record(arrays_in(reply.content)) for reply in usable]
         shares = normalised_weights(states, [self._weight(reply) for reply in usable])
-        combined = combine(self._state, self.kinds, states, shares)
+        try:
+            combined = combine(self._state, self.kinds, states, shares)
+        except UserError as error:
+            self._report(server_round, [f"all clients: {error}"])
+            log(WARNING, "round %d: the model stays as it is", server_round)
+            return None, None
         metrics = self.train_metrics_aggr_fn([reply.content for reply in usable], self.weighted_by_key)
         metrics[LEFT_OUT] = self._asked - len(usable)
         return to_record(combined, copy=False), metrics
