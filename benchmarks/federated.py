@@ -66,9 +66,9 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
     task = task_of(federation, rounds + 1)
     samples = max(task.samples(client) for client in range(count))
     print(
-        f"\n1. {count} clients x {samples} digits (8x8), two-layer CNN with batch norm, batch {BATCH}, one epoch of SGD"
+        f"\n1. {count} clients x {samples} digits (8x8), two-layer CNN with batch norm, one epoch of SGD in batches"
     )
-    print(f"   a round, the same first model and batches for all: median of {rounds} rounds")
+    print(f"   of {BATCH} a round, the same first model and batches for all: median of {rounds} rounds")
     with TemporaryDirectory() as folder, ExitStack() as stack:
         path = Path(folder) / "task"
         task.save(path)
@@ -102,9 +102,7 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
 
 def doing_nothing(rounds: int = 5, count: int = 2000, ray: bool = True) -> None:
     """Part 2: print milliseconds a client that sends back what it gets, a tenth of all in a round."""
-    print(
-        f"\n2. Clients that send back what they get, {count // 10} of {count} in a round: median of {rounds} rounds"
-    )
+    print(f"\n2. Clients that send back what they get, {count // 10} of {count} a round: median of {rounds} rounds")
     with ExitStack() as stack:
         engines = {"CohortGrid": "grid"} | ({"Flower, Ray": "ray"} if ray and has("ray") else {})
         contenders = [
