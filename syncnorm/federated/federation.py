@@ -184,8 +184,13 @@ class Federation:
 
     @cached_property
     def shared_names(self) -> list[str]:
-        """The entries that a broadcast holds."""
-        return [name for name, rule in self.kinds.items() if rule not in KEPT]
+        """The entries that a broadcast holds in training."""
+        return [name for name, rule in self.kinds.items() if rule in SENT and rule not in KEPT]
+
+    @cached_property
+    def gathered_names(self) -> list[str]:
+        """The entries that no training uses, and a pass over the clients' data fills."""
+        return [name for name, rule in self.kinds.items() if rule == "gathered"]
 
     @cached_property
     def sent_names(self) -> list[str]:

@@ -122,7 +122,7 @@ class Rounds:
 
     def _to_be_evaluated(self, client: int) -> Broadcast:
         """Return what a client evaluates: of an earlier round, also what it kept then."""
-        now = self._to(client)
+        now = self.server.broadcast(self.next, client, evaluate=True)
         if self._kept is None:
             return now
         built = {name: self.server.state[name] for name in self.federation.kept_names}
@@ -133,7 +133,7 @@ class Rounds:
         """Remember this round if no earlier one did better on the clients' validation samples, on average."""
         trained, clients = self.server.state, self._evaluated()
         self._gather()
-        accuracy = fmean(self.network.validate(clients, self._to, self._fallback()))
+        accuracy = fmean(self.network.validate(clients, self._to_be_evaluated, self._fallback()))
         self._history.setdefault("validation_accuracy", []).append(accuracy)
         if self._best is None or accuracy > self._best["accuracy"]:
             kept, server = self.network.kept(clients), self.server.remember()
@@ -210,7 +210,7 @@ class Rounds:
         if not self.federation.policy.personal:
             return self.server.state
         rule = self.federation.world.global_norm
-        return {**self.server.mean_state(), **self._average_kept("average" if rule == "none" else rule)}
+        return {**self.server.state, **self._average_kept("average" if rule == "none" else rule)}
 
     def _average_kept(self, statistics: Rule) -> dict[str, Tensor]:
         """Return the mean over clients of what they keep of the model, each weighted as in the rounds."""

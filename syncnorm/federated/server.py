@@ -46,9 +46,10 @@ class Server:
         self._first: State = {}
         self._second: State = {}
 
-    def broadcast(self, round_: int, client: int) -> Broadcast:
-        """Return what a client receives in a round."""
-        state = {name: self.state[name] for name in self.federation.shared_names}
+    def broadcast(self, round_: int, client: int, evaluate: bool = False) -> Broadcast:
+        """Return what a client receives in a round; gathered statistics are for evaluation alone."""
+        names = [*self.federation.shared_names, *(self.federation.gathered_names if evaluate else ())]
+        state = {name: self.state[name] for name in names}
         return Broadcast(round_, {**state, **self._personal.get(client, {})}, self.control)
 
     def receive(self, round_: int, replies: Sequence[Reply]) -> Received:
@@ -72,19 +73,11 @@ class Server:
         self._step(combined)
         self._move_control(usable)
         if self.federation.policy.rest == "wasserstein":
-            self._mix(usable)
+            combined |= self._mix(usable)
         # A layer with two names has two entries here, of which a server optimiser moves one.
         self.state = {name: combined[known] for name, known in self.federation.entries.items()}
         loss = sum(share * reply.loss for share, reply in zip(shares.tolist(), usable, strict=True))
         return Received([reply.client for reply in usable], left_out, loss)
-
-    def mean_state(self) -> State:
-        """Return the model's entries; of those averaged for each client anew, the mean over clients."""
-        if not self._personal:
-            return self.state
-        states = [self._personal[client] for client in sorted(self._personal)]
-        means = {name: torch.stack([state[name].double() for state in states]).mean(0) for name in states[0]}
-        return {**self.state, **{name: value.to(self.state[name].dtype) for name, value in means.items()}}
 
     def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
         """Take running statistics that a pass has gathered."""
@@ -160,12 +153,14 @@ class Server:
             for name, value in self.control.items()
         }
 
-    def _mix(self, usable: Sequence[Reply]) -> None:
-        """Average everything but batch norm for each client anew, the nearer clients the more (FedAP)."""
+    def _mix(self, usable: Sequence[Reply]) -> State:
+        """Average everything but batch norm for each client anew, the nearer clients the more (FedAP).
+
+        Returns the mean of all clients' averages: what a client starts from when it is sampled for the first time.
+        """
         federation = self.federation
-        shares = personal_shares(
-            [reply.state for reply in usable], federation.layers, federation.options["own_share"]
-        )
+        own_share = federation.options["own_share"]
+        shares = personal_shares([reply.state for reply in usable], federation.layers, own_share)
         names = [name for name, rule in federation.kinds.items() if rule == "personal"]
         stacked = {name: torch.stack([reply.state[name] for reply in usable]) for name in names}
         for reply, row in zip(usable, shares, strict=True):
@@ -173,6 +168,11 @@ class Server:
                 name: torch.tensordot(row.to(value.device), value.double(), 1).to(value.dtype)
                 for name, value in stacked.items()
             }
+        everybody = [self._personal[client] for client in sorted(self._personal)]
+        return {
+            name: torch.stack([one[name].double() for one in everybody]).mean(0).to(self.state[name].dtype)
+            for name in names
+        }
 
 
 def _check_control(control: State, reply: Reply) -> None:

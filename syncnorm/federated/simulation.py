@@ -6,6 +6,7 @@ print(simulate(Run(world=Clients(count=10, method="fedbn", skew="dirichlet_by_cl
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +22,17 @@ from syncnorm.federated.federation import Federation
 from syncnorm.federated.network import InProcess
 from syncnorm.federated.rounds import Rounds
 
+CHECKED = 1000
+"""Clients whose batches are looked at before a study starts, and those of the first round."""
 IN_MEMORY = 1 << 28
 """Bytes of client states that are held in memory, if every client were sampled."""
 
 
 def simulate(run: Run, checkpoint: Path | None = None, store: Literal["auto", "memory", "disk"] = "auto") -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
+
+    The engine "auto" goes by a short measurement, and may take the one time `cohort` and another time `loop`, whose
+    results differ by rounding: name one for the same bits. The result's environment says which it was.
 
     `checkpoint` is a folder that the run carries on from if it was killed, to the bit-identical end, and leaves its
     state in every half minute. `store` says where clients' states are kept between rounds.
@@ -50,14 +56,23 @@ def simulate(run: Run, checkpoint: Path | None = None, store: Literal["auto", "m
         if kept:
             kept.save_if_due()
     before = kept.seconds_before if kept else 0.0
-    return rounds.result(before + time.perf_counter() - started)
+    result = rounds.result(before + time.perf_counter() - started)
+    return replace(result, environment={**result.environment, "engine": engine.name})
 
 
 def check(run: Run) -> None:
     """Raise the `UserError` that `run` would end with, without training it; its data stay loaded until `forget`."""
     federation = Federation(run, torch.device("cpu"))
-    for client in federation.cohort(0):
+    for client in {*federation.cohort(0), *federation.trainees[:CHECKED]}:
         federation.plan(client, 0)
+    images, classes = federation.population.x[:2], federation.population.classes
+    with torch.no_grad():
+        logits = federation.model_with({}).eval()(images)
+    if logits.shape != (len(images), classes):
+        raise UserError(
+            f"model '{run.model}' returned {tuple(logits.shape)} for {len(images)} images: it must return one logit "
+            f"for each of {classes} classes, ({len(images)}, {classes})."
+        )
 
 
 def forget() -> None:
