@@ -33,7 +33,7 @@ CORNERS = ("accuracy", "client_accuracy_worst", "reestimated_accuracy", "reestim
 FIGURES = (
     Columns(
         line=LINE,
-        metrics=(*CORNERS, "never_sampled", "staleness"),
+        metrics=CORNERS,
         panel="participation",
         title="Mean and worst client, as trained and with re-estimated statistics",
     ),
@@ -50,6 +50,12 @@ FIGURES = (
         title="Accuracy at the worst client, with re-estimated statistics",
     ),
     Curve(x="participation", line=LINE, title="Accuracy, mean over clients"),
+    Columns(
+        line="participation",
+        metrics=("never_sampled", "staleness"),
+        where={"method": "fedavg"},
+        title="Clients that no round sampled, and rounds since the others were",
+    ),
 )
 
 STUDY = Study(

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syncnorm.moments import Moments
     from syncnorm.norms import (
+        DomainBatchNorm,
         FrozenBatchNorm,
         GhostBatchNorm,
         HybridBatchNorm,
         ReferenceBatchNorm,
         SyncBatchNorm,
         adaptive_gradient_clip,
+        domain,
+        keep_domain,
         make_norm,
         norm_names,
     )
@@ -24,12 +27,15 @@ if TYPE_CHECKING:
 _HOMES = {
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
+        "DomainBatchNorm",
         "FrozenBatchNorm",
         "GhostBatchNorm",
         "HybridBatchNorm",
         "ReferenceBatchNorm",
         "SyncBatchNorm",
         "adaptive_gradient_clip",
+        "domain",
+        "keep_domain",
         "make_norm",
         "norm_names",
     ],
@@ -37,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "DomainBatchNorm",
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "HybridBatchNorm",
@@ -46,8 +53,10 @@ __all__ = [
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",
+    "domain",
     "fold",
     "fold_report",
+    "keep_domain",
     "layer_moments",
     "make_norm",
     "norm_names",

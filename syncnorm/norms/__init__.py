@@ -1,6 +1,8 @@
 """Layers: what a layer does with moments."""
 
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.domain_batch_norm import DomainBatchNorm
+from syncnorm.norms.domain_context import domain, keep_domain
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
 from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
@@ -19,6 +21,7 @@ from syncnorm.norms.weight_standardization import (
 )
 
 __all__ = [
+    "DomainBatchNorm",
     "BatchRenorm",
     "EvoNormB0",
     "EvoNormS0",
@@ -36,6 +39,8 @@ __all__ = [
     "ScaledWSConv3d",
     "SyncBatchNorm",
     "adaptive_gradient_clip",
+    "domain",
+    "keep_domain",
     "make_norm",
     "norm_names",
     "norm_options",

@@ -8,6 +8,7 @@ from torch import nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.domain_batch_norm import DomainBatchNorm
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
 from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
@@ -25,6 +26,7 @@ _NORMS: dict[str, type[nn.Module]] = {
     "frozen_bn": FrozenBatchNorm,
     "reference_bn": ReferenceBatchNorm,
     "hybrid_bn": HybridBatchNorm,
+    "domain_bn": DomainBatchNorm,
     "brn": BatchRenorm,
     "evonorm_b0": EvoNormB0,
     "gn": GroupNorm,

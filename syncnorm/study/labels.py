@@ -31,7 +31,7 @@ WORDS = {
     "small_batch": "small batches",
     "min_batch": "smallest normalised batch",
     "clip": "gradient clipping",
-    "unsampled": "clients never sampled",
+    "unsampled": "unsampled clients",
 }
 UNITS = {"skew": "%", "size": "pixels", "participation": "%"}
 PERCENT = {"participation"}

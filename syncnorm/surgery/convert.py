@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
-from syncnorm.norms import make_norm, norm_options
+from syncnorm.norms import DomainBatchNorm, make_norm, norm_options
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised, standardised
 
 _ORIGIN = "_syncnorm_origin"
@@ -76,17 +76,31 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     return convert_layers(model, layers, name, options)
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
     """Give every converted layer of `model` back the class it came from, in place, and return the model.
 
     The layer gets the parameters as they are now, trained or not, and the running statistics if the norm in between
     kept any; else those it had, in the device and type that the model has by now. `convert` and `revert` together
     leave a model's outputs exactly as they were.
 
+    Of a layer with statistics for each domain the layer gets those of `domain`, or without one those of all domains
+    pooled (`DomainBatchNorm.pooled`).
+
     Raises:
-        UserError: a converted layer whose weight or bias has been parametrised or pruned since.
+        UserError: a converted layer whose weight or bias has been parametrised or pruned since; a `domain` that is
+            unknown, or given where no layer tells domains apart.
     """
-    return revert_layers(model, converted_layers(model))
+    layers = converted_layers(model)
+    by_domain = [layer for layer in layers if isinstance(layer, DomainBatchNorm)]
+    if domain is not None:
+        known = min((layer.domains for layer in by_domain), default=0)
+        if not 0 <= domain < known:
+            has = f"its layers know the ids 0 to {known - 1}" if known else "none of its layers tells domains apart"
+            raise UserError(f"the model cannot be reverted to domain {domain}: {has}.")
+    model = revert_layers(model, layers)
+    for layer in by_domain:
+        layer.hand_to(getattr(layer, _ORIGIN).layer, domain)
+    return model
 
 
 def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
@@ -201,6 +215,10 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
     for key in _STATISTICS:
         if getattr(source, key, None) is not None and getattr(target, key, None) is not None:
             setattr(target, key, getattr(source, key))
+    if isinstance(source, DomainBatchNorm):
+        source.hand_to(target)
+    if isinstance(target, DomainBatchNorm):
+        target.start_from(source)
     start: Callable[[], None] | None = getattr(target, "_start_ranks", None)
     if start is not None:
         start()
