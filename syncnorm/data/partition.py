@@ -7,6 +7,7 @@ a client got too few samples.
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,8 +103,10 @@ def deal(labels: Tensor, method: str, clients: int, seed: int, **options: Any) -
             raise UserError(f"the {method} partition takes no options: leave out '{option}'.")
         if option not in defaults:
             raise unknown(f"option of the {method} partition", option, defaults)
-    if clients < 1:
-        raise UserError(f"the number of clients is {clients}: it must be at least 1.")
+        _check_kind(option, options[option], signature(METHODS[method]).parameters[option].annotation)
+    if isinstance(clients, bool) or not isinstance(clients, Integral) or clients < 1:
+        raise UserError(f"the number of clients is {clients!r}: it must be a whole number from 1.")
+    labels = torch.as_tensor(labels)  # a list or an array does as well
     if clients > len(labels):
         raise UserError(
             f"{len(labels)} training samples cannot be dealt to {clients} clients or ranks: use at most "
@@ -126,6 +129,14 @@ def default_options(method: str) -> dict[str, Any]:
         raise unknown("partition method", method, METHODS)
     parameters = signature(METHODS[method]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is Parameter.KEYWORD_ONLY}
+
+
+def _check_kind(option: str, value: Any, kind: type) -> None:
+    """Raise `UserError` for an option's value that is of another kind than its annotation; True is no number."""
+    fitting: Any = {int: Integral, float: Real}.get(kind, kind)
+    if not isinstance(value, fitting) or isinstance(value, bool) != (kind is bool):
+        written = {bool: "True or False", int: "a whole number", float: "a number"}[kind]
+        raise UserError(f"{option} is {value!r}: it must be {written}.")
 
 
 def _too_small(method: str, options: dict[str, Any], last: TooSmall) -> UserError:

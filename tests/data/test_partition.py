@@ -79,7 +79,13 @@ def test_label_histogram_counts_classes_that_nobody_holds():
         (("sorted", 4, 0), {"percent": 101}, ["101", "between 0 and 100"]),
         (("sorted", 4, 0), {"percent": float("nan")}, ["nan", "between 0 and 100"]),
         (("iid", 1001, 0), {}, ["1000", "1001"]),
-        (("iid", 0, 0), {}, ["0", "at least 1"]),
+        (("iid", 0, 0), {}, ["0", "whole number from 1"]),
+        (("iid", 2.5, 0), {}, ["2.5", "whole number from 1"]),
+        (("sorted", 4, 0), {"percent": "half"}, ["percent is 'half'", "a number"]),
+        (("pathological", 4, 0), {"classes_per_client": 2.5}, ["classes_per_client is 2.5", "a whole number"]),
+        (("shards", 4, 0), {"shards_per_client": "2"}, ["shards_per_client is '2'", "a whole number"]),
+        (("quantity", 4, 0), {"min_size": True}, ["min_size is True", "a whole number"]),
+        (("dirichlet_by_class", 4, 0), {"balance": "yes"}, ["balance is 'yes'", "True or False"]),
     ],
 )
 def test_mistakes_say_what_to_write_instead(arguments, options, words):
@@ -91,3 +97,10 @@ def test_mistakes_say_what_to_write_instead(arguments, options, words):
 def test_all_methods_are_reached_by_name():
     assert set(METHODS) >= {"iid", "sorted"}
     assert all(len(partition(BALANCED, method, 5, seed=0)) == 5 for method in METHODS)
+
+
+def test_labels_and_options_may_be_those_of_numpy() -> None:
+    expected = partition(BALANCED, "shards", 4, 0, shards_per_client=2)
+    for labels in (BALANCED.numpy(), BALANCED.tolist()):
+        found = partition(labels, "shards", np.int64(4), 0, shards_per_client=np.int64(2))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
