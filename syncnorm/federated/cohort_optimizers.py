@@ -54,7 +54,7 @@ class StackedOptimizer:
                 direction.add_(parameter, alpha=decay)
             put(self._momentum[name], rows, direction)
         else:
-            direction = gradient.add(parameter, alpha=decay)
+            direction = gradient.add(parameter, alpha=decay) if decay else gradient
         parameter.add_(direction, alpha=-self._optim.lr)
 
 

@@ -21,8 +21,8 @@ from syncnorm.norms.weight_standardization import (
 )
 
 __all__ = [
-    "DomainBatchNorm",
     "BatchRenorm",
+    "DomainBatchNorm",
     "EvoNormB0",
     "EvoNormS0",
     "FilterResponseNorm",

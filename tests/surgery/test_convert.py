@@ -1,5 +1,6 @@
 import copy
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,11 +9,11 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization
 
-from syncnorm import SyncBatchNorm, batch_norms, convert, norm_names, revert
+from syncnorm import SyncBatchNorm, batch_norms, convert, domain, norm_names, revert
 from syncnorm.errors import UserError
 from syncnorm.norms import ScaledWSConv2d, scaled_weight_standardization
 
-OPTIONS: dict[str, dict[str, Any]] = {"ghost_bn": {"virtual_ranks": 2}}
+OPTIONS: dict[str, dict[str, Any]] = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 2}}
 
 
 class MyNorm(nn.BatchNorm2d):
@@ -53,6 +54,12 @@ SPATIAL_ONLY = {"in", "frn", "evonorm_b0"}
 BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "brn")
 
 
+@pytest.fixture(autouse=True)
+def _in_a_domain() -> Iterator[None]:
+    with domain(1):
+        yield
+
+
 @pytest.mark.parametrize("name", norm_names())
 def test_there_and_back_gives_the_very_outputs(trained: Net, name: str) -> None:
     before = trained(X)
@@ -66,6 +73,9 @@ def test_there_and_back_gives_the_very_outputs(trained: Net, name: str) -> None:
         added = {"stem.1.mix", "shared.mix", "blocks.a.mix", "blocks.b.1.mix", "head.1.mix"}
         assert converted.state_dict().keys() - state.keys() == (added if name == "hybrid_bn" else set())
         assert converted.state_dict().keys() >= state.keys()
+    elif name == "domain_bn":  # not one running_mean, but each domain starts with what there was
+        torch.testing.assert_close(converted(X), before, rtol=1e-12, atol=1e-12)
+        assert not batch_norms(converted)
     elif name not in SPATIAL_ONLY:
         assert not torch.allclose(converted(X), before)
         assert not batch_norms(converted)
