@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from syncnorm.errors import UserError
 from syncnorm.federated.client import Own, finish, measure, start, start_state
 from syncnorm.federated.client_states import ClientStates
 from syncnorm.federated.engine import Engine
@@ -41,16 +42,22 @@ class InProcess:
         self.federation, self.states, self.engine = federation, states, engine
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
-        """Let clients train on what they receive; a client without a batch is missing."""
+        """Let clients train on what they receive; one without a batch is missing, one that raises is an error."""
         federation = self.federation
-        started = [start(federation, client, to(client), self.states.get(client)) for client in clients]
+        started, replies = [], []
+        for client in clients:
+            try:
+                started.append(start(federation, client, to(client), self.states.get(client)))
+            except UserError:
+                raise
+            except Exception as error:  # of the user's model, in a pass over this client's data
+                replies.append(Reply(client, {}, error=f"{type(error).__name__}: {error}"))
         started = [one for one in started if one.task.batches]
         if not started:
-            return []
+            return replies
         pool = federation.population
         local = federation.local(started[0].received.round)
         updates = self.engine.train(local, pool.x, pool.y, [one.task for one in started])
-        replies = []
         for one, update in zip(started, updates, strict=True):
             reply, own = finish(federation, one, update)
             replies.append(reply)

@@ -193,6 +193,21 @@ def test_a_client_whose_data_break_the_model_fails_alone(
     assert why.startswith(expected)
 
 
+def test_a_client_that_raises_before_it_trains_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under hbn a pass over a client's data comes before its training."""
+    module = ModuleType("a_fragile_package")
+    module.net = Fragile  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "a_fragile_package", module)
+    run = replace(small_run(model="a_fragile_package:net", method="hbn"), model_options={"strict": True})
+    rounds = start(run)
+    population = rounds.federation.population
+    broken = population.x.clone()
+    broken[population.train(1)[7]] = torch.nan
+    rounds.federation.population = replace(population, x=broken)
+    rounds.play()
+    assert rounds._left_out == {"round 1, client 1": "RuntimeError: this image is broken"}
+
+
 def test_a_client_without_a_batch_is_idle_and_no_fault() -> None:
     """Sizes by Dirichlet: one client has a single sample, which no batch of two can be made of."""
     rounds = play(small_run(count=4, seed=3, skew="quantity", rounds=2))
