@@ -1,0 +1,252 @@
+"""Batch norm with statistics for each domain, told apart sample by sample.
+
+model = syncnorm.convert(model, "domain_bn", domains=3)
+with syncnorm.domain(ids):
+    logits = model(x)
+model = syncnorm.revert(model, domain=1)        # one domain's statistics; without `domain`, those of all pooled
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.domain_context import current_domain
+from syncnorm.norms.recomputation import recomputing
+
+
+class DomainBatchNorm(nn.Module):
+    """Batch norm in which samples share statistics with those of their own domain alone.
+
+    For a sample of domain d, with the samples of d in the batch for training and the running statistics of d for
+    evaluation,
+
+        y = (x - mean_d) / sqrt(var_d + eps) * weight + bias
+
+    Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics follow as
+    in PyTorch's layer, `momentum` being the weight of the new ones, the variance unbiased; a domain that a batch
+    lacks stays as it is. (Those of a batch of one domain are exactly PyTorch's.)
+
+    This is no `_BatchNorm`: it has no one running_mean. What reads that (recalibrate, fold, federated policies)
+    passes it by.
+
+    Shapes: domain_mean and domain_var (D, C), domain_count (D,) values seen in training, domain_batches (D,).
+
+    Sources: DSBN (Chang et al., arXiv 1906.03950), with domain_affine=True and one domain a batch.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        domains: D; ids are 0 to D - 1.
+        eps: added to the variance.
+        momentum: weight of the newest statistics in the running ones; None averages all batches equally.
+        affine: learn weight and bias.
+        domain_affine: learn them for each domain, domain_weight and domain_bias (D, C), in place of (C,) for all.
+        fallback: what evaluation does outside of `syncnorm.domain`: "error", or "pooled": normalise by
+            `pooled()` and the mean of the domains' weights and biases.
+
+    Raises:
+        ValueError: an unknown domain, no domain (in training always), one value per channel of a domain in training.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    domain_weight: nn.Parameter | None
+    domain_bias: nn.Parameter | None
+    domain_mean: Tensor
+    domain_var: Tensor
+    domain_count: Tensor
+    domain_batches: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        domains: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        domain_affine: bool = False,
+        fallback: Literal["error", "pooled"] = "error",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if domains < 1:
+            raise ValueError(f"domains is {domains}: it must be at least 1.")
+        if fallback not in ("error", "pooled"):
+            raise ValueError(f"fallback is {fallback!r}: write 'error' or 'pooled'.")
+        self.num_features, self.domains, self.eps, self.momentum = num_features, domains, eps, momentum
+        self.affine, self.domain_affine, self.fallback = affine, domain_affine, fallback
+        by_domain = (domains, num_features)
+        shared, own = affine and not domain_affine, affine and domain_affine
+        for name, shape, wanted in (
+            ("weight", by_domain[1:], shared),
+            ("bias", by_domain[1:], shared),
+            ("domain_weight", by_domain, own),
+            ("domain_bias", by_domain, own),
+        ):
+            start = torch.ones if name.endswith("weight") else torch.zeros
+            value = nn.Parameter(start(shape, device=device, dtype=dtype)) if wanted else None
+            self.register_parameter(name, value)
+        self.register_buffer("domain_mean", torch.zeros(by_domain, device=device, dtype=dtype))
+        self.register_buffer("domain_var", torch.ones(by_domain, device=device, dtype=dtype))
+        for name in ("domain_count", "domain_batches"):
+            self.register_buffer(name, torch.zeros(domains, device=device, dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...), each sample as its domain has it."""
+        self._check_shape(x)
+        ids = self._ids(x)
+        if ids is None:
+            pooled = self.pooled()
+            mean, var = pooled.mean.expand(len(x), -1), pooled.var().expand(len(x), -1)
+        elif self.training:
+            batch = moments_by_domain(x, ids, self.domains)
+            self._check_counts(x, batch.count)
+            share = batch.count.clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
+            mean, var = batch.mean[ids], (batch.m2 / share)[ids]
+            if not recomputing():
+                self._follow(batch)
+        else:
+            mean, var = self.domain_mean[ids], self.domain_var[ids]
+        return self._standardise(x, mean, var, ids)
+
+    def pooled(self) -> Moments:
+        """Return the moments of all domains together: each counts as often as training has seen values of it.
+
+        Every domain counts as one where none has been seen. `var()` of the result is the mean of the domains'
+        running variances plus the variance of their means.
+        """
+        count = torch.where(self.domain_count.sum() > 0, self.domain_count, 1).double()
+        mean = self.domain_mean.to(accumulator(self.domain_mean.dtype))
+        return Moments(count, mean, self.domain_var.to(mean.dtype) * count.unsqueeze(1).to(mean.dtype)).pooled()
+
+    @torch.no_grad()
+    def start_from(self, norm: Any) -> None:
+        """Let every domain start with the statistics of the batch norm `norm`, and its weights if it has its own."""
+        for own, theirs in (
+            (self.domain_mean, norm.running_mean),
+            (self.domain_var, norm.running_var),
+            (self.domain_weight, norm.weight),
+            (self.domain_bias, norm.bias),
+        ):
+            if own is not None and theirs is not None:
+                own.copy_(theirs.expand_as(own))
+
+    @torch.no_grad()
+    def hand_to(self, norm: Any, domain: int | None = None) -> None:
+        """Give the batch norm `norm` the statistics of `domain`, and its weights where each has its own.
+
+        None stands for all: `pooled()`, unless nothing was seen, and the mean of the domains' weights.
+        """
+        if domain is not None and not 0 <= domain < self.domains:
+            raise ValueError(self._unknown(domain))
+        pairs: list[tuple[Tensor | None, Tensor]] = []
+        if domain is not None:
+            pairs += [(norm.running_mean, self.domain_mean[domain]), (norm.running_var, self.domain_var[domain])]
+        elif self.domain_count.sum() > 0:
+            pairs += [(norm.running_mean, self.pooled().mean), (norm.running_var, self.pooled().var())]
+        for theirs, own in ((norm.weight, self.domain_weight), (norm.bias, self.domain_bias)):
+            if own is not None:
+                pairs.append((theirs, own.mean(0) if domain is None else own[domain]))
+        for theirs, value in pairs:
+            if theirs is not None:
+                theirs.copy_(value)
+
+    def extra_repr(self) -> str:
+        """Show what the layer was made with."""
+        return (
+            f"{self.num_features}, domains={self.domains}, eps={self.eps}, momentum={self.momentum}, "
+            f"affine={self.affine}, domain_affine={self.domain_affine}, fallback={self.fallback!r}"
+        )
+
+    def _standardise(self, x: Tensor, mean: Tensor, var: Tensor, ids: Tensor | None) -> Tensor:
+        """Return x normalised by each sample's mean and variance, (N, C)."""
+        statistics = accumulator(x.dtype)
+        positions = (..., *[None] * (x.dim() - 2))
+        y = (x.to(statistics) - mean.to(statistics)[positions]) * torch.rsqrt(var.to(statistics) + self.eps)[
+            positions
+        ]
+        for shared, own, apply in (
+            (self.weight, self.domain_weight, torch.mul),
+            (self.bias, self.domain_bias, torch.add),
+        ):
+            if shared is not None:
+                y = apply(y, shared.to(statistics).expand(1, -1)[positions])
+            elif own is not None:
+                y = apply(y, (own.mean(0, keepdim=True) if ids is None else own[ids]).to(statistics)[positions])
+        return y.to(x.dtype)
+
+    def _ids(self, x: Tensor) -> Tensor | None:
+        """Return the domain of each sample, (N,); None where evaluation is to go by the pooled statistics."""
+        current = current_domain()
+        if current is not None:
+            if current.largest >= self.domains:
+                raise ValueError(self._unknown(current.largest))
+            return current.of(x)
+        if not self.training and self.fallback == "pooled":
+            return None
+        again = "checkpoint with context_fn=syncnorm.keep_domain" if recomputing() else "call the model inside of it"
+        raise ValueError(
+            f"DomainBatchNorm({self.num_features}) does not know the samples' domains: `with syncnorm.domain(ids):` "
+            f"tells them, so {again}" + ("." if self.training else ", or build the layer with fallback='pooled'.")
+        )
+
+    def _unknown(self, domain: int) -> str:
+        return (
+            f"domain {domain} is unknown: DomainBatchNorm({self.num_features}) has {self.domains} domains, and knows "
+            f"the ids {', '.join(map(str, range(self.domains)))}."
+        )
+
+    def _check_shape(self, x: Tensor) -> None:
+        if not 2 <= x.dim() <= 5 or x.shape[1] != self.num_features:
+            raise ValueError(
+                f"DomainBatchNorm({self.num_features}) got an input of shape {tuple(x.shape)}: it needs (N, "
+                f"{self.num_features}) and up to three more dimensions."
+            )
+
+    def _check_counts(self, x: Tensor, counts: Tensor) -> None:
+        # Only where a sample has one value a channel: reading counts back stalls a device.
+        if x.numel() == len(x) * self.num_features and (counts == 1).any():
+            alone = int((counts == 1).int().argmax())
+            raise ValueError(
+                f"DomainBatchNorm({self.num_features}) got one value per channel of domain {alone} (input "
+                f"{tuple(x.shape)}): a variance needs two. Give it more samples, or call .eval()."
+            )
+
+    @torch.no_grad()
+    def _follow(self, batch: Moments) -> None:
+        """Let the running statistics of the domains in the batch follow."""
+        seen = batch.count > 0
+        self.domain_batches.add_(seen)
+        self.domain_count.add_(batch.count.long())
+        newest = (
+            1.0 / self.domain_batches.double().clamp(min=1).unsqueeze(1) if self.momentum is None else self.momentum
+        )
+        unbiased = batch.m2 / (batch.count - 1).clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
+        for running, new in ((self.domain_mean, batch.mean), (self.domain_var, unbiased)):
+            running.copy_(torch.where(seen.unsqueeze(1), running + newest * (new - running), running))
+
+
+def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
+    """Return the moments of x (N, C, ...) for each domain, stacked: count (D,), mean (D, C), m2 (D, C).
+
+    `ids` (N,) are from 0 to D - 1. Sums over samples are float64, for they are matrix products.
+    """
+    x = x.to(accumulator(x.dtype)).flatten(2) if x.dim() > 2 else x.to(accumulator(x.dtype)).unsqueeze(2)
+    member = F.one_hot(ids, domains).T.double()
+    count = member.sum(1) * x.shape[2]
+    of_count = 1.0 / count.clamp(min=1).unsqueeze(1)
+
+    def total(values: Tensor) -> Tensor:
+        return member @ values.sum(2).double()
+
+    rough = (total(x) * of_count).to(x.dtype)
+    deviation = x - rough[ids].unsqueeze(2)
+    residue = total(deviation) * of_count
+    m2 = total(deviation.square()) - count.unsqueeze(1) * residue.square()
+    return Moments(count, rough + residue.to(x.dtype), m2.to(x.dtype))
