@@ -13,6 +13,7 @@ from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
+from syncnorm.norms.weight_side import WeightStandardization
 from syncnorm.norms.weight_standardization import (
     ScaledWSConv1d,
     ScaledWSConv2d,
@@ -38,6 +39,7 @@ __all__ = [
     "ScaledWSConv2d",
     "ScaledWSConv3d",
     "SyncBatchNorm",
+    "WeightStandardization",
     "adaptive_gradient_clip",
     "domain",
     "keep_domain",

@@ -17,9 +17,10 @@ from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
+from syncnorm.norms.weight_side import BesideSpectralNorm, norm_beside_ws
 
 _BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_NORMS: dict[str, type[nn.Module]] = {
+_NORMS: dict[str, Callable[..., nn.Module]] = {
     "bn": nn.BatchNorm2d,
     "sync_bn": SyncBatchNorm,
     "ghost_bn": GhostBatchNorm,
@@ -35,7 +36,11 @@ _NORMS: dict[str, type[nn.Module]] = {
     "rms": RMSNorm,
     "frn": FilterResponseNorm,
     "evonorm_s0": EvoNormS0,
-    "scaled_ws": nn.Identity,  # the norm sits in the convolutions' weights, where only `convert` can put it
+    # These sit in the weights of convolutions, where only `convert` can put them; here is what they leave beside.
+    "scaled_ws": nn.Identity,
+    "ws": norm_beside_ws,
+    "weight_norm": nn.Identity,
+    "spectral_norm": BesideSpectralNorm,
     "none": nn.Identity,
 }
 
@@ -57,8 +62,8 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     """Build the norm layer `name` for C = `num_features` channels.
 
     `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
-    "scaled_ws" builds an Identity, which is its part beside the standardised convolutions (`ScaledWSConv2d` and its
-    kin): write a model with these, or let `syncnorm.convert` replace those of an existing one.
+    "scaled_ws", "ws", "weight_norm" and "spectral_norm" build what stands beside a convolution with such weights, an
+    Identity or (for "ws") a group norm: let `syncnorm.convert` do this to a model's convolutions, or write them so.
     An unknown name or option, a missing option, or a number the layer cannot serve raises `UserError`.
     """
     layer = _class_of(name)
@@ -80,7 +85,7 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
         raise UserError(f"norm '{name}' for {num_features} channels with {given}: {error}") from error
 
 
-def _class_of(name: str) -> type[nn.Module]:
+def _class_of(name: str) -> Callable[..., nn.Module]:
     if name not in _NORMS:
         raise unknown("norm", name, _NORMS)
     return _NORMS[name]

@@ -75,12 +75,17 @@ def can_be_standardised(module: nn.Module) -> bool:
 
 def standardised(convolution: nn.Module) -> nn.Module:
     """Build `convolution` with its weight standardised; the weight and the bias are the very same parameters."""
-    kinds = zip(CONVOLUTIONS, (ScaledWSConv1d, ScaledWSConv2d, ScaledWSConv3d), strict=True)
-    kind: Any = next(own for plain, own in kinds if isinstance(convolution, plain))
+    new: Any = convolution_like(convolution, (ScaledWSConv1d, ScaledWSConv2d, ScaledWSConv3d))
+    new.gain = nn.Parameter(torch.ones(new.out_channels, device=new.weight.device, dtype=new.weight.dtype))
+    return new  # type: ignore[no-any-return]
+
+
+def convolution_like(convolution: nn.Module, kinds: tuple[type[nn.Module], ...] = CONVOLUTIONS) -> nn.Module:
+    """Build a convolution of one of `kinds` (by dimensions) that shares the geometry and parameters of another."""
+    kind: Any = next(own for plain, own in zip(CONVOLUTIONS, kinds, strict=True) if isinstance(convolution, plain))
     c: Any = convolution
     geometry = (c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups)
     # On "meta" weights of its own are neither stored nor drawn.
     new: nn.Module = kind(*geometry, bias=c.bias is not None, padding_mode=c.padding_mode, device="meta")
     new.weight, new.bias = c.weight, c.bias
-    new.gain = nn.Parameter(torch.ones(c.out_channels, device=c.weight.device, dtype=c.weight.dtype))
     return new.train(c.training)

@@ -18,7 +18,8 @@ from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
 from syncnorm.norms import DomainBatchNorm, make_norm, norm_options
-from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised, standardised
+from syncnorm.norms.weight_side import WEIGHT_SIDE, normalise_weight, raw_parameter
+from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
 
 _ORIGIN = "_syncnorm_origin"
 _AFFINE = ("weight", "bias")
@@ -58,21 +59,22 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     from what they were at first. Hooks stay with the layer replaced. (`model` itself is replaced where it is a
     batch norm: use what is returned.)
 
-    "scaled_ws" takes the batch norms out, and replaces every convolution (but transposed ones, and those with one
-    weight a unit) by one that standardises its weight, with a new `gain`. Any other norm, and `revert`, take that
-    out again: the weight that stays is the raw one, as trained, and the gain is dropped.
+    "scaled_ws", "weight_norm" and "spectral_norm" take the batch norms out, "ws" replaces them by group norm, and
+    each replaces every convolution (but transposed ones, and those with one weight a unit) by one that normalises its
+    weight. Any other norm, and `revert`, take that out again: the weight that stays is the raw one, as trained, and
+    what the norm learnt beside it (a gain) is dropped.
 
     Raises:
-        UserError: an unknown norm or option, a number of channels that the norm cannot serve, or "scaled_ws" for a
-            model without convolutions; the model is untouched. A lazy layer whose channels are not known yet, or one
-            whose weight or bias is parametrised or pruned.
+        UserError: an unknown norm or option, a number of channels that the norm cannot serve, or a norm of weights
+            for a model without convolutions; the model is untouched. A lazy layer whose channels are not known yet,
+            or one whose weight or bias is parametrised or pruned.
 
     Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out.
     """
     norm_options(name)
     layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
-    if name == "scaled_ws":
-        layers |= _convolutions(model)
+    if name in WEIGHT_SIDE:
+        layers |= _convolutions(model, name)
     return convert_layers(model, layers, name, options)
 
 
@@ -127,13 +129,13 @@ def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
     return _replace(model, {layer: _original(layer, model) for layer in layers})
 
 
-def _convolutions(model: nn.Module) -> dict[nn.Module, str]:
-    """Return the convolutions of `model` whose weights are still to be standardised, with their names."""
+def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
+    """Return the convolutions of `model` whose weights the norm `name` is to normalise, with their names."""
     if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
         raise UserError(
-            "norm 'scaled_ws' standardises the weights of convolutions, and the model has none: choose another norm."
+            f"norm '{name}' normalises the weights of convolutions, and the model has none: choose another norm."
         )
-    return {module: name for name, module in model.named_modules() if can_be_standardised(module)}
+    return {module: where for where, module in model.named_modules() if can_be_standardised(module)}
 
 
 def _original(module: nn.Module, model: nn.Module) -> nn.Module:
@@ -173,7 +175,7 @@ def _check(where: str, module: nn.Module) -> None:
 
 def _check_parameters(where: str, module: nn.Module) -> None:
     for key in _AFFINE:
-        if not isinstance(getattr(module, key, None), nn.Parameter | None):
+        if not isinstance(raw_parameter(module, key), nn.Parameter | None):
             raise UserError(
                 f"layer '{where}' computes its {key} from something else (it is parametrised or pruned): make that "
                 "permanent first, with remove_parametrizations or prune.remove."
@@ -183,9 +185,9 @@ def _check_parameters(where: str, module: nn.Module) -> None:
 def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
     """Build what the norm `name` puts in place of `layer`, with its parameters and statistics."""
     if isinstance(layer, CONVOLUTIONS):
-        if name != "scaled_ws":
+        if name not in WEIGHT_SIDE:
             return layer
-        convolution = standardised(layer)
+        convolution = normalise_weight(layer, name, options)
         setattr(convolution, _ORIGIN, _Origin(layer))
         return convolution
     carried = {key: getattr(layer, key) for key in _CARRIED}
@@ -210,8 +212,8 @@ def _spatial_dimensions(layer: nn.Module) -> int:
 def _hand_over(source: nn.Module, target: nn.Module) -> None:
     """Give `target` the parameters, statistics and mode of `source`, wherever both have them."""
     for key in _AFFINE:
-        if getattr(source, key, None) is not None and getattr(target, key, None) is not None:
-            setattr(target, key, getattr(source, key))
+        if (parameter := raw_parameter(source, key)) is not None and getattr(target, key, None) is not None:
+            setattr(target, key, parameter)
     for key in _STATISTICS:
         if getattr(source, key, None) is not None and getattr(target, key, None) is not None:
             setattr(target, key, getattr(source, key))

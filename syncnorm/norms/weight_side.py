@@ -1,0 +1,121 @@
+"""Norms that sit in the weights of convolutions: what each does to one, and the layer that it leaves beside it.
+
+model = syncnorm.convert(model, "ws", groups=8)             # standardised weights, group norm in place of batch norm
+model = syncnorm.convert(model, "weight_norm")              # or "spectral_norm"; batch norm is taken out
+
+A weight is put through a torch parametrization: the state has its raw value as parametrizations.weight.original, and
+`convolution.weight` is the normalised one. (Torch copies such modules, but pickles their states alone.)
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import register_parametrization
+
+from syncnorm.norms.per_sample import GroupNorm
+from syncnorm.norms.weight_standardization import convolution_like, standardised
+
+_MARK = "_syncnorm_weight_norm"
+
+
+class WeightStandardization(nn.Module):
+    """Weight standardisation as a parametrization: every output unit with mean 0 and standard deviation 1.
+
+        W'_i = (W_i - mean(W_i)) / (std(W_i) + 1e-5),   std unbiased over the unit's weights
+
+    There is no gain: a norm with weight and bias follows, group norm in the source. (eps is added to the standard
+    deviation, which is unbiased, as in the authors' code; their article is not confirmed to say the same.)
+
+    Source: Qiao, Wang, Liu, Shen & Yuille (arXiv 1903.10520).
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the standardised weight, (units, ...) as `weight`."""
+        within_unit = tuple(range(1, weight.dim()))
+        centred = weight - weight.mean(within_unit, keepdim=True)
+        return centred / (weight.std(within_unit, keepdim=True) + 1e-5)
+
+
+def norm_beside_ws(
+    num_features: int,
+    norm: Literal["gn", "none"] = "gn",
+    groups: int | None = None,
+    eps: float = 1e-5,
+    affine: bool = True,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Build the layer beside a convolution with standardised weights: a GroupNorm with these options, or none."""
+    if norm not in ("gn", "none"):
+        raise ValueError(f"norm is {norm!r}: write 'gn' or 'none'.")
+    if norm == "none":
+        return nn.Identity()
+    return GroupNorm(num_features, groups, eps, affine, device=device, dtype=dtype)
+
+
+class BesideSpectralNorm(nn.Identity):
+    """The layer beside a convolution with spectral norm: none. It holds the norm's option.
+
+    Args:
+        num_features: channels of the layer replaced.
+        power_iterations: steps of the power method at every training forward.
+    """
+
+    def __init__(self, num_features: int, power_iterations: int = 1) -> None:
+        if power_iterations < 1:
+            raise ValueError(f"power_iterations is {power_iterations}: it must be at least 1.")
+        super().__init__()
+
+
+def _standardise_weight(convolution: nn.Module) -> None:
+    register_parametrization(convolution, "weight", WeightStandardization())
+
+
+def _weight_norm(convolution: nn.Module) -> None:
+    """Weight norm W_i = g_i V_i / ||V_i|| (Salimans & Kingma, arXiv 1602.07868), g_i = ||W_i|| at first.
+
+    Torch's, with V the very weight that was. The source's first scale and bias, taken from data, are left out.
+    """
+    weight = convolution.weight
+    parametrizations.weight_norm(convolution)
+    convolution.parametrizations.weight.original1 = weight  # type: ignore[union-attr]
+
+
+def _spectral_norm(convolution: nn.Module, power_iterations: int = 1) -> None:
+    """Spectral norm W / sigma(W) (Miyato, Kataoka, Koyama & Yoshida, arXiv 1802.05957), torch's."""
+    parametrizations.spectral_norm(convolution, n_power_iterations=power_iterations)
+
+
+_PARAMETRIZED: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "ws": (_standardise_weight, ()),
+    "weight_norm": (_weight_norm, ()),
+    "spectral_norm": (_spectral_norm, ("power_iterations",)),
+}
+WEIGHT_SIDE = ("scaled_ws", *_PARAMETRIZED)
+
+
+def normalise_weight(convolution: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
+    """Build `convolution` with its weight under the norm `name`; weight and bias are the very same parameters."""
+    if name == "scaled_ws":
+        return standardised(convolution)
+    parametrize, own = _PARAMETRIZED[name]
+    new = convolution_like(convolution)
+    parametrize(new, **{key: value for key, value in options.items() if key in own})
+    setattr(new, _MARK, True)
+    return new
+
+
+def raw_parameter(module: nn.Module, name: str) -> Any:
+    """Return a module's parameter `name`, or what it is computed from where `normalise_weight` alone computes it.
+
+    A user's own parametrization gets no such answer, but the tensor that it computes.
+    """
+    if name == "weight" and hasattr(module, _MARK):
+        weights: Any = module.parametrizations.weight  # type: ignore[union-attr]
+        if len(weights) == 1:
+            return weights.original if weights.is_tensor else weights.original1
+    return getattr(module, name, None)
