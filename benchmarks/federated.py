@@ -13,6 +13,7 @@ in brackets the quartiles. The first round of each does not count. pfl may live 
 """
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -156,6 +157,8 @@ def main() -> None:
     for number, part in enumerate(parts, 1):
         if arguments.part in (None, number):
             part()
+            # Whoever waits, as Ray's simulation does, loses less on a busy machine than whoever computes.
+            print(f"Load average, the contenders included: {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
