@@ -39,6 +39,17 @@ class WeightStandardization(nn.Module):
         return centred / (weight.std(within_unit, keepdim=True) + 1e-5)
 
 
+class WeightCentralization(nn.Module):
+    """Weights without their mean, W'_i = W_i - mean(W_i), as a parametrization: what moving average batch norm needs.
+
+    Source: Yan, Wan, Zhang, Zhang, Wei & Sun (arXiv 2001.06838).
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the centred weight, (units, ...) as `weight`."""
+        return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
+
+
 def norm_beside_ws(
     num_features: int,
     norm: Literal["gn", "none"] = "gn",
@@ -75,6 +86,10 @@ def _standardise_weight(convolution: nn.Module) -> None:
     register_parametrization(convolution, "weight", WeightStandardization())
 
 
+def _centre_weight(convolution: nn.Module) -> None:
+    register_parametrization(convolution, "weight", WeightCentralization())
+
+
 def _weight_norm(convolution: nn.Module) -> None:
     """Weight norm W_i = g_i V_i / ||V_i|| (Salimans & Kingma, arXiv 1602.07868), g_i = ||W_i|| at first.
 
@@ -92,6 +107,7 @@ def _spectral_norm(convolution: nn.Module, power_iterations: int = 1) -> None:
 
 _PARAMETRIZED: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "ws": (_standardise_weight, ()),
+    "mabn": (_centre_weight, ()),
     "weight_norm": (_weight_norm, ()),
     "spectral_norm": (_spectral_norm, ("power_iterations",)),
 }

@@ -59,8 +59,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     from what they were at first. Hooks stay with the layer replaced. (`model` itself is replaced where it is a
     batch norm: use what is returned.)
 
-    "scaled_ws", "weight_norm" and "spectral_norm" take the batch norms out, "ws" replaces them by group norm, and
-    each replaces every convolution (but transposed ones, and those with one weight a unit) by one that normalises its
+    "scaled_ws", "weight_norm" and "spectral_norm" take the batch norms out, "ws" and "mabn" replace them, and each
+    replaces every convolution (but transposed ones, and those with one weight a unit) by one that normalises its
     weight. Any other norm, and `revert`, take that out again: the weight that stays is the raw one, as trained, and
     what the norm learnt beside it (a gain) is dropped.
 

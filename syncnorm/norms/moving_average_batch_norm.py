@@ -1,0 +1,154 @@
+"""Moving average batch norm: for batches of few samples, the statistics of several steps, backward as well.
+
+model = syncnorm.convert(model, "mabn", buffer=16)      # 16 steps of 2 images, in place of one of 32
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from syncnorm.moments import accumulator
+from syncnorm.norms.affine import ChannelAffine
+from syncnorm.norms.recomputation import refuse_recomputation
+from syncnorm.norms.shapes import by_channel
+
+
+class MovingAverageBatchNorm(ChannelAffine):
+    """Norm by the mean square of the last `buffer` steps, with the gradient's own statistic averaged alike.
+
+    At step t = 1, 2, ..., with chi_t = mean(x^2) over (N, H, W), m = `buffer` and averages over the last m steps,
+
+        chi = mean(chi_t, ..., chi_{t-m+1})      (chi_t alone while t <= m or t < warmup)
+        z = x / sqrt(chi + eps)
+        r = clip(sqrt(chi + eps) / sqrt(running_square + eps), 1/5, 5)      (1 while t <= max(renorm_after, warmup))
+        y = r z * weight + bias
+        running_square <- running_square + momentum (chi - running_square)
+
+    and backward, with dL/d(r z) the gradient behind weight and bias, g = r dL/d(r z), psi_t = mean(g z),
+
+        psi = mean(psi_t, ..., psi_{t-m+1})      (psi_t alone as above)
+        dx = (g - z psi) / sqrt(chi + eps)
+
+    So the gradient is not that of the output, but of what batch norm over all m steps would have; it has no second
+    derivative. Evaluation gives x / sqrt(running_square + eps) * weight + bias. No mean is taken off: `convert`
+    centres the weights of convolutions instead (W - mean of each unit), as the source does.
+
+    Statistics are those of the authors' code. It says nothing of a layer that is called twice before its backward;
+    here each call is a step.
+
+    A converted layer starts from running_square = 1, since batch norm's statistics are of convolutions not centred
+    yet: train before evaluating. There is no running mean, so this is no batch norm to what looks for those by type.
+
+    Source: Yan, Wan, Zhang, Zhang, Wei & Sun (ICLR 2020, arXiv 2001.06838).
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the mean square.
+        momentum: weight of the newest in the running mean square (0.02 in the source; `convert` keeps that of the
+            layer replaced unless told); None averages all steps equally.
+        affine: learn weight and bias, shape (C,).
+        buffer: m, how many steps count; the source takes 32 / samples on a device.
+        warmup: steps that use their own batch alone.
+        renorm_after: steps before r is anything but 1.
+
+    Raises:
+        ValueError: an empty batch in training; an input of another number of channels; a number out of range; a
+            recomputation under activation checkpointing, which would find other statistics.
+    """
+
+    running_square: Tensor
+    squares: Tensor
+    gradients: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.02,
+        affine: bool = True,
+        *,
+        buffer: int = 16,
+        warmup: int = 100,
+        renorm_after: int = 1000,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, value, least in (("buffer", buffer, 1), ("warmup", warmup, 0), ("renorm_after", renorm_after, 0)):
+            if value < least:
+                raise ValueError(f"{name} is {value}: it must be at least {least}.")
+        super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.momentum, self.buffer, self.warmup, self.renorm_after = momentum, buffer, warmup, renorm_after
+        self.register_buffer("running_square", torch.ones(num_features, device=device, dtype=dtype))
+        for kind in ("squares", "gradients"):  # chi and psi of the last steps
+            self.register_buffer(kind, torch.zeros(buffer, num_features, device=device, dtype=dtype))
+        # Not torch's counter: a converted layer has no past steps in its rows, whatever batch norm had counted.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...)."""
+        self.check(x)
+        values = x.to(accumulator(x.dtype))
+        if not self.training:
+            scale = torch.rsqrt(self.running_square.to(values.dtype) + self.eps)
+            return self.scale_and_shift(values * by_channel(scale, x)).to(x.dtype)
+        if x.numel() == 0:
+            raise ValueError(
+                f"MovingAverageBatchNorm({self.num_features}) got an empty batch: it has no mean square."
+            )
+        refuse_recomputation("MovingAverageBatchNorm")
+        scale, r, averages = self._step(values)
+        slot = (self.steps - 1) % self.buffer
+        y = _MovingAverage.apply(values, scale, r, self.gradients, slot, averages)  # type: ignore[no-untyped-call]
+        return self.scale_and_shift(y).to(x.dtype)
+
+    @torch.no_grad()
+    def _step(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the step's statistics in; return 1 / sqrt(chi + eps), r, and whether past steps count in chi."""
+        own = x.square().mean((0, *range(2, x.dim())))
+        self.steps.add_(1)
+        step = self.steps
+        _put(self.squares, (step - 1) % self.buffer, own)
+        averages = (step > self.buffer) & (step >= self.warmup)
+        chi = torch.where(averages, self.squares.to(own.dtype).mean(0), own)
+        bounded = ((chi + self.eps).sqrt() / (self.running_square + self.eps).sqrt()).clamp(1 / 5, 5)
+        r = torch.where(step > max(self.renorm_after, self.warmup), bounded, 1.0)
+        newest = 1.0 / step.double() if self.momentum is None else self.momentum
+        self.running_square.copy_(self.running_square + newest * (chi - self.running_square))
+        return torch.rsqrt(chi + self.eps), r, averages
+
+    def extra_repr(self) -> str:
+        """Show the number of steps that count beside channels and eps."""
+        return f"{super().extra_repr()}, buffer={self.buffer}"
+
+
+class _MovingAverage(torch.autograd.Function):
+    """r z = r x / sqrt(chi + eps), with the backward of MovingAverageBatchNorm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, r, slot, averages)
+        ctx.gradients = gradients  # changed by the backwards of other steps, which autograd would object to
+        return x * by_channel(scale * r, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, r, slot, averages = ctx.saved_tensors
+        z, g = x * by_channel(scale, x), dy * by_channel(r, dy)
+        own = (g * z).mean((0, *range(2, x.dim())))
+        _put(ctx.gradients, slot, own)
+        psi = torch.where(averages, ctx.gradients.to(own.dtype).mean(0), own)
+        return (g - z * by_channel(psi, x)) * by_channel(scale, x), None, None, None, None, None
+
+
+def _put(rows: Tensor, slot: Tensor, row: Tensor) -> None:
+    """Set the row `slot` of `rows`, without telling the host which it is."""
+    here = (torch.arange(len(rows), device=rows.device) == slot).unsqueeze(1)
+    rows.copy_(torch.where(here, row.to(rows.dtype), rows))
