@@ -1,6 +1,7 @@
 """Layers: what a layer does with moments."""
 
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
 from syncnorm.norms.domain_context import domain, keep_domain
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
@@ -10,10 +11,7 @@ from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statist
 from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
-from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
-from syncnorm.norms.mix_style import MixStyle
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
-from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
@@ -26,8 +24,8 @@ from syncnorm.norms.weight_standardization import (
 )
 
 __all__ = [
-    "AlphaBatchNorm",
     "BatchRenorm",
+    "CrossIterationBatchNorm",
     "DomainBatchNorm",
     "EvoNormB0",
     "EvoNormS0",
@@ -36,11 +34,8 @@ __all__ = [
     "GhostBatchNorm",
     "GroupNorm",
     "HybridBatchNorm",
-    "InstanceAwareBatchNorm",
     "InstanceNorm",
     "LayerNorm",
-    "MixStyle",
-    "PredictionBatchNorm",
     "MovingAverageBatchNorm",
     "RMSNorm",
     "ReferenceBatchNorm",

@@ -8,6 +8,7 @@ from torch import nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
 from syncnorm.norms.filter_response_norm import FilterResponseNorm
@@ -15,10 +16,7 @@ from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
-from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
-from syncnorm.norms.mix_style import MixStyle
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
-from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.weight_side import BesideSpectralNorm, norm_beside_ws
@@ -32,12 +30,10 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "reference_bn": ReferenceBatchNorm,
     "hybrid_bn": HybridBatchNorm,
     "domain_bn": DomainBatchNorm,
-    "prediction_bn": PredictionBatchNorm,
-    "alpha_bn": AlphaBatchNorm,
-    "iabn": InstanceAwareBatchNorm,
     "brn": BatchRenorm,
     "evonorm_b0": EvoNormB0,
     "mabn": MovingAverageBatchNorm,
+    "cbn": CrossIterationBatchNorm,
     "gn": GroupNorm,
     "ln": LayerNorm,
     "in": InstanceNorm,
@@ -49,7 +45,6 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "ws": norm_beside_ws,
     "weight_norm": nn.Identity,
     "spectral_norm": BesideSpectralNorm,
-    "mixstyle": MixStyle,
     "none": nn.Identity,
 }
 

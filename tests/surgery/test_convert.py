@@ -50,8 +50,8 @@ def trained() -> Net:
 
 
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-SPATIAL_ONLY = {"in", "frn", "evonorm_b0"}
-BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "brn")
+SPATIAL_ONLY = {"in", "frn", "evonorm_b0", "iabn"}
+BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "brn", "cbn")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_there_and_back_gives_the_very_outputs(trained: Net, name: str) -> None:
         assert not batch_norms(converted)
     elif name not in SPATIAL_ONLY:
         assert not torch.allclose(converted(X), before)
-        assert not batch_norms(converted)
+        assert bool(batch_norms(converted)) == (name in ("prediction_bn", "alpha_bn"))
     reverted = revert(converted)
     assert torch.equal(reverted(X), before)
     assert {where: type(layer) for where, layer in reverted.named_modules()} == types
