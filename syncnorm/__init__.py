@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         make_norm,
         norm_names,
     )
-    from syncnorm.surgery import batch_norms, convert, fold, fold_report, layer_moments, recalibrate, revert
+    from syncnorm.surgery import batch_norms, convert, fold, fold_report, layer_moments, recalibrate, revert, tent
 
 _HOMES = {
     "syncnorm.moments": ["Moments"],
@@ -39,7 +39,16 @@ _HOMES = {
         "make_norm",
         "norm_names",
     ],
-    "syncnorm.surgery": ["batch_norms", "convert", "fold", "fold_report", "layer_moments", "recalibrate", "revert"],
+    "syncnorm.surgery": [
+        "batch_norms",
+        "convert",
+        "fold",
+        "fold_report",
+        "layer_moments",
+        "recalibrate",
+        "revert",
+        "tent",
+    ],
 }
 
 __all__ = [
@@ -62,6 +71,7 @@ __all__ = [
     "norm_names",
     "recalibrate",
     "revert",
+    "tent",
 ]
 
 

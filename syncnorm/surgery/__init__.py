@@ -4,5 +4,17 @@ from syncnorm.surgery.convert import batch_norms, convert, revert
 from syncnorm.surgery.fold import fold
 from syncnorm.surgery.fold_plan import FoldReport, fold_report
 from syncnorm.surgery.recalibrate import layer_moments, recalibrate
+from syncnorm.surgery.tent import Tent, tent
 
-__all__ = ["FoldReport", "batch_norms", "convert", "fold", "fold_report", "layer_moments", "recalibrate", "revert"]
+__all__ = [
+    "FoldReport",
+    "Tent",
+    "batch_norms",
+    "convert",
+    "fold",
+    "fold_report",
+    "layer_moments",
+    "recalibrate",
+    "revert",
+    "tent",
+]

@@ -1,0 +1,113 @@
+"""Batch norm that moves towards a sample's own statistics as far as chance does not explain them.
+
+model = syncnorm.convert(model, "iabn", k=4.0)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import by_channel, check_channels, check_positions
+
+
+class InstanceAwareBatchNorm(_BatchNorm):
+    """Instance-aware batch norm, for streams whose neighbouring samples are alike.
+
+    With mean mu and variance s2 of the batch in training and the running ones in evaluation, and mean mu_i and
+    variance s2_i of each sample over its L positions,
+
+        mean_i = mu + shrink(mu_i - mu, k sqrt((s2 + eps) / L))
+        var_i  = max(0, s2 + shrink(s2_i - s2, k (s2 + eps) sqrt(2 / (L - 1))))
+        y_i = (x_i - mean_i) / sqrt(var_i + eps) * weight + bias,   shrink(d, t) = sign(d) max(0, |d| - t)
+
+    so that a sample is normalised as in batch norm unless its own statistics lie more than k standard errors off:
+    k = infinity is batch norm, k = 0 instance norm. A sample is normalised alone in evaluation, whatever else is in
+    its batch. Running statistics follow as in PyTorch's layer, unbiased.
+
+    Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs. From memory and not confirmed: that s2 and
+    s2_i are unbiased, and that k = 4 is their value. Their sampling of a memory for the running statistics is not
+    part of this layer.
+
+    Args:
+        num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the variance.
+        momentum: weight of the newest statistics in the running ones; None averages all batches equally.
+        affine: learn weight and bias, shape (C,).
+        track_running_stats: must be True: they are what a sample is compared with.
+        k: standard errors that pass for chance, at least 0.
+
+    Raises:
+        ValueError: an input of another number of channels, or with fewer than two positions.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        k: float = 4.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not track_running_stats:
+            raise ValueError(
+                "InstanceAwareBatchNorm evaluates by running statistics: write track_running_stats=True."
+            )
+        if not k >= 0:
+            raise ValueError(f"k is {k}: it is a number of standard errors, at least 0.")
+        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+        self.k = k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...), with at least two positions."""
+        check_channels(self, self.num_features, x)
+        check_positions(self, self.num_features, x)
+        positions = max(x[0:1, 0:1].numel(), 2)  # an empty batch has none
+        values = x.to(accumulator(x.dtype))
+        mean, var = self._statistics(values)
+        dims = tuple(range(2, x.dim()))
+        var_i, mean_i = torch.var_mean(values, dims, keepdim=True)
+        spread = var + self.eps
+        mean_i = mean + _shrink(mean_i - mean, self.k * (spread / positions).sqrt())
+        var_i = (var + _shrink(var_i - var, self.k * spread * (2 / (positions - 1)) ** 0.5)).relu()
+        y = (values - mean_i) * torch.rsqrt(var_i + self.eps)
+        if self.weight is not None:
+            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
+        return y.to(x.dtype)
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance to compare samples with, (1, C, 1, ...); in training the running ones follow."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if not self.training or len(x) == 0:
+            return by_channel(self.running_mean.to(x.dtype), x), by_channel(self.running_var.to(x.dtype), x)
+        batch = Moments.of(x, (0, *range(2, x.dim())))
+        var = batch.var(correction=1)
+        if not recomputing():
+            self._follow(batch.mean.detach(), var.detach())
+        return by_channel(batch.mean, x), by_channel(var, x)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        for running, new in ((self.running_mean, mean), (self.running_var, var)):
+            assert running is not None
+            running.copy_(running + newest * (new - running))
+
+    def extra_repr(self) -> str:
+        """Show k beside what every batch norm shows."""
+        return f"{super().extra_repr()}, k={self.k}"  # type: ignore[no-untyped-call]
+
+
+def _shrink(difference: Tensor, chance: Tensor) -> Tensor:
+    """Return sign(d) max(0, |d| - t)."""
+    return difference - torch.minimum(torch.maximum(difference, -chance), chance)

@@ -1,0 +1,161 @@
+"""Batch norm that lets the batch it predicts have a say in evaluation: all of it, or as much as a rule gives it.
+
+model = syncnorm.convert(model, "prediction_bn").eval()                     # the batch alone
+model = syncnorm.convert(model, "prediction_bn", prior_count=16).eval()     # more of it the larger it is
+model = syncnorm.convert(model, "alpha_bn", alpha=0.9).eval()               # a fixed mix
+
+AdaBN is another matter: there the running statistics themselves become the target's, by `syncnorm.recalibrate`.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import Moments
+from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import by_channel, check_channels, check_values
+
+
+class _MixedBatchNorm(_BatchNorm):
+    """Batch norm that evaluates with statistics between the running ones (the source's) and those of the batch.
+
+        mean = s running_mean + (1 - s) batch_mean,   var = s running_var + (1 - s) batch_var
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    with a share s that a subclass gives for a batch of n samples. The gradient goes through the batch's statistics.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...)."""
+        check_channels(self, self.num_features, x)
+        share = self.source_share(len(x)) if not self.training and self.running_mean is not None else 0.0
+        if self.training:
+            check_values(self, self.num_features, x)
+        elif share == 0.0 and x.numel() < 2 * self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}({self.num_features}) evaluates by the batch alone, and got an input of shape "
+                f"{tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
+            )
+        if self.training and not recomputing():
+            return super().forward(x)
+        if share == 0.0:  # with statistics to throw away, since a recomputation has to save as many tensors
+            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
+            return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        batch = Moments.of(x, (0, *range(2, x.dim())))
+        mean = torch.lerp(batch.mean, self.running_mean.to(batch.mean.dtype), share)
+        scale = torch.rsqrt(torch.lerp(batch.var(), self.running_var.to(batch.mean.dtype), share) + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight.to(scale.dtype)
+        y = (x.to(scale.dtype) - by_channel(mean, x)) * by_channel(scale, x)
+        if self.bias is not None:
+            y = y + by_channel(self.bias.to(y.dtype), x)
+        return y.to(x.dtype)
+
+    @abstractmethod
+    def source_share(self, samples: int) -> float:
+        """Return s, the share of the running statistics, for a batch of so many samples."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_channels(self, self.num_features, input)
+
+
+class PredictionBatchNorm(_MixedBatchNorm):
+    """Batch norm that evaluates by the batch it predicts, as it trains, or weighs that by its size.
+
+        s = N / (N + n),   mean = s running_mean + (1 - s) batch_mean,   var likewise,
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    for n samples in the batch and N = `prior_count`, as many as the source is worth. 0, the default, is
+    prediction-time batch norm: the batch alone. Evaluation changes no state; training is PyTorch's. A layer without
+    running statistics has the batch's, whatever N.
+
+    Sources: Nado et al. (arXiv 2006.10963) for N = 0; Schneider et al. (arXiv 2006.16971) for others. The formula
+    is theirs; that batch_var is biased, as in training, and running_var unbiased, as torch keeps it, is a choice
+    made here, and not confirmed for theirs.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps, momentum, affine, track_running_stats: as in torch's layers.
+        prior_count: N, in samples, at least 0.
+
+    Raises:
+        ValueError: an input of another number of channels; one value per channel where the batch alone counts.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        prior_count: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 <= prior_count < float("inf"):
+            raise ValueError(f"prior_count is {prior_count}: it is a number of samples, at least 0.")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.prior_count = prior_count
+
+    def source_share(self, samples: int) -> float:
+        """Return N / (N + n); 0 where both are 0."""
+        return self.prior_count / (self.prior_count + samples) if self.prior_count else 0.0
+
+    def extra_repr(self) -> str:
+        """Show the prior count beside what every batch norm shows."""
+        return f"{super().extra_repr()}, prior_count={self.prior_count}"  # type: ignore[no-untyped-call]
+
+
+class AlphaBatchNorm(_MixedBatchNorm):
+    """Batch norm that evaluates by a fixed mix of its running statistics and the batch's.
+
+        mean = alpha running_mean + (1 - alpha) batch_mean,   var likewise,
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    Evaluation changes no state; training is PyTorch's. alpha = 1 is batch norm, alpha = 0 prediction-time batch norm.
+
+    Source: alpha-BN (You, Li & Zhao, arXiv 2110.04065), from memory and not confirmed: that alpha is the source's
+    share, and that variances are mixed as means are. The default is a choice made here.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps, momentum, affine, track_running_stats: as in torch's layers.
+        alpha: the share of the running statistics, from 0 to 1.
+
+    Raises:
+        ValueError: an input of another number of channels; one value per channel where the batch alone counts.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        alpha: float = 0.9,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: it is the share of the running statistics, from 0 to 1.")
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.alpha = alpha
+
+    def source_share(self, samples: int) -> float:
+        """Return alpha, for a batch of any size."""
+        return self.alpha
+
+    def extra_repr(self) -> str:
+        """Show alpha beside what every batch norm shows."""
+        return f"{super().extra_repr()}, alpha={self.alpha}"  # type: ignore[no-untyped-call]

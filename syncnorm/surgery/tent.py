@@ -1,0 +1,107 @@
+"""Adapt a model to the batches that it predicts, by making its predictions surer.
+
+adapt = syncnorm.tent(model)
+for x in stream:
+    logits = adapt(x)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.errors import UserError
+from syncnorm.surgery.convert import batch_norms, convert
+
+
+class Tent:
+    """The step of `tent`: call it with a batch (N, ...), and it returns logits (N, K) and adapts the model.
+
+    model: the model being adapted.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self.model, self.steps = model, steps
+        self._optimizer = optimizer
+        self._affine: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self._start = [p.detach().clone() for p in self._affine], copy.deepcopy(optimizer.state_dict())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits of `x`, and take the steps: the last step counts for the next batch."""
+        logits = torch.empty(0)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                logits = self.model(x)
+                loss = entropy(logits).mean()
+                for p, slope in zip(self._affine, torch.autograd.grad(loss, self._affine), strict=True):
+                    p.grad = slope
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+        return logits.detach()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Give weights, biases and the optimiser back what they had before the first step."""
+        values, state = self._start
+        for p, value in zip(self._affine, values, strict=True):
+            p.copy_(value)
+        self._optimizer.load_state_dict(copy.deepcopy(state))
+
+
+def tent(
+    model: nn.Module,
+    *,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    lr: float = 1e-3,
+    steps: int = 1,
+    **options: Any,
+) -> Tent:
+    """Prepare `model` for test-time entropy minimisation, in place, and return the step that adapts it.
+
+    Each step normalises by the batch's own statistics, and moves the batch norms' weights and biases, and nothing
+    else, down the gradient of the predictions' mean entropy
+
+        H = -1/N sum_i sum_k p_ik log p_ik,   p_i = softmax(logits_i)
+
+    The batch norms are converted to "prediction_bn", and the model is put into evaluation (no dropout, where the
+    source keeps it in training). The logits are those from before the last step, as in the source. `revert` takes
+    the conversion back and keeps the weights as adapted; call `reset()` of the step before it to have them as they
+    were. Nothing marks the other parameters: that they need gradients or not stays as it is.
+
+    Source: TENT (Wang et al., arXiv 2006.10726). Adam with 1e-3 is theirs for CIFAR from memory, not confirmed.
+
+    Args:
+        model: a classifier that takes a batch and returns logits (N, K).
+        optimizer: makes an optimiser from a list of parameters, `lr` and `options`.
+        lr: its learning rate.
+        steps: steps on each batch, at least 1.
+        options: what else the optimiser takes, e.g. momentum=0.9.
+
+    Raises:
+        UserError: a model without a batch norm that has a weight or bias, steps below 1, or options that the
+            optimiser does not take; the model is untouched.
+    """
+    if steps < 1:
+        raise UserError(f"steps is {steps}: TENT takes at least 1 on each batch.")
+    layers = batch_norms(model).values()
+    affine = [p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, nn.Parameter)]
+    if not affine:
+        raise UserError("TENT adapts the weights and biases of batch norms, and the model has none that has any.")
+    try:
+        made = optimizer(affine, lr=lr, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"TENT's optimiser cannot be made with lr={lr} and {options}: {error}") from error
+    model = convert(model, "prediction_bn").eval()
+    for p in affine:
+        p.requires_grad_(True)
+    return Tent(model, made, steps)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of softmax(logits), in nats: (N, K) to (N,)."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)
