@@ -10,8 +10,11 @@ from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
 from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
+from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
+from syncnorm.norms.mix_style import MixStyle
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
+from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
@@ -24,6 +27,7 @@ from syncnorm.norms.weight_standardization import (
 )
 
 __all__ = [
+    "AlphaBatchNorm",
     "BatchRenorm",
     "CrossIterationBatchNorm",
     "DomainBatchNorm",
@@ -34,9 +38,12 @@ __all__ = [
     "GhostBatchNorm",
     "GroupNorm",
     "HybridBatchNorm",
+    "InstanceAwareBatchNorm",
     "InstanceNorm",
     "LayerNorm",
+    "MixStyle",
     "MovingAverageBatchNorm",
+    "PredictionBatchNorm",
     "RMSNorm",
     "ReferenceBatchNorm",
     "ScaledWSConv1d",

@@ -15,8 +15,11 @@ from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
+from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
+from syncnorm.norms.mix_style import MixStyle
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
+from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.weight_side import BesideSpectralNorm, norm_beside_ws
@@ -30,6 +33,9 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "reference_bn": ReferenceBatchNorm,
     "hybrid_bn": HybridBatchNorm,
     "domain_bn": DomainBatchNorm,
+    "prediction_bn": PredictionBatchNorm,
+    "alpha_bn": AlphaBatchNorm,
+    "iabn": InstanceAwareBatchNorm,
     "brn": BatchRenorm,
     "evonorm_b0": EvoNormB0,
     "mabn": MovingAverageBatchNorm,
@@ -45,6 +51,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "ws": norm_beside_ws,
     "weight_norm": nn.Identity,
     "spectral_norm": BesideSpectralNorm,
+    "mixstyle": MixStyle,
     "none": nn.Identity,
 }
 
