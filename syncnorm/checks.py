@@ -1,6 +1,7 @@
 """Whether a study and its runs hold what their fields are annotated with.
 
-An experiment file is Python, so nothing else reads `lr="0.1"` before a run is trained with it.
+An experiment file is Python, and a run over Flower comes as JSON, so nothing else reads `lr="0.1"` before a run is
+trained with it.
 """
 
 import json

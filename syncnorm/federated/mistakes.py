@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from math import inf
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
+from syncnorm.checks import check_types
 from syncnorm.config import Clients, Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.policies import policy_named, policy_options
@@ -30,8 +31,7 @@ def check_run(run: Run) -> None:
     """Raise the `UserError` of whatever in a run of clients is out of range, unknown, or does not go together."""
     world = run.world
     assert isinstance(world, Clients)
-    for part, where in ((run, ""), (run.data, "data."), (run.optim, "optim."), (world, "")):
-        _check_choices(part, where)
+    check_types(run)
     check_optim(run.optim)
     _check_numbers(world)
     policy_options(world.method, world.method_options)
@@ -56,12 +56,6 @@ def algorithm_options(world: Clients) -> dict[str, Any]:
         if not holds(value):
             raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be {rule}.")
     return {**known, **world.algorithm_options}
-
-
-def _check_choices(part: object, where: str) -> None:
-    for name, kind in get_type_hints(type(part)).items():
-        if get_origin(kind) is Literal and getattr(part, name) not in get_args(kind):
-            raise unknown(where + name, str(getattr(part, name)), get_args(kind))
 
 
 def _check_numbers(world: Clients) -> None:

@@ -7,9 +7,9 @@ from functools import cache
 from itertools import product
 from typing import Any, get_args
 
+from syncnorm.checks import check_types
 from syncnorm.config import ClientEngine, Clients, Devices, Engine, Norm, Run, run_id
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.checks import check_types
 from syncnorm.study.exhibits import Exhibit
 
 KIND = "world.kind"
