@@ -21,8 +21,20 @@ if TYPE_CHECKING:
         keep_domain,
         make_norm,
         norm_names,
+        stream,
     )
-    from syncnorm.surgery import batch_norms, convert, fold, fold_report, layer_moments, recalibrate, revert, tent
+    from syncnorm.surgery import (
+        batch_norms,
+        convert,
+        domain_embeddings,
+        domain_ensemble,
+        fold,
+        fold_report,
+        layer_moments,
+        recalibrate,
+        revert,
+        tent,
+    )
 
 _HOMES = {
     "syncnorm.moments": ["Moments"],
@@ -38,10 +50,13 @@ _HOMES = {
         "keep_domain",
         "make_norm",
         "norm_names",
+        "stream",
     ],
     "syncnorm.surgery": [
         "batch_norms",
         "convert",
+        "domain_embeddings",
+        "domain_ensemble",
         "fold",
         "fold_report",
         "layer_moments",
@@ -63,6 +78,8 @@ __all__ = [
     "batch_norms",
     "convert",
     "domain",
+    "domain_embeddings",
+    "domain_ensemble",
     "fold",
     "fold_report",
     "keep_domain",
@@ -71,6 +88,7 @@ __all__ = [
     "norm_names",
     "recalibrate",
     "revert",
+    "stream",
     "tent",
 ]
 

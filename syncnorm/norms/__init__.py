@@ -13,6 +13,7 @@ from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
 from syncnorm.norms.mix_style import MixStyle
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
+from syncnorm.norms.online_batch_norm import OnlineBatchNorm, stream
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.registry import make_norm, norm_names, norm_options
@@ -43,6 +44,7 @@ __all__ = [
     "LayerNorm",
     "MixStyle",
     "MovingAverageBatchNorm",
+    "OnlineBatchNorm",
     "PredictionBatchNorm",
     "RMSNorm",
     "ReferenceBatchNorm",
@@ -60,4 +62,5 @@ __all__ = [
     "norm_options",
     "pool_running_statistics",
     "scaled_weight_standardization",
+    "stream",
 ]

@@ -18,6 +18,7 @@ from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
 from syncnorm.norms.mix_style import MixStyle
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
+from syncnorm.norms.online_batch_norm import OnlineBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.rms_norm import RMSNorm
@@ -36,6 +37,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "prediction_bn": PredictionBatchNorm,
     "alpha_bn": AlphaBatchNorm,
     "iabn": InstanceAwareBatchNorm,
+    "online_bn": OnlineBatchNorm,
     "brn": BatchRenorm,
     "evonorm_b0": EvoNormB0,
     "mabn": MovingAverageBatchNorm,

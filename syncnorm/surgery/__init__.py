@@ -1,6 +1,7 @@
 """What you do to a model: find its norms by type, swap them, put them back, fold them, measure what they see."""
 
 from syncnorm.surgery.convert import batch_norms, convert, revert
+from syncnorm.surgery.domain_ensemble import domain_embeddings, domain_ensemble
 from syncnorm.surgery.fold import fold
 from syncnorm.surgery.fold_plan import FoldReport, fold_report
 from syncnorm.surgery.recalibrate import layer_moments, recalibrate
@@ -11,6 +12,8 @@ __all__ = [
     "Tent",
     "batch_norms",
     "convert",
+    "domain_embeddings",
+    "domain_ensemble",
     "fold",
     "fold_report",
     "layer_moments",

@@ -1,0 +1,144 @@
+"""Batch norm that learns a new user's statistics while it serves the user's stream.
+
+model = syncnorm.convert(model, "online_bn", prior_count=32).eval()
+with syncnorm.stream(model):        # one user
+    for x in batches:
+        logits = model(x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.errors import UserError
+from syncnorm.moments import Moments
+from syncnorm.norms.recomputation import recomputing, refuse_recomputation
+from syncnorm.norms.shapes import check_channels, check_values
+
+
+class OnlineBatchNorm(_BatchNorm):
+    """Batch norm that evaluates, within `syncnorm.stream`, by what it has seen of the stream so far.
+
+    Estimator: the moments of N samples with the running statistics (the source's) merged with those of all of the
+    stream, the batch at hand included,
+
+        (mean, var) = moments of (N samples at running_mean, running_var) and (stream),   var biased
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    so that the user's own statistics take over as the stream goes on, with the spread between the two means in the
+    variance. With a `horizon` of h samples what came before the batch counts as h at most, and is forgotten
+    exponentially. Statistics carry no gradient. Outside of a stream, and in training, this is PyTorch's layer; for
+    training the source has batches of one user each.
+
+    Source: Mazankiewicz, Böhm & Bergés (arXiv 2005.12178), not confirmed: statistics estimated incrementally, old
+    and new traded off, are theirs; the recursion, the prior and the horizon are a choice made here.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps, momentum, affine: as in torch's layers.
+        track_running_stats: must be True: a stream starts from them.
+        prior_count: N, in samples as long as those of the batch, at least 0. 0 leaves the source out.
+        horizon: h, in samples; None forgets nothing.
+
+    Raises:
+        ValueError: an input of another number of channels; one value per channel where there is no other; a
+            recomputation under activation checkpointing within a stream.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        prior_count: float = 16.0,
+        horizon: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not track_running_stats:
+            raise ValueError("OnlineBatchNorm starts from running statistics: write track_running_stats=True.")
+        if not 0 <= prior_count < float("inf"):
+            raise ValueError(f"prior_count is {prior_count}: it is a number of samples, at least 0.")
+        if horizon is not None and not horizon > 0:
+            raise ValueError(f"horizon is {horizon}: it is a number of samples, above 0, or None.")
+        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+        self.prior_count, self.horizon = prior_count, horizon
+        self.streaming = False
+        self.seen: Moments | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...)."""
+        check_channels(self, self.num_features, x)
+        mean, var = self.running_mean, self.running_var
+        if self.training and not recomputing():
+            return super().forward(x)
+        if self.training:  # into copies: this batch has been counted
+            assert mean is not None
+            assert var is not None
+            return F.batch_norm(x, mean.clone(), var.clone(), self.weight, self.bias, True, 0.0, self.eps)
+        if self.streaming and len(x):
+            refuse_recomputation("OnlineBatchNorm")
+            mean, var = self._follow(x)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the batch in, and return mean and variance of source and stream together, (C,) each."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if self.seen is None and self.prior_count == 0:
+            check_values(self, self.num_features, x)
+        batch = Moments.of(x, (0, *range(2, x.dim())))
+        positions = prod(x.shape[2:])
+        if self.seen is not None:
+            batch = _at_most(self.seen, self.horizon, positions).merge(batch)
+        self.seen = batch
+        count = torch.full_like(batch.count, self.prior_count * positions)
+        source_mean, source_var = self.running_mean.to(batch.mean.dtype), self.running_var.to(batch.mean.dtype)
+        together = Moments(count, source_mean, source_var * count.to(source_var.dtype)).merge(batch)
+        return together.mean.to(self.running_mean.dtype), together.var().to(self.running_var.dtype)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_channels(self, self.num_features, input)
+
+    def extra_repr(self) -> str:
+        """Show the prior count and the horizon beside what every batch norm shows."""
+        return f"{super().extra_repr()}, prior_count={self.prior_count}, horizon={self.horizon}"  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def stream(model: nn.Module) -> Iterator[None]:
+    """Let the "online_bn" layers of `model` follow one user's stream; at the end they forget it.
+
+    Raises:
+        UserError: a model without such a layer.
+    """
+    layers = [module for module in model.modules() if isinstance(module, OnlineBatchNorm)]
+    if not layers:
+        raise UserError("the model has no layer that follows a stream: convert it to 'online_bn' first.")
+    try:
+        for layer in layers:
+            layer.streaming, layer.seen = True, None
+        yield
+    finally:
+        for layer in layers:
+            layer.streaming, layer.seen = False, None
+
+
+def _at_most(seen: Moments, horizon: float | None, positions: int) -> Moments:
+    """Return `seen` with a count of at most `horizon` samples, mean and variance as they are."""
+    if horizon is None:
+        return seen
+    kept = (horizon * positions / seen.count).clamp(max=1.0)
+    return replace(seen, count=seen.count * kept, m2=seen.m2 * kept.to(seen.m2.dtype))

@@ -1,0 +1,103 @@
+"""Predict for a domain that training has not seen, by the domains that it has, each as far as it resembles a sample.
+
+model = syncnorm.convert(model, "domain_bn", domains=3, domain_affine=True)      # and train within syncnorm.domain
+outputs, weights = syncnorm.domain_ensemble(model, x)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.errors import UserError
+from syncnorm.moments import accumulator
+from syncnorm.norms import DomainBatchNorm, domain
+from syncnorm.surgery.fold_plan import evaluation
+
+
+def domain_embeddings(model: nn.Module) -> Tensor:
+    """Return each domain's embedding, (D, 2 sum C): means and standard deviations of all "domain_bn" layers.
+
+    The squared distance of two is the sum over layers of the squared 2-Wasserstein distances of two Gaussians with
+    independent channels, ||mu_d - mu_e||^2 + ||sigma_d - sigma_e||^2.
+
+    Raises:
+        UserError: a model without "domain_bn" layers, or with layers of differing numbers of domains.
+    """
+    return torch.cat([_embedding(layer) for layer in _domain_layers(model)], 1)
+
+
+def domain_ensemble(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the model's output for `x` as a mix of the domains' outputs, and the weights of the domains.
+
+    The model evaluates `x` once as from each domain d, and on the way each sample is embedded by its own mean mu_i
+    and standard deviation sigma_i (unbiased) over positions at the input of each "domain_bn" layer,
+
+        D_id = sum over layers ||mu_i - mu_d||^2 + ||sigma_i - sigma_d||^2,   w_id = (1 / D_id) / sum_e (1 / D_ie)
+        output_i = sum_d w_id output_d(x_i)
+
+    Layers whose input has one position a sample have no such statistics, and leave the weights alone. No gradient
+    goes through the weights. The model's modes stay as they are.
+
+    Source: BNE (Segu, Tonioni & Tombari, arXiv 2011.12672). Domain-wise statistics as embedding, samples by their
+    instance statistics and the Wasserstein distance are theirs; not confirmed are the sum over layers of squared
+    distances, weights by its reciprocal, that a sample is embedded within the branch that it is compared with, and
+    that outputs are mixed as they are (logits if the model returns logits).
+
+    Shapes: x (N, ...), output (N, ...) as the model's, weights (N, D).
+
+    Raises:
+        UserError: a model without "domain_bn" layers, with layers of differing numbers of domains, or in which none
+            of them has two positions a sample.
+    """
+    layers = _domain_layers(model)
+    outputs, distances = [], []
+    with evaluation(model):
+        for d in range(layers[0].domains):
+            output, distance = _as_from(model, layers, x, d)
+            outputs.append(output)
+            distances.append(distance)
+    reciprocal = 1.0 / torch.stack(distances, 1).clamp(min=1e-100)
+    weights = reciprocal / reciprocal.sum(1, keepdim=True)
+    by_domain = torch.stack(outputs, 1)  # (N, D, ...)
+    share = weights.to(by_domain.dtype).view(*weights.shape, *[1] * (by_domain.dim() - 2))
+    return (share * by_domain).sum(1), weights.to(by_domain.dtype)
+
+
+def _as_from(model: nn.Module, layers: list[DomainBatchNorm], x: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    """Return the output for `x` as from domain `d`, and each sample's distance to it, (N,) in float64."""
+    terms: list[Tensor] = []
+
+    @torch.no_grad()
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, DomainBatchNorm)
+        values = inputs[0].to(accumulator(inputs[0].dtype))
+        if values[0:1, 0:1].numel() > 1:
+            var, mean = torch.var_mean(values, tuple(range(2, values.dim())))
+            own = torch.cat([mean, var.sqrt()], 1)
+            terms.append((own.double() - _embedding(layer)[d].double()).square().sum(1))
+
+    hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
+    try:
+        with domain(d):
+            output: Tensor = model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not terms:
+        raise UserError("no sample has two positions at a 'domain_bn' layer, so none resembles any domain.")
+    return output, torch.stack(terms).sum(0)
+
+
+def _embedding(layer: DomainBatchNorm) -> Tensor:
+    """Return the layer's part of the domains' embeddings, (D, 2 C)."""
+    return torch.cat([layer.domain_mean, layer.domain_var.sqrt()], 1)
+
+
+def _domain_layers(model: nn.Module) -> list[DomainBatchNorm]:
+    layers = [module for module in model.modules() if isinstance(module, DomainBatchNorm)]
+    counts = sorted({layer.domains for layer in layers})
+    if len(counts) != 1:
+        has = f"layers of {' and '.join(map(str, counts))} domains" if counts else "no layer that tells domains apart"
+        raise UserError(f"the model has {has}: convert it to 'domain_bn' with as many domains everywhere.")
+    return layers
