@@ -2,11 +2,14 @@
 
 from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
+from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
 from syncnorm.norms.domain_context import domain, keep_domain
+from syncnorm.norms.eval_norm import EvalNorm, ExampleWeighedBatchNorm
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
 from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
+from syncnorm.norms.full_norm import FullNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
 from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
@@ -31,11 +34,15 @@ __all__ = [
     "AlphaBatchNorm",
     "BatchRenorm",
     "CrossIterationBatchNorm",
+    "DiminishingBatchNorm",
     "DomainBatchNorm",
+    "EvalNorm",
     "EvoNormB0",
     "EvoNormS0",
+    "ExampleWeighedBatchNorm",
     "FilterResponseNorm",
     "FrozenBatchNorm",
+    "FullNorm",
     "GhostBatchNorm",
     "GroupNorm",
     "HybridBatchNorm",

@@ -112,7 +112,7 @@ class EvoNormB0(ChannelAffine):
             batch = Moments.of(values, (0, *range(2, x.dim())))
             var = batch.var()
             if not recomputing():
-                self._follow(batch.var(correction=1))
+                self._follow(batch)
         else:
             var = self.running_var.to(values.dtype)
         own = values.var(tuple(range(2, x.dim())), correction=0, keepdim=True)
@@ -121,7 +121,7 @@ class EvoNormB0(ChannelAffine):
         return self.scale_and_shift(y).to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, var: Tensor) -> None:
+    def _follow(self, batch: Moments) -> None:
         self.num_batches_tracked.add_(1)
         newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-        self.running_var.copy_(self.running_var + newest * (var - self.running_var))
+        self.running_var.copy_(self.running_var + newest * (batch.var(correction=1) - self.running_var))

@@ -9,10 +9,13 @@ from torch import nn
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
+from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
+from syncnorm.norms.eval_norm import EvalNorm, ExampleWeighedBatchNorm
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
 from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
+from syncnorm.norms.full_norm import FullNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
@@ -42,6 +45,10 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "evonorm_b0": EvoNormB0,
     "mabn": MovingAverageBatchNorm,
     "cbn": CrossIterationBatchNorm,
+    "diminishing_bn": DiminishingBatchNorm,
+    "full_norm": FullNorm,
+    "eval_norm": EvalNorm,
+    "example_bn": ExampleWeighedBatchNorm,
     "gn": GroupNorm,
     "ln": LayerNorm,
     "in": InstanceNorm,

@@ -6,7 +6,7 @@ from torch import nn
 from syncnorm import domain, make_norm, norm_names
 from syncnorm.errors import UserError
 
-OPTIONS = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 2}}
+OPTIONS = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 2}, "eval_norm": {"batch": 2}}
 
 
 @pytest.mark.parametrize("name", norm_names())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from stacked import assert_stacked_equals_loop, small_networks
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from syncnorm import convert, make_norm, revert
 from syncnorm.errors import UserError
@@ -128,6 +129,15 @@ def test_the_running_variance_of_b0(momentum: float | None) -> None:
     np.testing.assert_allclose(layer.running_var.numpy(), expected, **CLOSE)
     layer.eval()(sample(4, C, 3, 2, seed=8))
     np.testing.assert_allclose(layer.running_var.numpy(), expected, **CLOSE)
+
+
+def test_a_recomputed_batch_counts_once() -> None:
+    layer, twin, x = layer_of("evonorm_b0"), layer_of("evonorm_b0"), sample(4, C, 3).requires_grad_()
+    checkpoint(nn.Sequential(layer, nn.Sigmoid()), x, use_reentrant=False).sum().backward()
+    nn.Sigmoid()(twin(x)).sum().backward()
+    for key, value in twin.state_dict().items():
+        assert torch.equal(layer.state_dict()[key], value)
+    assert torch.equal(layer.v.grad, twin.v.grad)
 
 
 @pytest.mark.parametrize("name", NAMES)

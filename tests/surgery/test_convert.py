@@ -13,7 +13,11 @@ from syncnorm import SyncBatchNorm, batch_norms, convert, domain, norm_names, re
 from syncnorm.errors import UserError
 from syncnorm.norms import ScaledWSConv2d, scaled_weight_standardization
 
-OPTIONS: dict[str, dict[str, Any]] = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 2}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ghost_bn": {"virtual_ranks": 2},
+    "domain_bn": {"domains": 2},
+    "eval_norm": {"batch": 2},
+}
 
 
 class MyNorm(nn.BatchNorm2d):
@@ -52,6 +56,7 @@ def trained() -> Net:
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 SPATIAL_ONLY = {"in", "frn", "evonorm_b0", "iabn"}
 BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "online_bn", "brn", "cbn")
+BATCH_NORMS += ("diminishing_bn", "full_norm")
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +83,7 @@ def test_there_and_back_gives_the_very_outputs(trained: Net, name: str) -> None:
         assert not batch_norms(converted)
     elif name not in SPATIAL_ONLY:
         assert not torch.allclose(converted(X), before)
-        assert bool(batch_norms(converted)) == (name in ("prediction_bn", "alpha_bn"))
+        assert bool(batch_norms(converted)) == (name in ("prediction_bn", "alpha_bn", "eval_norm", "example_bn"))
     reverted = revert(converted)
     assert torch.equal(reverted(X), before)
     assert {where: type(layer) for where, layer in reverted.named_modules()} == types

@@ -1,0 +1,110 @@
+"""Diminishing batch norm: statistics of all batches so far, each new one counting for less.
+
+model = syncnorm.convert(model, "diminishing_bn")                           # alpha_m = 1 / m
+model = syncnorm.convert(model, "diminishing_bn", alpha=0.25, power=0)      # alpha_m = 0.25
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import Moments
+from syncnorm.norms.recomputation import refuse_recomputation
+from syncnorm.norms.shapes import check_channels, check_values
+
+
+class DiminishingBatchNorm(_BatchNorm):
+    """Batch norm that trains with its running statistics, which follow the batches by a schedule.
+
+    At step m = 1, 2, ... (num_batches_tracked counts them), with the batch's mean and its standard deviation
+    s = sqrt(var + eps) (biased),
+
+        alpha_m = alpha / m^power
+        mu <- alpha_m mean + (1 - alpha_m) mu,   sigma <- alpha_m s + (1 - alpha_m) sigma
+        y = (x - mu) / sigma * weight + bias
+
+    It is the standard deviation that is averaged, not the variance, and to the gradient mu and sigma are constants,
+    in the batch's own part too: alpha_m = 1 gives batch norm's output, but not its gradient. Evaluation normalises
+    with mu and sigma as they are. The state holds running_var = sigma^2 - eps, as torch's layer would.
+
+    The source tries power 1, 2 and constant alphas (power 0). Its first theorem, that the statistics converge, asks
+    for power > 1, its second, that the gradient vanishes, for power > 2 (2.001 is its example), both for the full
+    batch in two layers; neither holds for a constant. It normalises what comes out of the activation; `convert` puts
+    the layer where the model has its norms, which is usually before. It adds eps to sigma; here it is under the root,
+    as in batch norm, so that evaluation is batch norm's.
+
+    Constants to the gradient do not bound what is normalised, and training can diverge: the step at which a batch's
+    statistics are not finite any more raises `ValueError` that says so, before they reach the running ones.
+
+    A layer converted after training goes on counting where batch norm was.
+
+    Source: Ma & Klabjan (arXiv 1705.08011).
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the variance.
+        affine: learn weight and bias, shape (C,).
+        alpha: factor of the schedule, above 0 and at most 1.
+        power: how fast it diminishes, at least 0.
+
+    Raises:
+        ValueError: statistics that are not finite; fewer than two values a channel in training; an input of another
+            number of channels; a number out of range; a recomputation under activation checkpointing.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        *,
+        alpha: float = 1.0,
+        power: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 < alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: it must be above 0 and at most 1.")
+        if not power >= 0:
+            raise ValueError(f"power is {power}: it must be at least 0, which keeps alpha as it is.")
+        super().__init__(num_features, eps, None, affine, device=device, dtype=dtype)
+        self.alpha, self.power = alpha, power
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...); in training, take its statistics in before."""
+        check_channels(self, self.num_features, x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            check_values(self, self.num_features, x)
+            refuse_recomputation("DiminishingBatchNorm")
+            self._follow(x)
+            mean, var = mean.clone(), var.clone()  # the backward needs those of this step
+        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+
+    @torch.no_grad()
+    def _follow(self, x: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        batch = Moments.of(x, (0, *range(2, x.dim())))
+        step = self.num_batches_tracked + 1
+        if not (batch.mean.isfinite() & batch.m2.isfinite()).all():
+            raise ValueError(
+                f"DiminishingBatchNorm({self.num_features}) diverged: the batch of step {int(step)} has statistics "
+                "that are not finite. Lower the learning rate, or let alpha diminish more slowly."
+            )
+        self.num_batches_tracked.copy_(step)
+        newest = self.alpha / step.double() ** self.power
+        self.running_mean.copy_(self.running_mean + newest * (batch.mean - self.running_mean))
+        before = (self.running_var + self.eps).sqrt()
+        sigma = before + newest * ((batch.var() + self.eps).sqrt() - before)
+        self.running_var.copy_((sigma.square() - self.eps).clamp(min=0))
+
+    def extra_repr(self) -> str:
+        """Show the schedule beside what every batch norm shows."""
+        return f"{super().extra_repr()}, alpha={self.alpha}, power={self.power}"  # type: ignore[no-untyped-call]

@@ -1,0 +1,197 @@
+"""Batch norm that trains as ever, and in evaluation lets each sample correct the statistics it is normalised with.
+
+model = syncnorm.convert(model, "eval_norm", batch=2)           # what a batch of 2 with this sample would expect
+model = syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share for the sample
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import accumulator
+from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import by_channel, check_channels, check_values
+
+
+class _SampleCorrectedBatchNorm(_BatchNorm):
+    """Batch norm that evaluates sample i with statistics made from the running ones and its own, (N, C) each.
+
+    Training is PyTorch's batch norm. Each sample is evaluated alike in any batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...)."""
+        check_channels(self, self.num_features, x)
+        if self.training:
+            check_values(self, self.num_features, x)
+            if not recomputing():
+                self._see(x)
+                return super().forward(x)
+            # With statistics to throw away, since a recomputation has to save as many tensors.
+            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
+            return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
+        values = x.to(accumulator(x.dtype))
+        flat = _positions_last(values)
+        own = flat.mean(2)
+        mean, var = self.corrected(own, (flat - own.unsqueeze(2)).square().mean(2))
+        laid = (*mean.shape, *[1] * (x.dim() - 2))
+        y = (values - mean.view(laid)) * torch.rsqrt(var + self.eps).view(laid)
+        if self.affine:
+            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
+        return y.to(x.dtype)
+
+    @abstractmethod
+    def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance to normalise each sample with, from its own (biased), (N, C) each."""
+
+    def _see(self, x: Tensor) -> None:
+        """Take in what the running statistics do not hold: nothing, unless a subclass has more."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        check_channels(self, self.num_features, input)
+
+
+def _positions_last(x: Tensor) -> Tensor:
+    """Return x (N, C, ...) as (N, C, S)."""
+    return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+
+
+class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
+    """Batch norm that gives each evaluated sample a fixed share `alpha` in the moments it is normalised with.
+
+        E[x] = (1 - alpha) running E[x] + alpha E_i[x],   the same for E[x^2],   var = E[x^2] - E[x]^2
+
+    which is mean = (1 - alpha) mu + alpha mu_i and
+
+        var = (1 - alpha) running_var + alpha var_i + alpha (1 - alpha) (mu_i - mu)^2
+
+    with the sample's mu_i and biased var_i over (H, W). The authors' code averages E[x^2] itself over the batches;
+    running_var is torch's here, the average of the batches' unbiased variances.
+
+    Source: Summers & Dinneen (Four Things Everyone Should Know to Improve Batch Normalization, arXiv 1906.03548).
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps, momentum, affine: as in torch's layers.
+        alpha: share of the sample, from 0, which is batch norm, to 1, which is instance norm.
+
+    Raises:
+        ValueError: alpha out of range; fewer than two values a channel in training; another number of channels.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        alpha: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is {alpha}: it is a share, from 0 to 1.")
+        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+        self.alpha = alpha
+
+    def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the moments with the sample's share in them."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        away = mean - self.running_mean.to(mean.dtype)
+        common = torch.lerp(self.running_var.to(var.dtype), var, self.alpha)
+        return mean - (1 - self.alpha) * away, common + self.alpha * (1 - self.alpha) * away.square()
+
+    def extra_repr(self) -> str:
+        """Show the share beside what every batch norm shows."""
+        return f"{super().extra_repr()}, alpha={self.alpha}"  # type: ignore[no-untyped-call]
+
+
+class EvalNorm(_SampleCorrectedBatchNorm):
+    """Batch norm that evaluates a sample by the statistics to be expected of a training batch that it is in.
+
+    For sample i with mean mu_i and biased variance s_i^2 over (H, W), in a batch with n - 1 others drawn at random,
+
+        E[mean | i] = mu_i / n + (n - 1) / n mu
+        E[var | i] = s_i^2 / n + (n - 1) / n E[s^2] + (n - 1) / n^2 (mu_i - mu)^2 + ((n - 1) / n)^2 Var(mu_j)
+
+    with the population's mu = running_mean, E[s^2] = running_within and Var(mu_j) = running_between, the variance of
+    the samples' means; the latter two follow with `momentum` in training, unbiased over the samples. n = `batch` is
+    the size that the model was trained with: the smaller it is, the further training is from running statistics.
+
+    Until a batch was seen in training, the running variance counts as within samples, and none as between: so it is
+    for a converted layer, whose batch norm knew their sum alone.
+
+    Source: Singh & Shrivastava (EvalNorm, arXiv 1904.06031), of which only the abstract was at hand. These are the
+    conditional expectations, derived here; the article's own parametrisation, and the blend that it learns by an
+    auxiliary loss, are not confirmed and not here.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps, momentum, affine: as in torch's layers.
+        batch: n, samples that share statistics in training, at least 1.
+
+    Raises:
+        ValueError: fewer than two values a channel in training; an input of another number of channels; a `batch`
+            below 1.
+    """
+
+    running_within: Tensor
+    running_between: Tensor
+    spreads_seen: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        batch: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch is {batch}: it must be at least 1.")
+        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+        self.batch = batch
+        for name in ("running_within", "running_between"):
+            self.register_buffer(name, torch.zeros(num_features, device=device, dtype=dtype))
+        self.register_buffer("spreads_seen", torch.zeros((), dtype=torch.long, device=device))
+
+    def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the expected moments of a batch with the sample in it."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        own, others = 1 / self.batch, (self.batch - 1) / self.batch
+        away = mean - self.running_mean.to(mean.dtype)
+        known = self.spreads_seen > 0
+        within = torch.where(known, self.running_within, self.running_var).to(var.dtype)
+        expected = own * var + others * within + own * others * away.square()
+        return mean - others * away, expected + others**2 * self.running_between.to(var.dtype)
+
+    @torch.no_grad()
+    def _see(self, x: Tensor) -> None:
+        """Let the variances within and between samples follow this batch; one sample says nothing of the latter."""
+        if len(x) < 2:
+            return
+        flat = _positions_last(x.to(accumulator(x.dtype)))
+        self.spreads_seen.add_(1)
+        first = self.spreads_seen == 1
+        newest = 1.0 / self.spreads_seen.double() if self.momentum is None else self.momentum
+        for running, new in (
+            (self.running_within, flat.var(2, correction=0).mean(0)),
+            (self.running_between, flat.mean(2).var(0)),
+        ):
+            followed = running + newest * (new - running)
+            running.copy_(torch.where(first, new, followed))  # there is no value to start from but the first
+
+    def extra_repr(self) -> str:
+        """Show n beside what every batch norm shows."""
+        return f"{super().extra_repr()}, batch={self.batch}"  # type: ignore[no-untyped-call]

@@ -1,0 +1,96 @@
+"""Full normalisation: norm by the data set's moments, as far as the batches so far tell.
+
+model = syncnorm.convert(model, "full_norm")
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.recomputation import refuse_recomputation
+from syncnorm.norms.shapes import by_channel, check_channels, check_values
+
+
+class FullNorm(_BatchNorm):
+    """Batch norm that trains with running moments as values, and the batch's as what the gradient goes through.
+
+    The objective of batch norm has the batch's moments in it, so it depends on how batches are formed; this one has
+    the data set's. Compositional stochastic gradient descent estimates such an objective f(g(w)), g the expected
+    moments, by a running estimate of g for the value and the batch's for the derivative:
+
+        u <- (1 - momentum) u + momentum u_B,   u = (E[x], E[x^2])
+        y = (x - u_1) / sqrt(u_2 - u_1^2 + eps) * weight + bias,   with du taken as du_B
+
+    Evaluation is batch norm's with these estimates. running_var = u_2 - u_1^2 is therefore biased, and holds the
+    spread of the batches' means, which batch norm's leaves out. It is updated as
+
+        var <- (1 - a) var + a var_B + a (1 - a) (mean_B - mean)^2,   a = momentum
+
+    which is the same without the digits that a difference of squares loses.
+
+    Source: Lian & Liu (arXiv 1810.06177). Of the article only the abstract was at hand: that the layer's update is
+    the one above is not confirmed; it is compositional gradient descent as its authors' earlier work has it.
+
+    Args:
+        num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
+        eps: added to the variance.
+        momentum: weight of the newest moments; None averages all batches equally.
+        affine: learn weight and bias, shape (C,).
+
+    Raises:
+        ValueError: fewer than two values a channel in training; an input of another number of channels; a
+            recomputation under activation checkpointing, which would find other estimates.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...); in training, take its moments in before."""
+        check_channels(self, self.num_features, x)
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        check_values(self, self.num_features, x)
+        refuse_recomputation("FullNorm")
+        values = x.to(accumulator(x.dtype))
+        batch = Moments.of(values, (0, *range(2, x.dim())))
+        mean, var = self._follow(batch.mean.detach(), batch.var().detach())
+        # Zeros, with the derivatives of the batch's E[x] and E[x^2] - 2 u_1 E[x] = var_B + (mean_B - u_1)^2 - u_1^2.
+        dmean = batch.mean - batch.mean.detach()
+        dvar = batch.var() - batch.var().detach() + 2 * (batch.mean.detach() - mean) * dmean
+        scale = torch.rsqrt(var + dvar + self.eps)
+        y = (values - by_channel(mean + dmean, x)) * by_channel(scale, x)
+        if self.affine:
+            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
+        return y.to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a batch's moments in; return the estimates, in their type."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            newest = (1.0 / self.num_batches_tracked.double()).to(mean.dtype)
+        else:
+            newest = mean.new_tensor(self.momentum)
+        away = mean - self.running_mean
+        new_mean = self.running_mean + newest * away
+        new_var = self.running_var + newest * (var - self.running_var) + newest * (1 - newest) * away.square()
+        self.running_mean.copy_(new_mean)
+        self.running_var.copy_(new_var)
+        return new_mean, new_var
