@@ -34,11 +34,11 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
     dimensions, grouped or not; it gets new parameters of its own. An `Identity` that lets nothing else through than
     the dimensions folded for stands where the batch norm was. Folding cannot be undone: keep a copy to train on.
 
-    What is folded is found by tracing the forward, called with its required arguments alone. A batch norm stays if
-    anything but such a layer comes before it, as in a norm-first block; if that layer is used again, feeds something
-    else too, or computes its weights; if it keeps no running statistics, has hooks or a forward of its own; or if
-    `convert` put it there. Those that stay are named in one warning. A batch norm used in several places is folded
-    if it can be in all of them.
+    What is folded is found by tracing the forward, called with its required arguments alone; parts without batch
+    norms need not be traceable. A batch norm stays if anything but such a layer comes before it, as in a norm-first
+    block; if that layer is used again, feeds something else too, or computes its weights; if it keeps no running
+    statistics, has hooks or a forward of its own; or if `convert` put it there. Those that stay are named in one
+    warning. A batch norm used in several places is folded if it can be in all of them.
 
     Args:
         model: any module.

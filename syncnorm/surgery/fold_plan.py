@@ -18,7 +18,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
-from syncnorm.norms import FrozenBatchNorm, GhostBatchNorm, HybridBatchNorm, ReferenceBatchNorm, SyncBatchNorm
+from syncnorm.norms import (
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    HybridBatchNorm,
+    ReferenceBatchNorm,
+    SyncBatchNorm,
+)
 from syncnorm.surgery.convert import batch_norms, converted_layers
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -32,6 +39,7 @@ _BATCH_NORMS = (
     FrozenBatchNorm,
     ReferenceBatchNorm,
     HybridBatchNorm,
+    BatchRenorm,
 )
 _NOTHING_BEFORE = "what comes right before it is no convolution or linear layer"
 
@@ -117,15 +125,20 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that enters neither batch norms nor the layers that could take them in, and notes what is read."""
+    """A tracer that enters neither batch norms, nor the layers that could take them in, nor what is `opaque`.
 
-    def __init__(self) -> None:
+    It notes where it is and which tensors the forward reads.
+    """
+
+    def __init__(self, opaque: set[nn.Module]) -> None:
         super().__init__()
+        self.opaque = opaque
         self.entered: list[str] = []
         self.read: set[int] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (_BatchNorm, *LINEAR_MAPS)) or super().is_leaf_module(m, module_qualified_name)
+        closed = isinstance(m, (_BatchNorm, *LINEAR_MAPS)) or m in self.opaque
+        return closed or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self.entered.append(self.path_of_module(m))
@@ -141,28 +154,46 @@ class _Tracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class _Trace:
+    """The graph of a forward, the ids of the tensors that it reads, and the modules within opaque parts."""
+
     graph: fx.Graph
     read: set[int]
+    hidden: set[nn.Module]
 
 
 def _trace(model: nn.Module) -> _Trace:
-    """Trace the forward as it runs with its required arguments alone."""
-    tracer = _Tracer()
+    """Trace the forward as it runs with its required arguments alone.
+
+    A part without batch norms that cannot be traced becomes opaque: what goes on inside is none of our business.
+    """
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(model.forward).parameters.items()
         if parameter.default is not parameter.empty
     }
-    try:
-        graph = tracer.trace(model, concrete_args=defaults or None)
-    except Exception as error:  # whatever the user's forward does with a symbol
-        where = f"layer '{tracer.entered[-1]}'" if tracer.entered else "its own forward"
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UserError(
-            f"the model cannot be traced to fold its batch norms: {where} ({_line_of(error)}) says '{said}'; write "
-            "fold(model, example=x) with a batch x to fold neighbours in each nn.Sequential, checked on x."
-        ) from error
-    return _Trace(graph, tracer.read)
+    opaque: set[nn.Module] = set()
+    while True:
+        tracer = _Tracer(opaque)
+        try:
+            graph = tracer.trace(model, concrete_args=defaults or None)
+        except Exception as error:  # whatever the user's forward does with a symbol
+            where = tracer.entered[-1] if tracer.entered else ""
+            part = model.get_submodule(where)
+            if batch_norms(part):
+                raise _untraceable(where, error) from error
+            opaque.add(part)
+        else:
+            return _Trace(graph, tracer.read, {module for part in opaque for module in part.modules()})
+
+
+def _untraceable(where: str, error: Exception) -> UserError:
+    called = f"layer '{where}'" if where else "its own forward"
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UserError(
+        f"the model cannot be traced to fold its batch norms: {called} "
+        f"({_line_of(error)}) says '{said}'; write fold(model, example=x) with a batch x to fold neighbours in each "
+        "nn.Sequential, checked on x."
+    )
 
 
 def _line_of(error: Exception) -> str:
@@ -207,6 +238,8 @@ def _called_before(call: fx.Node) -> str:
 def _shared(source: nn.Module, name: str, calls: list[fx.Node], trace: _Trace) -> str:
     if len(calls) > 1:
         return f"'{name}' is used more than once"
+    if source in trace.hidden:
+        return f"'{name}' is also in a part of the model that cannot be traced"
     if len(calls[0].users) > 1:
         return f"the output of '{name}' is used elsewhere too"
     return _read_elsewhere(source, f"the weights of '{name}'", trace)

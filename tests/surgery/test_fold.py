@@ -12,10 +12,10 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import syncnorm
-from syncnorm import batch_norms, convert, fold, fold_report
+from syncnorm import batch_norms, convert, fold, fold_report, make_norm
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
-from syncnorm.norms import FrozenBatchNorm, GhostBatchNorm, ScaledWSConv2d, SyncBatchNorm
+from syncnorm.norms import BatchRenorm, FrozenBatchNorm, GhostBatchNorm, ScaledWSConv2d, SyncBatchNorm
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -252,7 +252,7 @@ def test_layers_that_are_left_and_said(build: Any, reason: str) -> None:
     assert batch_norms(model)
 
 
-@pytest.mark.parametrize("kind", [SyncBatchNorm, GhostBatchNorm, FrozenBatchNorm])
+@pytest.mark.parametrize("kind", [SyncBatchNorm, GhostBatchNorm, FrozenBatchNorm, BatchRenorm])
 def test_our_own_layers_fold(kind: Any) -> None:
     model = pair(nn.Conv1d(3, 3, 2), kind(3, **({"virtual_ranks": 2} if kind is GhostBatchNorm else {})))
     x = noise(2, 3, 4)
@@ -291,6 +291,29 @@ def test_a_model_that_cannot_be_traced() -> None:
         assert fold(model, example=x) is model
     torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
     assert list(batch_norms(model)) == ["body.3"]
+
+
+class Gate(nn.Module):
+    """A part without batch norms that cannot be traced."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) if x.mean() < 1e9 else x
+
+
+def test_a_part_without_batch_norms_may_be_as_it_likes() -> None:
+    x, shared = noise(2, 3, 6, 6), nn.Conv2d(3, 3, 1)
+    first, second = (nn.Sequential(conv, nn.BatchNorm2d(3)) for conv in (nn.Conv2d(3, 3, 3), shared))
+    norms = [make_norm(name, 3) for name in ("rms", "mixstyle", "evonorm_s0")]
+    model = trained(nn.Sequential(first, *norms, Gate(nn.Conv2d(3, 3, 1)), Gate(shared), second)).double()
+    before = model(x)
+    with pytest.warns(UserWarning, match=r"'6\.1': '5\.inner' is also in a part of the model that cannot be traced"):
+        fold(model)
+    assert list(batch_norms(model)) == ["6.1"]
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
 
 
 def test_an_example_shows_what_the_order_hides() -> None:
