@@ -50,11 +50,15 @@ class CrossIterationBatchNorm(_BatchNorm):
         mean = average of mean_s,   var = average of E_s[x^2] - mean^2
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    Steps whose E_s[x^2] - mean_s^2 comes out negative are left out, channel by channel, as in the authors' code. The
-    gradient goes through the moments of step t. Running statistics are batch norm's own: those of each batch alone,
-    the variance unbiased; evaluation is batch norm's. Two choices differ: eps stands under the root, as in batch norm
-    (the authors' code adds it to the root unless told), and the first `burn_in` steps, which use their own batch
-    alone, leave nothing behind.
+    Steps whose E_s[x^2] - mean_s^2 comes out negative are left out, channel by channel, as in the authors' code.
+    There the gradient goes through the moments of step t alone. That is one part in `window` of what the statistics
+    answer to a change of the weight, so it does not keep the weight from growing as batch norm's gradient does:
+    without a small learning rate or weight decay it can grow until training stalls. `through_weight` lets the
+    gradient go through W_t in the corrections of the past steps too, which is the derivative of the formula.
+
+    Running statistics are batch norm's own: those of each batch alone, the variance unbiased; evaluation is batch
+    norm's. Two choices differ from the authors' code: eps stands under the root, as in batch norm (there it is added
+    to the root unless told), and the first `burn_in` steps, which use their own batch alone, leave nothing behind.
 
     The weight is found in autograd's record of `x`, so `x` has to come straight from the layer in question; one
     whose weight is frozen, or no record at all, leaves the step's own batch. A step costs two further derivatives by
@@ -71,6 +75,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         affine: learn weight and bias, shape (C,).
         track_running_stats: keep running_mean and running_var, shape (C,); without them evaluation takes the batch.
         window: steps that count, this one included.
+        through_weight: let the gradient go through today's weight in what past steps are corrected by.
         burn_in: steps of plain batch norm (num_batches_tracked counts them; 0 where there is no such counter).
 
     Raises:
@@ -88,6 +93,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         track_running_stats: bool = True,
         *,
         window: int = 8,
+        through_weight: bool = False,
         burn_in: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -96,7 +102,7 @@ class CrossIterationBatchNorm(_BatchNorm):
             if value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.window, self.burn_in = window, burn_in
+        self.window, self.through_weight, self.burn_in = window, through_weight, burn_in
         self._past: list[_Step] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +130,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         """Return mean and variance over the window, and take this step into it."""
         mean, var, today = batch.mean, batch.var(), weight.detach()
         dmean, dvar = (torch.autograd.grad(m.sum(), weight, retain_graph=True)[0] for m in (mean, var))
-        steps = [(mean, var), *(step.at(today) for step in self._past)]
+        steps = [(mean, var), *(step.at(weight if self.through_weight else today) for step in self._past)]
         means, variances = (torch.stack(rows) for rows in zip(*steps, strict=True))
         valid = (variances >= 0).to(means.dtype)
         share = valid / valid.sum(0)  # today's variance is never negative

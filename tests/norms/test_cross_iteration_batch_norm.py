@@ -46,9 +46,15 @@ def moments(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalised(
-    apply: Callable[..., Tensor], layer: Any, past: list[tuple[Tensor, Tensor]], x: Tensor, eps: float
+    apply: Callable[..., Tensor],
+    layer: Any,
+    past: list[tuple[Tensor, Tensor]],
+    x: Tensor,
+    eps: float,
+    through_weight: bool = False,
 ) -> Tensor:
     """Return xhat by the mean and mean square of this batch, and of past (input, weight) pairs to first order."""
+    today = layer.weight if through_weight else layer.weight.detach()
     z = apply(x, layer.weight, layer.bias)
     means, squares = ([m] for m in moments(z))
     for batch, weight in past:
@@ -56,7 +62,7 @@ def normalised(
         def at(w: Tensor, batch: Tensor = batch) -> tuple[Tensor, Tensor]:
             return moments(apply(batch, w, layer.bias.detach() if layer.bias is not None else None))
 
-        change = layer.weight.detach() - weight
+        change = today - weight
         for row, value, jacobian in zip((means, squares), at(weight), jacrev(at)(weight), strict=True):
             row.append(value + (jacobian * change).flatten(1).sum(1))
     m, s = torch.stack(means), torch.stack(squares)
@@ -67,15 +73,16 @@ def normalised(
     return (z - mean.view(shape)) / (var.view(shape) + eps).sqrt()
 
 
+@pytest.mark.parametrize("through_weight", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_and_gradients(kind: str) -> None:
+def test_outputs_and_gradients(kind: str, through_weight: bool) -> None:
     """Five steps of gradient descent with a window of three, large enough steps to move the statistics."""
-    model, (_, apply, shape) = model_of(kind, window=3), KINDS[kind]
+    model, (_, apply, shape) = model_of(kind, window=3, through_weight=through_weight), KINDS[kind]
     layer, norm = model[0], model[1]
     past: list[tuple[Tensor, Tensor]] = []
     for seed in range(5):
         x = sample(*shape, seed=seed).requires_grad_()
-        xhat = normalised(apply, layer, past, x, 1e-3)
+        xhat = normalised(apply, layer, past, x, 1e-3, through_weight)
         by = (1, -1, *[1] * (xhat.dim() - 2))
         expected = xhat * norm.weight.view(by) + norm.bias.view(by)
         y = model(x)
@@ -94,6 +101,21 @@ def test_outputs_and_gradients(kind: str) -> None:
 
 def _batch_norm(model: nn.Sequential, x: Tensor) -> Tensor:
     return F.batch_norm(model[0](x), None, None, model[1].weight, model[1].bias, True, 0.0, 1e-3)
+
+
+def test_through_the_weight_the_gradient_does_not_make_it_grow() -> None:
+    """With one and the same batch in the whole window, the gradient has no part along the weight of a channel."""
+    along = {}
+    for through_weight in (False, True):
+        model = model_of("conv2d", window=3, through_weight=through_weight)
+        model[1].eps = 0.0
+        x = sample(4, 2, 5, 4)
+        for _ in range(3):
+            y = model(x)
+        weight = model[0].weight
+        grad = torch.autograd.grad((y * sample(*y.shape, seed=5)).sum(), weight)[0]
+        along[through_weight] = float((grad * weight.detach()).flatten(1).sum(1).abs().max())
+    assert along[True] < 1e-10 < 1e-2 < along[False]
 
 
 def test_steps_that_come_out_negative_are_left_out() -> None:
