@@ -36,8 +36,8 @@ class DiminishingBatchNorm(_BatchNorm):
     the layer where the model has its norms, which is usually before. It adds eps to sigma; here it is under the root,
     as in batch norm, so that evaluation is batch norm's.
 
-    Constants to the gradient do not keep weights from growing, and training can stall or diverge: the step at which a batch's
-    statistics are not finite any more raises `ValueError` that says so, before they reach the running ones.
+    Constants to the gradient do not keep weights from growing, and training can stall or diverge: the step at which a
+    batch's statistics are not finite any more raises `ValueError` that says so, before they reach the running ones.
 
     A layer converted after training goes on counting where batch norm was.
 
