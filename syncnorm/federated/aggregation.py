@@ -23,8 +23,9 @@ def aggregate(
 
         mu = sum_k p_k mu_k,   sigma^2 = sum_k p_k (sigma_k^2 + (mu_k - mu)^2).
 
-    Integers (the counters of batch norm) keep their type and the largest value. What a policy leaves with the clients
-    stays here as it is in `model`, and need not be in `states`. Sums are taken in float64, in the order given, so the
+    Integers (the counters of batch norm) keep their type and the largest value. What a policy leaves with the
+    clients, and statistics that it gathers by a pass of its own (sbn), stay here as they are in `model`, and need not
+    be in `states`. Sums are taken in float64, in the order given, so the
     same clients in the same order give the same bits.
 
     Args:
@@ -40,9 +41,10 @@ def aggregate(
     """
     kinds = rules(model, policy)
     shares = normalised_weights(states, weights)
+    current = model.state_dict()
     for place, state in enumerate(states):
-        check_update(model.state_dict(), state, kinds, client=str(place))
-    return combine(model.state_dict(), kinds, states, shares)
+        check_update(current, state, kinds, client=str(place))
+    return combine(current, kinds, states, shares)
 
 
 def combine(current: State, kinds: Mapping[str, Rule], states: Sequence[State], shares: Tensor) -> dict[str, Tensor]:
@@ -124,7 +126,10 @@ def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Te
         raise UserError("there is no client's state to aggregate: give at least one.")
     if len(states) != len(weights):
         raise UserError(f"{len(states)} states came with {len(weights)} weights: give one weight a state.")
-    given = torch.tensor(list(weights), dtype=torch.float64)
+    try:
+        given = torch.tensor(list(weights), dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"weights are {list(weights)}: they must be numbers.") from error
     if not given.isfinite().all() or given.lt(0).any() or given.sum() == 0:
         raise UserError(f"weights are {list(weights)}: they must not be negative, and not all zero.")
     return given / given.sum()

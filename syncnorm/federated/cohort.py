@@ -32,12 +32,12 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); updates in the order of tasks.
 
     Where the batched computation raises, the plain engine trains the same tasks, so that a client that fails does so
-    alone. A model that only that engine can run is warned of. With `local.synchronised` there is no plain engine, and
-    all clients fail together.
+    alone. A model that only that engine can run is warned of.
 
     Raises:
-        UserError: a model that draws random numbers (dropout): clients would not draw their own. Clients that are to
-            share the statistics of their first batches and have batches of different size.
+        UserError: a model that draws random numbers (dropout): clients would not draw their own. With
+            `local.synchronised`, for which there is no plain engine, anything that the batched computation raises,
+            and first batches of different size.
     """
     try:
         return train_together(local, x, y, tasks)
@@ -45,7 +45,10 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
         raise
     except Exception as error:
         if local.synchronised:
-            return [Update(task.client, {}, error=f"{type(error).__name__}: {error}") for task in tasks]
+            raise UserError(
+                "clients that share the statistics of a step make it in one batched computation, or not at all, and "
+                f"with this model it fails ({type(error).__name__}: {error}): choose another method than fedtan."
+            ) from error
         updates = loop.train(local, x, y, tasks)
         if not any(update.error for update in updates):
             warnings.warn(

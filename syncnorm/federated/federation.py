@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from syncnorm.config import Clients, Norm, Run
 from syncnorm.data import make_population
 from syncnorm.errors import UserError
+from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.local import Local
 from syncnorm.federated.mistakes import algorithm_options, check_run
 from syncnorm.federated.policies import (
@@ -66,6 +67,7 @@ class Federation:
         self.population = make_population(run.data, run.world, run.seed, self.device, dtype)
         self._dtype = dtype
         self.model = self._build()
+        inspect_model(self.model, self.population.x[:2], self.population.classes, run.model)
         self.kinds: dict[str, Rule] = rules(self.model, self.policy)
         self.layers = list(batch_norms(self.model))
 

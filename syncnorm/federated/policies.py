@@ -105,8 +105,8 @@ def policy_named(policy: str | Policy) -> Policy:
     """Return the policy of a name; an unknown one raises `UserError` with the nearest known."""
     if isinstance(policy, Policy):
         return policy
-    if policy not in POLICIES:
-        raise unknown("federated policy", policy, POLICIES)
+    if not isinstance(policy, str) or policy not in POLICIES:
+        raise unknown("federated policy", str(policy), POLICIES)
     return POLICIES[policy]
 
 

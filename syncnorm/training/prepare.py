@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from syncnorm.config import Clients, Data, Devices, Norm, Optim, Run, layout
 from syncnorm.data import Dataset, load, partition, rank_batches
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
-from syncnorm.norms import norm_options
+from syncnorm.norms import norm_options, sees_batch
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
 
@@ -75,6 +77,11 @@ def layer_of(norm: Norm, world: Devices | Clients) -> tuple[str, dict[str, Any]]
     if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
         within = norm.options.get("virtual_ranks", 1)
         return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
+    if world.engine == "virtual" and ranks > 1 and norm.name != "sync_bn" and sees_batch(norm.name):
+        raise UserError(
+            f"norm '{norm.name}' goes by the batch of one device, and {ranks} virtual ranks share one process: write "
+            "engine='torchrun', or train on one rank."
+        )
     if ranks > 1 and norm.name == "ghost_bn":
         return "ghost_bn", {**norm.options, "buffers": "pooled"}
     return norm.name, norm.options
@@ -95,6 +102,8 @@ def build_model(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Modul
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("init", run.seed))
         model = make_model(run.model, shape, classes, **run.model_options)
+    if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):
+        raise UserError(f"model '{run.model}' has lazy layers: build it with their numbers of channels and features.")
     layer, options = layer_of(run.norm, run.world)
     if not batch_norms(model) and run.norm.name not in ("bn", "none"):
         raise UserError(

@@ -5,6 +5,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -299,6 +300,29 @@ def test_a_round_ends_at_its_timeout() -> None:
     assert 1 <= len(replies) < 100
     assert nodes_of(replies) == list(range(1, len(replies) + 1))
     assert grid.send_and_receive(to([1]), timeout=0) == []
+
+
+def test_a_client_that_never_ends_holds_up_nobody_else() -> None:
+    never = Event()
+
+    def stuck(message: Message, context: Context) -> Message:
+        if context.node_id == 2 and not never.is_set():
+            never.wait()
+        return echo(message, context)
+
+    grid = CohortGrid(app_of(stuck), 3)
+    assert nodes_of(grid.send_and_receive(to([1, 2]), timeout=0.3)) == [1]
+    assert nodes_of(grid.send_and_receive(to([1, 3]), timeout=5)) == [1, 3]
+    never.set()
+    assert nodes_of(grid.send_and_receive(to([1, 2, 3]), timeout=5)) == [1, 2, 3]
+
+
+def test_a_client_that_raises_a_timeout_of_its_own_has_failed() -> None:
+    def broken(message: Message, context: Context) -> Message:
+        raise TimeoutError("no answer from the scanner")
+
+    (reply,) = CohortGrid(app_of(broken), 1).send_and_receive(to([1]), timeout=5)
+    assert "TimeoutError: no answer from the scanner" in reply.error.reason
 
 
 def test_an_expired_message_is_an_error_reply() -> None:

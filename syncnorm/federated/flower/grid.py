@@ -23,6 +23,7 @@ from flwr.supercore.run import Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.flower.identity import SERVER, act_as_server, empty_run, stamp
 from syncnorm.federated.flower.logs import hush_flower
+from syncnorm.federated.flower.patience import GivenUp, Patience
 from syncnorm.federated.flower.records import decoded
 from syncnorm.seeds import derive
 
@@ -94,6 +95,7 @@ class CohortGrid(Grid):
         self._sent = 0
         self._exchanges = 0
         self._lock = RLock()
+        self._patience = Patience()
         if seed is not None:
             random.seed(derive("flower sampling", seed))
 
@@ -142,7 +144,9 @@ class CohortGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order of client ids.
 
-        Clients whose turn has not come after `timeout` seconds do not reply; nobody is interrupted at work.
+        After `timeout` seconds the client at work is given up (its thread cannot be ended: it goes on until it ends
+        by itself, and what it then says is dropped), and those whose turn has not come do not reply. Clients that
+        are trained together, in one computation, are waited for.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -157,9 +161,12 @@ class CohortGrid(Grid):
         with _own_streams(self.seed is not None):
             trained = self._train_together(ordered, read)
             for message in ordered:
-                if deadline is not None and time.monotonic() >= deadline:
-                    break
-                replies.append(trained.get(message.metadata.message_id) or self._ask(message, read))
+                reply = trained.get(message.metadata.message_id)
+                left = None if deadline is None else deadline - time.monotonic()
+                if reply is None and (left is None or left > 0):
+                    reply = self._ask(message, read, left)
+                if reply is not None:
+                    replies.append(reply)
         return replies
 
     def _train_together(self, messages: Sequence[Message], read: dict[int, ArrayRecord]) -> dict[str, Message]:
@@ -177,7 +184,8 @@ class CohortGrid(Grid):
             for message, context, reply in zip(ready, contexts, replies, strict=True)
         }
 
-    def _ask(self, message: Message, read: dict[int, ArrayRecord]) -> Message:
+    def _ask(self, message: Message, read: dict[int, ArrayRecord], left: float | None) -> Message | None:
+        """Return a client's reply; None where it does not reply in the seconds that are left."""
         if (refusal := self._refusal(message)) is not None:
             return refusal
         node = message.metadata.dst_node_id
@@ -185,9 +193,16 @@ class CohortGrid(Grid):
         if self.seed is not None:
             _seed(derive("flower client", self.seed, self._exchanges, node))
         try:
-            reply = self.client_app(_delivered(message, read), context)
+            delivered = _delivered(message, read)
+            if left is None:
+                reply = self.client_app(delivered, context)
+            else:
+                reply = self._patience.wait(lambda: self.client_app(delivered, context), left)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
+        except GivenUp:
+            log.debug("client %d did not reply in time", node)
+            return None
         except (Exception, SystemExit) as error:  # the client's alone: the round goes on
             log.debug("client %d raised", node, exc_info=True)
             return failure(message, sentence(error))

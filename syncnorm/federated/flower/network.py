@@ -34,9 +34,7 @@ class OverFlower:
         UserError: fewer nodes than the run has clients, or several that play the same.
     """
 
-    def __init__(
-        self, federation: Federation, grid: Grid, text: str, ended: Event, timeout: float = TIMEOUT
-    ) -> None:
+    def __init__(self, federation: Federation, grid: Grid, text: str, ended: Event, timeout: float = TIMEOUT) -> None:
         self.federation, self.grid, self._text, self._ended = federation, grid, text, ended
         self._timeout = timeout
         self._node = self._nodes(federation.world.count)

@@ -1,0 +1,52 @@
+"""A look at a model before clients train it: what it returns, and whether its batch norms can be found."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from syncnorm.errors import UserError
+
+
+class _Statistics(TorchFunctionMode):
+    """Notes the running statistics that batch norms normalise with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the call, and make it."""
+        if func is torch.nn.functional.batch_norm:
+            given = [*args[1:3], *((kwargs or {}).get(name) for name in ("running_mean", "running_var"))]
+            self.used += [value for value in given if isinstance(value, Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def inspect_model(model: nn.Module, images: Tensor, classes: int, name: str) -> None:
+    """Run a few images through a model in evaluation mode, and see whether clients can train it.
+
+    Raises:
+        UserError: a model that returns anything but a logit for each class; one with a batch norm that is kept where
+            no module lists it, in a plain list or dict: clients would share it, and no policy would know of it.
+    """
+    was_training = model.training
+    with _Statistics() as statistics:
+        logits = model.eval()(images)
+    model.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"model '{name}' returned {got} for {len(images)} images: it must return one logit for each of {classes} "
+            f"classes, ({len(images)}, {classes})."
+        )
+    known = {buffer.data_ptr() for buffer in model.buffers()}
+    hidden = [value for value in statistics.used if value.data_ptr() not in known]
+    if hidden:
+        raise UserError(
+            f"model '{name}' uses a batch norm of {len(hidden[0])} channels that none of its modules lists, kept in "
+            "a plain list or dict perhaps: keep it in an nn.ModuleList or nn.ModuleDict, or clients cannot have their "
+            "own."
+        )
