@@ -19,7 +19,7 @@ from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
 from syncnorm.norms.online_batch_norm import OnlineBatchNorm, stream
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
-from syncnorm.norms.registry import make_norm, norm_names, norm_options
+from syncnorm.norms.registry import make_norm, norm_names, norm_options, sees_batch
 from syncnorm.norms.rms_norm import RMSNorm
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.weight_side import WeightCentralization, WeightStandardization
@@ -69,5 +69,6 @@ __all__ = [
     "norm_options",
     "pool_running_statistics",
     "scaled_weight_standardization",
+    "sees_batch",
     "stream",
 ]

@@ -63,6 +63,9 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "mixstyle": MixStyle,
     "none": nn.Identity,
 }
+# In training, what these make of a sample does not depend on the samples beside it.
+_ALONE = {"frozen_bn", "reference_bn", "gn", "ln", "in", "rms", "frn", "evonorm_s0"}
+_ALONE |= {"scaled_ws", "ws", "weight_norm", "spectral_norm", "none"}
 
 
 def norm_names() -> list[str]:
@@ -76,6 +79,12 @@ def norm_options(name: str) -> list[str]:
     if layer is nn.Identity:
         return []
     return [option for option in inspect.signature(layer).parameters if option != "num_features"]
+
+
+def sees_batch(name: str) -> bool:
+    """Return whether a norm in training makes of a sample what depends on the rest of its batch."""
+    _class_of(name)
+    return name not in _ALONE
 
 
 def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn.Module:

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from torch import nn
 
 from syncnorm import domain, make_norm, norm_names
 from syncnorm.errors import UserError
+from syncnorm.norms import sees_batch
 
 OPTIONS = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 2}, "eval_norm": {"batch": 2}}
 
@@ -17,6 +20,24 @@ def test_every_norm_keeps_the_shape_and_has_a_gradient(name: str, ndim: int) -> 
     with domain(1):
         layer(x).square().sum().backward()
         assert layer(x).shape == x.shape == x.grad.shape
+
+
+@pytest.mark.parametrize("name", norm_names())
+def test_whether_a_norm_sees_the_batch_is_as_told(name: str) -> None:
+    """Of two batches that share their first sample, in training; several times, for norms that draw numbers."""
+    differ = False
+    for seed in range(5):
+        torch.manual_seed(seed)
+        batches = [torch.randn(4, 8, 3, 3) for _ in range(2)]
+        batches[1][0] = batches[0][0]
+        layer = make_norm(name, 8, **OPTIONS.get(name, {})).train()
+        first = []
+        for x in batches:
+            torch.manual_seed(seed)
+            with domain(1):
+                first.append(copy.deepcopy(layer)(x)[0])
+        differ |= not torch.allclose(*first, rtol=1e-4, atol=1e-5)
+    assert sees_batch(name) == differ
 
 
 @pytest.mark.parametrize(("name", "groups"), [("gn", 4), ("ln", 1), ("in", 8)])
