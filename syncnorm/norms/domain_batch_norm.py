@@ -29,7 +29,7 @@ class DomainBatchNorm(nn.Module):
 
     Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics follow as
     in PyTorch's layer, `momentum` being the weight of the new ones, the variance unbiased; a domain that a batch
-    lacks stays as it is. (Those of a batch of one domain are exactly PyTorch's.)
+    lacks stays as it is. Under DDP, statistics are those of each process's own samples, as in PyTorch's layer.
 
     This is no `_BatchNorm`: it has no one running_mean. What reads that (recalibrate, fold, federated policies)
     passes it by.
@@ -235,18 +235,13 @@ class DomainBatchNorm(nn.Module):
 def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
     """Return the moments of x (N, C, ...) for each domain, stacked: count (D,), mean (D, C), m2 (D, C).
 
-    `ids` (N,) are from 0 to D - 1. Sums over samples are float64, for they are matrix products.
+    `ids` (N,) are from 0 to D - 1. Sums over samples are matrix products in float64, so that no
+    setting of the products' precision reaches them, and the mean needs no second pass.
     """
-    x = x.to(accumulator(x.dtype)).flatten(2) if x.dim() > 2 else x.to(accumulator(x.dtype)).unsqueeze(2)
+    x = x.to(accumulator(x.dtype))
+    x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     member = F.one_hot(ids, domains).T.double()
     count = member.sum(1) * x.shape[2]
-    of_count = 1.0 / count.clamp(min=1).unsqueeze(1)
-
-    def total(values: Tensor) -> Tensor:
-        return member @ values.sum(2).double()
-
-    rough = (total(x) * of_count).to(x.dtype)
-    deviation = x - rough[ids].unsqueeze(2)
-    residue = total(deviation) * of_count
-    m2 = total(deviation.square()) - count.unsqueeze(1) * residue.square()
-    return Moments(count, rough + residue.to(x.dtype), m2.to(x.dtype))
+    mean = (member @ x.sum(2).double() / count.clamp(min=1).unsqueeze(1)).to(x.dtype)
+    m2 = member @ (x - mean[ids].unsqueeze(2)).square().sum(2).double()
+    return Moments(count, mean, m2.to(x.dtype))

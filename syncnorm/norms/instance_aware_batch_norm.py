@@ -21,12 +21,13 @@ class InstanceAwareBatchNorm(_BatchNorm):
     variance s2_i of each sample over its L positions,
 
         mean_i = mu + shrink(mu_i - mu, k sqrt((s2 + eps) / L))
-        var_i  = max(0, s2 + shrink(s2_i - s2, k (s2 + eps) sqrt(2 / (L - 1))))
+        var_i  = s2 + shrink(s2_i - s2, k (s2 + eps) sqrt(2 / (L - 1)))
         y_i = (x_i - mean_i) / sqrt(var_i + eps) * weight + bias,   shrink(d, t) = sign(d) max(0, |d| - t)
 
     so that a sample is normalised as in batch norm unless its own statistics lie more than k standard errors off:
-    k = infinity is batch norm, k = 0 instance norm. A sample is normalised alone in evaluation, whatever else is in
-    its batch. Running statistics follow as in PyTorch's layer, unbiased.
+    k = infinity is batch norm, k = 0 instance norm. (The source clips var_i at 0, below which it never is.) A sample
+    is normalised alone in evaluation, whatever else is in its batch. Running statistics follow as in PyTorch's layer,
+    unbiased.
 
     Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs. From memory and not confirmed: that s2 and
     s2_i are unbiased, and that k = 4 is their value. Their sampling of a memory for the running statistics is not
@@ -76,7 +77,7 @@ class InstanceAwareBatchNorm(_BatchNorm):
         var_i, mean_i = torch.var_mean(values, dims, keepdim=True)
         spread = var + self.eps
         mean_i = mean + _shrink(mean_i - mean, self.k * (spread / positions).sqrt())
-        var_i = (var + _shrink(var_i - var, self.k * spread * (2 / (positions - 1)) ** 0.5)).relu()
+        var_i = var + _shrink(var_i - var, self.k * spread * (2 / (positions - 1)) ** 0.5)
         y = (values - mean_i) * torch.rsqrt(var_i + self.eps)
         if self.weight is not None:
             y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)

@@ -129,7 +129,7 @@ def stream(model: nn.Module) -> Iterator[None]:
         raise UserError("the model has no layer that follows a stream: convert it to 'online_bn' first.")
     try:
         for layer in layers:
-            layer.streaming, layer.seen = True, None
+            layer.streaming = True
         yield
     finally:
         for layer in layers:

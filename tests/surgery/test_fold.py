@@ -293,6 +293,23 @@ def test_a_model_that_cannot_be_traced() -> None:
     assert list(batch_norms(model)) == ["body.3"]
 
 
+class WithOption(Branching):
+    """A forward with an argument that decides which way to go."""
+
+    def forward(self, x: Tensor, features: Tensor | None = None) -> Tensor:
+        if features is not None:
+            return self.body[0](x) + features
+        return self.body[1](self.body[0](x))
+
+
+def test_arguments_have_their_defaults() -> None:
+    model, x = trained(WithOption()).double(), noise(2, 3, 6, 6)
+    model.body.pop(3)
+    before = model(x)
+    torch.testing.assert_close(quietly(model)(x), before, rtol=1e-12, atol=1e-12)
+    assert not batch_norms(model)
+
+
 class Gate(nn.Module):
     """A part without batch norms that cannot be traced."""
 
