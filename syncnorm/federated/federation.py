@@ -106,7 +106,8 @@ class Federation:
     def plan(self, client: int, round_: int) -> Plan:
         """Return a client's local steps: its samples in a new order each epoch, cut into batches.
 
-        A batch that is left out is no step: with local_steps the next one takes its place.
+        A batch that is left out is no step: with local_steps the next one takes its place. Where clients share the
+        statistics of their first step (FedTAN), each gives it as many samples as the smallest client has.
         """
         world, samples = self.world, self.train(client)
         rng = np.random.default_rng(derive("order", self.run.seed, round_, client))
@@ -128,7 +129,15 @@ class Federation:
             epoch += 1
             if not batches:  # nor will there be one in any other order
                 break
+        if batches and self.policy.training == "synchronised":
+            batches[0] = batches[0][: self._smallest_batch(round_)]
         return Plan(tuple(batches), tuple(running), small)
+
+    def _smallest_batch(self, round_: int) -> int:
+        """Return the size of the smallest first batch of a round's clients, without those left out."""
+        world = self.world
+        sizes = (len(self.train(client)) for client in self.cohort(round_))
+        return min((size for size in sizes if size >= world.min_batch), default=world.batch)
 
     def _too_small(self, client: int, batch: Tensor) -> UserError:
         return UserError(

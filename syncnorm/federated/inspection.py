@@ -47,6 +47,6 @@ def inspect_model(model: nn.Module, images: Tensor, classes: int, name: str) -> 
     if hidden:
         raise UserError(
             f"model '{name}' uses a batch norm of {len(hidden[0])} channels that none of its modules lists, kept in "
-            "a plain list or dict perhaps: keep it in an nn.ModuleList or nn.ModuleDict, or clients cannot have their "
-            "own."
+            "a plain list or dict perhaps: keep it in an nn.ModuleList or nn.ModuleDict, or clients cannot have "
+            "their own."
         )

@@ -21,7 +21,9 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
+from syncnorm.config import Clients, Data, Run
 from syncnorm.federated.client import section
+from syncnorm.federated.federation import Federation
 from syncnorm.norms import GhostBatchNorm
 from syncnorm.surgery import batch_norms, convert
 
@@ -182,3 +184,14 @@ def test_fedavg_weighs_clients_by_samples_or_alike(engine: str) -> None:
         assert_same(played.server.state, weighted_mean(states, weights))
         mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
         assert played._history["train_loss"][0] == pytest.approx(mean, rel=1e-9)
+
+
+def test_fedtans_first_step_is_as_large_as_the_smallest_client() -> None:
+    world = Clients(count=6, rounds=1, method="fedtan", skew="dirichlet_by_class", alpha=0.1, batch=16)
+    federation = Federation(Run(data=Data("digits", size=8, train_limit=120), world=world))
+    sizes = [len(federation.train(client)) for client in range(6)]
+    smallest = min(size for size in sizes if size >= 2)
+    assert smallest < 16 < max(sizes)
+    plans = [federation.plan(client, 0) for client in range(6)]
+    assert {len(plan.batches[0]) for plan in plans if plan.batches} == {smallest}
+    assert max(len(batch) for plan in plans for batch in plan.batches[1:]) == 16
