@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 from syncnorm.moments import accumulator
 from syncnorm.norms import DomainBatchNorm, domain
-from syncnorm.surgery.fold_plan import evaluation
+from syncnorm.surgery.modes import evaluation
 
 
 def domain_embeddings(model: nn.Module) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.fold_plan import TRANSPOSED, FoldReport, evaluation, fold_report, sequential_report
+from syncnorm.surgery.fold_plan import TRANSPOSED, FoldReport, fold_report, sequential_report
+from syncnorm.surgery.modes import evaluation
 
 # Largest deviation from the unfolded output on the example, relative to that output's largest value.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +26,7 @@ from syncnorm.norms import (
     SyncBatchNorm,
 )
 from syncnorm.surgery.convert import batch_norms, converted_layers
+from syncnorm.surgery.modes import evaluation
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
@@ -110,18 +110,6 @@ def sequential_report(model: nn.Module) -> FoldReport:
             else:
                 report.folded[name] = (names[source],)
     return report
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class _Tracer(fx.Tracer):

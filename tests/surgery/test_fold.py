@@ -15,7 +15,15 @@ import syncnorm
 from syncnorm import batch_norms, convert, fold, fold_report, make_norm
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
-from syncnorm.norms import BatchRenorm, FrozenBatchNorm, GhostBatchNorm, ScaledWSConv2d, SyncBatchNorm
+from syncnorm.norms import (
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    HybridBatchNorm,
+    ReferenceBatchNorm,
+    ScaledWSConv2d,
+    SyncBatchNorm,
+)
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -252,8 +260,19 @@ def test_layers_that_are_left_and_said(build: Any, reason: str) -> None:
     assert batch_norms(model)
 
 
-@pytest.mark.parametrize("kind", [SyncBatchNorm, GhostBatchNorm, FrozenBatchNorm, BatchRenorm])
-def test_our_own_layers_fold(kind: Any) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        nn.SyncBatchNorm,
+        SyncBatchNorm,
+        GhostBatchNorm,
+        FrozenBatchNorm,
+        ReferenceBatchNorm,
+        HybridBatchNorm,
+        BatchRenorm,
+    ],
+)
+def test_every_batch_norm_that_evaluates_as_one_folds(kind: Any) -> None:
     model = pair(nn.Conv1d(3, 3, 2), kind(3, **({"virtual_ranks": 2} if kind is GhostBatchNorm else {})))
     x = noise(2, 3, 4)
     before = model(x)
