@@ -71,6 +71,8 @@ CLIENT_METRICS = {
     "staleness": ("rounds since a client was last sampled", "staleness"),
 }
 """Metrics of the clients world: their words, and fewer of them for the head of a column."""
+COUNTS = ("clients_left_out", "small_batches", "never_sampled", "staleness", "round", "idle", "batch_norms")
+"""Those that count something: a decimal is enough."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def metric_label(name: str, kind: str = "devices") -> Metric:
         return Metric(words, short, "%", "percentage points", 100.0, 1, higher_is_better="accuracy" in name)
     if name.startswith("bytes"):
         return Metric(words, short, "MB", "MB", 1e-6, 2, higher_is_better=False)
-    return Metric(words, short, "", "", 1.0, 3, higher_is_better=None)
+    counted = kind == "clients" and name in COUNTS
+    return Metric(words, short, "", "", 1.0, 1 if counted else 3, higher_is_better=None)
 
 
 def _metric_words(name: str, kind: str) -> tuple[str, str]:
