@@ -36,6 +36,7 @@ from syncnorm.federated.engine import Chosen
 from syncnorm.federated.federation import Federation
 
 CPU = torch.device("cpu")
+EVERY_CORE = "syncnorm, cohort, all cores"
 VERSION = "from importlib.metadata import version; print(version('{0}'))"
 
 
@@ -64,6 +65,7 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
     engines = {name: Chosen(name) for name in ("loop", "cohort", "auto")}
     federation = Federation(run_of(Clients(count=count, rounds=rounds + 1, batch=BATCH)), CPU)
     ours = {f"syncnorm, {name}": begin(federation, engine) for name, engine in engines.items()}
+    ours[EVERY_CORE] = begin(federation, Chosen("cohort"))
     task = task_of(federation, rounds + 1)
     samples = max(task.samples(client) for client in range(count))
     print(
@@ -82,7 +84,8 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
             others["pfl-research"] = stack.enter_context(contender)
         for contender in others.values():
             contender.wait()
-        plays = [partial(played, one) for one in ours.values()]
+        threads = {EVERY_CORE: os.cpu_count() or 1}
+        plays = [partial(played, one, threads.get(name, 1)) for name, one in ours.items()]
         seconds = alternate([*plays, *(contender.play for contender in others.values())], rounds)
         states: dict[str, State] = {name: one.server.state for name, one in ours.items()}
         for name, contender in others.items():
@@ -90,13 +93,16 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
             contender.wait()
             states[name] = torch.load(Path(folder) / name, weights_only=True)
     default = list(states).index("syncnorm, auto")
-    print(f"{'':24}{'s a round':>10}   times syncnorm, auto     accuracy   parameters apart by at most")
+    print(f"{'':28}{'s a round':>10}   times syncnorm, auto     accuracy   parameters apart by at most")
     for (name, state), times in zip(states.items(), seconds, strict=True):
         print(
-            f"{name:24}{statistics.median(times):10.3f}   {quartiles(times, seconds[default]):24}"
+            f"{name:28}{statistics.median(times):10.3f}   {quartiles(times, seconds[default]):24}"
             f"{task.accuracy(state):9.3f}   {farthest(states['syncnorm, auto'], state):.0e}"
         )
-    print(f"auto trained by {engines['auto'].name}; all on one thread, Ray on one in each of two processes.")
+    print(
+        f"auto trained by {engines['auto'].name}; on one thread where nothing else is said, Ray on one in each of two"
+    )
+    print("processes.")
     print("pfl does not average running statistics, which its accuracy is with: they go on from client to client.")
     return states
 

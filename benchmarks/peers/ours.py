@@ -31,11 +31,14 @@ def begin(federation: Federation, engine: Chosen, states: ClientStates | None = 
     return Rounds(federation, InProcess(federation, states or InMemory(), engine))
 
 
-def played(rounds: Rounds) -> float:
-    """Play a round, and return the seconds it took."""
+def played(rounds: Rounds, threads: int = 1) -> float:
+    """Play a round on so many threads, and return the seconds it took."""
+    torch.set_num_threads(threads)
     started = time.perf_counter()
     rounds.play()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    torch.set_num_threads(1)
+    return seconds
 
 
 def task_of(federation: Federation, rounds: int) -> Task:
