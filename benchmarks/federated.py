@@ -99,10 +99,7 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
             f"{name:28}{statistics.median(times):10.3f}   {quartiles(times, seconds[default]):24}"
             f"{task.accuracy(state):9.3f}   {farthest(states['syncnorm, auto'], state):.0e}"
         )
-    print(
-        f"auto trained by {engines['auto'].name}; on one thread where nothing else is said, Ray on one in each of two"
-    )
-    print("processes.")
+    print(f"auto trained by {engines['auto'].name}; on one thread where nothing else is said, Ray in two processes.")
     print("pfl does not average running statistics, which its accuracy is with: they go on from client to client.")
     return states
 

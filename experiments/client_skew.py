@@ -92,7 +92,18 @@ FIGURES = (
         where={**PLAIN, "method": AT_HOME},
         title="Accuracy at the worst client: what of batch norm stays at home",
     ),
-    Trade(line=LINE, panel="domains", where={"alpha": 0.1}, title="Accuracy against bytes sent, at alpha 0.1"),
+    Trade(
+        line=LINE,
+        panel="domains",
+        where={**PLAIN, "alpha": 0.1, "method": [*AT_HOME[:-1], *IN_TRAINING]},
+        title="Accuracy against bytes sent, at alpha 0.1: methods",
+    ),
+    Trade(
+        line=LINE,
+        panel="domains",
+        where={"method": "fedavg", "alpha": 0.1},
+        title="Accuracy against bytes sent, at alpha 0.1: norms and algorithms",
+    ),
     Columns(
         line=LINE,
         metrics=("accuracy", "client_accuracy_worst", "global_accuracy", "reestimated_accuracy"),

@@ -167,8 +167,9 @@ def setting(axis: Axis, value: Any) -> str:
     """Return a field and its value in words: "label-sorted data 50 %". A label of several fields says all itself."""
     if not isinstance(axis, str):
         return str(value)
-    if axis.endswith("domains") and isinstance(value, list):
-        return f"{len(value)} domains" if value else "one domain"
+    if _last(axis, value) == "domains":
+        count = len(value) if isinstance(value, list) else value.count(", ") + 1 if value != "none" else 0
+        return f"{count} domains" if count else "one domain"
     unit = UNITS.get(_last(axis, value))
     return " ".join([field_label(axis, value), value_label(value, axis), *([unit] if unit else [])])
 
