@@ -32,6 +32,10 @@ def positions(xs: list[Any]) -> list[float]:
     return [log2(x) for x in xs] if logarithmic else [float(x) for x in xs]
 
 
+PANEL_CHARACTERS = 45
+"""Characters that fit below a panel."""
+
+
 def curve_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
     """Draw the means of every line against x, their intervals, and every seed as a dot."""
     scale = points.metric(None).scale
@@ -171,4 +175,10 @@ def clip(text: str, room: int) -> str:
 def long_labels(points: Points) -> bool:
     """Return whether the labels of x do not fit side by side below a panel."""
     lengths = [len(tick_label(points, x)) for x in points.xs]
-    return sum(lengths) + 2 * len(lengths) > 45 or max(lengths) > 10
+    if sum(lengths) + 2 * len(lengths) > PANEL_CHARACTERS or max(lengths) > 10:
+        return True
+    places = positions(points.xs)
+    across = max(places[-1] - places[0], 1e-9)
+    room = [PANEL_CHARACTERS * (b - a) / across for a, b in pairwise(places)]
+    needed = [(a + b) / 2 + 1 for a, b in pairwise(lengths)]
+    return any(here < there for here, there in zip(room, needed, strict=True))
