@@ -63,7 +63,8 @@ def version(package: str, python: str = sys.executable) -> str:
 def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int = 20) -> dict[str, State]:
     """Part 1: print seconds a round of clients that train, and how far the models are apart; return these."""
     engines = {name: Chosen(name) for name in ("loop", "cohort", "auto")}
-    federation = Federation(run_of(Clients(count=count, rounds=rounds + 1, batch=BATCH)), CPU)
+    world = Clients(count=count, rounds=rounds + 1, batch=BATCH, equal_size=1.0)
+    federation = Federation(run_of(world), CPU)
     ours = {f"syncnorm, {name}": begin(federation, engine) for name, engine in engines.items()}
     ours[EVERY_CORE] = begin(federation, Chosen("cohort"))
     task = task_of(federation, rounds + 1)
