@@ -101,7 +101,8 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
             f"{task.accuracy(state):9.3f}   {farthest(states['syncnorm, auto'], state):.0e}"
         )
     print(f"auto trained by {engines['auto'].name}; on one thread where nothing else is said, Ray in two processes.")
-    print("pfl does not average running statistics, which its accuracy is with: they go on from client to client.")
+    if "pfl-research" in states:
+        print("pfl does not average running statistics, which its accuracy is with: they go on from client to client.")
     return states
 
 

@@ -48,7 +48,7 @@ def test_training_compares_contenders_that_end_with_the_same_model(capsys: pytes
     from peers.task import farthest
 
     states = training(rounds=2, count=20)
-    expected = {"syncnorm, loop", "syncnorm, cohort", "syncnorm, auto"}
+    expected = {"syncnorm, loop", "syncnorm, cohort", "syncnorm, auto", "syncnorm, cohort, all cores"}
     expected |= {name for name, package in (("Flower, Ray", "ray"), ("pfl-research", "pfl")) if find_spec(package)}
     assert set(states) == expected
     for name, state in states.items():
