@@ -102,7 +102,7 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
         )
     print(f"auto trained by {engines['auto'].name}; on one thread where nothing else is said, Ray in two processes.")
     if "pfl-research" in states:
-        print("pfl does not average running statistics, which its accuracy is with: they go on from client to client.")
+        print("pfl does not average running statistics, which its accuracy is with: they pass from client to client.")
     return states
 
 
