@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
-from math import prod
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -116,9 +116,9 @@ def build_model(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Modul
 def check_optim(optim: Optim) -> None:
     """Raise `UserError` for a number that an optimiser cannot have."""
     for name, value, holds, rule in (
-        ("lr", optim.lr, optim.lr > 0, "above 0"),
+        ("lr", optim.lr, 0 < optim.lr < inf, "above 0 and finite"),
         ("momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
-        ("weight_decay", optim.weight_decay, optim.weight_decay >= 0, "at least 0"),
+        ("weight_decay", optim.weight_decay, 0 <= optim.weight_decay < inf, "at least 0 and finite"),
         ("epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
         ("warmup", optim.warmup, 0 <= optim.warmup < 1, "from 0 to below 1"),
     ):

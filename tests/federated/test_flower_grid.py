@@ -355,7 +355,7 @@ def test_a_main_function_can_use_the_grid_itself() -> None:
 
 
 def test_mistakes_are_sentences() -> None:
-    with pytest.raises(UserError, match="num_clients is 0"):
+    with pytest.raises(UserError, match="num_clients is 0: it must be a whole number of at least 1"):
         CohortGrid(app_of(echo), 0)
     with pytest.raises(UserError, match="did you mean 'cohort'"):
         CohortGrid(app_of(echo), 1, engine="cohrt")
@@ -376,3 +376,16 @@ def test_flowers_log_is_silent_unless_the_user_sets_a_level(monkeypatch: pytest.
         CohortGrid(app_of(echo), 1)
         assert logger.level == after
     logger.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_clients": "4"}, "num_clients is '4'"),
+        ({"num_clients": 2.5}, "num_clients is 2.5"),
+        ({"seed": "a"}, "seed"),
+    ],
+)
+def test_numbers_of_another_kind_get_a_sentence(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"{sentence}.* whole number"):
+        CohortGrid(app_of(echo), **{"num_clients": 2, **options})

@@ -160,7 +160,7 @@ def test_a_mistake_in_the_world_gets_its_sentence(world: dict[str, Any], sentenc
         ),
         ({"optim": replace(PLAIN, name="adam"), "algorithm": "scaffold"}, "set optim.name to sgd and optim.momentum"),
         ({"optim": Optim(name="adam"), "keep_momentum": True}, "keep_momentum needs a momentum to keep"),
-        ({"optim": replace(PLAIN, lr=0.0)}, "optim.lr is 0.0: it must be above 0."),
+        ({"optim": replace(PLAIN, lr=0.0)}, "optim.lr is 0.0: it must be above 0 and finite."),
         ({"optim": replace(PLAIN, name="sdg")}, "unknown optim.name 'sdg': did you mean 'sgd'?"),
         ({"optim": replace(PLAIN, schedule="cosin")}, "unknown optim.schedule 'cosin': did you mean 'cosine'?"),
         ({"data": replace(DATA, augment="shifted")}, "unknown data.augment 'shifted': did you mean 'shift'?"),

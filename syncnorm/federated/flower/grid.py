@@ -77,8 +77,10 @@ class CohortGrid(Grid):
         engine: str = "auto",
         seed: int | None = None,
     ) -> None:
-        if num_clients < 1:
-            raise UserError(f"num_clients is {num_clients}: it must be at least 1.")
+        if not isinstance(num_clients, int) or num_clients < 1:
+            raise UserError(f"num_clients is {num_clients!r}: it must be a whole number of at least 1.")
+        if not isinstance(seed, int | None):
+            raise UserError(f"seed is {seed!r}: it must be a whole number, or None.")
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
         act_as_server()
