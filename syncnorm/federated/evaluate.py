@@ -32,13 +32,13 @@ class Score:
     """Those statistics, by layer."""
 
 
-def score(federation: Federation, client: int, state: State, fresh: bool = True) -> Score:
-    """Return how a model with these entries does at a client; `fresh` re-estimates its batch norms as well."""
+def score(federation: Federation, client: int, state: State) -> Score:
+    """Return how a model with these entries does at a client, as it is and with its batch norms re-estimated."""
     x, y, weights = federation.population.test(client)
     accuracy, loss = weighted(federation.model_with(state), x, y, weights)
     own = federation.population.x[federation.population.train(client)]
     # One sample has statistics over positions at the most, and a linear layer's none at all.
-    if not fresh or not federation.layers or len(own) < 2:
+    if not federation.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own))
     # Parts as equal as can be: a last one of one sample would have no variance in a linear layer.
     moments = layer_moments(federation.model_with(state), own.tensor_split(-(-len(own) // CHUNK)))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from syncnorm.errors import UserError
+from syncnorm.training.prepare import check_logits
 
 
 class _Statistics(TorchFunctionMode):
@@ -36,12 +37,7 @@ def inspect_model(model: nn.Module, images: Tensor, classes: int, name: str) -> 
     with _Statistics() as statistics:
         logits = model.eval()(images)
     model.train(was_training)
-    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"model '{name}' returned {got} for {len(images)} images: it must return one logit for each of {classes} "
-            f"classes, ({len(images)}, {classes})."
-        )
+    check_logits(name, logits, len(images), classes)
     known = {buffer.data_ptr() for buffer in model.buffers()}
     hidden = [value for value in statistics.used if value.data_ptr() not in known]
     if hidden:

@@ -70,7 +70,6 @@ def _check_numbers(world: Clients) -> None:
             "raise batch, or lower min_batch."
         )
     for name, value, holds, rule in (
-        ("count", world.count, world.count >= 1, "at least 1"),
         ("participation", world.participation, world.participation > 0, "above 0 and at most 1"),
         ("rounds", world.rounds, world.rounds >= 1, "at least 1"),
         ("local_epochs", world.local_epochs, world.local_epochs >= 1, "at least 1"),
@@ -79,9 +78,6 @@ def _check_numbers(world: Clients) -> None:
         ("min_batch", world.min_batch, world.min_batch >= 1, "at least 1"),
         ("clip", world.clip, world.clip >= 0, "at least 0"),
         ("enough", world.enough, 0 <= world.enough <= 1, "from 0 to 1"),
-        ("validation", world.validation, 0 <= world.validation < 1, "from 0 to below 1"),
-        ("equal_size", world.equal_size, 0 <= world.equal_size <= 1, "from 0 to 1"),
-        ("held_out", world.held_out, world.held_out >= 0, "at least 0"),
     ):
         if not holds:
             raise UserError(f"{name} is {value}: it must be {rule}.")

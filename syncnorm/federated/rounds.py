@@ -24,9 +24,6 @@ from syncnorm.seeds import derive
 EVALUATED = 1000
 """At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
 
-Measured = tuple[dict[str, float], dict[str, Any]]
-"""Metrics, and details that no single number holds."""
-
 
 class Rounds:
     """A run under way. `next` is the round to be played, from 0."""
@@ -149,8 +146,8 @@ class Rounds:
         self._kept = self._best["kept"]
         return {"round": float(self._best["round"]), "validation_accuracy": self._best["accuracy"]}
 
-    def _measure(self) -> Measured:
-        """Evaluate the model as it is: at clients, globally, and at clients held out."""
+    def _measure(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """Evaluate the model at clients, globally, and at clients held out; return metrics and details."""
         federation = self.federation
         scores = self.network.score(self._evaluated(), self._to_be_evaluated, self._fallback())
         metrics = summary(federation, scores)

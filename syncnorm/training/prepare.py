@@ -148,12 +148,19 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    if logits.shape[1:] != (data.classes,):
-        raise UserError(
-            f"model '{run.model}' returned {tuple(logits.shape)} for 2 images: it must return one logit for each of "
-            f"{data.classes} classes, (2, {data.classes})."
-        )
+    check_logits(run.model, logits, min(2, len(data.train_x)), data.classes)
     _check_values_per_channel(run, positions)
+
+
+def check_logits(model: str, logits: Any, images: int, classes: int) -> None:
+    """Raise `UserError` where a model returned anything but one logit for each class and image."""
+    if isinstance(logits, Tensor) and logits.shape == (images, classes):
+        return
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise UserError(
+        f"model '{model}' returned {got} for {images} images: it must return one logit for each of {classes} "
+        f"classes, ({images}, {classes})."
+    )
 
 
 def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:

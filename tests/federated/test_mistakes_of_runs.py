@@ -54,7 +54,7 @@ def sentence_of(run: Run) -> str:
         ({"enough": 1.1}, "enough is 1.1: it must be from 0 to 1."),
         ({"validation": 1.0}, "validation is 1.0: it must be from 0 to below 1."),
         ({"equal_size": 1.5}, "equal_size is 1.5: it must be from 0 to 1."),
-        ({"held_out": -1}, "held_out is -1: it must be at least 0."),
+        ({"held_out": -1}, "held_out is -1: it must be 0 or more."),
         ({"method": "fedbnn"}, "unknown federated policy 'fedbnn': did you mean 'fedbn'? Known: centralised"),
         (
             {"method": "fixbn", "method_options": {"frozen_form": 0.5}},
