@@ -12,6 +12,7 @@ from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
 ClientEngine = Literal["auto", "cohort", "loop", "flower"]
+Adaptation = Literal["none", "pooled", "ensemble", "adabn", "prediction", "mix", "alpha", "online", "tent"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,38 @@ class Clients:
 
 
 @dataclass(frozen=True)
+class Domains:
+    """The domains world: one model trained in one place on several domains, and tested on those and on unseen ones.
+
+    A domain is a data set of its own: a kind of image, a camera, a person. Training knows every sample's domain. What
+    a test knows of its domain is said by `adapt`. Each domain is adapted to by itself, from the model as trained.
+    """
+
+    domains: tuple[str, ...] = ()
+    """The domains' data sets, all of one task. Where data.path is given, each lies in that folder under its name."""
+    unseen: tuple[str, ...] = ()
+    """Those of them that training leaves out."""
+    batch: int = 32
+    """Samples in a step of training."""
+    batches: Literal["mixed", "one_domain"] = "mixed"
+    """Whether a step's samples are drawn from all domains together, or from one domain at a time."""
+    adapt: Adaptation = "none"
+    """What is done at test time, where labels are not known. none: statistics as trained, those of a seen domain its
+    own where the norm tells domains apart. pooled: those of all domains together. ensemble: domains weighed by their
+    resemblance (BNE). adabn: statistics of the domain's samples. prediction: of each test batch. mix: of both
+    (Schneider et al.). alpha: of both, in fixed shares. online: of a stream of samples, from the source's on. tent:
+    of each test batch, with entropy minimised."""
+    adapt_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
+    adapt_samples: int | None = None
+    """Unlabelled training samples of the domain that adabn and online see before the test; None is all of them."""
+    test_batch: int = 64
+    """Samples in a batch of the test: those that share statistics for prediction, mix, alpha and tent."""
+    test_order: Literal["shuffled", "sorted"] = "shuffled"
+    """In which order a domain's samples come, in adaptation and test: at random, or sorted by label."""
+
+
+@dataclass(frozen=True)
 class Optim:
     """How the parameters are updated."""
 
@@ -163,7 +196,7 @@ class Run:
     model_options: dict[str, Any] = field(default_factory=dict)
     """Keyword options of the model's factory."""
     norm: Norm = field(default_factory=Norm)
-    world: Devices | Clients = field(default_factory=Devices)
+    world: Devices | Clients | Domains = field(default_factory=Devices)
     optim: Optim = field(default_factory=Optim)
     precision: Literal["float32", "float64"] = "float32"
     """Data type of parameters and activations."""
@@ -225,7 +258,7 @@ def describe(run: Run) -> dict[str, Any]:
     if isinstance(run.world, Devices):
         ranks, local = layout(run.world)
         config["world"].update(ranks=ranks, per_device_batch=local, global_batch=ranks * local)
-    else:
+    elif isinstance(run.world, Clients):
         del config["optim"]["epochs"]
     return config
 

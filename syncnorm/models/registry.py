@@ -14,7 +14,7 @@ from syncnorm.models.resnet import resnet18, thin_resnet
 from syncnorm.models.small import MLP, SmallCNN, StridedCNN
 from syncnorm.norms import make_norm
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 _MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -41,7 +41,7 @@ def make_model(
     norm_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build a model for images of `shape` (C, H, W) and `classes` classes, with norm layers `norm`.
+    """Build a model for samples of `shape` (C, H, W) or (C, L) and `classes` classes, with norm layers `norm`.
 
     `name` is one of `model_names()`, or "package.module:factory" for a factory of your own, which is called with
     the arguments it names among in_channels, classes, norm (builds a norm layer from a number of channels) and

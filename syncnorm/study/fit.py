@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from syncnorm.config import Clients, Result, Run
+from syncnorm.config import Clients, Domains, Result, Run
 
 
 def fit(run: Run, checkpoint: Path | None = None) -> Result:
-    """Train and evaluate a run of either world.
+    """Train and evaluate a run of any world.
 
     A run of clients keeps its checkpoint in the folder `checkpoint`, and goes on from what it finds there.
     """
@@ -15,6 +15,10 @@ def fit(run: Run, checkpoint: Path | None = None) -> Result:
         from syncnorm import federated
 
         return federated.simulate(run, checkpoint=checkpoint)
+    if isinstance(run.world, Domains):
+        from syncnorm import domains
+
+        return domains.fit(run)
     from syncnorm import training
 
     return training.fit(run)
@@ -26,6 +30,10 @@ def check(run: Run) -> None:
         from syncnorm import federated
 
         federated.check(run)
+    elif isinstance(run.world, Domains):
+        from syncnorm import domains
+
+        domains.check(run)
     else:
         from syncnorm import training
 
@@ -34,6 +42,6 @@ def check(run: Run) -> None:
 
 def forget() -> None:
     """Drop the data sets that this process keeps for its next run."""
-    for name in ("syncnorm.training", "syncnorm.federated"):
+    for name in ("syncnorm.training", "syncnorm.federated", "syncnorm.domains"):
         if world := sys.modules.get(name):  # what was never imported keeps nothing
             world.forget()

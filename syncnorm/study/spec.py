@@ -8,13 +8,18 @@ from itertools import product
 from typing import Any, get_args
 
 from syncnorm.checks import check_types
-from syncnorm.config import ClientEngine, Clients, Devices, Engine, Norm, Run, run_id
+from syncnorm.config import ClientEngine, Clients, Devices, Domains, Engine, Norm, Run, run_id
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.exhibits import Exhibit
 
 KIND = "world.kind"
-"""What a row's config calls its world: "devices" or "clients"."""
-ENGINES: dict[type, tuple[str, ...]] = {Devices: get_args(Engine), Clients: get_args(ClientEngine)}
+"""What a row's config calls its world: a key of `WORLDS`."""
+WORLDS: dict[str, type[Devices] | type[Clients] | type[Domains]] = {
+    "devices": Devices,
+    "clients": Clients,
+    "domains": Domains,
+}
+ENGINES: dict[type, tuple[str, ...]] = {Devices: get_args(Engine), Clients: get_args(ClientEngine), Domains: ()}
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def field_path(run: Run, name: str) -> tuple[str, ...]:
 def value_at(config: dict[str, Any], name: str) -> Any:
     """Return what a row's `config` (plain data) holds for the field `name`; a norm or data set is its name.
 
-    "world.kind" is "devices" or "clients". A name that no field of a run in this world has, or that names no run
+    "world.kind" is a key of `WORLDS`. A name that no field of a run in this world has, or that names no run
     apart from others (data.path), raises `UserError`.
     """
     value: Any = config
@@ -166,7 +171,7 @@ def values_at(configs: Sequence[dict[str, Any]], names: Iterable[str]) -> list[d
 def _path(kind: str, name: str) -> tuple[str, ...]:
     if name == KIND:
         return ("world", "kind")
-    return field_path(Run(world=Clients() if kind == "clients" else Devices()), name)
+    return field_path(Run(world=WORLDS[kind]()), name)
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -226,7 +231,7 @@ def base_of(vary: dict[str, Sequence[Any]], base: Run) -> Run:
     """Return the run whose fields a grid names: the study's base, in the first of the grid's own worlds."""
     worlds = vary.get("world", ())
     world = worlds[0] if worlds else None
-    return replace(base, world=world) if isinstance(world, Devices | Clients) else base
+    return replace(base, world=world) if isinstance(world, Devices | Clients | Domains) else base
 
 
 def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

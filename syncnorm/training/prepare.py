@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from syncnorm.config import Clients, Data, Devices, Norm, Optim, Run, layout
+from syncnorm.config import Clients, Data, Devices, Domains, Norm, Optim, Run, layout
 from syncnorm.data import Dataset, load, partition, rank_batches
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
@@ -52,7 +52,9 @@ def devices(run: Run) -> Devices:
     """Return the run's devices; a run of another world raises `UserError`."""
     if isinstance(run.world, Devices):
         return run.world
-    raise UserError("this run is one of clients, not of devices: give it to syncnorm.federated.simulate.")
+    others = {Clients: "syncnorm.federated.simulate", Domains: "syncnorm.domains.fit"}
+    kind = type(run.world)
+    raise UserError(f"this run is one of {kind.__name__.lower()}, not of devices: give it to {others[kind]}.")
 
 
 def check(run: Run) -> None:
@@ -65,12 +67,16 @@ def forget() -> None:
     _load.cache_clear()
 
 
-def layer_of(norm: Norm, world: Devices | Clients) -> tuple[str, dict[str, Any]]:
+def layer_of(norm: Norm, world: Devices | Clients | Domains) -> tuple[str, dict[str, Any]]:
     """Return the name and options of the layer that plays `norm` in `world`.
 
     Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
-    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. Clients are no ranks.
+    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. Clients are no ranks. A
+    norm that tells domains apart has as many as train.
     """
+    if isinstance(world, Domains):
+        seen = len(world.domains) - len(world.unseen)
+        return norm.name, {"domains": seen, **norm.options} if norm.name == "domain_bn" else norm.options
     if isinstance(world, Clients):
         return norm.name, norm.options
     ranks, _ = layout(world)
@@ -97,8 +103,8 @@ def _all(labels: Tensor) -> Tensor:
     return torch.arange(len(labels))
 
 
-def build_model(run: Run, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Build a run's model for images of a shape (C, H, W), with its norms, initialised by its seed."""
+def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Build a run's model for samples of a shape (C, H, W) or (C, L), with its norms, initialised by its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("init", run.seed))
         model = make_model(run.model, shape, classes, **run.model_options)

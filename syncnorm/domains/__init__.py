@@ -1,0 +1,1 @@
+"""The domains world: one model trained in one place on several domains, tested on those and on unseen ones."""
