@@ -87,7 +87,7 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
     batches = RankBatches(
         prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank
     )
-    with _quiet():
+    with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
             precision="64-true" if run.precision == "float64" else "32-true",
@@ -149,7 +149,7 @@ def _mean_over_ranks(values: list[float]) -> list[float]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep Lightning's banners and hints out of a user's terminal."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
