@@ -1,7 +1,7 @@
 """Batch norm that learns a new user's statistics while it serves the user's stream.
 
 model = syncnorm.convert(model, "online_bn", prior_count=32).eval()
-with syncnorm.stream(model):        # one user
+with syncnorm.stream(model):                    # one user, forgotten at the end; keep=True: adopted as the source
     for x in batches:
         logits = model(x)
 """
@@ -76,6 +76,7 @@ class OnlineBatchNorm(_BatchNorm):
         self.prior_count, self.horizon = prior_count, horizon
         self.streaming = False
         self.seen: Moments | None = None
+        self.together: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
@@ -107,7 +108,17 @@ class OnlineBatchNorm(_BatchNorm):
         count = torch.full_like(batch.count, self.prior_count * positions)
         source_mean, source_var = self.running_mean.to(batch.mean.dtype), self.running_var.to(batch.mean.dtype)
         together = Moments(count, source_mean, source_var * count.to(source_var.dtype)).merge(batch)
-        return together.mean.to(self.running_mean.dtype), together.var().to(self.running_var.dtype)
+        self.together = together.mean.to(self.running_mean.dtype), together.var().to(self.running_var.dtype)
+        return self.together
+
+    @torch.no_grad()
+    def leave_stream(self, keep: bool) -> None:
+        """Forget the stream; with `keep`, only after the running statistics have become those of the last batch."""
+        if keep and self.together is not None:
+            for running, new in zip((self.running_mean, self.running_var), self.together, strict=True):
+                assert running is not None
+                running.copy_(new)
+        self.streaming, self.seen, self.together = False, None, None
 
     def _check_input_dim(self, input: Tensor) -> None:
         check_channels(self, self.num_features, input)
@@ -118,8 +129,14 @@ class OnlineBatchNorm(_BatchNorm):
 
 
 @contextmanager
-def stream(model: nn.Module) -> Iterator[None]:
-    """Let the "online_bn" layers of `model` follow one user's stream; at the end they forget it.
+def stream(model: nn.Module, keep: bool = False) -> Iterator[None]:
+    """Let the "online_bn" layers of `model` follow one user's stream; at the end they forget it, or keep it.
+
+    With `keep`, what the last batch of the stream was evaluated with becomes the layer's running statistics: source
+    and stream merged, or the stream alone for prior_count=0. running_var is then biased, as within the stream, where
+    training leaves an unbiased one. num_batches_tracked stays. A further stream starts from these statistics, which
+    count as `prior_count` samples there, however many they came from. A layer that no batch reached keeps what it
+    had, and so does every layer where the stream ends in an exception.
 
     Raises:
         UserError: a model without such a layer.
@@ -127,13 +144,15 @@ def stream(model: nn.Module) -> Iterator[None]:
     layers = [module for module in model.modules() if isinstance(module, OnlineBatchNorm)]
     if not layers:
         raise UserError("the model has no layer that follows a stream: convert it to 'online_bn' first.")
+    finished = False
     try:
         for layer in layers:
             layer.streaming = True
         yield
+        finished = True
     finally:
         for layer in layers:
-            layer.streaming, layer.seen = False, None
+            layer.leave_stream(keep and finished)
 
 
 def _at_most(seen: Moments, horizon: float | None, positions: int) -> Moments:

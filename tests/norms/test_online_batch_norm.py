@@ -95,6 +95,42 @@ def test_gradients_take_the_statistics_as_given() -> None:
     torch.testing.assert_close(slope, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("prior", [0, 2.5])
+@pytest.mark.parametrize("horizon", [None, 4])
+def test_a_stream_that_is_kept_becomes_the_source(prior: float, horizon: float | None) -> None:
+    layer = layer_of(prior_count=prior, horizon=horizon)
+    source, counted = layer.running_mean.clone(), int(layer.num_batches_tracked)
+    batches = [sample(n, C, 4, seed=n) for n in (3, 5, 2)]
+    with stream(layer, keep=True):
+        for x in batches:
+            last = layer(x)
+    assert not torch.equal(layer.running_mean, source)
+    torch.testing.assert_close(layer(x), last, **CLOSE)  # outside: PyTorch's evaluation, with what was kept
+    assert layer.seen is None
+    assert int(layer.num_batches_tracked) == counted
+    if horizon is None:
+        values = torch.cat(batches).transpose(0, 1).flatten(1).numpy()
+        share = prior * 4 / (prior * 4 + values.shape[1])
+        mean = share * source.numpy() + (1 - share) * values.mean(1)
+        var = share * np.array([0.5, 4.0, 9.0]) + (1 - share) * values.var(1)
+        var += share * (1 - share) * (values.mean(1) - source.numpy()) ** 2
+        np.testing.assert_allclose(layer.running_mean.numpy(), mean, **CLOSE)
+        np.testing.assert_allclose(layer.running_var.numpy(), var, **CLOSE)
+
+
+def test_nothing_is_kept_of_what_was_not_seen_to_its_end() -> None:
+    layer = layer_of()
+    before = copy.deepcopy(layer.state_dict())
+    with stream(layer, keep=True):
+        layer(sample(0, C, 4))
+        layer.train()
+    layer.eval()
+    with pytest.raises(ValueError, match="got an input of shape"), stream(layer, keep=True):
+        layer(layer(sample(3, C, 4))[:, :2])
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert layer.seen is None
+
+
 def test_a_converted_model_follows_a_user() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(C, 4, 2), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 2, 2), nn.BatchNorm1d(2))
