@@ -5,22 +5,34 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from syncnorm.models.factory import NormFactory, plain_batch_norm
+from syncnorm.norms import make_norm
 
 
 class SmallCNN(nn.Module):
     """Three 3x3 convolutions, a norm after each, two poolings, a linear classifier.
 
     Input (N, C, H, W) with H and W at least 4, output (N, classes) logits. `width` channels first, doubled at each
-    pooling. Convolutions have a bias, so that the norm "none" leaves a proper network.
+    pooling. Convolutions have a bias, so that the norm "none" leaves a proper network. With `mix_style`, MixStyle of
+    that probability stands before each pooling.
     """
 
-    def __init__(self, in_channels: int, classes: int, norm: NormFactory | None = None, *, width: int = 16) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        norm: NormFactory | None = None,
+        *,
+        width: int = 16,
+        mix_style: float = 0.0,
+    ) -> None:
         super().__init__()
         norm = norm or plain_batch_norm()
         self.features = nn.Sequential(
             *_conv(in_channels, width, norm),
+            *_mixing(width, mix_style),
             nn.MaxPool2d(2),
             *_conv(width, 2 * width, norm),
+            *_mixing(2 * width, mix_style),
             nn.MaxPool2d(2),
             *_conv(2 * width, 4 * width, norm),
         )
@@ -86,6 +98,10 @@ class MLP(nn.Module):
         """Return logits (N, classes)."""
         logits: Tensor = self.layers(x)
         return logits
+
+
+def _mixing(channels: int, probability: float) -> list[nn.Module]:
+    return [make_norm("mixstyle", channels, p=probability)] if probability else []
 
 
 def _conv(inputs: int, outputs: int, norm: NormFactory) -> list[nn.Module]:
