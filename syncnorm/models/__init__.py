@@ -1,8 +1,23 @@
 """Small reference networks, each taking a norm factory."""
 
+from syncnorm.models.binary_mlp import BinaryMLP
 from syncnorm.models.factory import NormFactory
+from syncnorm.models.ic_mlp import IndependentComponentMLP
 from syncnorm.models.registry import make_model, model_names
 from syncnorm.models.resnet import ResNet, resnet18, thin_resnet
+from syncnorm.models.signal_cnn import SignalCNN
 from syncnorm.models.small import MLP, SmallCNN
 
-__all__ = ["MLP", "NormFactory", "ResNet", "SmallCNN", "make_model", "model_names", "resnet18", "thin_resnet"]
+__all__ = [
+    "MLP",
+    "BinaryMLP",
+    "IndependentComponentMLP",
+    "NormFactory",
+    "ResNet",
+    "SignalCNN",
+    "SmallCNN",
+    "make_model",
+    "model_names",
+    "resnet18",
+    "thin_resnet",
+]

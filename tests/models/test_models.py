@@ -4,7 +4,7 @@ from torch import nn
 
 from syncnorm import batch_norms, convert, revert
 from syncnorm.errors import UserError
-from syncnorm.models import make_model, model_names
+from syncnorm.models import NormFactory, make_model, model_names
 
 
 def my_model(classes: int, shape: tuple[int, int, int], width: int = 4) -> nn.Module:
@@ -14,11 +14,21 @@ def my_model(classes: int, shape: tuple[int, int, int], width: int = 4) -> nn.Mo
     )
 
 
+def norm_alone(norm: NormFactory) -> nn.Module:
+    """A user's own factory that asks for a norm."""
+    return norm(4)
+
+
+def fitting_shape(name: str) -> tuple[int, ...]:
+    return (3, 40) if name == "signal_cnn" else (3, 16, 16)
+
+
 @pytest.mark.parametrize("name", model_names())
 @pytest.mark.parametrize("norm", ["bn", "frozen_bn", "reference_bn", "hybrid_bn", "gn", "scaled_ws", "none"])
 def test_every_model_takes_every_norm(name: str, norm: str) -> None:
-    model = make_model(name, (3, 16, 16), 7, norm)
-    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 7)
+    shape = fitting_shape(name)
+    model = make_model(name, shape, 7, norm)
+    assert model(torch.randn(2, *shape)).shape == (2, 7)
     assert bool(batch_norms(model)) == norm.endswith("bn")
 
 
@@ -49,6 +59,48 @@ def test_a_model_of_ones_own_gets_what_it_asks_for() -> None:
     assert model[0].out_channels == 5
 
 
+@pytest.mark.parametrize("shape", [(3, 40), (3, 1), (9, 128)])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_signals_of_any_length(shape: tuple[int, int], depth: int) -> None:
+    model = make_model("signal_cnn", shape, 6, depth=depth, width=8)
+    assert model(torch.randn(4, *shape)).shape == (4, 6)
+    assert [type(layer) for layer in batch_norms(model).values()] == depth * [nn.BatchNorm1d]
+
+
+@pytest.mark.parametrize("name", ["mlp", "ic_mlp", "binary_mlp"])
+def test_models_that_flatten_take_signals_as_well(name: str) -> None:
+    assert make_model(name, (3, 40), 6)(torch.randn(4, 3, 40)).shape == (4, 6)
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (3, 8, 8)])
+def test_a_model_of_ones_own_gets_norms_of_as_many_dimensions_as_its_samples(shape: tuple[int, ...]) -> None:
+    layer = make_model("test_models:norm_alone", shape, 6)
+    assert isinstance(layer, nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sentence"),
+    [
+        (
+            "signal_cnn",
+            (3, 16, 16),
+            "model 'signal_cnn' takes signals (C, L), and these samples have shape (3, 16, 16): choose one of "
+            "small_cnn, ",
+        ),
+        (
+            "small_cnn",
+            (9, 128),
+            "model 'small_cnn' takes images (C, H, W), and these samples have shape (9, 128): choose one of "
+            "signal_cnn, mlp, ",
+        ),
+    ],
+)
+def test_samples_of_another_kind_get_a_sentence(name: str, shape: tuple[int, ...], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_model(name, shape, 10)
+    assert sentence in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
@@ -59,9 +111,10 @@ def test_a_model_of_ones_own_gets_what_it_asks_for() -> None:
         (":nothing", {}, "cannot be imported"),
         ("math:pi", {}, "model 'math:pi' is a float: name what builds a model"),
         ("small_cnn", {"width": -3}, "model 'small_cnn' cannot be built with width=-3"),
+        ("signal_cnn", {"depth": 0}, "model 'signal_cnn' cannot be built with depth=0: depth is 0"),
     ],
 )
 def test_mistakes_get_a_sentence(name: str, options: dict[str, int], sentence: str) -> None:
     with pytest.raises(UserError) as caught:
-        make_model(name, (3, 16, 16), 10, **options)
+        make_model(name, fitting_shape(name), 10, **options)
     assert sentence in str(caught.value)

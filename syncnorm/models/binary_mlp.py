@@ -1,0 +1,103 @@
+"""A binary network: weights and activations of -1 and +1, trained through real ones."""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syncnorm.errors import unknown
+from syncnorm.models.factory import NormFactory, plain_batch_norm
+
+Init = Literal["glorot", "he", "uniform"]
+
+
+def binary_sign(x: Tensor) -> Tensor:
+    """Return the sign of every value, +1 for 0, with the straight-through gradient: that of `x` clipped to [-1, 1].
+
+    So the gradient passes where |x| <= 1, the ends included, and is zero elsewhere (Hubara et al., arXiv 1602.02830).
+    NaN stays NaN.
+    """
+    clipped = x.clamp(-1, 1)
+    # The difference is exactly zero: the value is the sign's alone, and the gradient the clipped identity's.
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype) + (clipped - clipped.detach())
+
+
+class BinaryLinear(nn.Linear):
+    """A linear layer that multiplies by the signs of its weights: y = sign(W) x + b.
+
+    The optimiser moves the real W; its gradient is straight through, see `binary_sign`. A weight outside of [-1, 1]
+    has no gradient any more.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (N, out_features) for x (N, in_features)."""
+        return F.linear(x, binary_sign(self.weight), self.bias)
+
+
+class Sign(nn.Module):
+    """`binary_sign` as an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the signs of x, of the same shape."""
+        return binary_sign(x)
+
+
+class BinaryMLP(nn.Module):
+    """A linear layer, `depth` binary ones of `width`, a linear classifier; a norm before each activation.
+
+    The first layer and the classifier are real, as is usual in binary networks. Without `binary` the hidden weights
+    are real as well, and activations are clipped to [-1, 1], which has the gradient that signs are trained with: what
+    is left out is the signs alone.
+
+    `init` draws all weights: "glorot" and "he" are PyTorch's xavier_normal_ and kaiming_normal_ (for ReLU, by
+    inputs), "uniform" is between -1 and 1. Biases start at zero. Of a binary layer an initialisation's scale is not
+    seen in the forward pass, only how far a weight is from changing its sign.
+
+    Input (N, C, ...) of `pixels` values a sample, output (N, classes) logits.
+
+    Source: Hubara et al. (arXiv 1602.02830); the question of norm and initialisation is that of Sari, Belbahri &
+    Partovi Nia (arXiv 1909.09139).
+
+    Raises:
+        UserError: an unknown `init`.
+    """
+
+    def __init__(
+        self,
+        pixels: int,
+        classes: int,
+        norm: NormFactory | None = None,
+        *,
+        width: int = 128,
+        depth: int = 8,
+        init: Init = "glorot",
+        binary: bool = True,
+    ) -> None:
+        super().__init__()
+        if init not in get_args(Init):
+            raise unknown("init", init, get_args(Init))
+        norm = norm or plain_batch_norm(ndim=1)
+        linear, activation = (BinaryLinear, Sign) if binary else (nn.Linear, nn.Hardtanh)
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(pixels, width), norm(width), activation()]
+        for _ in range(depth):
+            layers += [linear(width, width), norm(width), activation()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, classes))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                _initialise(layer, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, classes)."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def _initialise(layer: nn.Linear, init: Init) -> None:
+    nn.init.zeros_(layer.bias)
+    if init == "glorot":
+        nn.init.xavier_normal_(layer.weight)
+    elif init == "he":
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    else:
+        nn.init.uniform_(layer.weight, -1, 1)
