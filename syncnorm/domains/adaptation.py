@@ -1,0 +1,173 @@
+"""What a trained model does at test time on a domain whose labels nobody gives: one function a way, by name.
+
+An adaptation takes a copy of the trained model, which it may change, some unlabelled samples of the domain, and the
+batches of the test in their order; it yields the logits of each.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.config import Adaptation, Domains
+from syncnorm.errors import UserError, unknown
+from syncnorm.norms import DomainBatchNorm, domain, stream
+from syncnorm.surgery import batch_norms, convert, domain_ensemble, recalibrate, revert, tent
+
+
+@dataclass(frozen=True)
+class Test:
+    """A domain's test without labels.
+
+    `batches` (b, ...) in the order in which they come; `unlabelled` (n, ...), training samples of the domain;
+    `known` is the domain's number where training has seen it, and None where it has not.
+    """
+
+    batches: Sequence[Tensor]
+    unlabelled: Tensor
+    known: int | None
+    chunk: int
+    """Samples of a batch of the stream."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+Way = Callable[[nn.Module, Test], Iterator[Tensor]]
+
+
+def as_trained(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    """Evaluate by running statistics: where the norm has them a domain's own, of an unseen one all pooled."""
+    apart = tells_domains_apart(model)
+    if apart and test.known is None:
+        model = revert(model)
+    model.eval()
+    for x in test.batches:
+        with domain(test.known) if apart and test.known is not None else nullcontext():
+            yield model(x)
+
+
+def pooled(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    """Evaluate by the running statistics of all domains pooled: what is left where nobody knows the domain."""
+    model = revert(model).eval()
+    yield from map(model, test.batches)
+
+
+def ensemble(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    """Mix the domains' outputs, each as far as it resembles a sample (`domain_ensemble`)."""
+    for x in test.batches:
+        yield domain_ensemble(model, x)[0]
+
+
+def adabn(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    """Set running statistics to those of the unlabelled samples, in one batch if they are 512 at the most."""
+    parts = test.unlabelled.tensor_split(-(-len(test.unlabelled) // 512))
+    model = recalibrate(_one_for_all(model), parts, **test.options).eval()
+    yield from map(model, test.batches)
+
+
+def of_each_batch(name: str, **defaults: float) -> Way:
+    """Return the way that evaluates by the statistics of each test batch, as the norm `name` has them."""
+
+    def adapt(model: nn.Module, test: Test) -> Iterator[Tensor]:
+        model = convert(_one_for_all(model), name, **{**defaults, **test.options}).eval()
+        yield from map(model, test.batches)
+
+    return adapt
+
+
+def online(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    """Let statistics follow a stream of the unlabelled samples, from the source's on; keep them for the test."""
+    model = convert(_one_for_all(model), "online_bn", **test.options).eval()
+    with stream(model, keep=True):
+        for x in test.unlabelled.split(test.chunk):  # type: ignore[no-untyped-call]
+            model(x)
+    yield from map(model, test.batches)
+
+
+def entropy(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    """Evaluate by each test batch's statistics, and step down the gradient of its predictions' entropy."""
+    adapt = tent(_one_for_all(model), **test.options)
+    yield from map(adapt, test.batches)
+
+
+WAYS: dict[Adaptation, Way] = {
+    "none": as_trained,
+    "pooled": pooled,
+    "ensemble": ensemble,
+    "adabn": adabn,
+    "prediction": of_each_batch("prediction_bn"),
+    "mix": of_each_batch("prediction_bn", prior_count=16.0),
+    "alpha": of_each_batch("alpha_bn", alpha=0.5),
+    "online": online,
+    "tent": entropy,
+}
+APART: tuple[Adaptation, ...] = ("pooled", "ensemble")
+"""Those that only a norm which tells domains apart can have."""
+OPTIONS: dict[Adaptation, tuple[str, ...]] = {
+    "none": (),
+    "pooled": (),
+    "ensemble": (),
+    "adabn": ("normaliser", "estimator"),
+    "prediction": (),
+    "mix": ("prior_count",),
+    "alpha": ("alpha",),
+    "online": ("prior_count", "horizon"),
+    "tent": ("lr", "steps"),
+}
+
+
+def logits_of(adapt: Adaptation, model: nn.Module, test: Test) -> Tensor:
+    """Return the logits (N, classes) of a test's samples, in their order; `model` is used up."""
+    with torch.set_grad_enabled(adapt == "tent"):
+        return torch.cat([logits.detach() for logits in WAYS[adapt](model, test)])
+
+
+def tells_domains_apart(model: nn.Module) -> bool:
+    """Return whether the model has a norm with statistics for each domain."""
+    return any(isinstance(module, DomainBatchNorm) for module in model.modules())
+
+
+def statistics_of(adapt: Adaptation, model: nn.Module) -> str:
+    """Return in words whose statistics normalise under an adaptation."""
+    apart = tells_domains_apart(model)
+    if not apart and not batch_norms(model):
+        return "none"
+    if adapt == "none":
+        return "own domain's (of an unseen one: all pooled)" if apart else "all training domains' together"
+    return {
+        "pooled": "all training domains' pooled",
+        "ensemble": "each training domain's, mixed",
+        "adabn": "own domain's, re-estimated",
+        "online": "all training domains' and own stream's",
+        "mix": "all training domains' and each test batch's",
+        "alpha": "all training domains' and each test batch's",
+    }.get(adapt, "each test batch's")
+
+
+def check_adaptation(world: Domains, model: nn.Module) -> None:
+    """Raise `UserError` for an adaptation that is unknown, or that the model's norm or the numbers do not allow."""
+    if world.adapt not in WAYS:
+        raise unknown("adaptation", world.adapt, WAYS)
+    for option in world.adapt_options:
+        if option not in OPTIONS[world.adapt]:
+            raise UserError(
+                f"adaptation '{world.adapt}': {unknown('option', option, OPTIONS[world.adapt])}"
+                if OPTIONS[world.adapt]
+                else f"adaptation '{world.adapt}' has no options: leave world.adapt_options out."
+            )
+    if world.adapt == "none":
+        return
+    apart = tells_domains_apart(model)
+    if world.adapt in APART and not apart:
+        raise UserError(f"adaptation '{world.adapt}' goes by each domain's own statistics: set norm to domain_bn.")
+    if not apart and not batch_norms(model):
+        raise UserError(f"adaptation '{world.adapt}' changes batch norms, and the model has none: set adapt to none.")
+    if world.adapt == "tent" and world.adapt_options.get("steps", 1) < 1:
+        raise UserError(f"adaptation 'tent' has {world.adapt_options['steps']} steps: it needs at least 1.")
+
+
+def _one_for_all(model: nn.Module) -> nn.Module:
+    """Return the model with one set of statistics: where domains have their own, all of them pooled."""
+    return revert(model) if tells_domains_apart(model) else model

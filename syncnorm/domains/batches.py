@@ -1,0 +1,79 @@
+"""Training batches of several domains, in which every sample's domain is known."""
+
+from collections.abc import Iterator, Sequence
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from syncnorm.config import Domains
+from syncnorm.data import augment
+from syncnorm.data.augment import Kind
+from syncnorm.data.domain_pool import Pool
+from syncnorm.errors import UserError
+from syncnorm.seeds import derive
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Samples (b, ...), labels (b,) and domains (b,), counted over those that train."""
+
+
+def deal(pool: Pool, seen: Sequence[int], world: Domains, seed: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
+    """Return an epoch's batches: indices into the pool and domains (0 to S - 1), int64 (b,) each.
+
+    Each domain shuffles its samples anew each epoch. Batches are "mixed", dealt from all domains' samples in one
+    random order, or of "one_domain" each, in random order. What does not fill a batch sits out this epoch: of all
+    samples together, or of each domain.
+    """
+    orders = []
+    for position, index in enumerate(seen):
+        first, end = pool.starts[index], pool.starts[index + 1]
+        order = np.random.default_rng(derive("domain order", seed, epoch, pool.names[index])).permutation(end - first)
+        orders.append(np.stack([first + order, np.full(len(order), position)]))
+    if world.batches == "mixed":
+        orders = [np.concatenate(orders, axis=1)]
+        orders[0] = orders[0][:, np.random.default_rng(derive("mix", seed, epoch)).permutation(orders[0].shape[1])]
+    parts = [
+        order[:, start : start + world.batch]
+        for order in orders
+        for start in range(0, order.shape[1] - world.batch + 1, world.batch)
+    ]
+    if world.batches == "one_domain":
+        parts = [parts[i] for i in np.random.default_rng(derive("mix", seed, epoch)).permutation(len(parts))]
+    return [(torch.from_numpy(part[0].copy()), torch.from_numpy(part[1].copy())) for part in parts]
+
+
+def check_batch(pool: Pool, seen: Sequence[int], world: Domains) -> None:
+    """Raise `UserError` where the samples of the domains, or of one of them, do not fill a batch."""
+    sizes = {pool.names[index]: pool.starts[index + 1] - pool.starts[index] for index in seen}
+    if world.batches == "mixed":
+        sizes = {"all domains together": sum(sizes.values())}
+    for name, size in sizes.items():
+        if size < world.batch:
+            raise UserError(
+                f"a batch has {world.batch} samples, and {name} {size} training samples: lower world.batch."
+            )
+
+
+class DomainBatches(pl.LightningDataModule):
+    """The batches of `deal`, epoch by epoch, from tensors that lie on the device."""
+
+    def __init__(self, pool: Pool, seen: Sequence[int], world: Domains, seed: int, kind: Kind) -> None:
+        super().__init__()
+        self.pool, self.seen, self.world, self.seed, self.kind = pool, seen, world, seed, kind
+        self.steps = len(deal(pool, seen, world, seed, epoch=0))
+
+    def train_dataloader(self) -> "DomainBatches":
+        """Return what deals the Trainer's current epoch anew each time it is iterated."""
+        return self
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        device = self.pool.x.device
+        for step, (index, ids) in enumerate(deal(self.pool, self.seen, self.world, self.seed, epoch)):
+            index = index.to(device)
+            x = augment(self.pool.x[index], self.kind, self.seed, epoch, step)
+            yield x, self.pool.y[index], ids.to(device)

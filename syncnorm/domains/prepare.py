@@ -1,0 +1,92 @@
+"""Everything of a run of domains that comes before its first step; each of a user's mistakes is found here."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.config import Domains, Run
+from syncnorm.data.domain_pool import Pool, load_pool
+from syncnorm.domains.adaptation import check_adaptation
+from syncnorm.domains.batches import check_batch
+from syncnorm.errors import UserError, unknown
+from syncnorm.norms import domain, norm_options
+from syncnorm.training.prepare import DTYPES, build_model, check_logits, check_optim
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run of domains, ready to train."""
+
+    pool: Pool
+    model: nn.Module
+    seen: tuple[int, ...]
+    """The domains that train, as the pool counts them; the norms know the k-th as domain k."""
+    unseen: tuple[int, ...]
+
+
+def prepare(run: Run, device: torch.device) -> Prepared:
+    """Load the domains, build the model, and check that the batches and the adaptation fit the norm.
+
+    Raises:
+        UserError: whatever in `run` is unknown, out of range or does not go together.
+    """
+    world = domains(run)
+    check_world(world)
+    check_optim(run.optim)
+    norm_options(run.norm.name)
+    pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision])
+    unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
+    seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
+    check_batch(pool, seen, world)
+    classes = len(pool.class_names)
+    model = build_model(run, tuple(pool.x.shape[1:]), classes).to(device, DTYPES[run.precision])
+    _check_forward(run, model, pool.x[:2], classes)
+    check_adaptation(world, model)
+    return Prepared(pool, model, seen, unseen)
+
+
+def domains(run: Run) -> Domains:
+    """Return the run's domains; a run of another world raises `UserError`."""
+    if isinstance(run.world, Domains):
+        return run.world
+    raise UserError(
+        f"this run is one of {type(run.world).__name__.lower()}, not of domains: give it to "
+        "syncnorm.training.fit or syncnorm.federated.simulate."
+    )
+
+
+def check_world(world: Domains) -> None:
+    """Raise `UserError` for domains that are missing, twice there, or all left out, and for numbers out of range."""
+    if not world.domains:
+        raise UserError("a run of domains has no world.domains: name the data sets that are its domains.")
+    twice = {name for name in world.domains if world.domains.count(name) > 1}
+    if twice:
+        raise UserError(f"world.domains has {', '.join(sorted(twice))} twice: name each domain once.")
+    for name in world.unseen:
+        if name not in world.domains:
+            raise unknown("unseen domain", name, world.domains)
+    if len(set(world.unseen)) == len(world.domains):
+        raise UserError("world.unseen leaves out all domains: at least one has to train.")
+    for name, number in (("batch", world.batch), ("test_batch", world.test_batch)):
+        if number < 1:
+            raise UserError(f"world.{name} is {number}: it must be at least 1.")
+    if world.adapt_samples is not None and world.adapt_samples < 1:
+        raise UserError(f"world.adapt_samples is {world.adapt_samples}: it must be at least 1, or None for all.")
+
+
+@torch.no_grad()
+def _check_forward(run: Run, model: nn.Module, x: Tensor, classes: int) -> None:
+    was_training = model.training
+    try:
+        with domain(0):
+            logits = model.eval()(x)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model '{run.model}' with norm '{run.norm.name}' cannot take samples of shape {tuple(x.shape[1:])}: "
+            f"{reason}"
+        ) from error
+    finally:
+        model.train(was_training)
+    check_logits(run.model, logits, len(x), classes)
