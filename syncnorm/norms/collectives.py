@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as functional
 from torch.distributed.distributed_c10d import _get_default_store
 
+from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 
 # Compiled collectives carry gradients from torch 2.11 on; before, a compiled model breaks its graph at the layer.
@@ -21,13 +22,13 @@ COMPILES = hasattr(functional, "all_reduce_backward")
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank in `group` (None: all processes) and the group's size; (0, 1) without a group.
 
-    A process outside of the group raises `ValueError`.
+    A process outside of the group raises `UserError`.
     """
     if not dist.is_available() or not dist.is_initialized():
         return 0, 1
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
-        raise ValueError("this rank is not in the layer's process_group: give each rank the group it belongs to.")
+        raise UserError("this rank is not in the process_group: give each rank the group it belongs to.")
     return rank, size
 
 
@@ -62,6 +63,16 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
     if rank_and_size(group)[1] > 1:
         dist.all_reduce(x, group=group)
     return x
+
+
+def gather_objects(mine: Any, group: ProcessGroup | None) -> list[Any]:
+    """Return what every rank of the group gives, in the order of ranks: anything that can be pickled, of any size."""
+    rank, size = rank_and_size(group)
+    given = [mine] * size
+    if size > 1:
+        dist.all_gather_object(given, mine, group=group)
+        given[rank] = mine
+    return given
 
 
 def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:

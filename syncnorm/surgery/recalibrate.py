@@ -4,25 +4,30 @@ model = syncnorm.recalibrate(model, batches)                    # PreciseBN; on 
 moments = syncnorm.layer_moments(model, batches, "running")     # the same without touching the model, to be merged
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
+from syncnorm.norms.collectives import rank_and_size
 from syncnorm.surgery.convert import batch_norms
+from syncnorm.surgery.measure import Measured, Normaliser, Take, measure, measure_over_ranks, no_variance
 
-Normaliser = Literal["batch", "running"]
 Estimator = Literal["population", "mean_of_batches"]
 
 
 def layer_moments(
-    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser = "batch"
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    normaliser: Normaliser = "batch",
+    *,
+    over_ranks: bool = False,
+    process_group: ProcessGroup | None = None,
 ) -> dict[str, Moments]:
     """Return the exact moments of what enters each batch norm of `model` over all `batches`, by the layer's name.
 
@@ -38,27 +43,29 @@ def layer_moments(
                     model as it is, not from one with the new statistics in its earlier layers.
 
     A layer that keeps no running statistics has the batch's own in either case. The model stays as it is: parameters,
-    buffers, modes, and torch's random numbers. The moments are this process's alone.
+    buffers, modes, and torch's random numbers. A compiled model runs as it was written, one in DDP without DDP.
+
+    The moments are this process's alone, unless `over_ranks`: then every rank calls this with batches of its own, as
+    many and as large as it has, none included, and gets the moments of all ranks' batches, in float64 on the CPU and
+    bit for bit the same on each. Ranks exchange them once. With "batch" each rank's batches normalise by themselves,
+    as in training with batch norm that is not synchronised.
 
     Args:
         model: any model that takes a batch as its only argument.
         batches: inputs (N, ...) on the model's device; one without samples counts nothing. An iterator is used up.
         normaliser: as above.
+        over_ranks: merge over the ranks of torch.distributed, where it is initialised.
+        process_group: those ranks; None is all of them.
 
     Returns:
         {} for a model without batch norm; layers that the forward does not reach are left out.
 
     Raises:
-        UserError: no batches, a batch that is no tensor, an unknown normaliser, or, with "batch", a batch with one
-            value per channel, whose variance does not exist.
+        UserError: no batches (on no rank), a batch that is no tensor, an unknown normaliser, or, with "batch", a
+            batch with one value per channel, whose variance does not exist. Over ranks, whatever any of them raises
+            (a UserError on every rank that names it), and models with other batch norms.
     """
-    found: dict[str, Moments] = {}
-
-    def see(name: str, moments: Moments) -> None:
-        found[name] = found[name].merge(moments) if name in found else moments
-
-    _run(model, batches, normaliser, see)
-    return found
+    return _together(partial(measure, model, batches, normaliser, _all_values), over_ranks, process_group)
 
 
 def recalibrate(
@@ -66,8 +73,15 @@ def recalibrate(
     batches: Iterable[Tensor],
     normaliser: Normaliser = "batch",
     estimator: Estimator = "population",
+    *,
+    over_ranks: bool = True,
+    process_group: ProcessGroup | None = None,
 ) -> nn.Module:
     """Set the running statistics of every batch norm of `model` to those of `batches`, in place, and return it.
+
+    Under torchrun, once torch.distributed is initialised, every rank calls this with batches of its own, and gets
+    the statistics of all ranks' batches, bit for bit the same on each (see `layer_moments`): one rank's share may be
+    larger than another's, or none. `over_ranks=False` keeps a rank to itself.
 
     Estimators:
 
@@ -84,114 +98,66 @@ def recalibrate(
     those that the forward does not reach, stay as they are, and so do counters of batches.
 
     Raises:
-        UserError: as `layer_moments`; an unknown estimator; one value per channel, in all or in a batch.
+        UserError: as `layer_moments`; an unknown estimator; one value per channel, in all or in a batch; statistics
+            that are not finite. The model is untouched.
 
     Sources: PreciseBN (Wu & Johnson, arXiv 2105.07576); AdaBN (Li et al., arXiv 1603.04779).
     """
-    if estimator == "population":
-        statistics = {
-            name: (moments.mean, _unbiased(name, moments))
-            for name, moments in layer_moments(model, batches, normaliser).items()
-        }
-    elif estimator == "mean_of_batches":
-        statistics = _mean_of_batches(model, batches, normaliser)
-    else:
-        raise unknown("estimator", estimator, ("population", "mean_of_batches"))
+
+    def work() -> Measured:
+        if estimator not in _TAKES:
+            raise unknown("estimator", estimator, _TAKES)
+        return measure(model, batches, normaliser, _TAKES[estimator])
+
     layers = batch_norms(model)
-    for name, values in statistics.items():
-        layer = layers[name]
-        for running, value in zip((layer.running_mean, layer.running_var), values, strict=True):
+    changes: list[tuple[Tensor, Tensor]] = []
+    found = _together(work, over_ranks, process_group)
+    for name, moments in found.items():
+        mean, var = _unbiased(name, moments) if estimator == "population" else moments.mean.chunk(2)
+        for running, value in ((layers[name].running_mean, mean), (layers[name].running_var, var)):
             if isinstance(running, Tensor):
-                running.copy_(value)
-        start: Callable[[], None] | None = getattr(layer, "_start_ranks", None)
+                changes.append((running, _finite(name, value.to(running))))
+    for running, value in changes:
+        running.copy_(value)
+    for name in found:
+        start: Callable[[], None] | None = getattr(layers[name], "_start_ranks", None)
         if start is not None:
             start()
     return model
 
 
-def _mean_of_batches(
-    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser
-) -> dict[str, tuple[Tensor, Tensor]]:
-    sums: dict[str, Tensor] = {}
-    uses: dict[str, int] = {}
-
-    def see(name: str, moments: Moments) -> None:
-        new = torch.stack([moments.mean, _unbiased(name, moments)]).double()
-        sums[name] = sums[name] + new if name in sums else new
-        uses[name] = uses.get(name, 0) + 1
-
-    _run(model, batches, normaliser, see)
-    return {name: (total[0] / uses[name], total[1] / uses[name]) for name, total in sums.items()}
-
-
-def _unbiased(name: str, moments: Moments) -> Tensor:
-    if moments.count == 1:
-        raise _no_variance(name)
-    return moments.var(correction=1)
-
-
-def _no_variance(name: str) -> UserError:
-    return UserError(
-        f"layer '{name}' got one value per channel, which has no variance: give larger batches, or more of them with "
-        'normaliser="running" and estimator="population".'
-    )
-
-
-@torch.no_grad()
-def _run(
-    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, see: Callable[[str, Moments], None]
-) -> None:
-    """Run `batches` through `model`, and call `see(name, moments of its input)` at each use of a batch norm."""
-    if normaliser not in ("batch", "running"):
-        raise unknown("normaliser", normaliser, ("batch", "running"))
-    if not batch_norms(model):
-        return
-    samples = 0
-    with _watched(model, normaliser, see):
-        for x in batches:
-            if not isinstance(x, Tensor):
-                raise UserError(
-                    f"a batch to measure batch norms with is a {type(x).__name__}: give the inputs alone, as "
-                    "tensors, for example (x for x, _ in loader)."
-                )
-            if len(x):
-                samples += len(x)
-                model(x)
-    if not samples:
+def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> dict[str, Moments]:
+    """Return what `work` measures, here or over all ranks."""
+    several = over_ranks and rank_and_size(group)[1] > 1
+    measured = measure_over_ranks(work, group) if several else work()
+    if measured.channels and not measured.samples:
         raise UserError("there is no sample to measure batch norms with: give at least one batch.")
+    return measured.moments
 
 
-@contextmanager
-def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Moments], None]) -> Iterator[None]:
-    """Put `model` into evaluation mode with an eye on its batch norms; afterwards it is as it was."""
+def _all_values(name: str, moments: Moments) -> Moments:
+    return moments
 
-    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
-        moments = Moments.of(x, (0, *range(2, x.dim())))
-        see(name, moments)
-        if normaliser == "batch" and isinstance(layer.running_mean, Tensor):
-            if x.numel() == x.shape[1]:
-                raise _no_variance(name)
-            # A layer in evaluation mode that has the batch's statistics as running ones normalises as in training,
-            # whatever its type, and keeps nothing.
-            dtype = layer.running_mean.dtype
-            layer.running_mean, layer.running_var = moments.mean.to(dtype), moments.var().to(dtype)
 
-    layers = batch_norms(model)
-    modes = [(module, module.training) for module in model.modules()]
-    statistics = [(layer, layer.running_mean, layer.running_var) for layer in layers.values()]
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    hooks: list[RemovableHandle] = []
-    with torch.random.fork_rng(devices=sorted(devices)):
-        try:
-            model.eval()
-            for name, layer in layers.items():
-                hooks.append(layer.register_forward_pre_hook(partial(look, name)))
-            yield
-        finally:
-            for handle in hooks:
-                handle.remove()
-            for module, training in modes:
-                module.training = training
-            for layer, mean, var in statistics:
-                layer.running_mean, layer.running_var = mean, var
+def _one_batch(name: str, moments: Moments) -> Moments:
+    """Return a batch's mean and unbiased variance, (2 C,) side by side, as one value of a sample of batches."""
+    value = torch.cat(_unbiased(name, moments)).double()
+    return Moments(torch.ones_like(moments.count), value, torch.zeros_like(value))
+
+
+_TAKES: dict[str, Take] = {"population": _all_values, "mean_of_batches": _one_batch}
+
+
+def _unbiased(name: str, moments: Moments) -> tuple[Tensor, Tensor]:
+    if moments.count == 1:
+        raise no_variance(name)
+    return moments.mean, moments.var(correction=1)
+
+
+def _finite(name: str, value: Tensor) -> Tensor:
+    if not value.isfinite().all():
+        raise UserError(
+            f"layer '{name}' got inputs whose mean or variance is not a finite {value.dtype} number, so no running "
+            "statistics change: look for NaN or overflow in the batches or in the layers before it."
+        )
+    return value

@@ -1,0 +1,168 @@
+"""Run batches through a model and see what enters its batch norms, here or on every rank at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from syncnorm.errors import UserError, unknown
+from syncnorm.moments import Moments
+from syncnorm.norms.collectives import gather_objects
+from syncnorm.surgery.convert import batch_norms
+
+Normaliser = Literal["batch", "running"]
+Take = Callable[[str, Moments], Moments]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process has measured, or what kept it from doing so.
+
+    moments: by the layer's name, those of layers that the forward has reached.
+    channels: by the name of every batch norm of the model.
+    problem: one sentence; empty where all went well.
+    """
+
+    samples: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    problem: str = ""
+
+    def for_others(self) -> Measured:
+        """Return the same with all moments in float64 on the CPU, where every rank merges them alike."""
+        moments = {
+            name: Moments(part.count.cpu(), part.mean.double().cpu(), part.m2.double().cpu())
+            for name, part in self.moments.items()
+        }
+        return Measured(self.samples, moments, self.channels)
+
+
+def measure(model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, take: Take) -> Measured:
+    """Run `batches` through `model`, and merge what `take(name, moments)` makes of each input of each batch norm."""
+    found: dict[str, Moments] = {}
+
+    def see(name: str, moments: Moments) -> None:
+        taken = take(name, moments)
+        found[name] = found[name].merge(taken) if name in found else taken
+
+    samples = _run(model, batches, normaliser, see)
+    return Measured(samples, found, {name: layer.num_features for name, layer in batch_norms(model).items()})  # type: ignore[misc]
+
+
+def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None) -> Measured:
+    """Do `work` on every rank, and return on each what all have measured together, merged in the order of ranks.
+
+    Raises `UserError` on every rank where any of them raises, or holds other batch norms than the first.
+    """
+    cause: Exception | None = None
+    try:
+        mine = work().for_others()
+    except Exception as error:  # the others wait to hear of it, whatever it is
+        cause, mine = error, Measured(problem=_in_a_line(error))
+    ranks: list[Measured] = gather_objects(mine, group)
+    if problems := [f"rank {rank}: {told.problem}" for rank, told in enumerate(ranks) if told.problem]:
+        raise UserError(f"the batch norms cannot be measured on all ranks ({'; '.join(problems)}).") from cause
+    first = ranks[0].channels
+    for rank, told in enumerate(ranks):
+        if told.channels != first:
+            name, _ = min(first.items() ^ told.channels.items())
+            raise UserError(
+                f"the batch norms cannot be measured together: those of rank {rank} are not those of rank 0 "
+                f"(at '{name}'), so give every rank the same model."
+            )
+    parts = {name: [told.moments[name] for told in ranks if name in told.moments] for name in first}
+    moments = {name: Moments.pool(found) for name, found in parts.items() if found}
+    return Measured(sum(told.samples for told in ranks), moments, first)
+
+
+def _in_a_line(error: Exception) -> str:
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+
+
+def no_variance(name: str) -> UserError:
+    """Build the error for a layer that has no variance to measure."""
+    return UserError(
+        f"layer '{name}' got one value per channel, which has no variance: give larger batches, or more of them with "
+        'normaliser="running" and estimator="population".'
+    )
+
+
+@torch.no_grad()
+def _run(
+    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, see: Callable[[str, Moments], None]
+) -> int:
+    """Run `batches` through `model`, and call `see` at each use of a batch norm; return the number of samples."""
+    if normaliser not in ("batch", "running"):
+        raise unknown("normaliser", normaliser, ("batch", "running"))
+    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+        raise UserError(f"the batches are a {type(batches).__name__}: give a list of them, or a loader; of one, [x].")
+    if not batch_norms(model):
+        return 0
+    # The wrapper exchanges buffers before each forward, and ranks may have other numbers of batches.
+    forward = model.module if isinstance(model, DistributedDataParallel) else model
+    samples = 0
+    with _watched(model, normaliser, see), _uncompiled():
+        for x in batches:
+            if not isinstance(x, Tensor) or x.dim() == 0:
+                what = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise UserError(
+                    f"a batch to measure batch norms with is {what}: give the inputs alone, as tensors, for example "
+                    "(x for x, _ in loader)."
+                )
+            if len(x):
+                samples += len(x)
+                forward(x)
+    return samples
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Let compiled parts run as they were written: compiled code does not look for the hooks that measure."""
+    # Importing the compiler takes seconds: where it is not there yet, nothing is compiled.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+@contextmanager
+def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Moments], None]) -> Iterator[None]:
+    """Put `model` into evaluation mode with an eye on its batch norms; afterwards it is as it was."""
+
+    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+        (x,) = (*inputs, *options.values())
+        moments = Moments.of(x, (0, *range(2, x.dim())))
+        see(name, moments)
+        if normaliser == "batch" and isinstance(layer.running_mean, Tensor):
+            if x.numel() == x.shape[1]:
+                raise no_variance(name)
+            # A layer in evaluation mode that has the batch's statistics as running ones normalises as in training,
+            # whatever its type, and keeps nothing.
+            dtype = layer.running_mean.dtype
+            layer.running_mean, layer.running_var = moments.mean.to(dtype), moments.var().to(dtype)
+
+    layers = batch_norms(model)
+    modes = [(module, module.training) for module in model.modules()]
+    statistics = [(layer, layer.running_mean, layer.running_var) for layer in layers.values()]
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    hooks: list[RemovableHandle] = []
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            model.eval()
+            for name, layer in layers.items():
+                hooks.append(layer.register_forward_pre_hook(partial(look, name), with_kwargs=True))
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+            for module, training in modes:
+                module.training = training
+            for layer, mean, var in statistics:
+                layer.running_mean, layer.running_var = mean, var
