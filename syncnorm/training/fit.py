@@ -25,11 +25,11 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.norms import SyncBatchNorm
 from syncnorm.seeds import derive
-from syncnorm.surgery import batch_norms
 from syncnorm.training.batches import RankBatches, evaluate
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.prepare import Prepared, devices, prepare
-from syncnorm.training.rank_statistics import statistics_by_rank, use_statistics
+from syncnorm.training.prepare import Prepared, copied_for_ranks, devices, goes_by_device, prepare
+from syncnorm.training.rank_statistics import layers_with_statistics, statistics_by_rank, use_statistics
+from syncnorm.training.virtual_ranks import VirtualRanks
 
 
 def fit(run: Run) -> Result:
@@ -81,9 +81,10 @@ def _device() -> torch.device:
 
 def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, RankBatches]:
     """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
-    _, per_device_batch = layout(devices(run))
+    ranks, per_device_batch = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
-    classifier = Classifier(prepared.model, optim=run.optim)
+    copied = copied_for_ranks(run.norm.name, devices(run))
+    classifier = Classifier(VirtualRanks(prepared.model, ranks) if copied else prepared.model, optim=run.optim)
     batches = RankBatches(
         prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank
     )
@@ -96,6 +97,7 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
             **_placement(run),
         )
         trainer.fit(classifier, datamodule=batches)
+    classifier.model = prepared.model  # rank 0's, where each had one
     return classifier, batches
 
 
@@ -126,14 +128,15 @@ def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float
     metrics["accuracy"], metrics["loss"] = evaluate(model, data.test_x, data.test_y)
     squares = [p.detach().double().square().sum() for p in model.parameters()]
     metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
-    return metrics, _evaluated_by(model, chosen if statistics else None)
+    return metrics, _evaluated_by(run, model, chosen if statistics else "rank0")
 
 
-def _evaluated_by(model: nn.Module, whose: str | None) -> str:
-    layers = batch_norms(model).values()
+def _evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
+    layers = layers_with_statistics(model)
     if not layers:
         return "none"
-    if whose is not None:
+    ranks, _ = layout(devices(run))
+    if ranks > 1 and goes_by_device(run.norm.name):
         return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
     return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
 

@@ -17,6 +17,7 @@ from syncnorm.models import make_model
 from syncnorm.norms import norm_options, sees_batch
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
+from syncnorm.training.virtual_ranks import copy_sharing_parameters
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -39,12 +40,14 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     ranks, per_device_batch = layout(devices(run))
     check_optim(run.optim)
     norm_options(run.norm.name)
+    _check_buffers(run, ranks)
     data = _load(run.data, device, DTYPES[run.precision])
     labels = data.train_y.cpu()
     shards = partition(labels, "sorted", ranks, run.seed, percent=devices(run).skew) if ranks > 1 else [_all(labels)]
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
     _check_layers(run, model, data)
+    _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]])
     return Prepared(data, model, shards)
 
 
@@ -71,8 +74,9 @@ def layer_of(norm: Norm, world: Devices | Clients | Domains) -> tuple[str, dict[
     """Return the name and options of the layer that plays `norm` in `world`.
 
     Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
-    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. Clients are no ranks. A
-    norm that tells domains apart has as many as train.
+    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. (Other norms that see the
+    batch get a copy of the model for each rank, see `copied_for_ranks`.) Clients are no ranks. A norm that tells
+    domains apart has as many as train.
     """
     if isinstance(world, Domains):
         seen = len(world.domains) - len(world.unseen)
@@ -83,14 +87,25 @@ def layer_of(norm: Norm, world: Devices | Clients | Domains) -> tuple[str, dict[
     if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
         within = norm.options.get("virtual_ranks", 1)
         return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
-    if world.engine == "virtual" and ranks > 1 and norm.name != "sync_bn" and sees_batch(norm.name):
-        raise UserError(
-            f"norm '{norm.name}' goes by the batch of one device, and {ranks} virtual ranks share one process: write "
-            "engine='torchrun', or train on one rank."
-        )
     if ranks > 1 and norm.name == "ghost_bn":
         return "ghost_bn", {**norm.options, "buffers": "pooled"}
     return norm.name, norm.options
+
+
+def statistics_are_kept_by_rank(norm: str) -> bool:
+    """Return whether all ranks' running statistics are at hand to evaluate with, rank 0's and the pooled ones."""
+    return norm in ("bn", "ghost_bn")
+
+
+def goes_by_device(norm: str) -> bool:
+    """Return whether what a norm does in training depends on the batch of one device, and not of all."""
+    return norm != "sync_bn" and sees_batch(norm)
+
+
+def copied_for_ranks(norm: str, world: Devices) -> bool:
+    """Return whether each virtual rank of `world` needs a copy of the model: `norm` has no kernel for all at once."""
+    ranks, _ = layout(world)
+    return world.engine == "virtual" and ranks > 1 and goes_by_device(norm) and not statistics_are_kept_by_rank(norm)
 
 
 @lru_cache(maxsize=2)
@@ -132,6 +147,16 @@ def check_optim(optim: Optim) -> None:
             raise UserError(f"optim.{name} is {value}: it must be {rule}.")
 
 
+def _check_buffers(run: Run, ranks: int) -> None:
+    name = run.norm.name
+    alone = ranks > 1 and goes_by_device(name) and not statistics_are_kept_by_rank(name)
+    if alone and devices(run).buffers == "pooled":
+        raise UserError(
+            f"norm '{name}' evaluates by what rank 0 has seen, and there is no way to pool what {ranks} ranks have: "
+            "leave buffers at rank0, or set norm to bn."
+        )
+
+
 @torch.no_grad()
 def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
     """Run two samples through the model in evaluation mode, and see what each batch norm would have to work with."""
@@ -158,6 +183,19 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
     _check_values_per_channel(run, positions)
 
 
+def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
+    """Where the model will be copied for the ranks, train a copy on one device's first batch, forward alone."""
+    if not copied_for_ranks(run.norm.name, devices(run)):
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):
+            copy_sharing_parameters(model).train()(x)
+    except ValueError as error:
+        raise UserError(
+            f"model '{run.model}' with norm '{run.norm.name}' cannot train on {len(x)} samples a device: {error}"
+        ) from error
+
+
 def check_logits(model: str, logits: Any, images: int, classes: int) -> None:
     """Raise `UserError` where a model returned anything but one logit for each class and image."""
     if isinstance(logits, Tensor) and logits.shape == (images, classes):
@@ -170,6 +208,8 @@ def check_logits(model: str, logits: Any, images: int, classes: int) -> None:
 
 
 def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
+    if not sees_batch(run.norm.name):
+        return
     ranks, per_device_batch = layout(devices(run))
     samples = per_device_batch * (ranks if run.norm.name == "sync_bn" else 1)
     for name, count in positions.items():

@@ -10,24 +10,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from syncnorm.norms import GhostBatchNorm, SyncBatchNorm, pool_running_statistics
+from syncnorm.norms import GhostBatchNorm, pool_running_statistics
 from syncnorm.surgery import batch_norms
+from syncnorm.surgery.convert import converted_layers
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """By layer: running means and variances of all ranks, (R, C) each."""
 
+_KEPT_BY_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, GhostBatchNorm)
+
+
+def layers_with_statistics(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms of `model`, and what stands in for one with running statistics of another kind."""
+    stand_ins = [layer for layer in converted_layers(model) if any(True for _ in layer.buffers(recurse=False))]
+    return list(dict.fromkeys([*batch_norms(model).values(), *stand_ins]))
+
 
 def statistics_by_rank(model: nn.Module) -> Statistics:
-    """Return every rank's running statistics of the batch norms that ranks do not share; {} where there are none.
+    """Return every rank's running statistics of torch's batch norms, which ranks do not share; {} without any.
 
-    Virtual ranks keep them in the layer; real ranks gather them, in one collective that every rank has to call.
+    Other norms have rules of their own for what they keep, and no common way to pool it: they are left out. Virtual
+    ranks keep them in the layer; real ranks gather them, in one collective that every rank has to call.
     """
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     own: Statistics = {}
     for name, layer in batch_norms(model).items():
         if isinstance(layer, GhostBatchNorm) and layer.rank_mean is not None and layer.rank_var is not None:
             own[name] = layer.rank_mean.clone(), layer.rank_var.clone()
-        elif world > 1 and not isinstance(layer, SyncBatchNorm) and isinstance(layer.running_mean, Tensor):
+        elif world > 1 and isinstance(layer, _KEPT_BY_RANK) and isinstance(layer.running_mean, Tensor):
             assert isinstance(layer.running_var, Tensor)
             own[name] = layer.running_mean.unsqueeze(0), layer.running_var.unsqueeze(0)
     if world == 1 or not own:

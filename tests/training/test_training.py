@@ -71,7 +71,6 @@ def test_adding_a_seed_changes_the_run_and_nothing_global() -> None:
     [
         (replace(SHORT, norm=Norm("bnn")), "unknown norm 'bnn': did you mean 'bn'?"),
         (replace(SHORT, norm=Norm("gn", {"group": 2})), "did you mean 'groups'?"),
-        (replace(SHORT, norm=Norm("brn")), "norm 'brn' goes by the batch of one device"),
         (replace(SHORT, model="mpl"), "unknown model 'mpl': did you mean 'mlp'?"),
         (replace(SHORT, data=Data("digit")), "did you mean 'digits'?"),
         (replace(SHORT, optim=Optim(lr=-1.0)), "optim.lr is -1.0: it must be above 0 and finite."),
