@@ -17,7 +17,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from syncnorm.config import Result, Run, describe, layout, run_id
 from syncnorm.data import Dataset
@@ -27,6 +27,7 @@ from syncnorm.norms import SyncBatchNorm
 from syncnorm.seeds import derive
 from syncnorm.training.batches import RankBatches, evaluate
 from syncnorm.training.classifier import Classifier
+from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.prepare import Prepared, copied_for_ranks, devices, goes_by_device, prepare
 from syncnorm.training.rank_statistics import layers_with_statistics, statistics_by_rank, use_statistics
 from syncnorm.training.virtual_ranks import VirtualRanks
@@ -38,6 +39,9 @@ def fit(run: Run) -> Result:
     With `world.engine` "virtual" all ranks live in this process. With "torchrun" every rank calls this, under a
     torchrun of as many processes as the run has ranks; all return the same result.
 
+    With virtual ranks, details["profiles"] holds "gradient_norm_initial" and "gradient_norm_final": the
+    `gradient_profile` of the first batch of training, before and after it.
+
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
     """
@@ -45,7 +49,11 @@ def fit(run: Run) -> Result:
     rank = _check_world(run)
     device = _device()
     prepared = prepare(run, device)
+    first = _first_batch(run, prepared) if rank is None else None
+    initial = first and gradient_profile(prepared.model, *first)
     classifier, batches = train(run, prepared, rank)
+    final = first and gradient_profile(classifier.model.to(device), *first)
+    profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
     metrics, evaluated_by = _measure(run, classifier.model.to(device), prepared.data)
     train_loss = _mean_over_ranks(classifier.train_loss)
     return Result(
@@ -56,6 +64,7 @@ def fit(run: Run) -> Result:
         seconds=time.perf_counter() - started,
         environment=environment(),
         history={"train_loss": train_loss},
+        details={"profiles": profiles} if initial and final else {},
     )
 
 
@@ -81,13 +90,11 @@ def _device() -> torch.device:
 
 def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, RankBatches]:
     """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
-    ranks, per_device_batch = layout(devices(run))
+    ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
     copied = copied_for_ranks(run.norm.name, devices(run))
     classifier = Classifier(VirtualRanks(prepared.model, ranks) if copied else prepared.model, optim=run.optim)
-    batches = RankBatches(
-        prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank
-    )
+    batches = _batches(run, prepared, rank)
     with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
@@ -99,6 +106,18 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
         trainer.fit(classifier, datamodule=batches)
     classifier.model = prepared.model  # rank 0's, where each had one
     return classifier, batches
+
+
+def _first_batch(run: Run, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    """Return what the first step of training sees; of norms that each rank has a copy for, what rank 0 sees."""
+    x, y = next(iter(_batches(run, prepared, rank=None).train_dataloader()))
+    ranks = len(prepared.shards) if copied_for_ranks(run.norm.name, devices(run)) else 1
+    return x[::ranks], y[::ranks]
+
+
+def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
+    _, per_device_batch = layout(devices(run))
+    return RankBatches(prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank)
 
 
 def _placement(run: Run) -> dict[str, Any]:
