@@ -1,16 +1,17 @@
 """What the terminal shows of a study: its main table as plain text, and how many batch norms its models have."""
 
 from syncnorm.study.exhibits import Chart
-from syncnorm.study.points import gather
+from syncnorm.study.shown import show
 from syncnorm.study.store import Results
-from syncnorm.study.tables import Table, means
+from syncnorm.study.tables import Table
 
 
 def main_table(results: Results) -> str:
-    """Return the means of the first figure that has any, as text; empty without one."""
-    charts = [exhibit for exhibit in results.about.figures if isinstance(exhibit, Chart)]
-    figures = [gather(chart, results) for chart in charts]
-    return next((plain(means(points)) for points in figures if points.values), "")
+    """Return the first table of the first exhibit that shows any run, as text; empty without one."""
+    for exhibit in results.about.figures:
+        if isinstance(exhibit, Chart) and not (shown := show(exhibit, results)).empty:
+            return plain(shown.tables[0])
+    return ""
 
 
 def layers_found(results: Results) -> str:

@@ -77,16 +77,57 @@ class Drift:
     title: str = ""
 
 
-Exhibit = Curve | History | Trade | Columns | Drift
-Chart = Curve | History | Trade | Columns
-"""An exhibit of metrics, by line and panel."""
+@dataclass(frozen=True)
+class Gap:
+    """A figure: how much of the gap between two places every line closes, against `x`, one panel a value of `panel`.
 
-KINDS: dict[str, type[Exhibit]] = {kind.__name__.lower(): kind for kind in (Curve, History, Trade, Columns, Drift)}
+    The share is (line - low) / (high - low) of `metric`: a ratio of means over the paired seeds. `low` and `high`
+    are fields and the values that pick those runs, beside the values of `where`: within the same panel, and at the
+    same x if they were run at several. Fields of an axis that they name themselves are theirs. The runs that they
+    pick are no points of the figure.
+    """
+
+    x: Axis
+    line: Axis
+    low: dict[str, Any]
+    high: dict[str, Any]
+    panel: Axis | None = None
+    metric: str = "accuracy"
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A figure: one value a layer, in the order of the layers, one line a value of `line`.
+
+    Shows what runs give as details["profiles"][metric]: {"layers": [...], "values": [one a layer]}.
+    """
+
+    line: Axis
+    metric: str = "gradient_norm_initial"
+    panel: Axis | None = None
+    where: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+
+
+Exhibit = Curve | History | Trade | Columns | Drift | Gap | Profile
+Chart = Curve | History | Trade | Columns | Gap | Profile
+"""An exhibit of numbers, by line and panel."""
+
+KINDS: dict[str, type[Exhibit]] = {
+    kind.__name__.lower(): kind for kind in (Curve, History, Trade, Columns, Drift, Gap, Profile)
+}
 
 
 def fields_of(exhibit: Exhibit) -> tuple[str, ...]:
     """Return the names of a run's fields that place it in the exhibit, each once."""
     return tuple(dict.fromkeys(_names(exhibit)))
+
+
+def references_of(exhibit: Exhibit) -> tuple[str, ...]:
+    """Return the names of the fields that pick the runs which an exhibit compares with."""
+    return tuple(dict.fromkeys((*exhibit.low, *exhibit.high))) if isinstance(exhibit, Gap) else ()
 
 
 def names_of(axis: Axis | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Drawn without a display and without dates, so that the same rows give the same b
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO, StringIO
 from math import ceil
 from pathlib import Path
@@ -15,13 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from syncnorm.study.exhibits import Curve, History, Trade
+from syncnorm.study.exhibits import Curve, Gap, History, Trade
 from syncnorm.study.files import write_file
 from syncnorm.study.labels import setting
 from syncnorm.study.panels import (
     CHARACTER,
     FAINT,
     INK,
+    Style,
+    Styles,
     clip,
     curve_panel,
     history_panel,
@@ -33,29 +36,30 @@ from syncnorm.study.points import Points
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; in grey, the markers do.
 STYLES = {
-    "bn": ("#d55e00", "o"),
-    "sync_bn": ("#0072b2", "s"),
-    "gn": ("#009e73", "^"),
-    "ln": ("#cc79a7", "D"),
-    "none": ("#5f6670", "X"),
-    "ghost_bn": ("#e69f00", "v"),
-    "in": ("#56b4e9", "P"),
+    "bn": Style("#d55e00", "o"),
+    "sync_bn": Style("#0072b2", "s"),
+    "gn": Style("#009e73", "^"),
+    "ln": Style("#cc79a7", "D"),
+    "none": Style("#5f6670", "X"),
+    "ghost_bn": Style("#e69f00", "v"),
+    "in": Style("#56b4e9", "P"),
 }
 METHODS = {
-    "fedavg": ("#d55e00", "o"),
-    "fedbn": ("#0072b2", "s"),
-    "silobn": ("#009e73", "^"),
-    "fixbn": ("#cc79a7", "D"),
-    "local_only": ("#5f6670", "X"),
-    "fedavg_pooled": ("#e69f00", "v"),
-    "fbn": ("#56b4e9", "P"),
-    "hbn": ("#882255", "<"),
-    "fedtan": ("#332288", ">"),
-    "sbn": ("#117733", "*"),
-    "stats_shared": ("#999933", "h"),
-    "fedap": ("#661100", "p"),
+    "fedavg": Style("#d55e00", "o"),
+    "fedbn": Style("#0072b2", "s"),
+    "silobn": Style("#009e73", "^"),
+    "fixbn": Style("#cc79a7", "D"),
+    "local_only": Style("#5f6670", "X"),
+    "fedavg_pooled": Style("#e69f00", "v"),
+    "fbn": Style("#56b4e9", "P"),
+    "hbn": Style("#882255", "<"),
+    "fedtan": Style("#332288", ">"),
+    "sbn": Style("#117733", "*"),
+    "stats_shared": Style("#999933", "h"),
+    "fedap": Style("#661100", "p"),
 }
-OTHERS = [*STYLES.values(), ("#882255", "<"), ("#332288", ">"), ("#117733", "*"), ("#999933", "h"), ("#661100", "p")]
+OTHERS = [*STYLES.values(), *list(METHODS.values())[len(STYLES) :]]
+DASHES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -81,11 +85,6 @@ LABEL_CHARACTERS = 42
 PAINTERS = {Curve: curve_panel, History: history_panel, Trade: trade_panel}
 
 
-def write_figure(points: Points, folder: Path) -> str:
-    """Write NAME.png (200 dpi), NAME.svg and NAME.pdf of a chart, and return the SVG's text."""
-    return write_image(lambda: draw(points), folder, points.name)
-
-
 def write_image(drawing: Callable[[], Figure], folder: Path, name: str) -> str:
     """Write what `drawing` draws in the report's style as NAME.png (200 dpi), NAME.svg and NAME.pdf.
 
@@ -103,43 +102,74 @@ def write_image(drawing: Callable[[], Figure], folder: Path, name: str) -> str:
     return svg.getvalue()
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """What a figure of panels side by side consists of."""
+
+    title: str
+    y_label: str
+    note: str
+    """What stands below: what the marks mean."""
+    panels: list[str]
+    """What stands above each; one empty text where there is but one panel."""
+    lines: list[str]
+    paint: Callable[[Axes, int, Styles], None]
+    """Draws into the axes of a panel, by its number."""
+    slant: float = 0.0
+    """Inches that slanted labels of x need below the axis, beyond those of a level line."""
+
+
 def draw(points: Points) -> Figure:
-    """Return the figure: panels side by side on one y axis, a legend above, what is shown below."""
+    """Return the figure of a curve, a history or a trade."""
     chart, panels = points.chart, points.panels or [None]
     assert isinstance(chart, Curve | History | Trade)
     metric = points.metric(chart.metric)
-    words = fill(metric.title, LABEL_CHARACTERS)
+
+    def paint(ax: Axes, index: int, styles: Styles) -> None:
+        PAINTERS[type(chart)](ax, points, panels[index], styles)
+
+    figure = compose(
+        Sheet(points.title, metric.title, footnote(points), panel_titles(points), points.lines, paint, slant(points))
+    )
+    first = figure.axes[0]
+    if not points.values:
+        first.set_yticks([])
+    elif metric.unit == "%":  # a t interval of few seeds may leave the range that an accuracy has
+        low, high = first.get_ylim()
+        first.set_ylim(max(low, -3.0), min(high, 103.0))
+    return figure
+
+
+def panel_titles(points: Points) -> list[str]:
+    """Return what stands above every panel of a chart's figure."""
+    panel = points.chart.panel
+    return [setting(panel, value) for value in points.panels] if panel and points.panels else [""]
+
+
+def compose(sheet: Sheet) -> Figure:
+    """Return a figure: panels side by side on one y axis, a legend above, what is shown below."""
+    panels = sheet.panels
+    words = fill(sheet.y_label, LABEL_CHARACTERS)
     edge = LEFT + 0.15 * words.count("\n")
     width = max(PANEL_WIDTH * len(panels), 4.8) + edge
-    columns = max(1, int((width - edge) / (0.6 + CHARACTER * max(map(len, points.lines), default=1))))
-    head = fill(points.title, int(10.5 * (width - edge)))
-    note = "\n".join(fill(part, int(18 * (width - edge))) for part in footnote(points).split("\n"))
+    columns = max(1, int((width - edge) / (0.6 + CHARACTER * max(map(len, sheet.lines), default=1))))
+    head = fill(sheet.title, int(10.5 * (width - edge)))
+    note = "\n".join(fill(part, int(18 * (width - edge))) for part in sheet.note.split("\n"))
     titles = 0.12 + 0.2 * (head.count("\n") + 1)
-    top = titles + 0.12 + 0.22 * ceil(len(points.lines) / columns) + (0.3 if chart.panel else 0.1)
-    bottom = 0.65 + 0.15 * (note.count("\n") + 1) + _slant(points)
+    top = titles + 0.12 + 0.22 * ceil(len(sheet.lines) / columns) + (0.3 if any(panels) else 0.1)
+    bottom = 0.65 + 0.15 * (note.count("\n") + 1) + sheet.slant
     height = PANEL_HEIGHT + top + bottom
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    styles = line_styles(points.lines)
-    for ax, panel in zip(axes, panels, strict=True):
-        PAINTERS[type(chart)](ax, points, panel, styles)
+    styles = line_styles(sheet.lines)
+    for index, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
+        sheet.paint(ax, index, styles)
         if ax is not axes[0]:
             ax.tick_params(axis="y", length=0)
-        if chart.panel:
-            ax.set_title(
-                clip(setting(chart.panel, panel), int(PANEL_WIDTH / CHARACTER)),
-                fontsize=9,
-                loc="left",
-                color=INK,
-                pad=6,
-            )
+        if panel:
+            ax.set_title(clip(panel, int(PANEL_WIDTH / CHARACTER)), fontsize=9, loc="left", color=INK, pad=6)
     axes[0].set_ylabel(words)
-    if not points.values:
-        axes[0].set_yticks([])
-    elif metric.unit == "%":  # a t interval of few seeds may leave the range that an accuracy has
-        low, high = axes[0].get_ylim()
-        axes[0].set_ylim(max(low, -3.0), min(high, 103.0))
     left = edge / width
     room = int((width - edge - 0.6) / CHARACTER)
     _legend(figure, axes[0], columns, (left - 0.08 / width, 1 - titles / height), room)
@@ -151,9 +181,9 @@ def draw(points: Points) -> Figure:
     return figure
 
 
-def _slant(points: Points) -> float:
+def slant(points: Points) -> float:
     """Return the inches that the labels of x need below the axis, beyond those of a level line."""
-    if not isinstance(points.chart, Curve) or not long_labels(points):
+    if not isinstance(points.chart, Curve | Gap) or not long_labels(points):
         return 0.0
     return max(0.5, 0.9 * CHARACTER * max(len(tick_label(points, x)) for x in points.xs))
 
@@ -171,13 +201,40 @@ def footnote(points: Points) -> str:
     return f"Mean and 95 % t interval{ways}, {n} seeds.{dots}\n{points.evaluation()}"
 
 
-def line_styles(lines: list[str]) -> dict[str, tuple[str, str]]:
-    """Return colour and marker of every line: a norm, or a method, has the same in all figures."""
+def line_styles(lines: list[str]) -> Styles:
+    """Return how every line looks: a norm, or a method, the same in all figures.
+
+    More lines than there are colours take a colour by the first of their fields, a marker and dashes by the others.
+    """
+    if len(lines) > len(OTHERS):
+        return _paired_styles(lines)
     known = STYLES if any(line in STYLES for line in lines) else METHODS
     styles = {line: known[line] for line in lines if line in known}
-    free = [style for style in OTHERS if style not in styles.values()] or OTHERS
+    free = [style for style in OTHERS if style not in styles.values()]
     rest = [line for line in lines if line not in styles]
-    return {**styles, **{line: free[index % len(free)] for index, line in enumerate(rest)}}
+    return styles | dict(zip(rest, free, strict=False))
+
+
+def _paired_styles(lines: list[str]) -> Styles:
+    parts = {line: line.partition(" + ")[::2] for line in lines}
+    firsts, others = (list(dict.fromkeys(pair[side] for pair in parts.values())) for side in range(2))
+    most = len(OTHERS)
+    if max(len(firsts), len(others)) > most:  # they are no pairs
+        return {
+            line: Style(
+                OTHERS[index % most].color, OTHERS[(index + index // most) % most].marker, _dashes(index // most)
+            )
+            for index, line in enumerate(lines)
+        }
+    colors, ways = line_styles(firsts), {other: number for number, other in enumerate(others)}
+    return {
+        line: Style(colors[first].color, OTHERS[ways[other]].marker, _dashes(ways[other]))
+        for line, (first, other) in parts.items()
+    }
+
+
+def _dashes(number: int) -> str:
+    return DASHES[number % len(DASHES)]
 
 
 def _legend(figure: Figure, ax: Axes, columns: int, place: tuple[float, float], room: int) -> None:

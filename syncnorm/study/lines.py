@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from syncnorm.study.exhibits import Axis, Chart, Curve
+from syncnorm.study.exhibits import Axis, Chart, Curve, Gap
 from syncnorm.study.labels import choice_label, setting, value_label
 from syncnorm.study.spec import flatten
 from syncnorm.study.store import Row
@@ -19,7 +19,7 @@ def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> P
 
     What is no plain value becomes text, and so do several fields that are one axis (see `choice_label`).
     """
-    x = axis_value(chart.x, fields, base) if isinstance(chart, Curve) else None
+    x = axis_value(chart.x, fields, base) if isinstance(chart, Curve | Gap) else None
     line = value_label(axis_value(chart.line, fields, base), chart.line)
     return axis_value(chart.panel, fields, base), line, x
 

@@ -1,5 +1,7 @@
 """What is inside a figure's panel: curves, histories, and one metric against another."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import log2, nan
 from typing import Any
@@ -17,8 +19,30 @@ TICK_CHARACTERS = 16
 SPAN = 30
 """The factor from which numbers are shown by their logarithm."""
 
-Styles = dict[str, tuple[str, str]]
-"""Colour and marker by line."""
+
+@dataclass(frozen=True)
+class Style:
+    """How a line looks."""
+
+    color: str
+    marker: str
+    dashes: str = "-"
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """The same for matplotlib."""
+        return {
+            "color": self.color,
+            "marker": self.marker,
+            "linestyle": self.dashes,
+            "markersize": 4.5,
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+        }
+
+
+Styles = dict[str, Style]
+"""By line."""
 
 
 def positions(xs: list[Any]) -> list[float]:
@@ -26,7 +50,7 @@ def positions(xs: list[Any]) -> list[float]:
 
     Other numbers lie as they are, and what is no number in order.
     """
-    if not _numeric(xs):
+    if not is_numeric(xs):
         return [float(index) for index in range(len(xs))]
     logarithmic = all(x > 0 for x in xs) and (all(log2(x).is_integer() for x in xs) or max(xs) > SPAN * min(xs))
     return [log2(x) for x in xs] if logarithmic else [float(x) for x in xs]
@@ -39,19 +63,33 @@ PANEL_CHARACTERS = 45
 def curve_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
     """Draw the means of every line against x, their intervals, and every seed as a dot."""
     scale = points.metric(None).scale
+    for line, places in x_axis(ax, points).items():
+        summaries = [points.summary(panel, line, x) for x in points.xs]
+        means = [one.mean * scale if one else nan for one in summaries]
+        intervals = [one.interval if one else None for one in summaries]
+        draw_line(ax, line, styles, places, means, intervals, scale, joined=is_numeric(points.xs))
+        for x, place in zip(points.xs, places, strict=True):
+            values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
+            color = styles[line].color
+            ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
+    grid(ax)
+
+
+def x_axis(ax: Axes, points: Points) -> dict[str, list[float]]:
+    """Lay out the axis of x, and return where the points of every line lie on it.
+
+    Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
+    """
     places = positions(points.xs)
     step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
-    for index, line in enumerate(points.lines):
-        # Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
-        shift = step * 0.36 * ((index + 0.5) / len(points.lines) - 0.5)
-        _draw_line(ax, points, panel, line, [place + shift for place in places], styles[line], scale)
     ax.set_xticks(places, [tick_label(points, x) for x in points.xs])
     if long_labels(points):
         ax.tick_params(axis="x", labelrotation=60)
     margin = 0.4 * step
     ax.set_xlim(places[0] - margin, places[-1] + margin)
     ax.set_xlabel(points.x_label)
-    _grid(ax)
+    shifts = [step * 0.36 * ((index + 0.5) / len(points.lines) - 0.5) for index in range(len(points.lines))]
+    return {line: [place + shift for place in places] for line, shift in zip(points.lines, shifts, strict=True)}
 
 
 def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
@@ -59,7 +97,7 @@ def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
     scale = points.metric(None).scale
     step = max(1, len(points.xs) // 8)
     for index, line in enumerate(points.lines):
-        color, marker = styles[line]
+        color = styles[line].color
         seen = [(x, summary) for x in points.xs if (summary := points.summary(panel, line, x))]
         rounds = [x for x, _ in seen]
         intervals = [summary.interval or (nan, nan) for _, summary in seen]
@@ -68,19 +106,15 @@ def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
         ax.plot(
             rounds,
             [summary.mean * scale for _, summary in seen],
-            color=color,
+            **styles[line].look,
             linewidth=1.4,
-            marker=marker,
-            markersize=4.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
             markevery=(index * step // len(points.lines), step),  # markers of lines that coincide stay apart
             label=line,
             zorder=3,
         )
     ax.set_xlabel(points.x_label)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    _grid(ax)
+    grid(ax)
 
 
 def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
@@ -89,7 +123,7 @@ def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
     assert isinstance(chart, Trade)
     across, up = points.metric(chart.x_metric), points.metric(chart.metric)
     for line in points.lines:
-        color, marker = styles[line]
+        color = styles[line].color
         xs, ys = (points.values.get((panel, line, name), {}) for name in chart.metrics)
         both = sorted(xs.keys() & ys.keys())
         dots = [xs[seed] * across.scale for seed in both], [ys[seed] * up.scale for seed in both]
@@ -101,12 +135,8 @@ def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
             ax.errorbar(*at, xerr=errors[0], yerr=errors[1], fmt="none", ecolor=color, elinewidth=1.6, alpha=0.5)
         ax.plot(
             *([value] for value in at),
-            marker=marker,
-            color=color,
+            **(styles[line].look | {"markersize": 6.5}),
             linewidth=0,
-            markersize=6.5,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
             label=line,
             zorder=3,
         )
@@ -118,47 +148,42 @@ def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.margins(x=0.08)
     ax.set_xlabel(across.title)
-    _grid(ax)
+    grid(ax)
 
 
-def _grid(ax: Axes) -> None:
+def grid(ax: Axes) -> None:
+    """Lay out the axis of y, with lines across."""
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.grid(axis="y", color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
     ax.tick_params(length=3, width=0.7)
 
 
-def _draw_line(
-    ax: Axes, points: Points, panel: Any, line: str, places: list[float], style: tuple[str, str], scale: float
+def draw_line(
+    ax: Axes,
+    line: str,
+    styles: Styles,
+    places: Sequence[float],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    scale: float = 1.0,
+    *,
+    joined: bool,
 ) -> None:
-    color, marker = style
-    summaries = [points.summary(panel, line, x) for x in points.xs]
-    means = [one.mean * scale if one else nan for one in summaries]
-    lows = [one.interval[0] * scale if one and one.interval else nan for one in summaries]
-    highs = [one.interval[1] * scale if one and one.interval else nan for one in summaries]
-    # Between categories there is nothing: they get intervals as bars, and no line that joins them.
-    joined = _numeric(points.xs)
+    """Draw a line's values (as shown; NaN leaves a gap) and their intervals (times `scale`).
+
+    Between categories there is nothing: they are not joined, and get intervals as bars.
+    """
+    color = styles[line].color
+    lows, highs = ([(ends[side] if ends else nan) * scale for ends in intervals] for side in range(2))
     if joined:
         ax.fill_between(places, lows, highs, color=color, alpha=0.16, linewidth=0)
     ax.vlines(places, lows, highs, color=color, linewidth=0.7 if joined else 1.6, alpha=0.5)
-    for x, place in zip(points.xs, places, strict=True):
-        values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
-        ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
-    ax.plot(
-        places,
-        means,
-        marker=marker,
-        color=color,
-        linewidth=1.4 if joined else 0,
-        markersize=4.5,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        label=line,
-        zorder=3,
-    )
+    ax.plot(places, values, label=line, zorder=3, **styles[line].look, linewidth=1.4 if joined else 0)
 
 
-def _numeric(xs: list[Any]) -> bool:
+def is_numeric(xs: list[Any]) -> bool:
+    """Return whether all values of x are numbers."""
     return all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
 
 

@@ -2,12 +2,24 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from syncnorm.study.agreement import repeats
-from syncnorm.study.exhibits import Axis, Chart, Columns, Curve, Exhibit, History, Trade, fields_of, names_of
+from syncnorm.study.exhibits import (
+    Axis,
+    Chart,
+    Columns,
+    Curve,
+    Exhibit,
+    Gap,
+    History,
+    Profile,
+    Trade,
+    fields_of,
+    names_of,
+)
 from syncnorm.study.labels import Metric, axis_label, field_label, listing, metric_label, setting, value_label
 from syncnorm.study.lines import Place, line_names, place
 from syncnorm.study.spec import KIND
@@ -19,14 +31,15 @@ from syncnorm.study.store import Results, Row
 class Points:
     """What a chart shows, by panel, line and x, each in the study's order (numeric x ascending).
 
-    The x of a history is the round, from 1; that of a trade and of columns is the metric's name.
+    The x of a history is the round, from 1; that of a trade and of columns is the metric's name, that of a profile
+    the layer's.
     """
 
     chart: Chart
     number: int
     """Of the exhibit, from 1."""
     kind: str
-    """The world of its runs: "clients" if all are, else "devices"."""
+    """The world of its runs; "devices" where there are several."""
     panels: list[Any]
     lines: list[str]
     xs: list[Any]
@@ -64,6 +77,10 @@ class Points:
                 parts = [metric, x_metric]
             case Columns():
                 parts = ["columns"]
+            case Gap(x=x, metric=metric):
+                parts = ["gap", metric, _joined(x)]
+            case Profile(metric=metric):
+                parts = ["profile", metric]
         parts += [_joined(axis) for axis in (self.chart.line, self.chart.panel) if axis]
         return "-".join(re.sub(r"\W+", "_", part) for part in (str(self.number), *parts))
 
@@ -81,6 +98,10 @@ class Points:
                 words = f"{self.metric(metric).title} against {self.metric(x_metric).label}, by {line}"
             case Columns():
                 words = f"{self.shared_unit or 'Metrics'} by {line}"
+            case Gap():
+                words = f"Share of the gap closed (%) by {listing([self._x_label(field_label), line])}"
+            case Profile():
+                words = f"{self.metric(None).title} by layer and {line}"
         where = [setting(name, value) for name, value in chart.where.items() if name != KIND]
         return f"{words}, at {listing(where)}" if where else words
 
@@ -99,7 +120,7 @@ class Points:
         if isinstance(self.chart, Trade | Columns):
             metric = self.metric(x)
             return metric.short if self.shared_unit else metric.difference_label if difference else metric.label
-        return value_label(x, self.chart.x if isinstance(self.chart, Curve) else "")
+        return value_label(x, self.chart.x if isinstance(self.chart, Curve | Gap) else "")
 
     @property
     def shared_unit(self) -> str:
@@ -114,8 +135,10 @@ class Points:
         return "iid" if self.kind == "clients" else None
 
     def _x_label(self, words: Callable[[Axis, Any], str]) -> str:
-        if isinstance(self.chart, Curve):
+        if isinstance(self.chart, Curve | Gap):
             return words(self.chart.x, self._sample)
+        if isinstance(self.chart, Profile):
+            return "layer"
         return "round" if self.kind == "clients" else "epoch"
 
     def evaluation(self) -> str:
@@ -161,18 +184,18 @@ def gather(chart: Chart, results: Results) -> Points:
         named[line][name] = None
         evaluated_by[name].add(row["evaluated_by"])
         found = {at: value for at, value in _found(chart, row, x) if value is not None}
-        without_value += len(found) < (1 if isinstance(chart, History) else len(_metrics(chart)))
+        without_value += len(found) < (1 if isinstance(chart, History | Profile) else len(_metrics(chart)))
         for at, value in found.items():
             values[panel, name, at][row["config"]["seed"]] = value
     spots = [place(chart, fields, about.base) for fields in runs.values()]
     panels, lines = (list(dict.fromkeys(one[axis] for one in spots)) for axis in range(2))
     xs = _xs(chart, [one[2] for one in spots], values)
-    planned = spots if isinstance(chart, Curve) else [(panel, line, x) for panel, line, _ in spots for x in xs]
-    kinds = {fields.get(KIND, "devices") for fields in runs.values()}
+    planned = spots if isinstance(chart, Curve | Gap) else [(panel, line, x) for panel, line, _ in spots for x in xs]
+    kinds = {str(fields.get(KIND, "devices")) for fields in runs.values()}
     return Points(
         chart=chart,
         number=about.figures.index(chart) + 1,
-        kind="clients" if kinds == {"clients"} else "devices",
+        kind=kinds.pop() if len(kinds) == 1 else "devices",
         panels=panels,
         lines=[name for line in lines for name in named.get(line, [line])],
         xs=xs,
@@ -185,10 +208,14 @@ def gather(chart: Chart, results: Results) -> Points:
 
 def rows_of(exhibit: Exhibit, results: Results) -> list[Row]:
     """Return the finished rows that an exhibit is about, without those that repeat others."""
-    about = results.about
-    rows = [row for row in results.finished if fits(exhibit, about.runs[row["run_id"]])]
-    for agreement in about.agreements:
-        if agreement.over not in fields_of(exhibit):
+    rows = [row for row in results.finished if fits(exhibit, results.about.runs[row["run_id"]])]
+    return without_repeats(rows, results, fields_of(exhibit))
+
+
+def without_repeats(rows: list[Row], results: Results, named: Sequence[str]) -> list[Row]:
+    """Return the rows without those that repeat others but for the field of an agreement, if that is not `named`."""
+    for agreement in results.about.agreements:
+        if agreement.over not in named:
             again = {row["run_id"] for row in repeats(agreement, rows)}
             rows = [row for row in rows if row["run_id"] not in again]
     return rows
@@ -196,14 +223,21 @@ def rows_of(exhibit: Exhibit, results: Results) -> list[Row]:
 
 def fits(exhibit: Exhibit, fields: Mapping[str, Any]) -> bool:
     """Return whether a run is one of those that an exhibit is about: it has its fields, and the values of `where`."""
-    has_all = all(name in fields for name in fields_of(exhibit))
-    return has_all and all(_is_one_of(fields[name], wanted) for name, wanted in exhibit.where.items())
+    return all(name in fields for name in fields_of(exhibit)) and agrees(fields, exhibit.where)
+
+
+def agrees(fields: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """Return whether a run has all fields of `where`, each with the value that is wanted, or one of several."""
+    return all(name in fields and _is_one_of(fields[name], wanted) for name, wanted in where.items())
 
 
 def _is_one_of(value: Any, wanted: Any) -> bool:
-    """Return whether a field has the value that is wanted, or one of several."""
-    value, wanted = (list(one) if isinstance(one, tuple) else one for one in (value, wanted))
-    return value == wanted or (isinstance(wanted, list) and not isinstance(value, list) and value in wanted)
+    value, wanted = _as_lists(value), _as_lists(wanted)
+    return bool(value == wanted or (isinstance(wanted, list) and value in wanted))
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _metrics(chart: Chart) -> tuple[str, ...]:
@@ -212,8 +246,11 @@ def _metrics(chart: Chart) -> tuple[str, ...]:
 
 def _found(chart: Chart, row: Row, x: Any) -> Iterator[tuple[Any, float | None]]:
     """Yield every x that a row has a value at, and the value."""
-    if isinstance(chart, Curve):
+    if isinstance(chart, Curve | Gap):
         yield x, row["metrics"].get(chart.metric)
+    elif isinstance(chart, Profile):
+        if found := profile_of(chart, row):
+            yield from zip(found["layers"], found["values"], strict=True)
     elif isinstance(chart, History):
         yield from enumerate(row.get("history", {}).get(chart.metric, []), start=1)
     else:
@@ -221,11 +258,17 @@ def _found(chart: Chart, row: Row, x: Any) -> Iterator[tuple[Any, float | None]]
             yield name, row["metrics"].get(name)
 
 
+def profile_of(chart: Profile, row: Row) -> dict[str, list[Any]]:
+    """Return a row's layers and the values of the chart's metric, one a layer; empty where it has none."""
+    found: dict[str, list[Any]] = row.get("details", {}).get("profiles", {}).get(chart.metric, {})
+    return found
+
+
 def _xs(chart: Chart, planned: list[Any], values: Mapping[Place, Any]) -> list[Any]:
     """Return the values of x in order."""
     if isinstance(chart, Trade | Columns):
         return list(chart.metrics)
-    xs = list(dict.fromkeys(planned if isinstance(chart, Curve) else (x for _, _, x in values)))
+    xs = list(dict.fromkeys(planned if isinstance(chart, Curve | Gap) else (x for _, _, x in values)))
     return sorted(xs) if all(isinstance(x, int | float) for x in xs) else xs
 
 

@@ -2,22 +2,21 @@
 
 import re
 from collections import Counter
-from functools import partial
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
-from syncnorm.study.drift import Maps, draw_drift, drift_table, maps_of
-from syncnorm.study.exhibits import Columns, Drift, Exhibit
-from syncnorm.study.figures import write_figure, write_image
+from syncnorm.study.exhibits import Exhibit
+from syncnorm.study.figures import write_image
 from syncnorm.study.files import write_file
 from syncnorm.study.labels import listing, value_label
 from syncnorm.study.partitions import partitions, write_partition
-from syncnorm.study.points import Points, fits, gather
+from syncnorm.study.points import fits
+from syncnorm.study.shown import show
 from syncnorm.study.spec import flatten
 from syncnorm.study.store import ROWS, Results, Row, read
 from syncnorm.study.table_formats import html, write_tables
-from syncnorm.study.tables import Table, agreement_table, failures, run_records, tables_of
+from syncnorm.study.tables import Table, agreement_table, failures, run_records
 
 
 def write_report(directory: str | Path) -> Path:
@@ -93,18 +92,11 @@ def _head(results: Results) -> str:
 
 def _exhibit(exhibit: Exhibit, results: Results, folder: Path) -> tuple[str, list[Table]]:
     """Write an exhibit's figure, if it has one; return its part of the page, and its tables."""
-    shown: Points | Maps
-    if isinstance(exhibit, Drift):
-        shown = maps_of(exhibit, results)
-        tables = [drift_table(shown)] if shown.values else []
-        svg = write_image(partial(draw_drift, shown), folder, shown.name)
-    else:
-        shown = gather(exhibit, results)
-        tables = tables_of(shown)
-        svg = "" if isinstance(exhibit, Columns) else write_figure(shown, folder)
-    figure = _figure(svg, shown.name, shown.title, len(shown.panels)) if svg else ""
-    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in tables)
-    return f"<h2>{'Figure' if svg else 'Table'} {shown.number}</h2>\n{figure}\n{titled}", tables
+    shown = show(exhibit, results)
+    svg = write_image(shown.drawing, folder, shown.name) if shown.drawing else ""
+    figure = _figure(svg, shown.name, shown.title, shown.panels) if svg else ""
+    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in shown.tables)
+    return f"<h2>{'Figure' if svg else 'Table'} {shown.number}</h2>\n{figure}\n{titled}", shown.tables
 
 
 def _figure(svg: str, name: str, title: str, panels: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp, nan, sqrt
 
 import numpy as np
 from scipy import stats
@@ -24,6 +25,25 @@ class Summary:
         if self.half_width is None:
             return None
         return self.mean - self.half_width, self.mean + self.half_width
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval, which need not lie evenly around it; None with n = 1."""
+
+    n: int
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Share:
+    """How much of a gap is closed, over paired seeds."""
+
+    closed: Estimate | None
+    """As a fraction of the gap; None where the 95 % interval of the gap holds zero: there is nothing to share."""
+    gap: Summary
+    """The gap itself, in the metric's unit."""
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -52,3 +72,48 @@ def overlap(a: Summary, b: Summary) -> bool:
     if a.interval is None or b.interval is None:
         return True
     return a.interval[0] <= b.interval[1] and b.interval[0] <= a.interval[1]
+
+
+def geometric(values: Sequence[float]) -> Estimate:
+    """Return the geometric mean of positive values with the back-transformed 95 % t interval of their logarithms."""
+    summary = summarise(np.log(np.asarray(values, dtype=np.float64)).tolist())
+    low, high = summary.interval or (nan, nan)
+    return Estimate(summary.n, exp(summary.mean), (exp(low), exp(high)) if summary.interval else None)
+
+
+def share_closed(line: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]) -> Share | None:
+    """Return (line - low) / (high - low), a ratio of means over the seeds that all three have; None without any.
+
+    Its interval is Fieller's. With one seed there is none, and the ratio is given unless the gap is zero.
+    """
+    seeds = sorted(line.keys() & low.keys() & high.keys())
+    if not seeds:
+        return None
+    closed = [line[seed] - low[seed] for seed in seeds]
+    gaps = [high[seed] - low[seed] for seed in seeds]
+    gap, interval = summarise(gaps), fieller(closed, gaps)
+    if gap.mean == 0 or (gap.n > 1 and interval is None):
+        return Share(None, gap)
+    return Share(Estimate(gap.n, float(np.mean(closed)) / gap.mean, interval), gap)
+
+
+def fieller(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
+    """Return Fieller's 95 % interval of mean(a) / mean(b), paired; None with n = 1, and where it is not bounded.
+
+    It holds the ratios r for which the mean of a - r b is within its t interval around zero, the solutions of
+
+        (mean(a) - r mean(b))^2 <= t(0.975, n - 1)^2 (s_aa - 2 r s_ab + r^2 s_bb) / n
+
+    These are bounded exactly where the t interval of mean(b) leaves out zero (Fieller 1954).
+    """
+    n = len(b)
+    if n == 1:
+        return None
+    mean_a, mean_b = float(np.mean(a)), float(np.mean(b))
+    spread = float(stats.t.ppf(0.975, n - 1)) ** 2 / n * np.cov(a, b)
+    square = mean_b**2 - float(spread[1, 1])
+    middle = mean_a * mean_b - float(spread[0, 1])
+    if square <= 0:
+        return None
+    root = sqrt(max(0.0, middle**2 - square * (mean_a**2 - float(spread[0, 0]))))
+    return (middle - root) / square, (middle + root) / square

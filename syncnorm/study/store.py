@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Exhibit, as_plain, fields_of, from_plain, names_of
+from syncnorm.study.exhibits import Exhibit, as_plain, fields_of, from_plain, names_of, references_of
 from syncnorm.study.files import write_file
 from syncnorm.study.spec import KIND, Agreement, Study, expand, field_path, has, value_at, values_at
 
@@ -190,7 +190,8 @@ def about_study(study: Study, command: str = "") -> About:
     `UserError`."""
     for agreement in study.agreements:
         field_path(study.base, agreement.over)
-    names = [KIND, "seed", *dict.fromkeys(name for figure in study.figures for name in fields_of(figure))]
+    named = (name for figure in study.figures for name in (*fields_of(figure), *references_of(figure)))
+    names = [KIND, "seed", *dict.fromkeys(named)]
     runs = {run_id(run): describe(run) for run in expand(study)}
     points = dict(zip(runs, values_at(list(runs.values()), names), strict=True))
     axes = (getattr(figure, axis, None) for figure in study.figures for axis in ("x", "line", "panel"))

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from syncnorm.study.agreement import Comparison, compare
-from syncnorm.study.exhibits import Axis, Columns, Curve, History, Trade, names_of
+from syncnorm.study.exhibits import Axis, Columns, Curve, Gap, History, Trade, names_of
 from syncnorm.study.labels import Metric, field_label, listing, setting, value_label
 from syncnorm.study.points import Points
 from syncnorm.study.spec import flatten, value_at
-from syncnorm.study.statistics import Summary, overlap
+from syncnorm.study.statistics import Estimate, Summary, overlap
 from syncnorm.study.store import Results, Row
 
 MAIN = ("method", "algorithm", "count", "participation", "ranks", "per_device_batch", "skew", "alpha", "domains")
@@ -76,7 +76,7 @@ def means(points: Points) -> Table:
         corner=points.line_label,
         span=_span(points),
         header=[points.x_text(x) for x in xs],
-        blocks=_blocks(points, points.lines, xs, cell),
+        blocks=blocks_of(points, points.lines, xs, cell),
         records=_records(points),
     )
 
@@ -100,7 +100,7 @@ def differences(points: Points) -> Table:
         corner=points.line_label,
         span=_span(points, difference=True),
         header=[points.x_text(x, difference=True) for x in points.xs],
-        blocks=_blocks(points, others, points.xs, cell),
+        blocks=blocks_of(points, others, points.xs, cell),
     )
 
 
@@ -203,9 +203,10 @@ def run_records(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def _blocks(
+def blocks_of(
     points: Points, lines: list[str], xs: list[Any], cell: Callable[[Any, str, Any], Cell]
 ) -> list[tuple[str, list[list[Cell]]]]:
+    """Return a table's blocks, one a panel: its heading, and a line of cells for every line that is there."""
     panel_field = points.chart.panel
     there = {(panel, line) for panel, line, _ in points.planned}
     return [
@@ -236,6 +237,12 @@ def mean_text(summary: Summary, metric: Metric, sign: str = "") -> str:
     if summary.half_width is None:
         return mean
     return f"{mean} ± {summary.half_width * metric.scale:.{metric.decimals}f}"
+
+
+def interval_text(estimate: Estimate, text: Callable[[float], str]) -> str:
+    """Return "63.2 [51.0, 75.9]", its numbers written by `text`; without an interval only the value."""
+    value, *ends = (text(one).replace("-", MINUS) for one in (estimate.value, *(estimate.interval or ())))
+    return f"{value} [{', '.join(ends)}]" if ends else value
 
 
 def _nothing(points: Points, panel: Any, line: str, x: Any) -> str:
@@ -275,32 +282,34 @@ def _records(points: Points) -> list[dict[str, Any]]:
                 difference = None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
                 records.append(
                     {
-                        **_where(points, panel, line, x),
+                        **place_columns(points, panel, line, x),
                         "evaluated_by": " / ".join(points.evaluated_by[line]),
                         "seeds": " ".join(map(str, seeds)),
-                        **_columns("", summary),
+                        **statistics_columns("", summary),
                         "reference": points.lines[0] if difference else None,
-                        **_columns("difference_", difference),
+                        **statistics_columns("difference_", difference),
                     }
                 )
     return records
 
 
-def _where(points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
+def place_columns(points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
     """Return the columns that say where a record is in its chart."""
     chart = points.chart
     columns: dict[str, Any] = {_column(chart.panel): panel} if chart.panel else {}
     columns[_column(chart.line)] = line
     if isinstance(chart, Trade | Columns):
         return {**columns, "metric": x}
-    return {**columns, _column(chart.x) if isinstance(chart, Curve) else points.x_label: x, "metric": chart.metric}
+    x_column = _column(chart.x) if isinstance(chart, Curve | Gap) else points.x_label
+    return {**columns, x_column: x, "metric": chart.metric}
 
 
 def _column(axis: Axis) -> str:
     return "+".join(names_of(axis))
 
 
-def _columns(prefix: str, summary: Summary | None) -> dict[str, Any]:
+def statistics_columns(prefix: str, summary: Summary | None) -> dict[str, Any]:
+    """Return a record's columns of a summary."""
     low, high = (summary.interval if summary else None) or (None, None)
     values = {
         "n": summary.n if summary else None,

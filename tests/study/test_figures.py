@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from syncnorm.config import Run
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.figures import STYLE, draw, footnote, line_styles, write_figure
+from syncnorm.study.figures import STYLE, draw, footnote, line_styles, write_image
 from syncnorm.study.panels import positions
 from syncnorm.study.points import Points, gather
 from syncnorm.study.spec import Study
@@ -95,7 +95,7 @@ def test_coinciding_lines_do_not_hide_each_other(study: Study, fill: Fill) -> No
 def test_a_norm_looks_the_same_in_every_figure_and_like_no_other() -> None:
     lines = ["gn", "bn", "own", "sync_bn", "ln", "none", "gn (groups 8)", "in", "ghost_bn", "other"]
     styles = line_styles(lines)
-    assert len(set(styles.values())) == len({color for color, _ in styles.values()}) == len(lines)
+    assert len(set(styles.values())) == len({style.color for style in styles.values()}) == len(lines)
     assert line_styles(["mine", "bn"])["bn"] == styles["bn"]
     assert line_styles(["mine", "bn"])["mine"] != styles["bn"]
     assert len(line_styles([str(index) for index in range(30)])) == 30
@@ -138,7 +138,7 @@ def test_the_same_rows_give_the_same_bytes(study: Study, fill: Fill, tmp_path: P
     study = replace(study, vary={**study.vary, "norm": ["bn", "gn"]})
     folder = fill(study)
     for name in ("a", "b"):
-        write_figure(points_of(study, folder), tmp_path / name)
+        write_image(lambda: draw(points_of(study, folder)), tmp_path / name, "figure")
     first = sorted((tmp_path / "a").iterdir())
     assert [path.suffix for path in first] == [".pdf", ".png", ".svg"]
     for path in first:
@@ -152,7 +152,7 @@ def test_few_rows_and_mathematics_in_names_can_be_drawn(study: Study, fill: Fill
         study, base=run, vary={"per_device_batch": [4]}, also=(), figures=(Curve("per_device_batch", "model"),)
     )
     points = points_of(study, fill(study, keep=lambda run: run.seed < seeds))
-    assert write_figure(points, tmp_path / "figures").startswith("<?xml")
+    assert write_image(lambda: draw(points), tmp_path / "figures", "figure").startswith("<?xml")
 
 
 def test_long_names_stay_within_the_figure(study: Study, fill: Fill) -> None:
