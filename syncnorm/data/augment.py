@@ -1,5 +1,6 @@
 """Batched augmentation: random numbers drawn for the whole global batch, then applied to any part of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from syncnorm.errors import UserError
 from syncnorm.seeds import derive
 
 Kind = Literal["none", "shift", "shift_flip"]
@@ -27,6 +29,14 @@ class Draw:
         """Return the part of one rank: images rank, rank + ranks, ... of the global batch."""
         part = slice(rank, None, ranks)
         return Draw(self.down[part], self.right[part], self.mirror[part], self.reach)
+
+
+def check_augment(kind: Kind, name: str, shape: Sequence[int]) -> None:
+    """Raise `UserError` where the samples of data set `name`, of `shape` without N, cannot be augmented."""
+    if kind != "none" and len(shape) != 3:
+        raise UserError(
+            f"augment '{kind}' is for images, and data set '{name}' has signals of shape {tuple(shape)}: write none."
+        )
 
 
 def draw(kind: Kind, count: int, side: int, seed: int, epoch: int, step: int) -> Draw:
@@ -66,7 +76,9 @@ def apply(x: Tensor, draw: Draw) -> Tensor:
 def augment(x: Tensor, kind: Kind, seed: int, epoch: int, step: int, rank: int = 0, ranks: int = 1) -> Tensor:
     """Return the training images of one rank (n, C, H, W), or of all (ranks=1), augmented for this step.
 
-    The global batch has n * ranks images, of which these are rank, rank + ranks, ...
+    The global batch has n * ranks images, of which these are rank, rank + ranks, ... With "none" they may be signals.
     """
+    if kind == "none":
+        return x
     drawn = draw(kind, len(x) * ranks, min(x.shape[2:]), seed, epoch, step)
     return apply(x, drawn.of_rank(rank, ranks))

@@ -1,4 +1,4 @@
-"""What every loader returns: images as tensors, normalised, with a fixed training and test split."""
+"""What every loader returns: images or signals as tensors, normalised, with a fixed training and test split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from syncnorm.seeds import derive
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 Scale = Literal["own", "fixed"]
-"""own: by the mean and standard deviation of the training samples; fixed: to [-1, 1], whatever the data."""
+"""own: by the mean and standard deviation of the training samples; fixed: by numbers that do not depend on them."""
 
 
 class Pixels(NamedTuple):
@@ -28,14 +28,31 @@ class Pixels(NamedTuple):
     note: str
 
 
+class Signals(NamedTuple):
+    """A data set of signals: float32 (N, C, L) in physical units, labels int64 (N,), class names, a note.
+
+    `centre` and `unit`, float32 (C,), are what the fixed scale subtracts from each channel and divides it by: the
+    same for all data sets that are domains of one task.
+    """
+
+    train_x: NDArray[np.float32]
+    train_y: Labels
+    test_x: NDArray[np.float32]
+    test_y: Labels
+    class_names: tuple[str, ...]
+    note: str
+    centre: NDArray[np.float32]
+    unit: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Images and labels with a fixed split.
+    """Images or signals, and labels, with a fixed split.
 
-    `train_x`, `test_x`: float32 (N, C, H, W), normalised with the mean and standard deviation of each channel
-    over the training split, or with 0.5 and 0.5 where `load` was given `scale="fixed"`; both splits use the same
-    numbers. `train_y`, `test_y`: int64 (N,), values 0 .. classes-1. `note` says in one line what this is and where
-    it comes from.
+    `train_x`, `test_x`: float32, images (N, C, H, W) or signals (N, C, L), normalised with the mean and standard
+    deviation of each channel over the training split, or, where `load` was given `scale="fixed"`, images with 0.5 and
+    0.5 and signals with their `centre` and `unit`; both splits use the same numbers. `train_y`, `test_y`: int64 (N,),
+    values 0 .. classes-1. `note` says in one line what this is and where it comes from.
     """
 
     name: str
@@ -48,13 +65,12 @@ class Dataset:
     note: str
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image: (C, H, W)."""
-        channels, height, width = self.train_x.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) of an image, (C, L) of a signal."""
+        return tuple(self.train_x.shape[1:])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
-        """Return the data set on `device`, its images (not its labels) as `dtype`."""
+        """Return the data set on `device`, its samples (not its labels) as `dtype`."""
         return replace(
             self,
             train_x=self.train_x.to(device, dtype),
@@ -66,32 +82,39 @@ class Dataset:
 
 def normalised(
     name: str,
-    pixels: Pixels,
+    raw: Pixels | Signals,
     train_limit: int | None = None,
     test_limit: int | None = None,
     scale: Scale = "own",
 ) -> Dataset:
-    """Return `pixels` as a `Dataset`: limited, scaled to [0, 1], then normalised per channel.
+    """Return `raw` as a `Dataset`: limited, pixels scaled to [0, 1], then normalised per channel.
 
     A limit keeps that many samples, drawn by seed 0; of two limits the smaller keeps a subset of the larger.
     With the scale "own", mean and (biased) standard deviation are those of the training samples that are kept; a
-    constant channel is only centred. With "fixed" both are 0.5: several data sets keep the shift between them.
+    constant channel is only centred. With "fixed" both are 0.5 for pixels, `centre` and `unit` for signals: several
+    data sets keep the shift between them.
     """
-    train = _keep("train", len(pixels.train_y), train_limit)
-    test = _keep("test", len(pixels.test_y), test_limit)
-    kept = torch.from_numpy(np.ascontiguousarray(pixels.train_x[train]))
-    mean, std = channel_moments(kept) if scale == "own" else (torch.tensor(0.5), torch.tensor(0.5))
-    held_out = torch.from_numpy(np.ascontiguousarray(pixels.test_x[test]))
-    train_x, test_x = (x.float().div_(255).sub_(mean).div_(std) for x in (kept, held_out))
+    train = _keep("train", len(raw.train_y), train_limit)
+    test = _keep("test", len(raw.test_y), test_limit)
+    kept = torch.from_numpy(np.ascontiguousarray(raw.train_x[train]))
+    held_out = torch.from_numpy(np.ascontiguousarray(raw.test_x[test]))
+    if isinstance(raw, Pixels):
+        white = 255
+        mean, std = channel_moments(kept) if scale == "own" else (torch.tensor(0.5), torch.tensor(0.5))
+    else:
+        white = 1
+        fixed = (torch.from_numpy(part).float().view(1, -1, 1) for part in (raw.centre, raw.unit))
+        mean, std = signal_moments(kept) if scale == "own" else fixed
+    train_x, test_x = (x.float().div_(white).sub_(mean).div_(std) for x in (kept, held_out))
     return Dataset(
         name=name,
         train_x=train_x,
-        train_y=torch.from_numpy(pixels.train_y[train]),
+        train_y=torch.from_numpy(raw.train_y[train]),
         test_x=test_x,
-        test_y=torch.from_numpy(pixels.test_y[test]),
-        classes=len(pixels.class_names),
-        class_names=pixels.class_names,
-        note=pixels.note,
+        test_y=torch.from_numpy(raw.test_y[test]),
+        classes=len(raw.class_names),
+        class_names=raw.class_names,
+        note=raw.note,
     )
 
 
@@ -108,6 +131,17 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     std = (share * (values - mean).square()).sum(1, keepdim=True).sqrt()
     std = torch.where(std > 0, std, torch.ones_like(std))
     return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)
+
+
+def signal_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each channel's mean and biased standard deviation: float32 (N, C, L) to float32 (1, C, 1).
+
+    Summed in float64 and one order, whatever the number of threads. A constant channel gets the standard deviation 1.
+    """
+    values = x.numpy().astype(np.float64)
+    mean, std = values.mean((0, 2), keepdims=True), values.std((0, 2), keepdims=True)
+    std[np.ptp(values, (0, 2), keepdims=True) == 0] = 1
+    return torch.from_numpy(mean).float(), torch.from_numpy(std).float()
 
 
 def stratified_fifth(labels: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""All domains of a federated run in one pool of images, so that a sample is an index."""
+"""All domains of a federated run in one pool of samples, so that a sample is an index."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +16,12 @@ from syncnorm.errors import UserError, unknown
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Training and test images of all domains, one domain after the other, in the order of `names`.
+    """Training and test samples of all domains, one domain after the other, in the order of `names`.
 
-    `x`, `test_x`: (N, C, H, W) on the device; `y`, `test_y`: int64 (N,) there. Domain d holds the training samples
-    `starts[d]` to `starts[d + 1]` and the test samples `test_starts[d]` to `test_starts[d + 1]`. `scale` is what the
-    images were normalised with. Pools are shared between runs: nobody writes to them.
+    `x`, `test_x`: images (N, C, H, W) or signals (N, C, L) on the device; `y`, `test_y`: int64 (N,) there.
+    Domain d holds the training samples `starts[d]` to `starts[d + 1]` and the test samples `test_starts[d]` to
+    `test_starts[d + 1]`. `scale` is what the samples were normalised with. Pools are shared between runs: nobody
+    writes to them.
     """
 
     names: tuple[str, ...]
@@ -38,7 +39,7 @@ class Pool:
         return self.y[self.starts[domain] : self.starts[domain + 1]].cpu()
 
     def tests(self, domain: int) -> slice:
-        """Return where the test images of a domain lie."""
+        """Return where the test samples of a domain lie."""
         return slice(self.test_starts[domain], self.test_starts[domain + 1])
 
 
@@ -60,6 +61,7 @@ def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.dev
             size=data.size,
             train_limit=data.train_limit,
             test_limit=data.test_limit,
+            augment=data.augment,
             scale=scale,
         )
         for name, place in zip(names, places, strict=True)
@@ -105,9 +107,16 @@ def _check_alike(first: Dataset, second: Dataset) -> None:
             "domains of one task."
         )
     if first.shape != second.shape:
-        same_channels = first.shape[0] == second.shape[0]
-        mend = "set data.size" if same_channels else "choose domains that are all grey or all in colour"
-        raise UserError(f"{pair} have images of other shapes ({first.shape} and {second.shape}): {mend}.")
+        raise UserError(
+            f"{pair} have samples of other shapes ({first.shape} and {second.shape}): {_mend(first, second)}."
+        )
+
+
+def _mend(first: Dataset, second: Dataset) -> str:
+    if len(first.shape) != 3 or len(second.shape) != 3:
+        return "choose domains of one kind of signal"
+    same_channels = first.shape[0] == second.shape[0]
+    return "set data.size" if same_channels else "choose domains that are all grey or all in colour"
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -6,11 +6,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import get_args
 
+from syncnorm.data.augment import Kind, check_augment
 from syncnorm.data.cache import cached
-from syncnorm.data.dataset import Dataset, Pixels, Scale, normalised
+from syncnorm.data.dataset import Dataset, Pixels, Scale, Signals, normalised
 from syncnorm.data.decode import to_pixels
 from syncnorm.data.domains import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE
 from syncnorm.data.local import find
+from syncnorm.data.signals import SIGNALS, SYNOPSIS
 from syncnorm.data.tables import hub_splits, pick_splits, raw_split
 from syncnorm.errors import UserError, unknown
 
@@ -22,20 +24,24 @@ def load(
     size: int | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    augment: Kind = "none",
     scale: Scale = "own",
 ) -> Dataset:
     """Return a data set by name; all arguments but `scale` are fields of `config.Data`.
 
-    `name` is an embedded data set (`DOMAINS`), or a name of your own for what lies at `path` (a parquet file,
-    a folder with train*.parquet and test*.parquet, an image folder with one subfolder a class, with or
-    without train/ and test/), or itself such a path, or a data set of the Hugging Face hub ("owner/name").
+    `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), or a name of your own for what lies
+    at `path` (a parquet file, a folder with train*.parquet and test*.parquet, an image folder with one
+    subfolder a class, with or without train/ and test/), or itself such a path, or a data set of the
+    Hugging Face hub ("owner/name").
     Without a test split a stratified fifth, drawn by seed 0, is held out.
 
     `size` is the side in pixels that images are stretched to (embedded data: 16 by default). Limits keep that
-    many samples, drawn by seed 0. Decoded images are cached, see `cache.folder`.
+    many samples, drawn by seed 0. Decoded images are cached, see `cache.folder`. `augment` is what
+    training is to do: nothing is done here, but it is refused where the samples are signals.
 
     `scale` says what each channel is normalised with: "own", the mean and standard deviation of the training
-    samples, or "fixed", which is (pixel - 0.5) / 0.5 for pixels in [0, 1], so that domains can be compared.
+    samples, or "fixed", which is (pixel - 0.5) / 0.5 for pixels in [0, 1], and for signals a centre and a unit of
+    each channel that all persons share, so that domains can be compared.
 
     Raises `UserError` for names, paths, sizes and files that do not work.
     """
@@ -45,16 +51,18 @@ def load(
         if value is not None and value < 1:
             raise UserError(f"data.{option} is {value}: it must be at least 1.")
     try:
-        pixels = _pixels(name, path, size)
+        raw = _raw(name, path, size)
     except ImportError as error:
         raise UserError(
             f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
         ) from error
-    return normalised(name, pixels, train_limit, test_limit, scale)
+    data = normalised(name, raw, train_limit, test_limit, scale)
+    check_augment(augment, name, data.shape)
+    return data
 
 
-def _pixels(name: str, path: str, size: int | None) -> Pixels:
-    if path and name in DOMAINS:
+def _raw(name: str, path: str, size: int | None) -> Pixels | Signals:
+    if path and (name in DOMAINS or name in SIGNALS):
         raise UserError(
             f"data.path is {path} but data.name is the embedded '{name}': give what lies there a name of its "
             "own, which results are kept under."
@@ -63,13 +71,15 @@ def _pixels(name: str, path: str, size: int | None) -> Pixels:
         return _from_path(path, size)
     if name in DOMAINS:
         return embedded_pixels(name, size or SIZE)
+    if name in SIGNALS:
+        return _without_size(name, SIGNALS[name](), size)
     if os.path.exists(os.path.expanduser(name)):
         return _from_path(name, size)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return _from_hub(name, size)
     if "/" in name or name.startswith(("~", ".")):
         return _from_path(name, size)
-    message = str(unknown("data set", name, DOMAINS))
+    message = str(unknown("data set", name, (*DOMAINS, *SIGNALS), (*sorted(DOMAINS), *SYNOPSIS)))
     raise UserError(
         f"{message} A path, or a name of the Hugging Face hub with its slash (owner/name), works as well."
     )
@@ -80,6 +90,15 @@ def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise UserError(f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide.")
     return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
+
+
+def _without_size(name: str, signals: Signals, size: int | None) -> Signals:
+    if size is not None:
+        raise UserError(
+            f"data.size is {size}: size is for images, and data set '{name}' has signals of shape "
+            f"{signals.train_x.shape[1:]}: leave it out."
+        )
+    return signals
 
 
 def _from_path(path: str, size: int | None) -> Pixels:

@@ -25,8 +25,8 @@ from syncnorm.errors import UserError, unknown
 class Population:
     """The clients of a run and what they hold, as `make_population` builds it.
 
-    Clients 0 .. count-1 train; the `held_out` ones after them hold data and never train. `x` (N, C, H, W) and `y`
-    int64 (N,), on the device, pool all domains' training images, noise included; `train` and `validation` index them.
+    Clients 0 .. count-1 train; the `held_out` ones after them hold data and never train. `x` (N, ...) and `y`
+    int64 (N,), on the device, pool all domains' training samples, with noise; `train` and `validation` index them.
     """
 
     world: Clients
@@ -60,10 +60,9 @@ class Population:
         return len(self.pool.class_names)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image: (C, H, W)."""
-        channels, height, width = self.x.shape[1:]
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) of an image, (C, L) of a signal."""
+        return tuple(self.x.shape[1:])
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -147,8 +146,8 @@ def make_population(
 
     Client k holds domain k mod D of `world.domains` (or of `data.name` alone); `world.skew` deals the training
     samples of a domain to all of its clients, held-out ones included. With several domains `data.path` is a folder
-    in which each lies under its name, the limits of `data` hold for each, and all share the scale
-    (pixel - 0.5) / 0.5. The skew "resampled" lets clients share samples and costs nothing per client.
+    in which each lies under its name, the limits of `data` hold for each, and all share the
+    fixed scale of `load`. The skew "resampled" lets clients share samples and costs nothing per client.
 
     `world.equal_size` keeps the first samples of each client, in random order, and `world.validation` takes its
     samples off the end, both in units of the smallest training client (FedBN's protocol, arXiv 2102.07623).

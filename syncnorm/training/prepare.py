@@ -110,7 +110,14 @@ def copied_for_ranks(norm: str, world: Devices) -> bool:
 
 @lru_cache(maxsize=2)
 def _load(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
-    loaded = load(data.name, path=data.path, size=data.size, train_limit=data.train_limit, test_limit=data.test_limit)
+    loaded = load(
+        data.name,
+        path=data.path,
+        size=data.size,
+        train_limit=data.train_limit,
+        test_limit=data.test_limit,
+        augment=data.augment,
+    )
     return loaded.to(device, dtype)
 
 
@@ -173,7 +180,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"model '{run.model}' with norm '{run.norm.name}' cannot take images of shape {data.shape}: {reason}"
+            f"model '{run.model}' with norm '{run.norm.name}' cannot take samples of shape {data.shape}: {reason}"
         ) from error
     finally:
         model.train(was_training)
