@@ -103,18 +103,31 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     for option in options:
         if option not in norm_options(name):
             raise UserError(f"norm '{name}': {unknown('option', option, norm_options(name))}")
+    _check_numbers(name, options)
     if layer is nn.Identity:
         return nn.Identity()
     factory: Callable[..., nn.Module] = _BATCH_NORM[ndim] if name == "bn" else layer
     try:
         inspect.signature(factory).bind(num_features, **options)
         return factory(num_features, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
         raise UserError(f"norm '{name}' for {num_features} channels with {given}: {error}") from error
 
 
+def _check_numbers(name: str, options: dict[str, Any]) -> None:
+    """Raise `UserError` for what torch's layers take without a look, and fail on (or do not) when they run."""
+    for option, value in options.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if option == "eps" and not (number and 0 <= value < float("inf")):
+            raise UserError(f"norm '{name}': eps is {value!r}: it must be a number, at least 0.")
+        if option == "momentum" and value is not None and not (number and 0 <= value <= 1):
+            raise UserError(f"norm '{name}': momentum is {value!r}: it must be a number from 0 to 1, or None.")
+        if option in ("affine", "track_running_stats") and not isinstance(value, bool):
+            raise UserError(f"norm '{name}': {option} is {value!r}: it must be True or False.")
+
+
 def _class_of(name: str) -> Callable[..., nn.Module]:
-    if name not in _NORMS:
-        raise unknown("norm", name, _NORMS)
+    if not isinstance(name, str) or name not in _NORMS:
+        raise unknown("norm", str(name), _NORMS)
     return _NORMS[name]

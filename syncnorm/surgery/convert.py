@@ -16,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from syncnorm.errors import UserError
+from syncnorm.errors import UserError, unknown
 from syncnorm.norms import DomainBatchNorm, make_norm, norm_options
 from syncnorm.norms.weight_side import WEIGHT_SIDE, normalise_weight, raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
+from syncnorm.surgery.operable import check_changeable, warn_of_foreign_norms
 
 _ORIGIN = "_syncnorm_origin"
 _AFFINE = ("weight", "bias")
@@ -67,11 +68,17 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     Raises:
         UserError: an unknown norm or option, a number of channels that the norm cannot serve, or a norm of weights
             for a model without convolutions; the model is untouched. A lazy layer whose channels are not known yet,
-            or one whose weight or bias is parametrised or pruned.
+            or one whose weight or bias is parametrised or pruned. A model that is scripted, quantised or in DDP.
 
-    Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out.
+    Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out, and of
+    what keeps a running mean without being a torch batch norm, since it stays.
     """
-    norm_options(name)
+    check_changeable(model)
+    known = norm_options(name)
+    for option in options:
+        if option not in known:
+            raise UserError(f"norm '{name}': {unknown('option', option, known)}")
+    warn_of_foreign_norms(model, "it stays as it is")
     layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
     if name in WEIGHT_SIDE:
         layers |= _convolutions(model, name)
@@ -92,13 +99,14 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
         UserError: a converted layer whose weight or bias has been parametrised or pruned since; a `domain` that is
             unknown, or given where no layer tells domains apart.
     """
+    check_changeable(model)
     layers = converted_layers(model)
     by_domain = [layer for layer in layers if isinstance(layer, DomainBatchNorm)]
     if domain is not None:
         known = min((layer.domains for layer in by_domain), default=0)
-        if not 0 <= domain < known:
+        if not isinstance(domain, int) or isinstance(domain, bool) or not 0 <= domain < known:
             has = f"its layers know the ids 0 to {known - 1}" if known else "none of its layers tells domains apart"
-            raise UserError(f"the model cannot be reverted to domain {domain}: {has}.")
+            raise UserError(f"the model cannot be reverted to domain {domain!r}: {has}.")
     model = revert_layers(model, layers)
     for layer in by_domain:
         layer.hand_to(getattr(layer, _ORIGIN).layer, domain)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.collectives import gather_objects
 from syncnorm.surgery.convert import batch_norms
+from syncnorm.surgery.operable import call, check_model, in_a_line, uncompiled
 
 Normaliser = Literal["batch", "running"]
 Take = Callable[[str, Moments], Moments]
@@ -68,7 +68,7 @@ def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None)
     try:
         mine = work().for_others()
     except Exception as error:  # the others wait to hear of it, whatever it is
-        cause, mine = error, Measured(problem=_in_a_line(error))
+        cause, mine = error, Measured(problem=in_a_line(error))
     ranks: list[Measured] = gather_objects(mine, group)
     if problems := [f"rank {rank}: {told.problem}" for rank, told in enumerate(ranks) if told.problem]:
         raise UserError(f"the batch norms cannot be measured on all ranks ({'; '.join(problems)}).") from cause
@@ -85,11 +85,6 @@ def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None)
     return Measured(sum(told.samples for told in ranks), moments, first)
 
 
-def _in_a_line(error: Exception) -> str:
-    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
-
-
 def no_variance(name: str) -> UserError:
     """Build the error for a layer that has no variance to measure."""
     return UserError(
@@ -104,7 +99,8 @@ def _run(
 ) -> int:
     """Run `batches` through `model`, and call `see` at each use of a batch norm; return the number of samples."""
     if normaliser not in ("batch", "running"):
-        raise unknown("normaliser", normaliser, ("batch", "running"))
+        raise unknown("normaliser", str(normaliser), ("batch", "running"))
+    check_model(model)
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise UserError(f"the batches are a {type(batches).__name__}: give a list of them, or a loader; of one, [x].")
     if not batch_norms(model):
@@ -112,7 +108,7 @@ def _run(
     # The wrapper exchanges buffers before each forward, and ranks may have other numbers of batches.
     forward = model.module if isinstance(model, DistributedDataParallel) else model
     samples = 0
-    with _watched(model, normaliser, see), _uncompiled():
+    with _watched(model, normaliser, see), uncompiled():
         for x in batches:
             if not isinstance(x, Tensor) or x.dim() == 0:
                 what = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
@@ -122,14 +118,8 @@ def _run(
                 )
             if len(x):
                 samples += len(x)
-                forward(x)
+                call(forward, x, "a batch to measure batch norms with")
     return samples
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Let compiled parts run as they were written: compiled code does not look for the hooks that measure."""
-    # Importing the compiler takes seconds: where it is not there yet, nothing is compiled.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

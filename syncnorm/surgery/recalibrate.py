@@ -17,6 +17,7 @@ from syncnorm.moments import Moments
 from syncnorm.norms.collectives import rank_and_size
 from syncnorm.surgery.convert import batch_norms
 from syncnorm.surgery.measure import Measured, Normaliser, Take, measure, measure_over_ranks, no_variance
+from syncnorm.surgery.operable import warn_of_foreign_norms
 
 Estimator = Literal["population", "mean_of_batches"]
 
@@ -105,20 +106,22 @@ def recalibrate(
     """
 
     def work() -> Measured:
-        if estimator not in _TAKES:
-            raise unknown("estimator", estimator, _TAKES)
+        if estimator not in list(_TAKES):
+            raise unknown("estimator", str(estimator), _TAKES)
         return measure(model, batches, normaliser, _TAKES[estimator])
 
+    found = _together(work, over_ranks, process_group)
+    warn_of_foreign_norms(model, "its statistics stay as they are")
     layers = batch_norms(model)
     changes: list[tuple[Tensor, Tensor]] = []
-    found = _together(work, over_ranks, process_group)
     for name, moments in found.items():
         mean, var = _unbiased(name, moments) if estimator == "population" else moments.mean.chunk(2)
         for running, value in ((layers[name].running_mean, mean), (layers[name].running_var, var)):
             if isinstance(running, Tensor):
                 changes.append((running, _finite(name, value.to(running))))
-    for running, value in changes:
-        running.copy_(value)
+    with torch.inference_mode():  # in which alone a model that was built in it can change, and any other can too
+        for running, value in changes:
+            running.copy_(value)
     for name in found:
         start: Callable[[], None] | None = getattr(layers[name], "_start_ranks", None)
         if start is not None:
