@@ -34,6 +34,12 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     world = domains(run)
     check_world(world)
     check_optim(run.optim)
+    training = len(world.domains) - len(world.unseen)
+    told = run.norm.options.get("domains", training)
+    if told != training:
+        raise UserError(
+            f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
+        )
     norm_options(run.norm.name)
     pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision])
     unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
