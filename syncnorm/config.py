@@ -4,7 +4,7 @@ Everything above reads these. The attribute docstrings are the help texts of the
 """
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -274,3 +274,11 @@ def run_id(run: Run) -> str:
     """Return 12 hex digits that name a run by its content: the same anywhere, whatever its paths."""
     text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:12]
+
+
+def training_of(run: Run) -> Run:
+    """Return the run whose training this run's is: in the domains world the same with nothing said of its test."""
+    if not isinstance(run.world, Domains):
+        return run
+    fresh, test = Domains(), ("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order")
+    return replace(run, world=replace(run.world, **{name: getattr(fresh, name) for name in test}))

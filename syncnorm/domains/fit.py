@@ -8,7 +8,7 @@ print(fit(Run(norm=Norm("bn"), world=world)).metrics)
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import lightning.pytorch as pl
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncnorm.config import Adaptation, Domains, Result, Run, describe, run_id
+from syncnorm.config import Adaptation, Domains, Result, Run, describe, run_id, training_of
 from syncnorm.data.domain_pool import load_pool
 from syncnorm.domains.adaptation import Test, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
@@ -93,15 +93,6 @@ def forget() -> None:
     """Drop the data sets and the trainings that this process keeps for its next run."""
     load_pool.cache_clear()
     _KEPT.clear()
-
-
-def training_of(run: Run) -> Run:
-    """Return the run whose training this run's is: the same, with nothing said of the test."""
-    fresh = Domains()
-    kept = {
-        name: getattr(fresh, name) for name in ("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order")
-    }
-    return replace(run, world=replace(domains(run), **kept))
 
 
 class DomainClassifier(Classifier):

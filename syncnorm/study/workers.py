@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from syncnorm.config import Clients, Result, Run, run_id
+from syncnorm.config import Clients, Result, Run, run_id, training_of
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
 from syncnorm.study.outcome import Failure
@@ -61,7 +61,7 @@ def work(
     `checkpoints`, and goes on where a lost worker left it. Closing the iterator ends all workers. Workers that
     cannot start raise `UserError`.
     """
-    todo, tries, stillborn, numbers = deque(runs), Counter[str](), 0, count()
+    todo, tries, stillborn, numbers = deque(map(_Due, runs)), Counter[str](), 0, count()
     team: list[_Worker] = []
     try:
         while todo or any(worker.run for worker in team):
@@ -70,7 +70,7 @@ def work(
                 team.append(_Worker(fit, ranks, checkpoints, next(numbers)))
             for worker in team:
                 if worker.idle and todo:
-                    yield Started(worker.take(todo.popleft()))
+                    yield Started(worker.take(_due_for(worker, team, todo)))
             for worker in _with_news(team):
                 try:
                     ended, suspect = worker.hear(), ranks is not None
@@ -86,7 +86,7 @@ def work(
                 tries[run_id(ended.run)] += 1
                 suspect = suspect and isinstance(ended.outcome, Failure) and not ended.outcome.users
                 if suspect and tries[run_id(ended.run)] < ATTEMPTS:
-                    todo.append(ended.run)
+                    todo.append(_Due(ended.run))
                 else:
                     yield ended
     finally:
@@ -94,6 +94,28 @@ def work(
             worker.end()
         for worker in team:
             worker.join()
+
+
+class _Due:
+    """A run to come, and the id of its training, which several runs may share."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.training = run, run_id(training_of(run))
+
+
+def _due_for(worker: "_Worker", team: list["_Worker"], todo: deque[_Due]) -> Run:
+    """Take out the run that `worker` does next.
+
+    Where there is one, it shares the training of the worker's last run, which the worker still has; else it is the
+    first whose training no other worker has.
+    """
+    theirs = {other.training for other in team if other is not worker}
+    mine = (due for due in todo if due.training == worker.training)
+    free = (due for due in todo if due.training not in theirs)
+    due = next(mine, None) or next(free, todo[0])
+    todo.remove(due)
+    worker.training = due.training
+    return due.run
 
 
 def _with_news(team: list["_Worker"]) -> list["_Worker"]:
@@ -120,6 +142,8 @@ class _Worker:
 
     def __init__(self, fit: str, ranks: int | None, checkpoints: Path | None, number: int) -> None:
         self.run: Run | None = None
+        self.training = ""
+        """The id of its last run's training."""
         self.environment: dict[str, str] = {}
         self._since = 0.0
         self._ranks = ranks
