@@ -1,14 +1,16 @@
 """Worker processes: warm, replaced when they die, gone when they should be."""
 
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from syncnorm.config import Devices, Result, Run
+from syncnorm.config import Devices, Domains, Result, Run
 from syncnorm.errors import UserError
 from syncnorm.study.outcome import Failure
-from syncnorm.study.workers import Ended, work
+from syncnorm.study.workers import Ended, _Due, _due_for, work
 
 FIT = "fake_fit:fit"
 PAIR = Devices(ranks=2, engine="torchrun")
@@ -85,3 +87,14 @@ def test_a_launch_shares_its_runs_among_ranks_and_is_replaced_when_one_dies(tmp_
     got = ends(runs, ranks=2)
     assert isinstance(got["kill"].outcome, Result)
     assert all(isinstance(got[str(seed)].outcome, Result) for seed in range(3))
+
+
+def test_runs_that_share_a_training_go_to_the_worker_that_has_it() -> None:
+    adaptations = ("none", "adabn", "tent")
+    runs = [Run(world=Domains(adapt=adapt), seed=seed) for seed in range(3) for adapt in adaptations]  # type: ignore[arg-type]
+    todo = deque(map(_Due, [*runs, Run(seed=7), Run(seed=8)]))
+    first, second = team = [SimpleNamespace(training=""), SimpleNamespace(training="")]
+    taken = [(worker, _due_for(worker, team, todo).seed) for worker in [first, second] * 5 + [first]]  # type: ignore[arg-type]
+    assert not todo
+    assert [seed for worker, seed in taken if worker is first] == [0, 0, 0, 2, 2, 2]
+    assert [seed for worker, seed in taken if worker is second] == [1, 1, 1, 7, 8]
