@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 from syncnorm.study.exhibits import Axis, names_of
@@ -32,12 +33,36 @@ WORDS = {
     "min_batch": "smallest normalised batch",
     "clip": "gradient clipping",
     "unsampled": "unsampled clients",
+    "adapt": "adaptation",
+    "adapt_samples": "samples seen",
+    "batches": "training batches",
+    "test_batch": "samples per test batch",
+    "test_order": "test order",
 }
 UNITS = {"skew": "%", "size": "pixels", "participation": "%"}
 PERCENT = {"participation"}
 """Fractions that are shown in percent."""
-NAMES = {"norm", "method", "algorithm", "model", "data", "optim"}
+NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batches"}
 """Fields whose values are names that say by themselves what they are."""
+VALUES = {("batches", "mixed"): "mixed batches", ("batches", "one_domain"): "one-domain batches"}
+"""Values that are words of their own, by field."""
+ALL = {"adapt_samples", "train_limit", "test_limit"}
+"""Fields that take as much as there is when they are not set: their None is infinite on an axis."""
+PHRASES = {
+    "gradient_norm_initial": "gradient norm before training",
+    "gradient_norm_final": "gradient norm after training",
+}
+"""Metrics that are not called by their name."""
+
+DOMAIN_METRICS = {
+    "accuracy": ("accuracy on unseen domains", "unseen domains"),
+    "accuracy_seen": ("accuracy on seen domains", "seen domains"),
+    "seen_accuracy": ("accuracy on seen domains, not adapted", "seen domains"),
+    "unseen_accuracy": ("accuracy on unseen domains, not adapted", "unseen domains"),
+    "loss": ("loss on unseen domains", "unseen domains' loss"),
+    "train_loss": ("training loss", "training loss"),
+}
+"""Metrics of the domains world: their words, and fewer of them for the head of a column."""
 
 CLIENT_METRICS = {
     "accuracy": ("accuracy, mean over clients", "mean over clients"),
@@ -114,12 +139,13 @@ class Metric:
         return f"Positive is {words} {reference}."
 
 
-def metric_label(name: str, kind: str = "devices") -> Metric:
-    """Return how to show a metric of a world ("devices", "clients").
+def metric_label(name: str, kind: str = "devices", *, unseen: bool | None = True) -> Metric:
+    """Return how to show a metric of a world ("devices", "clients", "domains").
 
+    `unseen` says whether the runs of domains leave some out in training; None where some do and some do not.
     Accuracies and errors are in percent, losses in nats, bytes in megabytes (10^6), others as they are stored.
     """
-    words, short = _metric_words(name, kind)
+    words, short = _metric_words(name, kind, unseen)
     if "loss" in name:
         return Metric(words, short, "nats", "nats", 1.0, 3, higher_is_better=False)
     if name.endswith("accuracy_std"):
@@ -132,12 +158,16 @@ def metric_label(name: str, kind: str = "devices") -> Metric:
     return Metric(words, short, "", "", 1.0, 1 if counted else 3, higher_is_better=None)
 
 
-def _metric_words(name: str, kind: str) -> tuple[str, str]:
-    plain = name.replace("_", " ")
-    if kind != "clients":
+def _metric_words(name: str, kind: str, unseen: bool | None) -> tuple[str, str]:
+    plain = PHRASES.get(name, name.replace("_", " "))
+    if kind == "devices":
         return plain, plain
+    if kind == "domains" and name in ("accuracy", "loss") and not unseen:
+        where = "seen domains" if unseen is False else "unseen domains, on seen ones where none is unseen"
+        return f"{name} on {where}", "seen domains" if unseen is False else "unseen, if any"
+    known = CLIENT_METRICS if kind == "clients" else DOMAIN_METRICS
     domain = name.removeprefix("accuracy_")
-    return CLIENT_METRICS.get(name, (plain, plain) if domain == name else (f"accuracy on {domain}", domain))
+    return known.get(name, (plain, plain) if domain == name else (f"accuracy on {domain}", domain))
 
 
 def _capital(words: str) -> str:
@@ -170,6 +200,10 @@ def setting(axis: Axis, value: Any) -> str:
     if _last(axis, value) == "domains":
         count = len(value) if isinstance(value, list) else value.count(", ") + 1 if value != "none" else 0
         return f"{count} domains" if count else "one domain"
+    if isinstance(value, bool):
+        return field_label(axis) if value else f"no {field_label(axis)}"
+    if isinstance(value, dict) or (_last(axis, value), str(value)) in VALUES:
+        return value_label(value, axis)
     unit = UNITS.get(_last(axis, value))
     return " ".join([field_label(axis, value), value_label(value, axis), *([unit] if unit else [])])
 
@@ -192,18 +226,33 @@ def short_setting(axis: Axis, value: Any) -> str:
 
 
 def value_label(value: Any, axis: Axis = "") -> str:
-    """Return a field's value as text: 50.0 is "50", an option that is not set is "default"."""
+    """Return a field's value as text: 50.0 is "50", an option that is not set is "default".
+
+    Options are {"groups": 8, "affine": False} as "groups 8, no affine".
+    """
+    last = _last(axis, value)
     if value is None:
-        return "default"
-    if isinstance(value, float) and _last(axis, value) in PERCENT:
+        return "all" if last in ALL else "default"
+    if isinstance(value, float) and isinf(value) and last in ALL:
+        return "all"
+    if isinstance(value, dict):
+        return ", ".join(setting(name, item) for name, item in sorted(value.items())) or f"default {last}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and last in PERCENT:
         value = 100 * value
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else VALUES.get((last, str(value)), str(value))
+
+
+def takes_all(field: str) -> bool:
+    """Return whether a field takes as much as there is where it is not set."""
+    return _last(field, None) in ALL
 
 
 def _last(axis: Axis, value: Any) -> str:
-    name = (names_of(axis) or ("",))[0].rsplit(".", 1)[-1]
+    name = (names_of(axis) or ("",))[0].removesuffix(".name").rsplit(".", 1)[-1]
     return "partition" if name == "skew" and isinstance(value, str) else name
 
 

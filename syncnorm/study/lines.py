@@ -1,12 +1,12 @@
 """Where a run is in a chart: its panel, its line and its x, such that no two rows of one seed share a point."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 from syncnorm.study.exhibits import Axis, Chart, Curve, Gap
-from syncnorm.study.labels import choice_label, setting, value_label
+from syncnorm.study.labels import choice_label, setting, takes_all, value_label
 from syncnorm.study.spec import flatten
 from syncnorm.study.store import Row
 
@@ -25,10 +25,12 @@ def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> P
 
 
 def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
-    """Return what stands for the value of an axis; None without one."""
+    """Return what stands for the value of an axis; None without one, and infinity for as much as there is."""
     if axis is None:
         return None
-    return _plain(fields[axis]) if isinstance(axis, str) else choice_label(axis, fields, base)
+    if not isinstance(axis, str):
+        return choice_label(axis, fields, base)
+    return inf if fields[axis] is None and takes_all(axis) else _plain(fields[axis], axis)
 
 
 def line_names(rows: Sequence[Row], places: Sequence[Place]) -> list[str]:
@@ -69,7 +71,5 @@ def _telling_fields(configs: list[dict[str, Any]], spots: list[tuple[Any, ...]])
     return chosen
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return value_label(value)
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else value
+def _plain(value: Any, axis: str = "") -> Any:
+    return value_label(value, axis) if isinstance(value, list | dict) else value

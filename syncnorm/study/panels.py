@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import log2, nan
+from math import isinf, log2, nan
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -48,12 +48,16 @@ Styles = dict[str, Style]
 def positions(xs: list[Any]) -> list[float]:
     """Return where the values of x lie: powers of two, and what spans more than a factor of 30, by logarithm.
 
-    Other numbers lie as they are, and what is no number in order.
+    Other numbers lie as they are, and what is no number in order. Infinity, as much as there is, is one step further.
     """
     if not is_numeric(xs):
         return [float(index) for index in range(len(xs))]
-    logarithmic = all(x > 0 for x in xs) and (all(log2(x).is_integer() for x in xs) or max(xs) > SPAN * min(xs))
-    return [log2(x) for x in xs] if logarithmic else [float(x) for x in xs]
+    numbers = [x for x in xs if not isinf(x)]
+    powers = all(x > 0 and log2(x).is_integer() for x in numbers)
+    logarithmic = powers or (min(numbers) > 0 and max(numbers) > SPAN * min(numbers))
+    places = [log2(x) if logarithmic else float(x) for x in numbers]
+    step = min((b - a for a, b in pairwise(places)), default=1.0)
+    return places + [max(places, default=0.0) + step] * (len(xs) - len(numbers))
 
 
 PANEL_CHARACTERS = 45

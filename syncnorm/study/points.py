@@ -51,6 +51,8 @@ class Points:
     """By line: whose statistics the norm layers used."""
     without_value: int
     """Finished runs of which a metric is missing or was not finite."""
+    unseen: bool | None = True
+    """Whether runs of domains leave some out in training; None where some do and some do not."""
 
     def summary(self, panel: Any, line: str, x: Any) -> Summary | None:
         """Return the summary of a place, or None where no run has finished."""
@@ -63,7 +65,8 @@ class Points:
 
     def metric(self, x: Any) -> Metric:
         """Return how the values at x are shown."""
-        return metric_label(x if isinstance(self.chart, Trade | Columns) else self.chart.metric, self.kind)
+        name = x if isinstance(self.chart, Trade | Columns) else self.chart.metric
+        return metric_label(name, self.kind, unseen=self.unseen)
 
     @property
     def name(self) -> str:
@@ -145,6 +148,8 @@ class Points:
         """Say in one sentence whose statistics evaluated which lines."""
         if all(name.startswith("train") for name in _metrics(self.chart)):
             return "Measured in training."
+        if self.kind == "domains" and isinstance(self.chart, History):
+            return "Evaluated with statistics as trained, not adapted."
         lines: defaultdict[str, list[str]] = defaultdict(list)
         for line in self.lines:
             if names := self.evaluated_by.get(line):
@@ -192,6 +197,7 @@ def gather(chart: Chart, results: Results) -> Points:
     xs = _xs(chart, [one[2] for one in spots], values)
     planned = spots if isinstance(chart, Curve | Gap) else [(panel, line, x) for panel, line, _ in spots for x in xs]
     kinds = {str(fields.get(KIND, "devices")) for fields in runs.values()}
+    unseen = {bool(row["config"]["world"].get("unseen")) for row in rows}
     return Points(
         chart=chart,
         number=about.figures.index(chart) + 1,
@@ -203,6 +209,7 @@ def gather(chart: Chart, results: Results) -> Points:
         values=dict(values),
         evaluated_by={name: sorted(by) for name, by in evaluated_by.items()},
         without_value=without_value,
+        unseen=unseen.pop() if len(unseen) == 1 else None,
     )
 
 

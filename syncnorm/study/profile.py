@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from syncnorm.study.exhibits import Profile
 from syncnorm.study.figures import Sheet, compose, panel_titles
@@ -99,6 +100,8 @@ def draw_profile(profiles: Profiles) -> Figure:
         grid(ax)
         if profiles.logarithmic:
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
 
     longest = max((len(clip(layer, TICK_CHARACTERS)) for layer in points.xs), default=0)
     title = points.metric(None).title

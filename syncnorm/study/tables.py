@@ -12,7 +12,20 @@ from syncnorm.study.spec import flatten, value_at
 from syncnorm.study.statistics import Estimate, Summary, overlap
 from syncnorm.study.store import Results, Row
 
-MAIN = ("method", "algorithm", "count", "participation", "ranks", "per_device_batch", "skew", "alpha", "domains")
+MAIN = (
+    "method",
+    "algorithm",
+    "count",
+    "participation",
+    "ranks",
+    "per_device_batch",
+    "skew",
+    "alpha",
+    "domains",
+    "unseen",
+    "batches",
+    "adapt",
+)
 """The fields of a world that tell most about a run."""
 NOTHING = "—"
 MINUS = "\N{MINUS SIGN}"
