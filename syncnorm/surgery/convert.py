@@ -122,7 +122,7 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
     """Do what `convert` does, to these layers of `model` (with their names) alone."""
     for layer, where in layers.items():
         _check(where, layer)
-    swaps = {layer: _substitute(_original(layer, model), name, options) for layer in layers}
+    swaps = {layer: _substitute(original(layer, model), name, options) for layer in layers}
     model = _replace(model, swaps)
     for new in swaps.values():
         if hasattr(new, _ORIGIN):
@@ -134,7 +134,7 @@ def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
     """Do what `revert` does, to these converted layers of `model` (with their names) alone."""
     for layer, where in layers.items():
         _check_parameters(where, layer)
-    return _replace(model, {layer: _original(layer, model) for layer in layers})
+    return _replace(model, {layer: original(layer, model) for layer in layers})
 
 
 def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
@@ -146,7 +146,7 @@ def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
     return {module: where for where, module in model.named_modules() if can_be_standardised(module)}
 
 
-def _original(module: nn.Module, model: nn.Module) -> nn.Module:
+def original(module: nn.Module, model: nn.Module) -> nn.Module:
     """Return the layer that `module` stands in for, brought to where that is now; one never converted is its own."""
     origin: _Origin | None = getattr(module, _ORIGIN, None)
     if origin is None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.fold_plan import TRANSPOSED, FoldReport, fold_report, sequential_report
+from syncnorm.surgery.convert import original
+from syncnorm.surgery.fold_plan import FoldReport, fold_report, sequential_report
+from syncnorm.surgery.fold_values import folded
 from syncnorm.surgery.modes import evaluation
+from syncnorm.surgery.operable import call, check_changeable, warn_of_foreign_norms
 
+_assert: Callable[..., None] = torch._assert  # fx records it, and TorchScript takes it (and leaves it out)
 # Largest deviation from the unfolded output on the example, relative to that output's largest value.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
@@ -38,27 +41,35 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
     What is folded is found by tracing the forward, called with its required arguments alone; parts without batch
     norms need not be traceable. A batch norm stays if anything but such a layer comes before it, as in a norm-first
     block; if that layer is used again, feeds something else too, or computes its weights; if it keeps no running
-    statistics, has hooks or a forward of its own; or if `convert` put it there. Those that stay are named in one
-    warning. A batch norm used in several places is folded if it can be in all of them.
+    statistics, or none that are finite, or has hooks or a forward of its own; or if what it does in evaluation
+    depends on the sample, its batch or its domain. Those that stay are named in one warning. A batch norm used in
+    several places is folded if it can be in all of them. Norms that `convert` put there fold like all others, "mabn"
+    (by its mean square, with mean 0) together with the centring of the weight before it; none of them is reverted
+    then.
 
     Args:
         model: any module.
         example: a batch, in which case outputs before and after are compared on it, and a model that cannot be
-            traced is folded too, as far as neighbours in an `nn.Sequential` go.
+            traced is folded too, as far as neighbours in an `nn.Sequential` go. (A forward that asks its input
+            which way to go is compared on the way that the example takes.)
 
     Raises:
-        UserError: a forward that cannot be traced (given no example), or outputs on the example that differ; the
-            model is untouched.
+        UserError: a forward that cannot be traced (given no example), outputs on the example that differ or say
+            nothing, or a model that is scripted, quantised or in DDP; the model is untouched.
     """
+    check_changeable(model)
+    inner: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile
     try:
-        report = fold_report(model)
+        report = fold_report(inner)
     except UserError:
         if example is None:
             raise
-        report = sequential_report(model)
+        report = sequential_report(inner)
     if example is not None:
-        _compare(model, report, example)
-    _apply(model, report)
+        _compare(inner, report, example)
+    warn_of_foreign_norms(inner, "it is not folded")
+    with evaluation(inner):
+        _apply(inner, report)
     if report.left:
         warnings.warn(str(report), stacklevel=2)
     return model.eval()
@@ -74,7 +85,7 @@ class _Folded(nn.Identity):
     def forward(self, input: Tensor) -> Tensor:
         """Return `input`, of `dimensions` dimensions."""
         message = f"a batch norm folded for inputs of {self.dimensions} dimensions got others: do not fold it."
-        torch._assert(input.dim() == self.dimensions, message)  # type: ignore[no-untyped-call]  # fx records it
+        _assert(input.dim() == self.dimensions, message)
         return input
 
     def extra_repr(self) -> str:
@@ -86,49 +97,36 @@ def _apply(model: nn.Module, report: FoldReport) -> None:
     swaps: dict[nn.Module, nn.Module] = {}
     for name, sources in report.folded.items():
         norm = model.get_submodule(name)
-        for source in sources:
-            swaps[norm] = _Folded(_absorb(model.get_submodule(source), norm))
+        for where in sources:
+            source = model.get_submodule(where)
+            weight, bias = folded(source, norm)
+            plain: Any = original(source, model)  # without what `convert` does to a weight: that is in the folded one
+            for key, value in (("weight", weight), ("bias", bias)):
+                setattr(plain, key, nn.Parameter(value, requires_grad=plain.weight.requires_grad))
+            swaps |= {source: plain, norm: _Folded(weight.dim()).eval()}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in swaps:
-                parent._modules[name] = swaps[child].eval()
-
-
-def _absorb(source: Any, norm: Any) -> int:
-    """Give `source` new parameters that do what `norm` does after it; return the dimensions of its output."""
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    weight: Tensor = source.weight.double()
-    if isinstance(source, TRANSPOSED):  # (inputs, outputs / groups, ...), the inputs of one group side by side
-        per_output = scale.view(source.groups, 1, -1, *[1] * (weight.dim() - 2))
-        weight = (weight.reshape(source.groups, -1, *weight.shape[1:]) * per_output).reshape(weight.shape)
-    else:
-        weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
-    if source.bias is not None:
-        shift = shift + source.bias.double() * scale
-    for key, value in (("weight", weight), ("bias", shift)):
-        new = value.to(source.weight.dtype)
-        setattr(source, key, nn.Parameter(new, requires_grad=source.weight.requires_grad))
-    return weight.dim()
+                parent._modules[name] = swaps[child]
 
 
 def _compare(model: nn.Module, report: FoldReport, example: Any) -> None:
+    """Raise `UserError` where outputs on the example would change, or say nothing."""
     twin = copy.deepcopy(model)
     _apply(twin, report)
     with torch.no_grad(), evaluation(model):
-        before, after = list(_tensors(model(example))), list(_tensors(twin.eval()(example)))
+        before, after = (list(_tensors(call(m, example, "the example"))) for m in (model, twin.eval()))
+    if not any(right.numel() for right in before):
+        raise UserError("there is no number in the model's output on the example to compare: give a larger batch.")
+    if not all(right.isfinite().all() for right in before):
+        raise UserError("the model's output on the example is not finite, so it says nothing: give another batch.")
     for right, found in zip(before, after, strict=True):
         deviation = (found.double() - right.double()).abs().max().item() if right.numel() else 0.0
         largest = max(right.double().abs().max().item(), 1.0) if right.numel() else 1.0
         if not deviation <= _TOLERANCE.get(right.dtype, 5e-2) * largest:
             raise UserError(
                 f"folding would change the model's output on the example by {deviation:.2g}: its forward uses the "
-                f"layers in another way than their order says (or is random); {len(batch_norms(model))} batch norms "
-                "stay as they are."
+                "layers in another way than their order says (or is random), so all batch norms stay as they are."
             )
 
 

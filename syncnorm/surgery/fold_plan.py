@@ -18,19 +18,31 @@ from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
 from syncnorm.norms import (
+    AlphaBatchNorm,
     BatchRenorm,
+    CrossIterationBatchNorm,
+    DiminishingBatchNorm,
+    DomainBatchNorm,
+    EvalNorm,
+    ExampleWeighedBatchNorm,
     FrozenBatchNorm,
+    FullNorm,
     GhostBatchNorm,
     HybridBatchNorm,
+    InstanceAwareBatchNorm,
+    MovingAverageBatchNorm,
+    OnlineBatchNorm,
+    PredictionBatchNorm,
     ReferenceBatchNorm,
     SyncBatchNorm,
 )
-from syncnorm.surgery.convert import batch_norms, converted_layers
+from syncnorm.norms.weight_side import raw_parameter
+from syncnorm.surgery.fold_values import TRANSPOSED, folded, scale_and_shift
 from syncnorm.surgery.modes import evaluation
+from syncnorm.surgery.operable import check_model, uncompiled
 
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
-# Those that evaluate as torch's batch norm does: by running_mean and running_var, weight and bias.
+# Those that evaluate as torch's batch norm does: by running_mean and running_var (or a mean square), weight and bias.
 _BATCH_NORMS = (
     _BatchNorm,
     nn.SyncBatchNorm,
@@ -40,7 +52,28 @@ _BATCH_NORMS = (
     ReferenceBatchNorm,
     HybridBatchNorm,
     BatchRenorm,
+    CrossIterationBatchNorm,
+    DiminishingBatchNorm,
+    FullNorm,
+    MovingAverageBatchNorm,
 )
+# Those that do not, and why no convolution can do what they do.
+_NOT_FIXED: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    (
+        (DomainBatchNorm,),
+        "it has statistics for each domain: revert(model, domain=d) leaves one domain's batch norm, which folds",
+    ),
+    (
+        (EvalNorm, ExampleWeighedBatchNorm, InstanceAwareBatchNorm),
+        "it evaluates each sample by the sample's own statistics too, and so is no fixed map",
+    ),
+    (
+        (PredictionBatchNorm, AlphaBatchNorm),
+        "it evaluates by the batch at hand, and so is no fixed map",
+    ),
+    ((OnlineBatchNorm,), "it follows the stream that it serves, and so is no fixed map"),
+)
+_NORMS = (_BatchNorm, MovingAverageBatchNorm, DomainBatchNorm)
 _NOTHING_BEFORE = "what comes right before it is no convolution or linear layer"
 
 
@@ -76,12 +109,18 @@ def fold_report(model: nn.Module) -> FoldReport:
     Raises:
         UserError: a forward that cannot be traced.
     """
-    if isinstance(model, _BatchNorm):
+    check_model(model)
+    if isinstance(model, _NORMS):
         return FoldReport(left={"": _NOTHING_BEFORE})
-    if not batch_norms(model):
+    if not norms_with_statistics(model):
         return FoldReport()
-    with evaluation(model):
+    with evaluation(model), uncompiled():
         return _traced_report(model, _trace(model))
+
+
+def norms_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the norms of `model` that keep statistics to evaluate by, with their names: those a report speaks of."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
 
 
 def sequential_report(model: nn.Module) -> FoldReport:
@@ -99,13 +138,13 @@ def sequential_report(model: nn.Module) -> FoldReport:
     }
     report = FoldReport()
     with evaluation(model):
-        for name, layer in batch_norms(model).items():
+        for name, layer in norms_with_statistics(model).items():
             source = before.get(layer)
             if source is None or not isinstance(source, LINEAR_MAPS):
                 report.left[name] = "no convolution or linear layer comes right before it in an nn.Sequential"
             elif places[layer] > 1 or places[source] > 1:
                 report.left[name] = "it or the layer before it stands in more than one place"
-            elif problem := _unfit_norm(layer, model) or _unfit_source(source, names[source], model):
+            elif problem := _unfit_norm(layer) or _unfit_source(source, names[source], layer):
                 report.left[name] = problem
             else:
                 report.folded[name] = (names[source],)
@@ -125,7 +164,7 @@ class _Tracer(fx.Tracer):
         self.read: set[int] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        closed = isinstance(m, (_BatchNorm, *LINEAR_MAPS)) or m in self.opaque
+        closed = isinstance(m, (*_NORMS, *LINEAR_MAPS)) or m in self.opaque
         return closed or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -167,7 +206,7 @@ def _trace(model: nn.Module) -> _Trace:
         except Exception as error:  # whatever the user's forward does with a symbol
             where = tracer.entered[-1] if tracer.entered else ""
             part = model.get_submodule(where)
-            if batch_norms(part):
+            if norms_with_statistics(part):
                 raise _untraceable(where, error) from error
             opaque.add(part)
         else:
@@ -199,9 +238,9 @@ def _traced_report(model: nn.Module, trace: _Trace) -> FoldReport:
         if node.op == "call_module":
             calls[modules[node.target]].append(node)
     report = FoldReport()
-    for name, layer in batch_norms(model).items():
+    for name, layer in norms_with_statistics(model).items():
         sources = [modules.get(_called_before(call)) for call in calls[layer]]
-        problem = _unfit_norm(layer, model) or _read_elsewhere(layer, "its values", trace)
+        problem = _unfit_norm(layer) or _read_elsewhere(layer, "its values", trace)
         if not problem and not calls[layer]:
             problem = "the forward does not reach it"
         if not problem and not all(isinstance(source, LINEAR_MAPS) for source in sources):
@@ -209,7 +248,7 @@ def _traced_report(model: nn.Module, trace: _Trace) -> FoldReport:
         found = [source for source in sources if source is not None]
         for source in found:
             problem = problem or _shared(source, names[source], calls[source], trace)
-            problem = problem or _unfit_source(source, names[source], model)
+            problem = problem or _unfit_source(source, names[source], layer)
         if problem:
             report.left[name] = problem
         else:
@@ -238,22 +277,27 @@ def _read_elsewhere(layer: nn.Module, what: str, trace: _Trace) -> str:
     return f"{what} are read elsewhere in the forward" if read else ""
 
 
-def _unfit_norm(layer: nn.Module, model: nn.Module) -> str:
+def _unfit_norm(layer: nn.Module) -> str:
     """Say why `layer` is not to be folded whatever comes before it; an empty string where nothing is."""
-    if layer in converted_layers(model):
-        return "it was put there by convert, so revert the model first"
-    if layer.running_mean is None:
+    for kinds, reason in _NOT_FIXED:
+        if isinstance(layer, kinds):
+            return reason
+    if isinstance(layer, _BatchNorm) and layer.running_mean is None:
         return "it keeps no running statistics"
     if layer.training:
         return "it stays in training mode when the model is put into evaluation"
-    return _unfit(layer, "it", _BATCH_NORMS)
+    problem = _unfit(layer, "it", _BATCH_NORMS)
+    if not problem and not all(values.isfinite().all() for values in scale_and_shift(layer)):
+        problem = "its statistics are not finite, or its variance is negative"
+    return problem
 
 
-def _unfit_source(source: nn.Module, name: str, model: nn.Module) -> str:
-    """Say why no batch norm is to be folded into `source`; an empty string where nothing is."""
-    if source in converted_layers(model):
-        return f"'{name}' was put there by convert, so revert the model first"
-    return _unfit(source, f"'{name}'", LINEAR_MAPS)
+def _unfit_source(source: nn.Module, name: str, norm: nn.Module) -> str:
+    """Say why `norm` is not to be folded into `source`; an empty string where nothing is."""
+    problem = _unfit(source, f"'{name}'", LINEAR_MAPS)
+    if not problem and not all(values.isfinite().all() for values in folded(source, norm)):
+        problem = f"the weight or bias of '{name}' would not be finite in {source.weight.dtype}"
+    return problem
 
 
 def _unfit(layer: nn.Module, called: str, known: tuple[type[nn.Module], ...]) -> str:
@@ -261,7 +305,7 @@ def _unfit(layer: nn.Module, called: str, known: tuple[type[nn.Module], ...]) ->
         return f"{called} is a {type(layer).__name__} with a forward of its own"
     if any(is_lazy(p) for p in layer.parameters()):
         return f"{called} does not know its channels yet"
-    if any(not isinstance(getattr(layer, key), nn.Parameter | None) for key in ("weight", "bias")):
+    if any(not isinstance(raw_parameter(layer, key), nn.Parameter | None) for key in ("weight", "bias")):
         return f"{called} computes its weight or bias from something else (it is parametrised or pruned)"
     if layer._forward_hooks or layer._forward_pre_hooks:
         return f"{called} has forward hooks"

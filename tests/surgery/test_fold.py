@@ -1,6 +1,7 @@
 """Folded models against the models that they were, whose batch norms are worked out by PyTorch."""
 
 import copy
+import pickle
 import warnings
 from typing import Any
 
@@ -12,18 +13,10 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import syncnorm
-from syncnorm import batch_norms, convert, fold, fold_report, make_norm
+from syncnorm import batch_norms, convert, domain, fold, fold_report, make_norm, revert
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
-from syncnorm.norms import (
-    BatchRenorm,
-    FrozenBatchNorm,
-    GhostBatchNorm,
-    HybridBatchNorm,
-    ReferenceBatchNorm,
-    ScaledWSConv2d,
-    SyncBatchNorm,
-)
+from syncnorm.norms import ScaledWSConv2d
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -241,7 +234,6 @@ def hooked(index: int) -> nn.Module:
             lambda: pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
             "keeps no running statistics",
         ),
-        (lambda: convert(pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), "sync_bn"), "put there by convert"),
         (lambda: pair(nn.Conv2d(3, 3, 1), WithActivation(3)), "it is a WithActivation with a forward of its own"),
         (lambda: pair(ScaledWSConv2d(3, 3, 3), nn.BatchNorm2d(3)), "'0' is a ScaledWSConv2d with a forward"),
         (lambda: pair(weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)), "'0' computes its weight or bias"),
@@ -260,23 +252,76 @@ def test_layers_that_are_left_and_said(build: Any, reason: str) -> None:
     assert batch_norms(model)
 
 
+FOLDS = ["bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "brn", "cbn", "diminishing_bn"]
+FOLDS += ["full_norm", "mabn"]
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ghost_bn": {"virtual_ranks": 2},
+    "eval_norm": {"batch": 2},
+    "domain_bn": {"domains": 2},
+}
+
+
+def seen(model: nn.Module) -> nn.Module:
+    """Give every norm statistics of its own by training steps."""
+    model.train()
+    for _ in range(3):
+        model(torch.randn(4, 3, 4, 4, dtype=torch.float64) * 2 + 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", FOLDS)
+@pytest.mark.parametrize("converted", [True, False])
+def test_every_norm_that_evaluates_by_fixed_statistics_folds(name: str, converted: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 2, bias=False), nn.BatchNorm2d(4))
+    options = OPTIONS.get(name, {})
+    if converted:
+        model = seen(convert(plain, name, **options).double())
+    else:
+        plain[1], plain[3] = (make_norm(name, 4, eps=1e-2, **options) for _ in range(2))
+        model = seen(plain.double())
+    x = noise(2, 3, 4, 4)
+    before = model(x)
+    quietly(model)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert [type(layer) for layer in model][::2] == [nn.Conv2d, nn.Conv2d]
+    assert set(model.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    torch.testing.assert_close(revert(model)(x), before, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("name", "reason"),
     [
-        nn.SyncBatchNorm,
-        SyncBatchNorm,
-        GhostBatchNorm,
-        FrozenBatchNorm,
-        ReferenceBatchNorm,
-        HybridBatchNorm,
-        BatchRenorm,
+        ("domain_bn", r"has statistics for each domain: revert\(model, domain=d\) leaves one domain's batch norm"),
+        ("eval_norm", "evaluates each sample by the sample's own statistics"),
+        ("example_bn", "evaluates each sample by the sample's own statistics"),
+        ("iabn", "evaluates each sample by the sample's own statistics"),
+        ("prediction_bn", "evaluates by the batch at hand"),
+        ("alpha_bn", "evaluates by the batch at hand"),
+        ("online_bn", "follows the stream"),
     ],
 )
-def test_every_batch_norm_that_evaluates_as_one_folds(kind: Any) -> None:
-    model = pair(nn.Conv1d(3, 3, 2), kind(3, **({"virtual_ranks": 2} if kind is GhostBatchNorm else {})))
-    x = noise(2, 3, 4)
-    before = model(x)
-    torch.testing.assert_close(quietly(model)(x), before, rtol=1e-12, atol=1e-12)
+def test_norms_that_look_at_the_sample_stay(name: str, reason: str) -> None:
+    model, x = convert(pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), name, **OPTIONS.get(name, {})), noise(2, 3, 4, 4)
+    with domain(1):
+        before = model(x)
+        with pytest.warns(UserWarning, match=rf"1 of 1 batch norms are not folded .*'1': it {reason}"):
+            fold(model)
+        assert torch.equal(model(x), before)
+        if name == "domain_bn":
+            torch.testing.assert_close(quietly(revert(model, domain=1))(x), before, rtol=1e-12, atol=1e-12)
+
+
+def test_numbers_that_are_none_stay_out_of_weights() -> None:
+    for value, buffer in ((float("nan"), "running_mean"), (float("inf"), "running_mean"), (-1.0, "running_var")):
+        model = pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        getattr(model[1], buffer)[1] = value
+        assert "its statistics are not finite, or its variance is negative" in str(fold_report(model))
+    model = pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).half()
+    model[1].running_mean.fill_(500)  # a channel without spread: 500 / sqrt(eps) is no float16
+    model[1].running_var.zero_()
+    assert "the weight or bias of '0' would not be finite in torch.float16" in str(fold_report(model))
+    assert quietly(model.float())(noise(1, 3, 2, 2, dtype=torch.float32)).isfinite().all()
 
 
 class Branching(nn.Module):
@@ -366,6 +411,22 @@ def test_an_example_shows_what_the_order_hides() -> None:
     quietly(trained(Uses("after")).double(), example=noise(2, 3, 4, 4))
 
 
+@pytest.mark.parametrize(
+    ("example", "sentence"),
+    [
+        (noise(0, 3, 6, 6), "no number in the model's output on the example to compare"),
+        (noise(1, 3, 6, 6) * float("nan"), "the model's output on the example is not finite"),
+        (noise(1, 2, 6, 6), r"the model fails on the example \(torch.float64, \(1, 2, 6, 6\)\): RuntimeError: Given"),
+        ("x", r"the model fails on the example \(str\): AttributeError"),
+    ],
+)
+def test_an_example_that_says_nothing(example: Any, sentence: str) -> None:
+    model = trained(Branching(reach=True)).double()
+    with pytest.raises(UserError, match=sentence):
+        fold(model, example=example)
+    assert len(batch_norms(model)) == 2
+
+
 def test_channels_that_are_not_where_they_were_folded_raise() -> None:
     """Linear on (N, L, F) puts its outputs last, where batch norm does not look: L = F alone would pass unseen."""
     model = trained(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))).double()
@@ -383,9 +444,18 @@ def test_a_folded_model_is_one_that_everything_can_be_done_to() -> None:
     assert model.norm.training is False
     assert (model.conv.weight.requires_grad, model.other.weight.requires_grad) == (False, True)
     again = torch.fx.symbolic_trace(copy.deepcopy(model))
-    for twin in (again, copy.deepcopy(model), quietly(model)):
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for twin in (again, copy.deepcopy(model), quietly(model), compiled, pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(twin(x), before, rtol=1e-12, atol=1e-12)
     assert set(model.state_dict()) == {"conv.weight", "conv.bias", "other.weight", "other.bias"}
+
+
+def test_a_folded_model_can_be_scripted() -> None:
+    model, x = quietly(pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))), noise(2, 3, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        scripted = torch.jit.script(model)
+    assert torch.equal(scripted(x), model(x))
 
 
 def test_nothing_to_fold() -> None:

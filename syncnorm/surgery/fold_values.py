@@ -1,0 +1,40 @@
+"""What folding computes: the weight and bias of a layer that does what it and the norm after it did."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.norms import MovingAverageBatchNorm
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return what `norm` multiplies its input with in evaluation and then adds, (C,) each, in float64."""
+    if isinstance(norm, MovingAverageBatchNorm):  # it takes no mean off
+        mean, var = torch.zeros_like(norm.running_square).double(), norm.running_square.double()
+    else:
+        mean, var = norm.running_mean.double(), norm.running_var.double()
+    scale = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
+
+
+@torch.no_grad()
+def folded(source: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias, in the type of `source`'s, with which it does what `norm` does after it."""
+    scale, shift = scale_and_shift(norm)
+    weight: Tensor = source.weight.double()
+    if isinstance(source, TRANSPOSED):  # (inputs, outputs / groups, ...), the inputs of one group side by side
+        per_output = scale.view(source.groups, 1, -1, *[1] * (weight.dim() - 2))
+        weight = (weight.reshape(source.groups, -1, *weight.shape[1:]) * per_output).reshape(weight.shape)
+    else:
+        weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+    if source.bias is not None:
+        shift = shift + source.bias.double() * scale
+    return weight.to(source.weight.dtype), shift.to(source.weight.dtype)
