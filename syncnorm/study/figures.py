@@ -3,10 +3,10 @@
 Drawn without a display and without dates, so that the same rows give the same bytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO, StringIO
-from math import ceil
+from math import ceil, radians, sin
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -15,6 +15,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from syncnorm.study.exhibits import Curve, Gap, History, Trade
 from syncnorm.study.files import write_file
@@ -23,13 +25,13 @@ from syncnorm.study.panels import (
     CHARACTER,
     FAINT,
     INK,
+    TURN,
     Style,
     Styles,
     clip,
     curve_panel,
     history_panel,
-    long_labels,
-    tick_label,
+    tick_labels,
     trade_panel,
 )
 from syncnorm.study.points import Points
@@ -115,8 +117,8 @@ class Sheet:
     lines: list[str]
     paint: Callable[[Axes, int, Styles], None]
     """Draws into the axes of a panel, by its number."""
-    slant: float = 0.0
-    """Inches that slanted labels of x need below the axis, beyond those of a level line."""
+    below: float = 0.0
+    """Inches that the labels of x need below the axis, beyond those of one level line."""
 
 
 def draw(points: Points) -> Figure:
@@ -129,7 +131,7 @@ def draw(points: Points) -> Figure:
         PAINTERS[type(chart)](ax, points, panels[index], styles)
 
     figure = compose(
-        Sheet(points.title, metric.title, footnote(points), panel_titles(points), points.lines, paint, slant(points))
+        Sheet(points.title, metric.title, footnote(points), panel_titles(points), points.lines, paint, below(points))
     )
     first = figure.axes[0]
     if not points.values:
@@ -152,12 +154,12 @@ def compose(sheet: Sheet) -> Figure:
     words = fill(sheet.y_label, LABEL_CHARACTERS)
     edge = LEFT + 0.15 * words.count("\n")
     width = max(PANEL_WIDTH * len(panels), 4.8) + edge
-    columns = max(1, int((width - edge) / (0.6 + CHARACTER * max(map(len, sheet.lines), default=1))))
+    columns = max(1, int((width - edge) / (0.55 + max(map(inches, sheet.lines), default=0.0))))
     head = fill(sheet.title, int(10.5 * (width - edge)))
     note = "\n".join(fill(part, int(18 * (width - edge))) for part in sheet.note.split("\n"))
     titles = 0.12 + 0.2 * (head.count("\n") + 1)
     top = titles + 0.12 + 0.22 * ceil(len(sheet.lines) / columns) + (0.3 if any(panels) else 0.1)
-    bottom = 0.65 + 0.15 * (note.count("\n") + 1) + sheet.slant
+    bottom = 0.65 + 0.15 * (note.count("\n") + 1) + sheet.below
     height = PANEL_HEIGHT + top + bottom
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
@@ -181,11 +183,23 @@ def compose(sheet: Sheet) -> Figure:
     return figure
 
 
-def slant(points: Points) -> float:
-    """Return the inches that the labels of x need below the axis, beyond those of a level line."""
-    if not isinstance(points.chart, Curve | Gap) or not long_labels(points):
+def below(points: Points) -> float:
+    """Return the inches that the labels of x need below the axis, beyond those of one level line."""
+    if not isinstance(points.chart, Curve | Gap):
         return 0.0
-    return max(0.5, 0.9 * CHARACTER * max(len(tick_label(points, x)) for x in points.xs))
+    labels, turned = tick_labels(points)
+    return slanted(labels) if turned else 0.15 * max(label.count("\n") for label in labels)
+
+
+def slanted(labels: Iterable[str]) -> float:
+    """Return the inches that labels of x need below the axis where they are turned."""
+    return max((sin(radians(TURN)) * inches(label) for label in labels), default=0.0)
+
+
+def inches(text: str) -> float:
+    """Return how wide a text is in the figure's size of type."""
+    path = TextPath((0, 0), text, size=STYLE["font.size"], prop=FontProperties(STYLE["font.family"]), usetex=False)
+    return float(path.get_extents().width) / 72
 
 
 def footnote(points: Points) -> str:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Axis, Gap, names_of
-from syncnorm.study.figures import Sheet, compose, panel_titles, slant
+from syncnorm.study.figures import Sheet, below, compose, panel_titles
 from syncnorm.study.labels import listing, setting
 from syncnorm.study.lines import Place, place
 from syncnorm.study.panels import FAINT, Styles, draw_line, grid, is_numeric, x_axis
@@ -158,7 +158,7 @@ def draw_gap(shares: Shares) -> Figure:
         grid(ax)
 
     return compose(
-        Sheet(points.title, QUANTITY, _footnote(shares), panel_titles(points), points.lines, paint, slant(points))
+        Sheet(points.title, QUANTITY, _footnote(shares), panel_titles(points), points.lines, paint, below(points))
     )
 
 

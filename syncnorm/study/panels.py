@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isinf, log2, nan
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,9 +16,17 @@ from syncnorm.study.points import Points
 INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
 CHARACTER = 0.085
 """Inches, of an average character in the figure's size of type."""
-TICK_CHARACTERS = 16
+TICK_CHARACTERS, TICK_LINES = 16, 3
+PANEL_CHARACTERS = 45
+"""Characters that fit below a panel."""
+TURN = 60
+"""Degrees, of labels that do not fit level."""
 SPAN = 30
 """The factor from which numbers are shown by their logarithm."""
+
+
+SIZES = {"P": 6.0, "X": 6.0, "*": 7.5, "h": 5.5, "p": 5.5, "^": 5.5, "v": 5.5, "<": 5.5, ">": 5.5}
+"""Of markers that would look smaller than others."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Style:
             "color": self.color,
             "marker": self.marker,
             "linestyle": self.dashes,
-            "markersize": 4.5,
+            "markersize": SIZES.get(self.marker, 4.5),
             "markeredgecolor": "white",
             "markeredgewidth": 0.6,
         }
@@ -60,10 +69,6 @@ def positions(xs: list[Any]) -> list[float]:
     return places + [max(places, default=0.0) + step] * (len(xs) - len(numbers))
 
 
-PANEL_CHARACTERS = 45
-"""Characters that fit below a panel."""
-
-
 def curve_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
     """Draw the means of every line against x, their intervals, and every seed as a dot."""
     scale = points.metric(None).scale
@@ -86,9 +91,8 @@ def x_axis(ax: Axes, points: Points) -> dict[str, list[float]]:
     """
     places = positions(points.xs)
     step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
-    ax.set_xticks(places, [tick_label(points, x) for x in points.xs])
-    if long_labels(points):
-        ax.tick_params(axis="x", labelrotation=60)
+    labels, turned = tick_labels(points)
+    ax.set_xticks(places, labels, rotation=TURN if turned else 0)
     margin = 0.4 * step
     ax.set_xlim(places[0] - margin, places[-1] + margin)
     ax.set_xlabel(points.x_label)
@@ -139,7 +143,7 @@ def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
             ax.errorbar(*at, xerr=errors[0], yerr=errors[1], fmt="none", ecolor=color, elinewidth=1.6, alpha=0.5)
         ax.plot(
             *([value] for value in at),
-            **(styles[line].look | {"markersize": 6.5}),
+            **(styles[line].look | {"markersize": 2 + SIZES.get(styles[line].marker, 4.5)}),
             linewidth=0,
             label=line,
             zorder=3,
@@ -191,22 +195,31 @@ def is_numeric(xs: list[Any]) -> bool:
     return all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
 
 
-def tick_label(points: Points, x: Any) -> str:
-    """Return a value of x as it stands below the axis."""
-    return clip(points.x_text(x), TICK_CHARACTERS)
-
-
 def clip(text: str, room: int) -> str:
     """Return a text of at most `room` characters: where it has more, its middle is left out (tables have all)."""
     return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
 
 
-def long_labels(points: Points) -> bool:
-    """Return whether the labels of x do not fit side by side below a panel."""
-    lengths = [len(tick_label(points, x)) for x in points.xs]
+def tick_labels(points: Points) -> tuple[list[str], bool]:
+    """Return the values of x as they stand below the axis, and whether they are turned to fit.
+
+    Words are broken over lines where that makes them fit level; else they are clipped.
+    """
+    texts = [points.x_text(x) for x in points.xs]
+    if not is_numeric(points.xs):
+        room = PANEL_CHARACTERS // len(texts) - 2
+        lines = [wrap(text, max(1, room), break_long_words=False) or [""] for text in texts]
+        if all(len(some) <= TICK_LINES and max(map(len, some)) <= room for some in lines):
+            return ["\n".join(some) for some in lines], False
+    labels = [clip(text, TICK_CHARACTERS) for text in texts]
+    return labels, _crowded(points.xs, [len(label) for label in labels])
+
+
+def _crowded(xs: list[Any], lengths: list[int]) -> bool:
+    """Return whether labels of so many characters do not fit side by side below a panel."""
     if sum(lengths) + 2 * len(lengths) > PANEL_CHARACTERS or max(lengths) > 10:
         return True
-    places = positions(points.xs)
+    places = positions(xs)
     across = max(places[-1] - places[0], 1e-9)
     room = [PANEL_CHARACTERS * (b - a) / across for a, b in pairwise(places)]
     needed = [(a + b) / 2 + 1 for a, b in pairwise(lengths)]

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from syncnorm.study.exhibits import Profile
-from syncnorm.study.figures import Sheet, compose, panel_titles
+from syncnorm.study.figures import Sheet, compose, panel_titles, slanted
 from syncnorm.study.labels import listing
 from syncnorm.study.lines import Place, axis_value
-from syncnorm.study.panels import CHARACTER, SPAN, Styles, clip, draw_line, grid
+from syncnorm.study.panels import SPAN, TURN, Styles, clip, draw_line, grid
 from syncnorm.study.points import Points, gather, profile_of, rows_of
 from syncnorm.study.statistics import Estimate, geometric, summarise
 from syncnorm.study.store import Results
@@ -95,7 +95,7 @@ def draw_profile(profiles: Profiles) -> Figure:
             values = [one.value if one else nan for one in found]
             draw_line(ax, line, styles, places, values, [one.interval if one else None for one in found], joined=True)
         every = slice(None, None, -(-len(layers) // TICKS) or 1)
-        ax.set_xticks(places[every], [clip(layer, TICK_CHARACTERS) for layer in layers[every]], rotation=60)
+        ax.set_xticks(places[every], [clip(layer, TICK_CHARACTERS) for layer in layers[every]], rotation=TURN)
         ax.set_xlabel(points.x_label)
         grid(ax)
         if profiles.logarithmic:
@@ -103,11 +103,9 @@ def draw_profile(profiles: Profiles) -> Figure:
             ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
 
-    longest = max((len(clip(layer, TICK_CHARACTERS)) for layer in points.xs), default=0)
+    labels = [clip(layer, TICK_CHARACTERS) for layer in points.xs]
     title = points.metric(None).title
-    sheet = Sheet(
-        points.title, title, _caption(profiles), panel_titles(points), points.lines, paint, 0.9 * CHARACTER * longest
-    )
+    sheet = Sheet(points.title, title, _caption(profiles), panel_titles(points), points.lines, paint, slanted(labels))
     figure = compose(sheet)
     if not points.values:
         figure.axes[0].set_yticks([])
