@@ -4,7 +4,8 @@ All name fields of a run ("norm", "world.skew"), and hold a `where`, which leave
 values (of a list of values any will do), and a `title`, what stands above; left empty, it is made of the names. An
 `Axis` may be several fields, for a choice that is spread over them: its values are then one label, the first field's
 value and those of the others that differ from the study's base, such as "fedbn" or "fedavg + gn" for
-("method", "norm").
+("method", "norm"). With `mean_over`, runs that differ in those fields alone count as one: their mean, where all of a
+seed have finished.
 """
 
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ class Curve:
     line: Axis
     panel: Axis | None = None
     metric: str = "accuracy"
+    mean_over: tuple[str, ...] = ()
     where: dict[str, Any] = field(default_factory=dict)
     title: str = ""
 
@@ -33,6 +35,7 @@ class History:
     line: Axis
     metric: str = "train_loss"
     panel: Axis | None = None
+    mean_over: tuple[str, ...] = ()
     where: dict[str, Any] = field(default_factory=dict)
     title: str = ""
 
@@ -61,6 +64,7 @@ class Columns:
     line: Axis
     metrics: tuple[str, ...]
     panel: Axis | None = None
+    mean_over: tuple[str, ...] = ()
     where: dict[str, Any] = field(default_factory=dict)
     title: str = ""
 
@@ -151,4 +155,5 @@ def from_plain(plain: dict[str, Any]) -> Exhibit:
 def _names(exhibit: Exhibit) -> Iterator[str]:
     for axis in ("x", "line", "panel"):
         yield from names_of(getattr(exhibit, axis, None))
+    yield from getattr(exhibit, "mean_over", ())
     yield from exhibit.where

@@ -33,10 +33,11 @@ def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, 
     return inf if fields[axis] is None and takes_all(axis) else _plain(fields[axis], axis)
 
 
-def line_names(rows: Sequence[Row], places: Sequence[Place]) -> list[str]:
+def line_names(rows: Sequence[Row], places: Sequence[Place], cases: Sequence[str] | None = None) -> list[str]:
     """Return the name of every row's line: the value of the line's field, and what else tells rows apart.
 
-    Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", never their mean.
+    Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", never their mean. Rows may
+    share a point where they are different `cases`, of which the mean is asked for.
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, (_, line, _) in enumerate(places):
@@ -44,7 +45,9 @@ def line_names(rows: Sequence[Row], places: Sequence[Place]) -> list[str]:
     names = [""] * len(rows)
     for line, indices in members.items():
         flat = [flatten(rows[index]["config"]) for index in indices]
-        spots = [(*places[index], rows[index]["config"]["seed"]) for index in indices]
+        spots = [
+            (*places[index], rows[index]["config"]["seed"], *(cases or [])[index : index + 1]) for index in indices
+        ]
         extra = _telling_fields(flat, spots)
         for index, config in zip(indices, flat, strict=True):
             words = ", ".join(setting(name, _plain(config.get(name))) for name in extra)

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from syncnorm.study.agreement import repeats
@@ -53,6 +54,8 @@ class Points:
     """Finished runs of which a metric is missing or was not finite."""
     unseen: bool | None = True
     """Whether runs of domains leave some out in training; None where some do and some do not."""
+    cases: int = 1
+    """Of how many runs a seed's value is the mean."""
 
     def summary(self, panel: Any, line: str, x: Any) -> Summary | None:
         """Return the summary of a place, or None where no run has finished."""
@@ -145,7 +148,13 @@ class Points:
         return "round" if self.kind == "clients" else "epoch"
 
     def evaluation(self) -> str:
-        """Say in one sentence whose statistics evaluated which lines."""
+        """Say of what a value is the mean, and whose statistics evaluated which lines."""
+        if self.cases == 1:
+            return self._evaluation()
+        over = listing(field_label(name) for name in getattr(self.chart, "mean_over", ()))
+        return f"A seed's value is the mean over {self.cases} runs ({over}). {self._evaluation()}"
+
+    def _evaluation(self) -> str:
         if all(name.startswith("train") for name in _metrics(self.chart)):
             return "Measured in training."
         if self.kind == "domains" and isinstance(self.chart, History):
@@ -181,20 +190,24 @@ def gather(chart: Chart, results: Results) -> Points:
     runs = {run: fields for run, fields in about.runs.items() if fits(chart, fields)}
     rows = rows_of(chart, results)
     places = [place(chart, runs[row["run_id"]], about.base) for row in rows]
-    values: defaultdict[Place, dict[int, float]] = defaultdict(dict)
+    over = getattr(chart, "mean_over", ())
+    cases = [_case(over, runs[row["run_id"]]) for row in rows]
+    values: defaultdict[Place, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     evaluated_by: defaultdict[str, set[str]] = defaultdict(set)
     named: defaultdict[str, dict[str, None]] = defaultdict(dict)
     without_value = 0
-    for row, (panel, line, x), name in zip(rows, places, line_names(rows, places), strict=True):
+    for row, (panel, line, x), case, name in zip(rows, places, cases, line_names(rows, places, cases), strict=True):
         named[line][name] = None
         evaluated_by[name].add(row["evaluated_by"])
         found = {at: value for at, value in _found(chart, row, x) if value is not None}
         without_value += len(found) < (1 if isinstance(chart, History | Profile) else len(_metrics(chart)))
         for at, value in found.items():
-            values[panel, name, at][row["config"]["seed"]] = value
+            values[panel, name, at][row["config"]["seed"]][case] = value
+    wanted = {_case(over, fields) for fields in runs.values()}
+    means = {spot: mean for spot, seeds in values.items() if (mean := _means(seeds, wanted))}
     spots = [place(chart, fields, about.base) for fields in runs.values()]
     panels, lines = (list(dict.fromkeys(one[axis] for one in spots)) for axis in range(2))
-    xs = _xs(chart, [one[2] for one in spots], values)
+    xs = _xs(chart, [one[2] for one in spots], means)
     planned = spots if isinstance(chart, Curve | Gap) else [(panel, line, x) for panel, line, _ in spots for x in xs]
     kinds = {str(fields.get(KIND, "devices")) for fields in runs.values()}
     unseen = {bool(row["config"]["world"].get("unseen")) for row in rows}
@@ -205,12 +218,23 @@ def gather(chart: Chart, results: Results) -> Points:
         panels=panels,
         lines=[name for line in lines for name in named.get(line, [line])],
         xs=xs,
-        planned=frozenset([*planned, *values]),
-        values=dict(values),
+        planned=frozenset([*planned, *means]),
+        values=means,
         evaluated_by={name: sorted(by) for name, by in evaluated_by.items()},
         without_value=without_value,
         unseen=unseen.pop() if len(unseen) == 1 else None,
+        cases=len(wanted),
     )
+
+
+def _case(over: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """Return what tells a run from those that it is averaged with."""
+    return "; ".join(value_label(fields[name], name) for name in over)
+
+
+def _means(seeds: Mapping[int, Mapping[str, float]], wanted: set[str]) -> dict[int, float]:
+    """Return the mean of every seed of which all cases have finished."""
+    return {seed: fmean(found.values()) for seed, found in seeds.items() if found.keys() == wanted}
 
 
 def rows_of(exhibit: Exhibit, results: Results) -> list[Row]:
