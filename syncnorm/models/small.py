@@ -5,7 +5,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from syncnorm.models.factory import NormFactory, plain_batch_norm
-from syncnorm.norms import make_norm
+from syncnorm.norms import MixStyle
 
 
 class SmallCNN(nn.Module):
@@ -105,7 +105,7 @@ class MLP(nn.Module):
 
 
 def _mixing(channels: int, probability: float) -> list[nn.Module]:
-    return [make_norm("mixstyle", channels, p=probability)] if probability else []
+    return [MixStyle(channels, probability)] if probability else []
 
 
 def _conv(inputs: int, outputs: int, norm: NormFactory) -> list[nn.Module]:

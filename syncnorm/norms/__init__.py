@@ -14,7 +14,7 @@ from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statist
 from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
-from syncnorm.norms.mix_style import MixStyle
+from syncnorm.norms.mix_style import MixStyle, MixStyleBatchNorm
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
 from syncnorm.norms.online_batch_norm import OnlineBatchNorm, stream
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
@@ -50,6 +50,7 @@ __all__ = [
     "InstanceNorm",
     "LayerNorm",
     "MixStyle",
+    "MixStyleBatchNorm",
     "MovingAverageBatchNorm",
     "OnlineBatchNorm",
     "PredictionBatchNorm",

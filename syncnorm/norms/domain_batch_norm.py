@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.domain_context import current_domain
+from syncnorm.norms.domain_context import current_domain, no_domain
 from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import check_channels
 
 
 class DomainBatchNorm(nn.Module):
@@ -99,7 +100,7 @@ class DomainBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), each sample as its domain has it."""
-        self._check_shape(x)
+        check_channels(self, self.num_features, x)
         ids = self._ids(x)
         if ids is None:
             pooled = self.pooled()
@@ -190,24 +191,14 @@ class DomainBatchNorm(nn.Module):
             return current.of(x)
         if not self.training and self.fallback == "pooled":
             return None
-        again = "checkpoint with context_fn=syncnorm.keep_domain" if recomputing() else "call the model inside of it"
-        raise ValueError(
-            f"DomainBatchNorm({self.num_features}) does not know the samples' domains: `with syncnorm.domain(ids):` "
-            f"tells them, so {again}" + ("." if self.training else ", or build the layer with fallback='pooled'.")
-        )
+        instead = "." if self.training else ", or build the layer with fallback='pooled'."
+        raise ValueError(no_domain(f"DomainBatchNorm({self.num_features})") + instead)
 
     def _unknown(self, domain: int) -> str:
         return (
             f"domain {domain} is unknown: DomainBatchNorm({self.num_features}) has {self.domains} domains, and knows "
             f"the ids {', '.join(map(str, range(self.domains)))}."
         )
-
-    def _check_shape(self, x: Tensor) -> None:
-        if not 2 <= x.dim() <= 5 or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"DomainBatchNorm({self.num_features}) got an input of shape {tuple(x.shape)}: it needs (N, "
-                f"{self.num_features}) and up to three more dimensions."
-            )
 
     def _check_counts(self, x: Tensor, counts: Tensor) -> None:
         # Only where a sample has one value a channel: reading counts back stalls a device.

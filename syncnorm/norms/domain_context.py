@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.errors import UserError
+from syncnorm.norms.recomputation import recomputing
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ def keep_domain() -> tuple[AbstractContextManager[None], AbstractContextManager[
 def current_domain() -> DomainIds | None:
     """Return the ids of the innermost `domain`, or None outside of any."""
     return _CURRENT.get()
+
+
+def no_domain(layer: str) -> str:
+    """Say that a layer was called outside of `domain`, and what to do; without a full stop."""
+    again = "checkpoint with context_fn=syncnorm.keep_domain" if recomputing() else "call the model inside of it"
+    return f"{layer} does not know the samples' domains: `with syncnorm.domain(ids):` tells them, so {again}"
 
 
 def _checked(ids: int | Tensor) -> DomainIds:

@@ -7,18 +7,18 @@ model = syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share 
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import accumulator
 from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, check_channels, check_values
+from syncnorm.norms.shapes import by_channel, by_sample, check_channels
+from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
 
 
-class _SampleCorrectedBatchNorm(_BatchNorm):
+class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
     """Batch norm that evaluates sample i with statistics made from the running ones and its own, (N, C) each.
 
     Training is PyTorch's batch norm. Each sample is evaluated alike in any batch.
@@ -28,19 +28,15 @@ class _SampleCorrectedBatchNorm(_BatchNorm):
         """Normalise `x` of shape (N, C, ...)."""
         check_channels(self, self.num_features, x)
         if self.training:
-            check_values(self, self.num_features, x)
+            y = self.train_on(x)
             if not recomputing():
                 self._see(x)
-                return super().forward(x)
-            # With statistics to throw away, since a recomputation has to save as many tensors.
-            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
-            return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
+            return y
         values = x.to(accumulator(x.dtype))
         flat = _positions_last(values)
         own = flat.mean(2)
         mean, var = self.corrected(own, (flat - own.unsqueeze(2)).square().mean(2))
-        laid = (*mean.shape, *[1] * (x.dim() - 2))
-        y = (values - mean.view(laid)) * torch.rsqrt(var + self.eps).view(laid)
+        y = (values - by_sample(mean, x)) * by_sample(torch.rsqrt(var + self.eps), x)
         if self.affine:
             y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
         return y.to(x.dtype)
@@ -51,9 +47,6 @@ class _SampleCorrectedBatchNorm(_BatchNorm):
 
     def _see(self, x: Tensor) -> None:
         """Take in what the running statistics do not hold: nothing, unless a subclass has more."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        check_channels(self, self.num_features, input)
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -126,7 +119,8 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     the size that the model was trained with: the smaller it is, the further training is from running statistics.
 
     Until a batch was seen in training, the running variance counts as within samples, and none as between: so it is
-    for a converted layer, whose batch norm knew their sum alone.
+    for a converted layer, or one that has loaded a batch norm's state, which knows their sum alone. (`recalibrate`
+    sets running_mean and running_var and leaves these two: recalibrate before converting.)
 
     Source: Singh & Shrivastava (EvalNorm, arXiv 1904.06031), of which only the abstract was at hand. These are the
     conditional expectations, derived here; the article's own parametrisation, and the blend that it learns by an
@@ -164,6 +158,15 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         for name in ("running_within", "running_between"):
             self.register_buffer(name, torch.zeros(num_features, device=device, dtype=dtype))
         self.register_buffer("spreads_seen", torch.zeros((), dtype=torch.long, device=device))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        own = [prefix + name for name in ("running_within", "running_between", "spreads_seen")]
+        if prefix + "running_var" in state_dict and state_dict.keys().isdisjoint(own):  # a plain batch norm's
+            for start in (self.running_within, self.running_between, self.spreads_seen):
+                start.zero_()
+            _, _, missing_keys, *_ = args
+            missing_keys[:] = [key for key in missing_keys if key not in own]
 
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Return the expected moments of a batch with the sample in it."""

@@ -10,7 +10,7 @@ from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.affine import ChannelAffine
 from syncnorm.norms.per_sample import default_groups
 from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, check_positions, check_values
+from syncnorm.norms.shapes import by_channel, by_sample, check_positions, check_values
 
 
 class EvoNormS0(ChannelAffine):
@@ -54,8 +54,8 @@ class EvoNormS0(ChannelAffine):
             check_positions(self, self.num_features, x)
         values = x.to(accumulator(x.dtype))
         grouped = values.reshape(x.shape[0], self.groups, self.num_features // self.groups, *x.shape[2:])
-        var = grouped.var(tuple(range(2, grouped.dim())), correction=0, keepdim=True)
-        gated = grouped * torch.rsqrt(var + self.eps)
+        var = Moments.of(grouped, tuple(range(2, grouped.dim()))).var()
+        gated = grouped * by_sample(torch.rsqrt(var + self.eps), grouped)
         y = gated.reshape(x.shape) * torch.sigmoid(by_channel(self.v.to(values.dtype), x) * values)
         return self.scale_and_shift(y).to(x.dtype)
 
@@ -115,8 +115,8 @@ class EvoNormB0(ChannelAffine):
                 self._follow(batch)
         else:
             var = self.running_var.to(values.dtype)
-        own = values.var(tuple(range(2, x.dim())), correction=0, keepdim=True)
-        bent = by_channel(self.v.to(values.dtype), x) * values + (own + self.eps).sqrt()
+        own = Moments.of(values, tuple(range(2, x.dim()))).var()
+        bent = by_channel(self.v.to(values.dtype), x) * values + by_sample((own + self.eps).sqrt(), x)
         y = values / torch.maximum(by_channel((var + self.eps).sqrt(), x), bent)
         return self.scale_and_shift(y).to(x.dtype)
 

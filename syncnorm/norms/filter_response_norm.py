@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from syncnorm.moments import accumulator
 from syncnorm.norms.affine import ChannelAffine
-from syncnorm.norms.shapes import by_channel, check_positions
+from syncnorm.norms.shapes import by_channel, by_sample, check_positions
 
 
 class FilterResponseNorm(ChannelAffine):
@@ -67,7 +67,7 @@ class FilterResponseNorm(ChannelAffine):
         values = x.to(accumulator(x.dtype))
         square = values.square().flatten(2).mean(2) if x.dim() > 2 else values.square()
         eps = self.eps if self.extra_eps is None else self.eps + self.extra_eps.to(values.dtype).abs()
-        scale = torch.rsqrt(square + eps).view(*x.shape[:2], *[1] * (x.dim() - 2))
+        scale = by_sample(torch.rsqrt(square + eps), x)
         y = self.scale_and_shift(values * scale)
         if self.tau is not None:
             y = torch.maximum(y, by_channel(self.tau.to(y.dtype), y))

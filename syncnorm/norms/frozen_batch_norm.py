@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import check_channels
 
 
 class FrozenBatchNorm(_BatchNorm):
@@ -57,15 +58,8 @@ class FrozenBatchNorm(_BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...) with the running statistics."""
-        self._check_input_dim(x)
+        check_channels(self, self.num_features, x)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        if not 2 <= x.dim() <= 5 or x.shape[1] != self.num_features:
-            raise ValueError(
-                f"{type(self).__name__}({self.num_features}) got an input of shape {tuple(x.shape)}: it needs (N, "
-                f"{self.num_features}) and up to three more dimensions."
-            )
 
 
 class ReferenceBatchNorm(FrozenBatchNorm):

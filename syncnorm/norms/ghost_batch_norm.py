@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
 from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import check_channels
 
 
 class GhostBatchNorm(_BatchNorm):
@@ -86,11 +87,7 @@ class GhostBatchNorm(_BatchNorm):
 
     def _check(self, x: Tensor) -> None:
         ranks, channels = self.virtual_ranks, self.num_features
-        if not 2 <= x.dim() <= 5 or x.shape[1] != channels:
-            raise ValueError(
-                f"GhostBatchNorm({channels}) got an input of shape {tuple(x.shape)}: it needs (N, {channels}) and up "
-                "to three more dimensions."
-            )
+        check_channels(self, channels, x)
         if self.training and x.shape[0] % ranks:
             raise ValueError(
                 f"GhostBatchNorm got {x.shape[0]} samples for {ranks} virtual ranks: give each rank as many, for "

@@ -5,11 +5,14 @@ model = syncnorm.convert(model, "hybrid_bn")
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm
+from syncnorm.norms.shapes import by_channel, check_channels, check_values
 
 
 class HybridBatchNorm(FrozenBatchNorm):
@@ -22,6 +25,8 @@ class HybridBatchNorm(FrozenBatchNorm):
     The gradient goes through the batch's statistics and `mix`. Evaluation normalises with the running statistics
     alone, which no forward moves: they come from outside, e.g. from a server that pools its clients'. (var leaves
     out the spread between the two means, a (1 - a) (batch_mean - running_mean)^2, as in the source.)
+
+    A batch norm's state loads too, and leaves `mix` as it is.
 
     Source: HBN (Chen, Xu, Wu & Kittler, arXiv 2505.21877).
 
@@ -46,16 +51,19 @@ class HybridBatchNorm(FrozenBatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.mix = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "running_mean" in state_dict:  # a plain batch norm's state has no shares: they stay as they are
+            _, _, missing_keys, *_ = args
+            missing_keys[:] = [key for key in missing_keys if key != prefix + "mix"]
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         if not self.training:
             return super().forward(x)
-        self._check_input_dim(x)
-        if x.numel() == self.num_features:
-            raise ValueError(
-                f"HybridBatchNorm({self.num_features}) got one value per channel (input of shape {tuple(x.shape)}): "
-                "a variance needs two. Give it more samples, or call .eval()."
-            )
+        check_channels(self, self.num_features, x)
+        if x.numel():
+            check_values(self, self.num_features, x)
         assert self.running_mean is not None
         assert self.running_var is not None
         batch = Moments.of(x, (0, *range(2, x.dim())))
@@ -65,8 +73,7 @@ class HybridBatchNorm(FrozenBatchNorm):
         scale = torch.rsqrt(var + self.eps)
         if self.weight is not None:
             scale = scale * self.weight.to(scale.dtype)
-        channels = (1, -1, *[1] * (x.dim() - 2))
-        y = (x.to(accumulator(x.dtype)) - mean.view(channels)) * scale.view(channels)
+        y = (x.to(accumulator(x.dtype)) - by_channel(mean, x)) * by_channel(scale, x)
         if self.bias is not None:
-            y = y + self.bias.to(scale.dtype).view(channels)
+            y = y + by_channel(self.bias.to(scale.dtype), x)
         return y.to(x.dtype)

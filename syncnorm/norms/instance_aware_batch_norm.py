@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, check_channels, check_positions
+from syncnorm.norms.shapes import by_channel, by_sample, check_channels, check_positions
 
 
 class InstanceAwareBatchNorm(_BatchNorm):
@@ -73,8 +73,8 @@ class InstanceAwareBatchNorm(_BatchNorm):
         positions = max(x[0:1, 0:1].numel(), 2)  # an empty batch has none
         values = x.to(accumulator(x.dtype))
         mean, var = self._statistics(values)
-        dims = tuple(range(2, x.dim()))
-        var_i, mean_i = torch.var_mean(values, dims, keepdim=True)
+        own = Moments.of(values, tuple(range(2, x.dim())))
+        mean_i, var_i = by_sample(own.mean, x), by_sample(own.var(correction=1), x)
         spread = var + self.eps
         mean_i = mean + _shrink(mean_i - mean, self.k * (spread / positions).sqrt())
         var_i = var + _shrink(var_i - var, self.k * spread * (2 / (positions - 1)) ** 0.5)
@@ -87,7 +87,7 @@ class InstanceAwareBatchNorm(_BatchNorm):
         """Return mean and variance to compare samples with, (1, C, 1, ...); in training the running ones follow."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        if not self.training or len(x) == 0:
+        if not self.training or x.numel() == 0:
             return by_channel(self.running_mean.to(x.dtype), x), by_channel(self.running_var.to(x.dtype), x)
         batch = Moments.of(x, (0, *range(2, x.dim())))
         var = batch.var(correction=1)

@@ -16,15 +16,15 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
-from syncnorm.norms.recomputation import recomputing, refuse_recomputation
+from syncnorm.norms.recomputation import refuse_recomputation
 from syncnorm.norms.shapes import check_channels, check_values
+from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
 
 
-class OnlineBatchNorm(_BatchNorm):
+class OnlineBatchNorm(TrainsAsBatchNorm):
     """Batch norm that evaluates, within `syncnorm.stream`, by what it has seen of the stream so far.
 
     Estimator: the moments of N samples with the running statistics (the source's) merged with those of all of the
@@ -81,16 +81,12 @@ class OnlineBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         check_channels(self, self.num_features, x)
-        mean, var = self.running_mean, self.running_var
-        if self.training and not recomputing():
-            return super().forward(x)
-        if self.training:  # into copies: this batch has been counted
-            assert mean is not None
-            assert var is not None
-            return F.batch_norm(x, mean.clone(), var.clone(), self.weight, self.bias, True, 0.0, self.eps)
-        if self.streaming and len(x):
-            refuse_recomputation("OnlineBatchNorm")
-            mean, var = self._follow(x)
+        if self.training:
+            return self.train_on(x)
+        if not self.streaming or x.numel() == 0:
+            return self.by_running(x)
+        refuse_recomputation("OnlineBatchNorm")
+        mean, var = self._follow(x)
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
@@ -119,9 +115,6 @@ class OnlineBatchNorm(_BatchNorm):
                 assert running is not None
                 running.copy_(new)
         self.streaming, self.seen, self.together = False, None, None
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        check_channels(self, self.num_features, input)
 
     def extra_repr(self) -> str:
         """Show the prior count and the horizon beside what every batch norm shows."""

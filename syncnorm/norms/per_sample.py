@@ -6,7 +6,9 @@ One formula with another number of groups G, and a weight and bias per channel, 
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from syncnorm.norms.shapes import check_channels, check_positions
 
 
 def default_groups(channels: int) -> int:
@@ -14,11 +16,26 @@ def default_groups(channels: int) -> int:
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or 2 * g <= channels))
 
 
-class GroupNorm(nn.GroupNorm):
+class _PerSampleNorm(nn.GroupNorm):
+    """PyTorch's group norm, with a sentence for an input that it cannot serve.
+
+    Raises:
+        ValueError: an input of another number of channels; one of shape (N, C) where each channel is a group.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise each group of channels of each sample by its own moments."""
+        check_channels(self, self.num_channels, input)
+        if self.num_groups == self.num_channels:
+            check_positions(self, self.num_channels, input)
+        return super().forward(input)
+
+
+class GroupNorm(_PerSampleNorm):
     """Group norm (Wu & He, arXiv 1803.08494), input (N, C, ...), C = num_features.
 
     `groups` defaults to 32 as in the paper where the layer is wide enough: it is the largest divisor of C that is
-    at most 32 and leaves at least two channels a group.
+    at most 32 and leaves at least two channels a group. Groups that do not divide C raise `ValueError`.
     """
 
     def __init__(
@@ -38,7 +55,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups, num_features, eps, affine, device=device, dtype=dtype)
 
 
-class LayerNorm(nn.GroupNorm):
+class LayerNorm(_PerSampleNorm):
     """Layer norm over (C, H, W) with a weight and bias per channel (Ba, Kiros & Hinton, arXiv 1607.06450): G = 1."""
 
     def __init__(
@@ -53,7 +70,7 @@ class LayerNorm(nn.GroupNorm):
         super().__init__(1, num_features, eps, affine, device=device, dtype=dtype)
 
 
-class InstanceNorm(nn.GroupNorm):
+class InstanceNorm(_PerSampleNorm):
     """Instance norm over (H, W) (Ulyanov, Vedaldi & Lempitsky, arXiv 1607.08022): G = C.
 
     Input of shape (N, C) has one value to normalise and raises `ValueError`.
@@ -69,12 +86,3 @@ class InstanceNorm(nn.GroupNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, num_features, eps, affine, device=device, dtype=dtype)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise each channel of each sample by its own moments."""
-        if input[0:1, 0:1].numel() == 1:
-            raise ValueError(
-                f"InstanceNorm({self.num_channels}) got one value per channel and sample (input "
-                f"{tuple(input.shape)}): a variance needs two, so use it before the spatial dimensions are gone."
-            )
-        return super().forward(input)

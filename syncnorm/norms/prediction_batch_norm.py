@@ -12,16 +12,14 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, check_channels, check_values
+from syncnorm.norms.shapes import by_channel, check_channels
+from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
 
 
-class _MixedBatchNorm(_BatchNorm):
+class _MixedBatchNorm(TrainsAsBatchNorm):
     """Batch norm that evaluates with statistics between the running ones (the source's) and those of the batch.
 
         mean = s running_mean + (1 - s) batch_mean,   var = s running_var + (1 - s) batch_var
@@ -33,19 +31,16 @@ class _MixedBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         check_channels(self, self.num_features, x)
-        share = self.source_share(len(x)) if not self.training and self.running_mean is not None else 0.0
         if self.training:
-            check_values(self, self.num_features, x)
-        elif share == 0.0 and x.numel() < 2 * self.num_features:
-            raise ValueError(
-                f"{type(self).__name__}({self.num_features}) evaluates by the batch alone, and got an input of shape "
-                f"{tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
-            )
-        if self.training and not recomputing():
-            return super().forward(x)
-        if share == 0.0:  # with statistics to throw away, since a recomputation has to save as many tensors
-            mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
-            return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
+            return self.train_on(x)
+        share = self.source_share(len(x)) if self.running_mean is not None else 0.0
+        if share == 0.0:
+            if x.numel() < 2 * self.num_features:
+                raise ValueError(
+                    f"{type(self).__name__}({self.num_features}) evaluates by the batch alone, and got an input of "
+                    f"shape {tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
+                )
+            return self.by_batch_alone(x)
         assert self.running_mean is not None
         assert self.running_var is not None
         batch = Moments.of(x, (0, *range(2, x.dim())))
@@ -61,9 +56,6 @@ class _MixedBatchNorm(_BatchNorm):
     @abstractmethod
     def source_share(self, samples: int) -> float:
         """Return s, the share of the running statistics, for a batch of so many samples."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        check_channels(self, self.num_features, input)
 
 
 class PredictionBatchNorm(_MixedBatchNorm):

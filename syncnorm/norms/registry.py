@@ -19,7 +19,7 @@ from syncnorm.norms.full_norm import FullNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
-from syncnorm.norms.mix_style import MixStyle
+from syncnorm.norms.mix_style import MixStyleBatchNorm
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
 from syncnorm.norms.online_batch_norm import OnlineBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
@@ -41,6 +41,7 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "alpha_bn": AlphaBatchNorm,
     "iabn": InstanceAwareBatchNorm,
     "online_bn": OnlineBatchNorm,
+    "mixstyle": MixStyleBatchNorm,
     "brn": BatchRenorm,
     "evonorm_b0": EvoNormB0,
     "mabn": MovingAverageBatchNorm,
@@ -60,7 +61,6 @@ _NORMS: dict[str, Callable[..., nn.Module]] = {
     "ws": norm_beside_ws,
     "weight_norm": nn.Identity,
     "spectral_norm": BesideSpectralNorm,
-    "mixstyle": MixStyle,
     "none": nn.Identity,
 }
 # In training, what these make of a sample does not depend on the samples beside it.

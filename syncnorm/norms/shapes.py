@@ -8,13 +8,26 @@ def by_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x.dim() - 2))
 
 
+def by_sample(values: Tensor, x: Tensor) -> Tensor:
+    """Return `values` (N, C) as (N, C, 1, ...), to go with `x` (N, C, ...)."""
+    return values.view(*values.shape, *[1] * (x.dim() - 2))
+
+
 def check_channels(layer: nn.Module, channels: int, x: Tensor) -> None:
-    """Raise `ValueError` where `x` is not (N, channels) with up to three more dimensions."""
+    """Raise `ValueError` where `x` is not (N, channels) with up to three more dimensions, or holds integers."""
+    if problem := channels_problem(layer, channels, x):
+        raise ValueError(problem)
+
+
+def channels_problem(layer: nn.Module, channels: int, x: Tensor) -> str:
+    """Say what `check_channels` would raise; an empty string where that is nothing."""
+    name = f"{type(layer).__name__}({channels})"
     if not 2 <= x.dim() <= 5 or x.shape[1] != channels:
-        raise ValueError(
-            f"{type(layer).__name__}({channels}) got an input of shape {tuple(x.shape)}: it needs (N, {channels}) "
-            "and up to three more dimensions."
-        )
+        shape = tuple(x.shape)
+        return f"{name} got an input of shape {shape}: it needs (N, {channels}) and up to three more dimensions."
+    if not x.is_floating_point():  # the output has the input's type, and would be cut off to whole numbers
+        return f"{name} got an input of type {x.dtype}: it needs real numbers, for example x.float()."
+    return ""
 
 
 def check_values(layer: nn.Module, channels: int, x: Tensor) -> None:

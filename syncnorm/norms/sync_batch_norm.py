@@ -18,6 +18,7 @@ from syncnorm.moments import Moments, accumulator
 from syncnorm.norms.collectives import COMPILES, agree, rank_and_size
 from syncnorm.norms.functional import announce_error, batch_norm_native, batch_norm_plain
 from syncnorm.norms.recomputation import recomputing
+from syncnorm.norms.shapes import channels_problem
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -76,12 +77,12 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); N may be 0 where other ranks have samples."""
         if not self.training:
-            self._raise_if(self._problem_with(x))
+            self._raise_if(channels_problem(self, self.num_features, x))
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
         compiling = torch.compiler.is_compiling()
         if compiling and COMPILES:
-            self._raise_if(self._problem_with(x))
+            self._raise_if(channels_problem(self, self.num_features, x))
             if x.numel() == self.num_features and rank_and_size(self.process_group)[1] == 1:
                 raise ValueError(self._one_value(x))
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
@@ -94,7 +95,7 @@ class SyncBatchNorm(_BatchNorm):
         return y
 
     def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
-        self._raise_on_every_rank(self._problem_with(x), x)
+        self._raise_on_every_rank(channels_problem(self, self.num_features, x), x)
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group)
         # Reading the count back would stall a device, so only a rank that may be concerned does.
         if x.numel() <= self.num_features and moments.count == 1:
@@ -105,15 +106,6 @@ class SyncBatchNorm(_BatchNorm):
         return (
             f"SyncBatchNorm({self.num_features}) got one value per channel on all ranks together (input of shape "
             f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
-        )
-
-    def _problem_with(self, x: Tensor) -> str:
-        """Say what makes `x` unfit for this layer; an empty string where nothing does."""
-        if 2 <= x.dim() <= 5 and x.shape[1] == self.num_features:
-            return ""
-        return (
-            f"SyncBatchNorm({self.num_features}) got an input of shape {tuple(x.shape)}: it needs (N, "
-            f"{self.num_features}) and up to three more dimensions."
         )
 
     def _raise_if(self, problem: str) -> None:

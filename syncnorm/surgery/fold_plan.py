@@ -30,6 +30,7 @@ from syncnorm.norms import (
     GhostBatchNorm,
     HybridBatchNorm,
     InstanceAwareBatchNorm,
+    MixStyleBatchNorm,
     MovingAverageBatchNorm,
     OnlineBatchNorm,
     PredictionBatchNorm,
@@ -55,6 +56,7 @@ _BATCH_NORMS = (
     CrossIterationBatchNorm,
     DiminishingBatchNorm,
     FullNorm,
+    MixStyleBatchNorm,
     MovingAverageBatchNorm,
 )
 # Those that do not, and why no convolution can do what they do.

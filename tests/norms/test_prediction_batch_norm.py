@@ -170,49 +170,6 @@ def test_running_statistics_average_all_batches_without_a_momentum() -> None:
     assert layer.num_batches_tracked == 3
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_mix_style(training: bool) -> None:
-    """Each output has, in all channels, the style on the line between its own and one other sample's."""
-    torch.manual_seed(0)
-    n, x = 6, sample(6, C, 40)
-    y = make_norm("mixstyle", C, p=1.0).train(training)(x)
-    if not training:
-        assert torch.equal(y, x)
-        return
-    style = torch.cat([x.mean(2), x.std(2)], 1)  # (N, 2 C)
-    found = torch.cat([y.mean(2), y.std(2)], 1)
-    others = []
-    for i in range(n):
-        fits = []
-        for j in range(n):
-            line = style[j] - style[i]
-            share = 0.0 if i == j else ((found[i] - style[i]) @ line / line.square().sum()).item()
-            if -1e-9 <= share <= 1 + 1e-9 and torch.allclose(found[i], style[i] + share * line, atol=1e-4):
-                fits.append(j)
-        others.append(fits)
-    assert all(others)
-    assert any(i not in fits for i, fits in enumerate(others))
-    content = [(part - part.mean(2, keepdim=True)) / part.std(2, keepdim=True) for part in (x, y)]
-    torch.testing.assert_close(content[0], content[1], rtol=1e-4, atol=1e-4)
-
-
-def test_mix_style_draws_and_detaches() -> None:
-    torch.manual_seed(0)
-    layer, x = make_norm("mixstyle", C, p=0.3), sample(6, C, 4)
-    mixed = sum(not torch.equal(layer(x), x) for _ in range(400))
-    assert 85 < mixed < 155
-    torch.manual_seed(1)
-    always = make_norm("mixstyle", C, p=1.0)
-    x.requires_grad_()
-    wanted = sample(6, C, 4, seed=3)
-    slope = torch.autograd.grad(always(x), x, wanted)[0] / wanted
-    # Without a gradient through the styles, each sample's is one number a channel: sigma' / sigma.
-    torch.testing.assert_close(slope, slope[:, :, :1].expand_as(slope), **CLOSE)
-    shares = torch.distributions.Beta(0.1, 0.1).sample((4000,))
-    assert always.alpha == 0.1
-    assert ((shares < 0.05) | (shares > 0.95)).float().mean() > 0.7
-
-
 @pytest.mark.parametrize("kind", [PredictionBatchNorm, AlphaBatchNorm, InstanceAwareBatchNorm])
 def test_mixed_precision_keeps_the_inputs_type(kind: Any) -> None:
     layer, x = kind(C).eval(), sample(8, C, 4).bfloat16()
@@ -237,16 +194,13 @@ def test_mistakes_get_a_sentence() -> None:
     for kind, bad in [(PredictionBatchNorm, torch.randn(4, 2)), (InstanceAwareBatchNorm, torch.randn(4, 2, 3))]:
         with pytest.raises(ValueError, match=rf"{kind.__name__}\(3\) got an input of shape"):
             kind(C)(bad)
-    for name in ("iabn", "mixstyle"):
-        with pytest.raises(ValueError, match="one value per channel and sample"):
-            make_norm(name, C, 1)(torch.randn(4, C))
+    with pytest.raises(ValueError, match="one value per channel and sample"):
+        make_norm("iabn", C, 1)(torch.randn(4, C))
     for name, options, sentence in [
         ("prediction_bn", {"prior_count": -1}, "prior_count is -1: it is a number of samples, at least 0"),
         ("alpha_bn", {"alpha": 1.5}, "alpha is 1.5: it is the share of the running statistics"),
         ("iabn", {"k": -1}, "k is -1"),
         ("iabn", {"track_running_stats": False}, "evaluates by running statistics"),
-        ("mixstyle", {"p": 2}, "p is 2"),
-        ("mixstyle", {"alpha": 0}, "alpha is 0"),
     ]:
         with pytest.raises(UserError) as caught:
             make_norm(name, C, **options)

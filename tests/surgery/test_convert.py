@@ -56,7 +56,7 @@ def trained() -> Net:
 X = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 SPATIAL_ONLY = {"in", "frn", "evonorm_b0", "iabn"}
 BATCH_NORMS = ("bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "online_bn", "brn", "cbn")
-BATCH_NORMS += ("diminishing_bn", "full_norm")
+BATCH_NORMS += ("diminishing_bn", "full_norm", "mixstyle")
 
 
 @pytest.fixture(autouse=True)

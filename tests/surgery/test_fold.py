@@ -16,7 +16,7 @@ import syncnorm
 from syncnorm import batch_norms, convert, domain, fold, fold_report, make_norm, revert
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
-from syncnorm.norms import ScaledWSConv2d
+from syncnorm.norms import MixStyle, ScaledWSConv2d
 
 
 def trained(model: nn.Module) -> nn.Module:
@@ -253,7 +253,7 @@ def test_layers_that_are_left_and_said(build: Any, reason: str) -> None:
 
 
 FOLDS = ["bn", "sync_bn", "ghost_bn", "frozen_bn", "reference_bn", "hybrid_bn", "brn", "cbn", "diminishing_bn"]
-FOLDS += ["full_norm", "mabn"]
+FOLDS += ["full_norm", "mabn", "mixstyle"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "ghost_bn": {"virtual_ranks": 2},
     "eval_norm": {"batch": 2},
@@ -388,7 +388,7 @@ class Gate(nn.Module):
 def test_a_part_without_batch_norms_may_be_as_it_likes() -> None:
     x, shared = noise(2, 3, 6, 6), nn.Conv2d(3, 3, 1)
     first, second = (nn.Sequential(conv, nn.BatchNorm2d(3)) for conv in (nn.Conv2d(3, 3, 3), shared))
-    norms = [make_norm(name, 3) for name in ("rms", "mixstyle", "evonorm_s0")]
+    norms = [make_norm("rms", 3), MixStyle(3), make_norm("evonorm_s0", 3)]
     model = trained(nn.Sequential(first, *norms, Gate(nn.Conv2d(3, 3, 1)), Gate(shared), second)).double()
     before = model(x)
     with pytest.warns(UserWarning, match=r"'6\.1': '5\.inner' is also in a part of the model that cannot be traced"):

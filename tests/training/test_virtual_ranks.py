@@ -166,7 +166,7 @@ def test_what_a_run_leaves_is_rank_0s_model(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(batch_norms(measured[0])) == ["features.1", "features.5", "features.9"]
 
 
-@pytest.mark.parametrize(("norm", "shown"), [("mixstyle", "none"), ("gn", "none"), ("frozen_bn", "own (one device)")])
+@pytest.mark.parametrize(("norm", "shown"), [("none", "none"), ("gn", "none"), ("frozen_bn", "own (one device)")])
 def test_who_evaluates_where_no_rank_has_statistics_of_its_own(norm: str, shown: str) -> None:
     assert fit(replace(SHORT, norm=Norm(norm))).evaluated_by == shown
 
