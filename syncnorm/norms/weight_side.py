@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
+from syncnorm.moments import accumulator
 from syncnorm.norms.per_sample import GroupNorm
 from syncnorm.norms.weight_standardization import convolution_like, standardised
 
@@ -34,9 +35,9 @@ class WeightStandardization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the standardised weight, (units, ...) as `weight`."""
-        within_unit = tuple(range(1, weight.dim()))
-        centred = weight - weight.mean(within_unit, keepdim=True)
-        return centred / (weight.std(within_unit, keepdim=True) + 1e-5)
+        values, within_unit = weight.to(accumulator(weight.dtype)), tuple(range(1, weight.dim()))
+        centred = values - values.mean(within_unit, keepdim=True)
+        return (centred / (values.std(within_unit, keepdim=True) + 1e-5)).to(weight.dtype)
 
 
 class WeightCentralization(nn.Module):
@@ -122,7 +123,7 @@ def normalise_weight(convolution: nn.Module, name: str, options: dict[str, Any])
     new = convolution_like(convolution)
     parametrize(new, **{key: value for key, value in options.items() if key in own})
     setattr(new, _MARK, True)
-    return new
+    return new.train(convolution.training)  # the parametrization too
 
 
 def raw_parameter(module: nn.Module, name: str) -> Any:

@@ -144,6 +144,27 @@ def test_mixed_precision(name: str) -> None:
     torch.testing.assert_close(y.float(), expected, rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.parametrize("name", [*NAMES, "scaled_ws", "mabn"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_converted_model_stays_in_its_mode(name: str, training: bool) -> None:
+    model = convert(network().train(training), name)
+    assert {module.training for module in model.modules()} == {training}
+    before = copy.deepcopy(model.state_dict())
+    if not training:  # the power method goes on in training alone
+        model(image())
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_short_weight_is_standardised_in_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = (torch.randn(8, 4, 3, 3) * 0.05 + 1).to(dtype)
+    expected = torch.from_numpy(standardised(weight.double()))
+    found = WeightStandardization()(weight)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
 def test_the_norm_beside() -> None:
     model = convert(network(), "ws", groups=3)
     assert type(model[1]).__name__ == "GroupNorm"
