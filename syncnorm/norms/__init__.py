@@ -1,5 +1,6 @@
 """Layers: what a layer does with moments."""
 
+from syncnorm.norms.balanced_memory import BalancedMemory
 from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
 from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
@@ -32,6 +33,7 @@ from syncnorm.norms.weight_standardization import (
 
 __all__ = [
     "AlphaBatchNorm",
+    "BalancedMemory",
     "BatchRenorm",
     "CrossIterationBatchNorm",
     "DiminishingBatchNorm",

@@ -29,9 +29,9 @@ class InstanceAwareBatchNorm(_BatchNorm):
     is normalised alone in evaluation, whatever else is in its batch. Running statistics follow as in PyTorch's layer,
     unbiased.
 
-    Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs. From memory and not confirmed: that s2 and
-    s2_i are unbiased, and that k = 4 is their value. Their sampling of a memory for the running statistics is not
-    part of this layer.
+    Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs, s2 and s2_i unbiased as in their code. From
+    memory and not confirmed: that k = 4 is the article's value (their class has 3). The memory that their running
+    statistics follow at test time is `BalancedMemory`.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).

@@ -37,10 +37,10 @@ class MixStyle(nn.Module):
         "cross_domain"  drawn for each sample from the batch's samples of other domains, all alike and independently;
                         `syncnorm.domain(ids)` tells the domains. A batch of one domain stays as it is.
 
-    Source: Zhou, Yang, Qiao & Xiang (arXiv 2104.02008): formula and random shuffle. Their shuffle across domains
-    takes a batch of two domains, half and half, and gives each half a permutation of the other; from memory and not
-    confirmed. Each sample's partner is as likely here, but one sample may be the partner of several; for batches of
-    more domains, or uneven ones, the draw is a choice made here.
+    Source: Zhou, Yang, Qiao & Xiang (arXiv 2104.02008): formula and random shuffle. Their code's shuffle across
+    domains takes a batch of two domains, half and half, and gives each half a permutation of the other. Each
+    sample's partner is as likely here, but one sample may be the partner of several; for batches of more domains, or
+    uneven ones, the draw is a choice made here.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
