@@ -5,6 +5,7 @@ model = syncnorm.convert(model, "cbn", window=8)        # where each batch norm 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,9 @@ class CrossIterationBatchNorm(_BatchNorm):
 
     The weight is found in autograd's record of `x`, so `x` has to come straight from the layer in question; one
     whose weight is frozen, or no record at all, leaves the step's own batch. A step costs two further derivatives by
-    the weight, and the window holds three times the weight for each step. The window is no part of the state: after
-    loading it fills anew.
+    the weight, and the window holds three times the weight for each step. The window is no part of the state, so that
+    this is the state of any batch norm: after loading it fills anew, and the first steps of a run that resumes are
+    those of a smaller window.
 
     Source: Yao, Cao, Zheng, Huang & Lin (arXiv 2002.05712); the article's own treatment of negative variances is not
     confirmed.
@@ -172,6 +174,20 @@ class CrossIterationBatchNorm(_BatchNorm):
         newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
         for running, new in ((self.running_mean, batch.mean), (self.running_var, batch.var(correction=1))):
             running.copy_(running + newest * (new - running))
+
+    def reset_running_stats(self) -> None:
+        """Forget what was seen: mean 0, variance 1, and an empty window."""
+        super().reset_running_stats()
+        self._past = []
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._past = []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossIterationBatchNorm:
+        """Move the window where the layer goes."""
+        self._past = [_Step(*map(fn, vars(step).values())) for step in getattr(self, "_past", [])]
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def extra_repr(self) -> str:
         """Show the window beside what every batch norm shows."""

@@ -189,6 +189,31 @@ def test_copies_take_the_window_along_and_states_do_not() -> None:
     assert torch.equal(loaded.eval()(x), model.eval()(x))
 
 
+def test_a_loaded_state_and_forgotten_statistics_start_the_window_anew() -> None:
+    """Past steps were those of other weights."""
+    x = sample(4, 2, 5, 4, seed=2)
+    for start_anew in (
+        lambda model: model.load_state_dict(model_of("conv2d", window=3).state_dict()),
+        lambda model: model[1].reset_running_stats(),
+    ):
+        model = model_of("conv2d", window=3)
+        model(sample(4, 2, 5, 4))
+        start_anew(model)
+        torch.testing.assert_close(model(x), _batch_norm(model, x), **CLOSE)
+
+
+def test_the_window_moves_with_the_model() -> None:
+    model, twin = model_of("conv2d", window=3), model_of("conv2d", window=3).float()
+    for seed in range(3):
+        x = sample(4, 2, 5, 4, seed=seed)
+        if seed == 2:
+            twin.double()
+            assert all(t.dtype == torch.float64 for step in twin[1]._past for t in vars(step).values())
+        y, moved = model(x), twin(x.to(twin[0].weight.dtype))
+    assert moved.dtype == torch.float64
+    torch.testing.assert_close(moved, y, rtol=1e-5, atol=1e-5)
+
+
 def test_there_and_back() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, C, 3), nn.BatchNorm2d(C), nn.ReLU()).double()
