@@ -114,12 +114,15 @@ def with_field(run: Run, name: str, value: Any) -> Run:
 def field_path(run: Run, name: str) -> tuple[str, ...]:
     """Return the path of a run's field from its dotted path or its own name.
 
-    A name that no field has, or that several have, raises `UserError`.
+    An option is a field of those that hold it: "model_options.width". A name that no field has, or that several
+    have, raises `UserError`.
     """
     paths = {path: value for path, value in _leaves(run)}
     wanted = tuple(name.split("."))
     if wanted in paths:
         return wanted
+    if len(wanted) > 1 and wanted[-2].endswith("options"):
+        return (*field_path(run, name.rpartition(".")[0]), wanted[-1])
     hits = [path for path in paths if path[-1] == name]
     if len(hits) > 1:
         raise UserError(f"field '{name}' is ambiguous: write one of {', '.join('.'.join(p) for p in hits)}.")
@@ -245,6 +248,8 @@ def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
     head, *rest = path
+    if isinstance(node, dict):
+        return {**node, head: value}
     if rest:
         return replace(node, **{head: _set(getattr(node, head), tuple(rest), value)})
     current = getattr(node, head)

@@ -4,11 +4,22 @@ from dataclasses import replace
 
 import pytest
 
-from syncnorm.config import Clients, Data, Devices, Norm, Run, run_id
+from syncnorm.config import Clients, Data, Devices, Norm, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Curve
 from syncnorm.study.override import parse, refuse_varied, with_vary
-from syncnorm.study.spec import Agreement, Grid, Study, expand, quicker, with_axis, with_engine
+from syncnorm.study.spec import (
+    Agreement,
+    Grid,
+    Study,
+    expand,
+    has,
+    quicker,
+    value_at,
+    with_axis,
+    with_engine,
+    with_field,
+)
 from syncnorm.study.store import about_study
 
 BASE = Run(world=Devices(global_batch=32))
@@ -21,6 +32,19 @@ def make(**changes: object) -> Study:
 
 def points(study: Study) -> list[tuple[str, int | None, int]]:
     return [(run.norm.name, run.world.per_device_batch, run.seed) for run in expand(study)]
+
+
+def test_an_option_is_a_field_of_those_that_hold_it() -> None:
+    base = Run(model_options={"width": 4}, world=Clients(method="fixbn"))
+    run = with_field(with_field(base, "model_options.depth", 3), "method_options.frozen_from", 0.5)
+    assert run.model_options == {"width": 4, "depth": 3}
+    assert base.model_options == {"width": 4}
+    config = describe(run)
+    assert value_at(config, "world.method_options.frozen_from") == 0.5
+    assert has(config, "model_options.width")
+    assert not has(config, "model_options.init")
+    with pytest.raises(UserError, match="unknown field of a run 'model_option.width'"):
+        with_field(base, "model_option.width", 3)
 
 
 def test_runs_are_the_product_of_values_one_seed_after_the_other() -> None:
