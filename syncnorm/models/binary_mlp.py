@@ -1,5 +1,7 @@
 """A binary network: weights and activations of -1 and +1, trained through real ones."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -24,15 +26,20 @@ def binary_sign(x: Tensor) -> Tensor:
 
 
 class BinaryLinear(nn.Linear):
-    """A linear layer that multiplies by the signs of its weights: y = sign(W) x + b.
+    """A linear layer that multiplies by the signs of its weights: y = a sign(W) x + b.
 
     The optimiser moves the real W; its gradient is straight through, see `binary_sign`. A weight outside of [-1, 1]
-    has no gradient any more.
+    has no gradient any more. The factor a is 1, or with `scaled` 1 / sqrt(in_features), which keeps the variance of
+    what comes in.
     """
+
+    def __init__(self, in_features: int, out_features: int, scaled: bool = False) -> None:
+        super().__init__(in_features, out_features)
+        self.factor = in_features**-0.5 if scaled else 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (N, out_features) for x (N, in_features)."""
-        return F.linear(x, binary_sign(self.weight), self.bias)
+        return F.linear(x, self.factor * binary_sign(self.weight), self.bias)
 
 
 class Sign(nn.Module):
@@ -48,7 +55,8 @@ class BinaryMLP(nn.Module):
 
     The first layer and the classifier are real, as is usual in binary networks. Without `binary` the hidden weights
     are real as well, and activations are clipped to [-1, 1], which has the gradient that signs are trained with: what
-    is left out is the signs alone.
+    is left out is the signs alone. With `scaled`, binary layers divide by the square root of their inputs' number
+    (`BinaryLinear`): a fixed scale, where a norm would measure one.
 
     `init` draws all weights: "glorot" and "he" are PyTorch's xavier_normal_ and kaiming_normal_ (for ReLU, by
     inputs), "uniform" is between -1 and 1. Biases start at zero. Of a binary layer an initialisation's scale is not
@@ -61,6 +69,7 @@ class BinaryMLP(nn.Module):
 
     Raises:
         UserError: an unknown `init`.
+        ValueError: `scaled` without `binary`.
     """
 
     def __init__(
@@ -73,12 +82,16 @@ class BinaryMLP(nn.Module):
         depth: int = 8,
         init: Init = "glorot",
         binary: bool = True,
+        scaled: bool = False,
     ) -> None:
         super().__init__()
         if init not in get_args(Init):
             raise unknown("init", init, get_args(Init))
+        if scaled and not binary:
+            raise ValueError("scaled is for binary layers, whose weights have no scale of their own")
         norm = norm or plain_batch_norm(ndim=1)
-        linear, activation = (BinaryLinear, Sign) if binary else (nn.Linear, nn.Hardtanh)
+        linear: Callable[[int, int], nn.Linear] = partial(BinaryLinear, scaled=scaled) if binary else nn.Linear
+        activation = Sign if binary else nn.Hardtanh
         layers: list[nn.Module] = [nn.Flatten(), nn.Linear(pixels, width), norm(width), activation()]
         for _ in range(depth):
             layers += [linear(width, width), norm(width), activation()]

@@ -46,6 +46,13 @@ def test_a_layers_gradients_are_those_of_the_written_out_chain_rule() -> None:
     assert (da == 0).any()
 
 
+def test_a_scaled_layer_keeps_the_variance_of_what_comes_in() -> None:
+    torch.manual_seed(0)
+    x = binary_sign(torch.randn(2000, 64))
+    assert BinaryLinear(64, 50, scaled=True)(x).var(0).mean().item() == pytest.approx(1.0, rel=0.05)
+    assert BinaryLinear(64, 50)(x).var(0).mean().item() == pytest.approx(64.0, rel=0.05)
+
+
 def test_the_first_and_the_last_layer_are_real() -> None:
     model = make_model("binary_mlp", (1, 8, 8), 10, depth=3)
     kinds = [type(layer) for layer in model.modules() if isinstance(layer, nn.Linear)]
@@ -74,6 +81,14 @@ def test_initialisations_have_their_standard_deviation(init: str, std: float) ->
     assert not first.bias.any()
 
 
-def test_an_unknown_initialisation_gets_a_sentence() -> None:
-    with pytest.raises(UserError, match="unknown init 'glorrot': did you mean 'glorot'"):
-        make_model("binary_mlp", (1, 8, 8), 10, init="glorrot")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"init": "glorrot"}, "unknown init 'glorrot': did you mean 'glorot'"),
+        ({"binary": False, "scaled": True}, "binary=False, scaled=True: scaled is for binary layers"),
+    ],
+)
+def test_mistakes_get_a_sentence(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_model("binary_mlp", (1, 8, 8), 10, **options)
+    assert sentence in str(caught.value)
