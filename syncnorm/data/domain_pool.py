@@ -1,6 +1,6 @@
 """All domains of a federated run in one pool of samples, so that a sample is an index."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, combinations
 from pathlib import Path
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from syncnorm.config import Data
 from syncnorm.data.dataset import Dataset, Scale
+from syncnorm.data.domains import DOMAINS
 from syncnorm.data.load import load
 from syncnorm.errors import UserError, unknown
 
@@ -48,7 +49,8 @@ def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.dev
     """Load the domains `names` and put them into one pool; the two pools asked for last are kept.
 
     With `apart`, `data.path` is a folder in which each domain lies under its name, as a folder or a parquet file.
-    One domain alone is normalised by its own mean and standard deviation; several share the fixed scale.
+    An embedded data set that is not there is loaded by its name. One domain alone is normalised by its own mean and
+    standard deviation; several share the fixed scale. Beside images in colour, grey ones get three equal channels.
 
     Raises `UserError` where a domain cannot be loaded, or two have other classes or shapes.
     """
@@ -66,6 +68,8 @@ def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.dev
         )
         for name, place in zip(names, places, strict=True)
     ]
+    if {one.shape[0] for one in sets if len(one.shape) == 3} == {1, 3}:
+        sets = [_in_colour(one) for one in sets]
     for first, second in combinations(sets, 2):
         _check_alike(first, second)
     return Pool(
@@ -81,6 +85,13 @@ def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.dev
     )
 
 
+def _in_colour(data: Dataset) -> Dataset:
+    """Return images of one channel as three equal ones."""
+    if data.shape[0] == 3:
+        return data
+    return replace(data, train_x=data.train_x.expand(-1, 3, -1, -1), test_x=data.test_x.expand(-1, 3, -1, -1))
+
+
 def _together(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -93,6 +104,8 @@ def _place(path: str, name: str) -> str:
     for place in (folder / name, folder / f"{name}.parquet"):
         if place.exists():
             return str(place)
+    if name in DOMAINS:
+        return ""
     if not folder.is_dir():
         raise UserError(f"data.path {folder} is no folder: give the folder in which each domain lies under its name.")
     found = {file.stem for file in folder.iterdir() if file.is_dir() or file.suffix == ".parquet"}

@@ -37,11 +37,28 @@ def test_an_unseen_domain_lies_beside_the_one_that_trains(tmp_path):
     assert population.global_test[0].max() < -0.9
 
 
+def test_grey_images_beside_colour_have_three_equal_channels(tmp_path):
+    images(tmp_path / "grey", 0)
+    images(tmp_path / "colour", 0, mode="RGB")
+    data = Data("sites", path=str(tmp_path))
+    x = make_population(data, Clients(count=2, domains=("grey", "colour")), seed=0).x
+    assert x.shape[1:] == (3, 8, 8)
+    assert (x == x[:, :1]).all()
+    assert make_population(data, Clients(count=1, domains=("grey",)), seed=0).x.shape[1] == 1
+
+
+def test_an_embedded_domain_stands_beside_those_of_a_folder(tmp_path):
+    images(tmp_path / "own", 0, classes=tuple("0123456789"), side=16)
+    data = Data("sites", path=str(tmp_path))
+    population = make_population(data, Clients(count=2, domains=("own", "digits")), seed=0)
+    assert population.domain(1) == "digits"
+    assert len(population.train(1)) == 1437
+
+
 @pytest.mark.parametrize(
     ("other", "words"),
     [
         ({"side": 9}, ["'first' and 'other'", "(1, 8, 8)", "(1, 9, 9)", "data.size"]),
-        ({"mode": "RGB"}, ["(3, 8, 8)", "all grey or all in colour"]),
         ({"classes": ("cat", "cow")}, ["cat, dog; cat, cow", "one task"]),
     ],
 )
