@@ -1,7 +1,7 @@
 """How much of a gap every line closes: its runs and those at both ends of the gap, its figure and its tables."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, nan
 from typing import Any
@@ -9,16 +9,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from syncnorm.config import Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Axis, Gap, names_of
 from syncnorm.study.figures import Sheet, below, compose, panel_titles
 from syncnorm.study.labels import listing, setting
 from syncnorm.study.lines import Place, place
-from syncnorm.study.panels import FAINT, Styles, draw_line, grid, is_numeric, x_axis
+from syncnorm.study.panels import FAINT, Styles, draw_line, grid, is_numeric, positions, x_axis
 from syncnorm.study.points import Points, agrees, fits, gather, without_repeats
 from syncnorm.study.spec import flatten
 from syncnorm.study.statistics import Share, Summary, paired, share_closed
-from syncnorm.study.store import Results, Row
+from syncnorm.study.store import About, Results, Row
 from syncnorm.study.tables import (
     MINUS,
     NOTHING,
@@ -53,6 +54,8 @@ class Shares:
     """By (panel, x)."""
     values: dict[Place, Share]
     """By (panel, line, x), where the line and both ends have a seed in common."""
+    nobody: list[str]
+    """Ends that the study has no runs at."""
 
     def size(self, panel: Any, x: Any) -> Summary | None:
         """Return the gap itself, high - low, over the seeds that both ends have."""
@@ -80,13 +83,26 @@ def shares_of(gap: Gap, results: Results) -> Shares:
             panel, _, x = place(gap, fields, about.base)
             ends[panel, x] = low.values(fields), high.values(fields)
     shares = {at: share_closed(values, *ends[at[0], at[2]]) for at, values in points.values.items()}
-    return Shares(gap, points, ends, {at: share for at, share in shares.items() if share})
+    nobody = [end.name for end in (low, high) if not end.runs]
+    return Shares(gap, points, ends, {at: share for at, share in shares.items() if share}, nobody)
+
+
+def check_gaps(about: About, runs: Sequence[Run]) -> None:
+    """Raise the `UserError` that a gap figure of these runs would end with, before any of them is trained."""
+    rows = {
+        run_id(run): {"run_id": run_id(run), "config": describe(run), "metrics": {}, "evaluated_by": ""}
+        for run in runs
+    }
+    for figure in about.figures:
+        if isinstance(figure, Gap):
+            shares_of(figure, Results(about, rows))
 
 
 class _End:
     """The runs at one end of a gap, and which of them a run is compared with."""
 
     def __init__(self, name: str, gap: Gap, results: Results) -> None:
+        self.name = name
         wanted = {**gap.where, **(gap.low if name == "low" else gap.high)}
         self.runs = {run: fields for run, fields in results.about.runs.items() if agrees(fields, wanted)}
         self._panel, self._x = (self._open(axis, wanted) for axis in (gap.panel, gap.x))
@@ -154,6 +170,10 @@ def draw_gap(shares: Shares) -> Figure:
                 if isfinite(value) and not bounds[0] <= value <= bounds[1]:
                     up = value > bounds[1]
                     ax.plot(at, bounds[up], "^" if up else "v", color=styles[line].color, clip_on=False, markersize=6)
+        for x, at in zip(points.xs, positions(points.xs), strict=True):
+            here = [share for (where, _, other), share in shares.values.items() if (where, other) == (panel, x)]
+            if here and not any(share.closed for share in here):
+                ax.text(at, 50, NO_GAP, rotation=90, ha="center", va="center", fontsize=8, color=FAINT)
         ax.set_ylim(*bounds)
         grid(ax)
 
@@ -223,6 +243,8 @@ def _percent(share: float) -> str:
 
 def _seeds(shares: Shares) -> str:
     counts = sorted({share.gap.n for share in shares.values.values()})
+    if shares.nobody:
+        return f"the study has no runs at the {' and the '.join(shares.nobody)} end of the gap"
     if not counts:
         return "no line and both ends of the gap have a seed in common yet"
     n = shares.usual_n()
@@ -242,7 +264,7 @@ def _footnote(shares: Shares) -> str:
     """Return what the marks mean, and what is not there."""
     found = shares.values.values()
     if not found:
-        return f"{_ends(shares)}\nN{_seeds(shares)[1:]}."
+        return f"{_ends(shares)}\n{_seeds(shares).capitalize()}."
     notes = [f"{_ends(shares)} Ratio of means with Fieller's 95 % interval, {_seeds(shares)}."]
     if without := sum(share.closed is None for share in found):
         notes.append(f"Not shown: {without} shares of gaps whose 95 % interval holds zero.")

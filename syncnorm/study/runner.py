@@ -14,12 +14,13 @@ from pathlib import Path
 from syncnorm.config import ClientEngine, Devices, Engine, Result, Run, describe, layout, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
+from syncnorm.study.exhibits import Gap
 from syncnorm.study.mirror import STALL_SECONDS, Mirror, Mode
 from syncnorm.study.outcome import FIT, Failure, load_fit, refuse_mistakes
 from syncnorm.study.progress import Meter
 from syncnorm.study.ranks import die_with_parent, rank, take_part, world_size
 from syncnorm.study.spec import Study, expand, values_at, with_engine
-from syncnorm.study.store import Store, failed_row, finished_row, read
+from syncnorm.study.store import Store, about_study, failed_row, finished_row, read
 from syncnorm.study.workers import Ended, Started, work
 
 INTERRUPTED_SECONDS = 3.0
@@ -59,6 +60,7 @@ def run_study(
             take_part((), load_fit(fit), lambda run, outcome: None)
             return
     label = _labeller(study, runs)
+    _refuse_gaps(study, runs)
     refuse_mistakes(_unfinished(runs, Path(out)), fit, label)
     with Store.open(out, study, command) as store:
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
@@ -73,6 +75,14 @@ def run_study(
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
+
+
+def _refuse_gaps(study: Study, runs: Sequence[Run]) -> None:
+    """Raise the `UserError` that the report of a gap would end with."""
+    if any(isinstance(figure, Gap) for figure in study.figures):
+        from syncnorm.study.gap import check_gaps  # draws figures: not a cost of starting
+
+        check_gaps(about_study(study), runs)
 
 
 class _Record:

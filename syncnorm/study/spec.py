@@ -196,7 +196,8 @@ def with_engine(study: Study, engine: str) -> Study:
     grids = [Grid(study.vary, study.seeds), *study.also]
     worlds = dict.fromkeys(type(base_of(grid.vary, study.base).world) for grid in grids)
     if not any(engine in ENGINES[world] for world in worlds):
-        known = "; ".join(f"those of {world.__name__.lower()} have {', '.join(ENGINES[world])}" for world in worlds)
+        own = {world.__name__.lower(): ", ".join(ENGINES[world]) or "none to choose" for world in worlds}
+        known = "; ".join(f"those of {world} have {engines}" for world, engines in own.items())
         raise UserError(f"no run of study '{study.name}' has an engine '{engine}': {known}.")
 
     def moved(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:

@@ -43,8 +43,10 @@ def test_an_option_is_a_field_of_those_that_hold_it() -> None:
     assert value_at(config, "world.method_options.frozen_from") == 0.5
     assert has(config, "model_options.width")
     assert not has(config, "model_options.init")
-    with pytest.raises(UserError, match="unknown field of a run 'model_option.width'"):
+    with pytest.raises(UserError, match=r"unknown field of a run 'model_option.width'"):
         with_field(base, "model_option.width", 3)
+    texts = ["4", "0.5", "true", "glorot"]
+    assert [parse(base, "model_options.width", text) for text in texts] == [4, 0.5, True, "glorot"]
 
 
 def test_runs_are_the_product_of_values_one_seed_after_the_other() -> None:
@@ -95,7 +97,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"vary": {"lr": ["0.1"]}}, "optim.lr is '0.1': it must be a number."),
         ({"vary": {"per_device_batch": [4.0]}}, "world.per_device_batch is 4.0: it must be a whole number."),
         ({"vary": {"norm": [3]}}, "norm is 3: it must be a Norm."),
-        ({"vary": {"world": ["2"]}}, "world is '2': it must be a Devices or a Clients."),
+        ({"vary": {"world": ["2"]}}, "world is '2': it must be a Devices or a Clients or a Domains."),
         (
             {"vary": {"norm": [Norm("gn", {"dtype": object()})]}},
             "it must hold plain numbers, texts, lists and dicts.",

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from syncnorm.study.statistics import Summary, overlap, paired, summarise
+from syncnorm.study.statistics import (
+    Estimate,
+    Share,
+    Summary,
+    fieller,
+    geometric,
+    overlap,
+    paired,
+    share_closed,
+    summarise,
+)
 
 T_975 = {2: 12.7062047364, 3: 4.3026527297, 5: 2.7764451052, 10: 2.2621571628, 31: 2.0422724563}
 """Two-sided 95 % t quantiles from printed tables, by n."""
@@ -67,3 +77,94 @@ def test_overlap_needs_two_intervals_that_do_not_touch() -> None:
     assert not overlap(high, low)
     assert overlap(Summary(2, 0.0, 0.1, 0.5), Summary(2, 1.0, 0.1, 0.5))
     assert overlap(summarise([0.0]), high)
+
+
+def t_statistic(a: list[float], b: list[float], ratio: float) -> float:
+    """Return that of the mean of a - ratio b against zero."""
+    return abs(float(stats.ttest_1samp(np.subtract(a, np.multiply(ratio, b)), 0.0).statistic))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_fieller_holds_just_the_ratios_that_the_t_test_does_not_reject(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(3, 9))
+    shared = draw.normal(0, 0.02, n)
+    b = list(draw.choice([-0.2, 0.2]) + shared + draw.normal(0, 0.02, n))
+    a = list(draw.uniform(-0.2, 0.3) + shared + draw.normal(0, 0.03, n))
+    interval = fieller(a, b)
+    assert interval is not None
+    quantile = stats.t.ppf(0.975, n - 1)
+    ratios = np.linspace(-6, 6, 2401)
+    held = np.array([t_statistic(a, b, ratio) <= quantile for ratio in ratios])
+    np.testing.assert_array_equal(held, (interval[0] <= ratios) & (ratios <= interval[1]))
+    assert held.any()
+    assert [t_statistic(a, b, end) for end in interval] == pytest.approx([quantile, quantile])
+
+
+@pytest.mark.parametrize("b", [[0.1, -0.1, 0.2], [-0.01, 0.3, 0.3]])
+def test_fieller_is_unbounded_where_the_interval_of_the_gap_holds_zero(b: list[float]) -> None:
+    low, high = summarise(b).interval or (nan, nan)
+    assert low <= 0 <= high
+    assert fieller([0.5, 0.6, 0.7], b) is None
+    quantile = stats.t.ppf(0.975, 2)
+    assert all(t_statistic([0.5, 0.6, 0.7], b, ratio) <= quantile for ratio in (-1e6, 1e6))
+    assert fieller([0.5, 0.6, 0.7], [0.0, 0.0, 0.0]) is None
+
+
+def test_fieller_covers_the_true_ratio_in_95_of_100_samples() -> None:
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        shared = draw.normal(0, 0.03, 5)
+        interval = fieller(
+            list(0.12 + shared + draw.normal(0, 0.02, 5)), list(0.2 + shared + draw.normal(0, 0.01, 5))
+        )
+        covered += interval is not None and interval[0] <= 0.6 <= interval[1]
+    assert 0.935 < covered / 2000 < 0.965
+
+
+def test_a_share_is_a_ratio_of_means_over_the_seeds_that_all_have() -> None:
+    line, low, high = (
+        {0: 0.80, 1: 0.82, 2: 0.81, 7: 0.1},
+        {0: 0.7, 1: 0.7, 2: 0.72},
+        {0: 0.9, 1: 0.92, 2: 0.9, 3: 0.0},
+    )
+    share = share_closed(line, low, high)
+    assert share is not None
+    assert share.closed is not None
+    assert share.closed.value == pytest.approx(0.31 / 0.60)
+    assert share.gap == summarise([0.9 - 0.7, 0.92 - 0.7, 0.9 - 0.72])
+    assert share.closed.n == 3
+    assert share.closed.interval == pytest.approx(fieller([0.10, 0.12, 0.09], [0.2, 0.22, 0.18]))
+    assert share_closed({5: 0.1}, low, high) is None
+
+
+def test_ends_of_a_gap_are_0_and_1_without_spread_and_one_seed_has_no_interval() -> None:
+    low, high = {0: 0.70, 1: 0.71, 2: 0.69}, {0: 0.9, 1: 0.93, 2: 0.9}
+    for line, value in ((low, 0.0), (high, 1.0)):
+        share = share_closed(line, low, high)
+        assert share is not None
+        assert share.closed is not None
+        assert share.closed.interval == pytest.approx((value, value), abs=1e-12)
+    alone = share_closed({0: 0.8}, low, high)
+    assert alone is not None
+    assert alone.closed is not None
+    assert alone.closed == Estimate(1, pytest.approx(0.5), None)
+    assert share_closed({0: 0.8}, low, low) == Share(None, Summary(1, 0.0, None, None))
+
+
+def test_a_gap_that_may_be_zero_has_no_share() -> None:
+    low, high = {0: 0.7, 1: 0.9, 2: 0.8}, {0: 0.8, 1: 0.8, 2: 0.9}
+    share = share_closed({0: 0.8, 1: 0.85, 2: 0.8}, low, high)
+    assert share is not None
+    assert share.closed is None
+    assert share.gap.mean == pytest.approx(0.1 / 3)
+
+
+def test_the_geometric_mean_is_that_of_logarithms() -> None:
+    values = list(np.random.default_rng(3).lognormal(-5, 1, 6))
+    one = geometric(values)
+    assert one.value == pytest.approx(stats.gmean(values))
+    expected = stats.t.interval(0.95, 5, np.mean(np.log(values)), stats.sem(np.log(values)))
+    assert one.interval == pytest.approx(tuple(np.exp(expected)))
+    assert geometric([0.01]) == Estimate(1, pytest.approx(0.01), None)
