@@ -1,5 +1,6 @@
 """Changes to a study from the command line: values that a field takes, written as text."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from types import NoneType, UnionType
@@ -41,11 +42,13 @@ def refuse_varied(study: Study, options: Sequence[str]) -> None:
 
 
 def parse(run: Run, name: str, text: str) -> Any:
-    """Return the value that `text` means for the field `name`."""
+    """Return the value that `text` means for the field `name`; for an option, a JSON value or else a text."""
     *owners, last = field_path(run, name)
     owner: Any = run
     for part in owners:
         owner = getattr(owner, part)
+    if isinstance(owner, dict):
+        return _option(text)
     hint = get_type_hints(type(owner))[last]
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if NoneType in kinds and text.lower() == "none":
@@ -64,3 +67,10 @@ def parse(run: Run, name: str, text: str) -> Any:
     except ValueError:
         what = "a whole number" if kind is int else "a number"
         raise UserError(f"--vary {name}: '{text}' is not {what}.") from None
+
+
+def _option(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,79 @@
+"""In binary networks, does batch norm matter because it keeps gradients from growing?
+
+Speaks to: Sari, Belbahri & Partovi Nia (arXiv 1909.09139), who say so of binary networks, and that initialisations
+           made for real networks mean nothing to them. No number of theirs is reproduced.
+Run:       syncnorm run experiments/binary.py [--quick]
+
+An MLP of eight hidden binary layers, 128 wide, between a real first layer and a real classifier; digits, Adam. The
+gradient norm is that of the loss by each layer's output, for the first batch of training, before and after training.
+Beside batch norm and none: layer norm, which takes a scale from each sample alone; and no norm but binary layers
+divided by the square root of their inputs' number, which is a fixed scale that nothing measures. If batch norm only
+keeps gradients from growing, these two should do as well. Real networks of the same shape show what the
+initialisations do where scales are seen. SGD stands beside Adam, since the steps of Adam do not grow with a gradient.
+"""
+
+from dataclasses import replace
+
+from syncnorm.config import Data, Devices, Optim, Run
+from syncnorm.study import Columns, Curve, Grid, Profile, Study
+
+BINARY, INIT, SCALED = "model_options.binary", "model_options.init", "model_options.scaled"
+NORMS = ["bn", "ln", "none"]
+INITS = ["glorot", "he", "uniform"]
+LINE = ("norm", SCALED)
+SGD = Optim(name="sgd", lr=0.05, epochs=10, weight_decay=0.0)
+
+BASE = Run(
+    data=Data("digits", train_limit=1400),
+    model="binary_mlp",
+    model_options={"width": 128, "depth": 8, "init": "glorot", "binary": True, "scaled": False},
+    world=Devices(per_device_batch=32),
+    optim=Optim(name="adam", lr=0.003, epochs=10, weight_decay=0.0),
+)
+
+FIGURES = (
+    *(
+        Profile(line=LINE, panel=INIT, metric=metric, where={BINARY: binary, "optim": "adam"}, title=title)
+        for metric, binary, title in (
+            ("gradient_norm_initial", True, "Binary networks: gradient norm by layer, before training"),
+            ("gradient_norm_final", True, "Binary networks: gradient norm by layer, after training"),
+            ("gradient_norm_initial", False, "Real networks: gradient norm by layer, before training"),
+        )
+    ),
+    Curve(x=INIT, line=LINE, panel=BINARY, where={"optim": "adam"}, title="Accuracy by initialisation"),
+    Columns(
+        line=LINE,
+        metrics=("accuracy", "loss", "train_loss"),
+        panel=INIT,
+        where={BINARY: True, "optim": "adam"},
+        title="Binary networks, Adam",
+    ),
+    Columns(
+        line=LINE,
+        metrics=("accuracy", "loss", "train_loss"),
+        panel="optim",
+        where={BINARY: True, INIT: "glorot"},
+        title="Binary networks of Glorot's initialisation, by optimiser",
+    ),
+)
+
+STUDY = Study(
+    name="binary",
+    question="In binary networks, does batch norm matter because it keeps gradients from growing?",
+    base=BASE,
+    vary={"norm": NORMS, INIT: INITS, BINARY: [True, False]},
+    seeds=5,
+    also=(
+        Grid({"norm": ["none"], INIT: INITS, SCALED: [True]}),
+        Grid({"norm": NORMS, "optim": [SGD]}),
+        Grid({"norm": ["none"], SCALED: [True], "optim": [SGD]}),
+    ),
+    figures=FIGURES,
+    quick={
+        "base": replace(BASE, optim=replace(BASE.optim, epochs=4)),
+        "vary": {"norm": ["bn", "none"], INIT: ["glorot", "uniform"], BINARY: [True, False]},
+        "seeds": 2,
+        "also": (),
+        "figures": FIGURES[:5],
+    },
+)
