@@ -123,7 +123,7 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
     for layer, where in layers.items():
         _check(where, layer)
     swaps = {layer: _substitute(original(layer, model), name, options) for layer in layers}
-    model = _replace(model, swaps)
+    model = replace_modules(model, swaps)
     for new in swaps.values():
         if hasattr(new, _ORIGIN):
             getattr(new, _ORIGIN).place = _place(new, model)
@@ -134,7 +134,7 @@ def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
     """Do what `revert` does, to these converted layers of `model` (with their names) alone."""
     for layer, where in layers.items():
         _check_parameters(where, layer)
-    return _replace(model, {layer: original(layer, model) for layer in layers})
+    return replace_modules(model, {layer: original(layer, model) for layer in layers})
 
 
 def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
@@ -235,7 +235,8 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
     target.train(source.training)
 
 
-def _replace(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
+def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Put modules in the place of others, in place, wherever `model` has them; return the model, or its own swap."""
     if model in swaps:
         return swaps[model]
     for parent in list(model.modules()):

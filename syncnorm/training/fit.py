@@ -28,9 +28,9 @@ from syncnorm.seeds import derive
 from syncnorm.training.batches import RankBatches, evaluate
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.gradients import gradient_profile
-from syncnorm.training.prepare import Prepared, copied_for_ranks, devices, goes_by_device, prepare
+from syncnorm.training.prepare import Prepared, devices, goes_by_device, needs_virtual_ranks, prepare
 from syncnorm.training.rank_statistics import layers_with_statistics, statistics_by_rank, use_statistics
-from syncnorm.training.virtual_ranks import VirtualRanks
+from syncnorm.training.virtual_ranks import on_virtual_ranks, rank_0
 
 
 def fit(run: Run) -> Result:
@@ -92,8 +92,9 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
     """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
     ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
-    copied = copied_for_ranks(run.norm.name, devices(run))
-    classifier = Classifier(VirtualRanks(prepared.model, ranks) if copied else prepared.model, optim=run.optim)
+    several = needs_virtual_ranks(run.norm.name, devices(run))
+    model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
+    classifier = Classifier(model, optim=run.optim)
     batches = _batches(run, prepared, rank)
     with quiet():
         trainer = pl.Trainer(
@@ -104,14 +105,14 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
             **_placement(run),
         )
         trainer.fit(classifier, datamodule=batches)
-    classifier.model = prepared.model  # rank 0's, where each had one
+    classifier.model = rank_0(classifier.model)
     return classifier, batches
 
 
 def _first_batch(run: Run, prepared: Prepared) -> tuple[Tensor, Tensor]:
     """Return what the first step of training sees; of norms that each rank has a copy for, what rank 0 sees."""
     x, y = next(iter(_batches(run, prepared, rank=None).train_dataloader()))
-    ranks = len(prepared.shards) if copied_for_ranks(run.norm.name, devices(run)) else 1
+    ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
     return x[::ranks], y[::ranks]
 
 

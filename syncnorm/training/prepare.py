@@ -17,7 +17,7 @@ from syncnorm.models import make_model
 from syncnorm.norms import norm_options, sees_batch
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
-from syncnorm.training.virtual_ranks import copy_sharing_parameters
+from syncnorm.training.virtual_ranks import BY_CHANNEL, copy_sharing_parameters
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -74,16 +74,18 @@ def layer_of(norm: Norm, world: Devices | Clients | Domains) -> tuple[str, dict[
     """Return the name and options of the layer that plays `norm` in `world`.
 
     Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
-    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. (Other norms that see the
-    batch get a copy of the model for each rank, see `copied_for_ranks`.) Clients are no ranks. A norm that tells
-    domains apart has as many as train.
+    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. (For other norms that see
+    the batch there is `on_virtual_ranks`.) EvalNorm expects the batch of a device unless told. Clients are no ranks.
+    A norm that tells domains apart has as many as train.
     """
     if isinstance(world, Domains):
         seen = len(world.domains) - len(world.unseen)
         return norm.name, {"domains": seen, **norm.options} if norm.name == "domain_bn" else norm.options
     if isinstance(world, Clients):
         return norm.name, norm.options
-    ranks, _ = layout(world)
+    ranks, per_device_batch = layout(world)
+    if norm.name == "eval_norm":
+        return norm.name, {"batch": per_device_batch, **norm.options}
     if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
         within = norm.options.get("virtual_ranks", 1)
         return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
@@ -102,8 +104,8 @@ def goes_by_device(norm: str) -> bool:
     return norm != "sync_bn" and sees_batch(norm)
 
 
-def copied_for_ranks(norm: str, world: Devices) -> bool:
-    """Return whether each virtual rank of `world` needs a copy of the model: `norm` has no kernel for all at once."""
+def needs_virtual_ranks(norm: str, world: Devices) -> bool:
+    """Return whether `norm` needs `on_virtual_ranks` in `world`: no layer of its own stands for all ranks at once."""
     ranks, _ = layout(world)
     return world.engine == "virtual" and ranks > 1 and goes_by_device(norm) and not statistics_are_kept_by_rank(norm)
 
@@ -191,8 +193,8 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
 
 
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
-    """Where the model will be copied for the ranks, train a copy on one device's first batch, forward alone."""
-    if not copied_for_ranks(run.norm.name, devices(run)):
+    """Where the ranks will each have a copy of the model, run one device's first batch through one, in training."""
+    if not needs_virtual_ranks(run.norm.name, devices(run)) or run.norm.name in BY_CHANNEL:
         return
     try:
         with torch.random.fork_rng(devices=[]):

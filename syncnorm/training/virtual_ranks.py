@@ -1,27 +1,100 @@
-"""Virtual ranks for any norm that goes by the batch of one device: a copy of the model for each, in one process."""
+"""Virtual ranks, in one process, for any norm that goes by the batch of one device.
+
+`GhostBatchNorm` is batch norm on virtual ranks. For other norms there are two ways, with the same result:
+
+- Where a norm treats every channel by itself, R ranks of C channels are one layer of R * C channels.
+- Where it does not, each rank has a copy of the model. Cross-iteration batch norm, for one, follows the weight of the
+  convolution before it.
+
+Either way the ranks share their parameters, and each has statistics of its own. What the mean loss of the whole batch
+gives as gradient is then the mean of the ranks' gradients, which is DDP on R devices without `broadcast_buffers`.
+(A norm that keeps gradients keeps 1 / R of what a device would.) Evaluation is by rank 0's, which DDP would save.
+"""
 
 import copy
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from syncnorm.errors import UserError
+from syncnorm.surgery.convert import converted_layers, replace_modules
+
+BY_CHANNEL = {
+    *("alpha_bn", "brn", "diminishing_bn", "eval_norm", "evonorm_b0", "example_bn", "full_norm", "hybrid_bn", "iabn"),
+    *("mabn", "online_bn", "prediction_bn"),
+}
+"""Norms that treat every channel by itself, by what one device's batch has of it."""
 
 
-class VirtualRanks(nn.Module):
-    """R copies of a model with the same parameters, each with buffers and a memory of its own.
+def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
+    """Return what trains `model`, whose batch norms were converted to `norm`, on so many ranks; it holds the model.
 
-    In training, rank r's copy sees samples r, r + R, r + 2R, ..., as `data.rank_batches` deals them. What the mean
-    loss of the whole batch gives as gradient is then the mean of the ranks' gradients, which is DDP on R devices
-    without `broadcast_buffers`. (A norm that keeps gradients keeps 1 / R of what a device would.) Evaluation is that
-    of rank 0's copy, which DDP would save.
+    Raises:
+        UserError: a model that has to be copied, and cannot be.
+    """
+    if norm not in BY_CHANNEL:
+        return ModelCopies(model, ranks)
+    norms = [layer for layer in converted_layers(model) if hasattr(layer, "num_features")]
+    return replace_modules(model, {layer: RanksAsChannels(layer, ranks) for layer in norms})
 
-    It is the whole model that is copied and not its norms alone, since a norm may look beyond its own input:
-    cross-iteration batch norm follows the weight of the convolution before it. `GhostBatchNorm` does the same for
-    batch norm, in one kernel.
+
+def rank_0(model: nn.Module) -> nn.Module:
+    """Return rank 0's model from what `on_virtual_ranks` gave; any other model is its own."""
+    if isinstance(model, ModelCopies):
+        return model.copies[0]
+    widened = [module for module in model.modules() if isinstance(module, RanksAsChannels)]
+    return replace_modules(model, {module: module.rank_0() for module in widened})
+
+
+class RanksAsChannels(nn.Module):
+    """A norm layer on R virtual ranks; in training, rank r normalises samples r, r + R, r + 2R, ... of the batch.
+
+    A batch (b * R, C, ...) is (b, R * C, ...) in the same memory, and one layer of R * C channels serves it.
 
     Args:
-        model: becomes rank 0's copy, as it is; takes (N, ...) and returns (N, ...).
+        layer: treats every channel by itself; becomes rank 0's.
+        ranks: R.
+
+    Raises:
+        UserError: in training, a batch of N samples that is no multiple of R.
+    """
+
+    def __init__(self, layer: nn.Module, ranks: int) -> None:
+        super().__init__()
+        self.layer, self.ranks = layer, ranks
+        self.channels = int(layer.num_features)  # type: ignore[arg-type]
+        self.wide = copy_sharing_parameters(layer)
+        self.wide.num_features = ranks * self.channels  # type: ignore[assignment]
+        for name, buffer in layer.named_buffers():
+            if buffer.dim():
+                setattr(self.wide, name, buffer.repeat(*[1] * (buffer.dim() - 1), ranks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` of shape (N, C, ...), N = b * R in training."""
+        if not self.training:
+            y: Tensor = self.rank_0()(x)
+            return y
+        check_samples(x, self.ranks)
+        as_channels = x.reshape(len(x) // self.ranks, self.ranks * self.channels, *x.shape[2:])
+        parameters = {name: parameter.repeat(self.ranks) for name, parameter in self.layer.named_parameters()}
+        wide: Tensor = functional_call(self.wide, parameters, (as_channels,))
+        return wide.reshape(x.shape)
+
+    @torch.no_grad()
+    def rank_0(self) -> nn.Module:
+        """Return the layer with rank 0's statistics."""
+        seen = dict(self.wide.named_buffers())
+        for name, buffer in self.layer.named_buffers():
+            buffer.copy_(seen[name][..., : self.channels] if buffer.dim() else seen[name])
+        return self.layer
+
+
+class ModelCopies(nn.Module):
+    """R copies of a model with the same parameters; in training, rank r's takes samples r, r + R, r + 2R, ...
+
+    Args:
+        model: becomes rank 0's copy; takes (N, ...) and returns (N, ...).
         ranks: R.
 
     Raises:
@@ -33,27 +106,32 @@ class VirtualRanks(nn.Module):
         self.copies = nn.ModuleList([model, *(copy_sharing_parameters(model) for _ in range(ranks - 1))])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each sample's rank makes of it, in the order of `x`."""
+        """Return what each sample's rank makes of it, in the order of `x`; in evaluation, what rank 0 does."""
         if not self.training:
             y: Tensor = self.copies[0](x)
             return y
         ranks = len(self.copies)
-        if len(x) % ranks:
-            raise UserError(
-                f"{len(x)} samples do not divide over {ranks} virtual ranks: give each rank as many, for example by "
-                "dropping the last incomplete batch."
-            )
+        check_samples(x, ranks)
         by_rank = [model(x[rank::ranks]) for rank, model in enumerate(self.copies)]
         return torch.stack(by_rank, dim=1).flatten(0, 1)
 
 
-def copy_sharing_parameters(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` with the very same parameters, and all else of its own."""
+def copy_sharing_parameters(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` with the very same parameters, and all else of its own."""
     try:
-        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
     except Exception as error:  # whatever a module of the user's own holds
-        kind = type(model).__name__
+        kind = type(module).__name__
         raise UserError(
             f"virtual ranks need a copy of the model each, and {kind} cannot be copied ({error}): write "
             "engine='torchrun', or train on one rank."
         ) from error
+
+
+def check_samples(x: Tensor, ranks: int) -> None:
+    """Raise `UserError` where the ranks would not have as many samples each."""
+    if len(x) % ranks:
+        raise UserError(
+            f"{len(x)} samples do not divide over {ranks} virtual ranks: give each rank as many, for example by "
+            "dropping the last incomplete batch."
+        )

@@ -1,8 +1,9 @@
-"""Virtual ranks of any norm: R copies of a model in one process are R devices that average their gradients."""
+"""Virtual ranks of any norm, in one process, are R devices that average their gradients."""
 
 import copy
 import sys
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from syncnorm.errors import UserError
 from syncnorm.surgery import batch_norms
 from syncnorm.training import check, fit
 from syncnorm.training.classifier import make_optimizer
-from syncnorm.training.virtual_ranks import VirtualRanks
+from syncnorm.training.prepare import layer_of
+from syncnorm.training.virtual_ranks import BY_CHANNEL, ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 
 RANKS, STEPS = 3, 4
 OPTIM = Optim(lr=0.1, momentum=0.9, weight_decay=1e-2)
@@ -29,6 +31,11 @@ NORMS: dict[str, dict[str, Any]] = {
     "full_norm": {},
     "eval_norm": {"batch": 2},
     "hybrid_bn": {},
+    "example_bn": {"alpha": 0.3},
+    "prediction_bn": {"prior_count": 4},
+    "alpha_bn": {},
+    "iabn": {"k": 1.0},
+    "online_bn": {},
 }
 
 SHORT = Run(
@@ -92,8 +99,7 @@ def trained_on_devices(model: nn.Module, per_rank: int) -> tuple[list[nn.Module]
     return models, outputs
 
 
-def trained_virtually(model: nn.Module, per_rank: int) -> tuple[VirtualRanks, list[Tensor]]:
-    ranks = VirtualRanks(model, RANKS)
+def trained_virtually(ranks: nn.Module, per_rank: int) -> list[Tensor]:
     optimizer = make_optimizer(ranks.named_parameters(), OPTIM)
     outputs = []
     for x, y in batches(per_rank):
@@ -102,54 +108,76 @@ def trained_virtually(model: nn.Module, per_rank: int) -> tuple[VirtualRanks, li
         optimizer.zero_grad()
         nn.functional.cross_entropy(logits, y).backward()
         optimizer.step()
-    return ranks, outputs
+    return outputs
+
+
+def made(norm: str, way: str) -> nn.Module:
+    return (
+        ModelCopies(model_with(norm), RANKS) if way == "copies" else on_virtual_ranks(model_with(norm), norm, RANKS)
+    )
+
+
+WAYS = [*product(NORMS, ["copies"]), *product(sorted(BY_CHANNEL & NORMS.keys()), ["channels"])]
 
 
 @pytest.mark.parametrize("per_rank", [1, 2])
-@pytest.mark.parametrize("norm", NORMS)
-def test_copies_are_devices_that_average_their_gradients(norm: str, per_rank: int) -> None:
+@pytest.mark.parametrize(("norm", "way"), WAYS)
+def test_virtual_ranks_are_devices_that_average_their_gradients(norm: str, way: str, per_rank: int) -> None:
     devices, device_outputs = trained_on_devices(model_with(norm), per_rank)
-    virtual, virtual_outputs = trained_virtually(model_with(norm), per_rank)
+    virtual = made(norm, way)
+    assert isinstance(virtual, ModelCopies) == (way == "copies")
+    virtual_outputs = trained_virtually(virtual, per_rank)
     torch.testing.assert_close(virtual_outputs, device_outputs, rtol=1e-10, atol=1e-10)
-    for mine, its in zip(virtual.copies, devices, strict=True):
-        state = mine.state_dict()
-        for name in [name for name in state if name.endswith(".gradients")]:
-            state[name] *= RANKS  # a rank's part of the mean loss over all samples is 1 / R of a device's loss
-        torch.testing.assert_close(state, its.state_dict(), rtol=1e-10, atol=1e-10)
     x = torch.randn(5, 2, 6, 6, dtype=torch.float64)
     torch.testing.assert_close(virtual.eval()(x), devices[0].eval()(x), rtol=1e-10, atol=1e-10)
+    state = rank_0(virtual).state_dict()
+    for name in [name for name in state if name.endswith(".gradients")]:
+        state[name] *= RANKS  # a rank's part of the mean loss over all samples is 1 / R of a device's loss
+    torch.testing.assert_close(state, devices[0].state_dict(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("norm", ["brn", "mabn", "cbn"])
-def test_ranks_see_other_samples_and_so_have_other_statistics(norm: str) -> None:
-    virtual, _ = trained_virtually(model_with(norm), 2)
-    first, second = (dict(model.named_buffers()) for model in virtual.copies[:2])
-    kept = "norm1.running_square" if norm == "mabn" else "norm1.running_mean"
-    assert not torch.allclose(first[kept], second[kept])
+def test_every_norm_by_channel_is_tried() -> None:
+    assert NORMS.keys() >= BY_CHANNEL
+
+
+@pytest.mark.parametrize("way", ["copies", "channels"])
+@pytest.mark.parametrize("norm", ["brn", "mabn"])
+def test_ranks_see_other_samples_and_so_have_other_statistics(norm: str, way: str) -> None:
+    virtual = made(norm, way)
+    trained_virtually(virtual, 2)
+    name = "norm1.running_square" if norm == "mabn" else "norm1.running_mean"
+    if isinstance(virtual, ModelCopies):
+        first, second = (model.get_buffer(name) for model in virtual.copies[:2])
+    else:
+        first, second = virtual.get_buffer(name.replace(".", ".wide.")).split(4)[:2]
+    assert not torch.allclose(first, second)
 
 
 def test_parameters_are_one_and_move_together() -> None:
-    model = model_with("mabn")
-    ranks = VirtualRanks(model, RANKS)
-    assert ranks.copies[0] is model
-    assert len(list(ranks.parameters())) == len(list(model.parameters()))
-    assert len(list(ranks.buffers())) == RANKS * len(list(model.buffers()))
-    ranks.float()
-    for other in ranks.copies:
-        assert all(mine is its for mine, its in zip(model.parameters(), other.parameters(), strict=True))
-    assert {tensor.dtype for tensor in (*ranks.parameters(), *ranks.buffers())} == {torch.float32, torch.int64}
-    assert not ranks.eval().copies[2].norm1.training
+    for way in ("copies", "channels"):
+        model = model_with("mabn")
+        before = dict(model.named_parameters())
+        ranks = ModelCopies(model, RANKS) if way == "copies" else on_virtual_ranks(model, "mabn", RANKS)
+        assert {id(p) for p in ranks.parameters()} == {id(p) for p in before.values()}
+        ranks.float()
+        assert rank_0(ranks) is model
+        assert {tensor.dtype for tensor in (*ranks.parameters(), *ranks.buffers())} == {torch.float32, torch.int64}
+        after = dict(model.named_parameters())
+        assert after.keys() == before.keys()
+        assert all(after[name] is before[name] for name in after)
+        assert not any(isinstance(module, RanksAsChannels) for module in model.modules())
 
 
-def test_samples_that_do_not_divide_are_refused_in_training_alone() -> None:
-    ranks = VirtualRanks(model_with("brn"), RANKS)
+@pytest.mark.parametrize("way", ["copies", "channels"])
+def test_samples_that_do_not_divide_are_refused_in_training_alone(way: str) -> None:
+    ranks = made("brn", way)
     x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
     with pytest.raises(UserError, match="4 samples do not divide over 3 virtual ranks"):
         ranks(x)
     assert ranks.eval()(x).shape == (4, 3)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["brn", "mabn", "cbn", "evonorm_b0", "full_norm", "eval_norm"])
 def test_a_run_has_them_and_is_evaluated_by_rank_0(norm: str) -> None:
     run = replace(SHORT, norm=Norm(norm, NORMS[norm]), world=Devices(global_batch=16, per_device_batch=1))
     result = fit(run)
@@ -169,6 +197,12 @@ def test_what_a_run_leaves_is_rank_0s_model(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(("norm", "shown"), [("none", "none"), ("gn", "none"), ("frozen_bn", "own (one device)")])
 def test_who_evaluates_where_no_rank_has_statistics_of_its_own(norm: str, shown: str) -> None:
     assert fit(replace(SHORT, norm=Norm(norm))).evaluated_by == shown
+
+
+def test_eval_norm_expects_the_batch_of_a_device() -> None:
+    world = Devices(global_batch=16, per_device_batch=2)
+    assert layer_of(Norm("eval_norm"), world) == ("eval_norm", {"batch": 2})
+    assert layer_of(Norm("eval_norm", {"batch": 5}), world) == ("eval_norm", {"batch": 5})
 
 
 def one_position(classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -202,7 +236,7 @@ AFTER_RELU = {"model": "test_virtual_ranks:norm_after_relu", "model_options": {}
         ("brn", ONE_POSITION, "layer '2' of model 'test_virtual_ranks:one_position' would get one value per channel"),
         ("evonorm_b0", ONE_POSITION, "one value per channel and sample"),
         (
-            "brn",
+            "mixstyle",
             {"model": "test_virtual_ranks:with_a_generator", "model_options": {}},
             "virtual ranks need a copy of the model each, and Sequential cannot be copied",
         ),
