@@ -71,6 +71,7 @@ def exhibits() -> Sequence[Columns | Curve | History]:
         Columns(
             line=LINE,
             metrics=("accuracy", "accuracy_seen"),
+            mean_over=("unseen",),
             where=SHUFFLED,
             title="Accuracy on the domain left out, and on those seen, mean over which one is left out",
         ),
@@ -96,6 +97,7 @@ def exhibits() -> Sequence[Columns | Curve | History]:
         Curve(
             x="adapt",
             line=("norm", "test_order"),
+            mean_over=("unseen",),
             where={"norm": ["bn", "iabn"], "adapt": BATCHWISE, "model_options": {}},
             title="Accuracy on the domain left out, its test shuffled or sorted by label",
         ),
