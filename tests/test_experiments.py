@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from syncnorm.cli import load_study
-from syncnorm.config import Clients, Devices, Run, layout
+from syncnorm.config import Clients, Devices, Domains, Run, layout
 from syncnorm.data import DOMAINS
 from syncnorm.study.fit import fit
 from syncnorm.study.spec import expand, quicker
@@ -40,25 +40,39 @@ def two_rounds_of(run: Run, world: Clients) -> Run:
     return replace(run, data=replace(run.data, train_limit=600, test_limit=100), world=cut)
 
 
-def with_made_up_images(run: Run, folder: Path) -> Run:
+def two_epochs_of(run: Run, world: Domains) -> Run:
+    """Return a run cut to two epochs of few steps, with the unseen domains and two others."""
+    others = [name for name in world.domains if name not in world.unseen][:2]
+    cut = replace(world, domains=(*world.unseen, *others), batch=8, test_batch=8, adapt_samples=8)
+    data = replace(run.data, train_limit=20, test_limit=20)
+    return replace(run, data=data, world=cut, optim=replace(run.optim, epochs=2))
+
+
+def with_made_up_data(run: Run, folder: Path) -> Run:
     """Return a run of domains that are not embedded on noise that lies at `folder`, ten classes a domain."""
-    domains = run.world.domains if isinstance(run.world, Clients) else ()
-    if not set(domains) - set(DOMAINS):
+    domains = () if isinstance(run.world, Devices) else run.world.domains
+    if all(name in DOMAINS or name.startswith(("activity", "biosignal")) for name in domains):
         return run
+    if domains[0].startswith("subject"):
+        make_har(folder / "har", subjects=30)
+        return replace(run, data=replace(run.data, path=str(folder / "har")))
     rng = np.random.default_rng(0)
-    for domain in domains:
+    for domain in set(domains) - set(DOMAINS):
         for label, number in product(range(10), range(6)):
-            image = folder / domain / f"class{label}" / f"{number}.png"
+            image = folder / domain / f"{label}" / f"{number}.png"
             image.parent.mkdir(parents=True, exist_ok=True)
             if not image.exists():
                 Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(image)
-    return replace(run, data=replace(run.data, path=str(folder), size=32))
+    return replace(run, data=replace(run.data, path=str(folder), size=min(run.data.size or 32, 32)))
 
 
 def what_is_tried(run: Run) -> tuple[str, ...]:
     """Return what one run is enough of."""
-    methods = (run.world.method, run.world.algorithm) if isinstance(run.world, Clients) else ()
-    return (run.norm.name, *methods)
+    if isinstance(run.world, Clients):
+        return (run.norm.name, run.world.method, run.world.algorithm)
+    if isinstance(run.world, Domains):
+        return (run.norm.name, str(run.norm.options), str(run.model_options), run.world.adapt, run.world.batches)
+    return (run.norm.name,)
 
 
 def test_there_are_experiments() -> None:
@@ -72,8 +86,11 @@ def test_two_steps(path: Path, tmp_path: Path) -> None:
     assert len(expand(quicker(study))) < len(expand(study))
     for run in {what_is_tried(run): run for run in expand(study)}.values():
         if isinstance(run.world, Clients):
-            result = fit(with_made_up_images(two_rounds_of(run, run.world), tmp_path))
+            result = fit(with_made_up_data(two_rounds_of(run, run.world), tmp_path))
             assert len(result.history["train_loss"]) == 2
+        elif isinstance(run.world, Domains):
+            result = fit(with_made_up_data(two_epochs_of(run, run.world), tmp_path))
+            assert len(result.history["unseen_accuracy"]) == 2
         else:
             result = fit(two_steps_of(run, run.world))
             assert result.metrics["steps"] == 2

@@ -100,7 +100,7 @@ def draw_profile(profiles: Profiles) -> Figure:
         grid(ax)
         if profiles.logarithmic:
             ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            ax.yaxis.set_major_formatter(lambda value, _: power(value))
             ax.yaxis.set_minor_formatter(NullFormatter())
 
     labels = [clip(layer, TICK_CHARACTERS) for layer in points.xs]
@@ -110,6 +110,14 @@ def draw_profile(profiles: Profiles) -> Figure:
     if not points.values:
         figure.axes[0].set_yticks([])
     return figure
+
+
+def power(value: float) -> str:
+    """Return a power of ten, or another number, in the few characters there are beside an axis: 1e-4, 0.01, 1e5."""
+    if 0.01 <= value < 10_000:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def profile_table(profiles: Profiles) -> Table:
