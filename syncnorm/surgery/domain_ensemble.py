@@ -13,6 +13,7 @@ from syncnorm.errors import UserError
 from syncnorm.moments import accumulator
 from syncnorm.norms import DomainBatchNorm, domain
 from syncnorm.surgery.modes import evaluation
+from syncnorm.surgery.operable import call, check_model, uncompiled
 
 
 def domain_embeddings(model: nn.Module) -> Tensor:
@@ -48,11 +49,12 @@ def domain_ensemble(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         UserError: a model without "domain_bn" layers, with layers of differing numbers of domains, or in which none
-            of them has two positions a sample.
+            of them has two positions a sample; an empty batch, or one that the model cannot take; outputs that are no
+            tensor (N, ...).
     """
     layers = _domain_layers(model)
     outputs, distances = [], []
-    with evaluation(model):
+    with evaluation(model), uncompiled():
         for d in range(layers[0].domains):
             output, distance = _as_from(model, layers, x, d)
             outputs.append(output)
@@ -80,10 +82,15 @@ def _as_from(model: nn.Module, layers: list[DomainBatchNorm], x: Tensor, d: int)
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     try:
         with domain(d):
-            output: Tensor = model(x)
+            output = call(model, x, "the batch")
     finally:
         for hook in hooks:
             hook.remove()
+    if len(x) == 0:
+        raise UserError("the batch has no sample, so there is nothing to weigh domains by: give at least one.")
+    if not isinstance(output, Tensor) or output.shape[:1] != x.shape[:1]:
+        what = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise UserError(f"the ensemble mixes outputs (N, ...), and the model returns {what}: let it return those.")
     if not terms:
         raise UserError("no sample has two positions at a 'domain_bn' layer, so none resembles any domain.")
     return output, torch.stack(terms).sum(0)
@@ -95,6 +102,7 @@ def _embedding(layer: DomainBatchNorm) -> Tensor:
 
 
 def _domain_layers(model: nn.Module) -> list[DomainBatchNorm]:
+    check_model(model)
     layers = [module for module in model.modules() if isinstance(module, DomainBatchNorm)]
     counts = sorted({layer.domains for layer in layers})
     if len(counts) != 1:

@@ -109,9 +109,11 @@ def fold_report(model: nn.Module) -> FoldReport:
     """Return what `fold(model)` would do, and leave the model as it is.
 
     Raises:
-        UserError: a forward that cannot be traced.
+        UserError: a forward that cannot be traced; a model that is scripted or quantised, or has no weights yet.
     """
     check_model(model)
+    if any(p.is_meta for p in model.parameters()):
+        raise UserError("the model is on the meta device, where it has no weights to fold into: load them first.")
     if isinstance(model, _NORMS):
         return FoldReport(left={"": _NOTHING_BEFORE})
     if not norms_with_statistics(model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.surgery.convert import batch_norms, convert
+from syncnorm.surgery.operable import call, check_changeable
 
 
 class Tent:
@@ -31,17 +33,35 @@ class Tent:
         self._start = [p.detach().clone() for p in self._affine], copy.deepcopy(optimizer.state_dict())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of `x`, and take the steps: the last step counts for the next batch."""
+        """Return the logits of `x`, and take the steps: the last step counts for the next batch.
+
+        Raises:
+            UserError: a batch that the model cannot take, predictions that are no logits (N, K), or a gradient that
+                is not finite; the weights of before that step stay.
+        """
         logits = torch.empty(0)
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
             for _ in range(self.steps):
-                logits = self.model(x)
-                loss = entropy(logits).mean()
-                for p, slope in zip(self._affine, torch.autograd.grad(loss, self._affine), strict=True):
-                    p.grad = slope
-                self._optimizer.step()
-                self._optimizer.zero_grad()
+                logits = call(self.model, x, "the batch to adapt to")
+                if not isinstance(logits, Tensor) or logits.dim() != 2:
+                    what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                    raise UserError(
+                        f"TENT needs logits (N, K), and the model returns {what}: wrap it to return them."
+                    )
+                self._step(entropy(logits).mean())
         return logits.detach()
+
+    def _step(self, loss: Tensor) -> None:
+        slopes = torch.autograd.grad(loss, self._affine, allow_unused=True) if loss.requires_grad else ()
+        reached = [slope.isfinite().all() for slope in slopes if slope is not None]
+        if not reached or not torch.stack(reached).all():
+            why = "the predictions depend on no batch norm" if not reached else "the entropy's gradient is not finite"
+            raise UserError(f"TENT cannot adapt to this batch: {why}, so the weights stay as they are.")
+        for p, slope in zip(self._affine, slopes, strict=True):
+            p.grad = slope
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -82,19 +102,24 @@ def tent(
         options: what else the optimiser takes, e.g. momentum=0.9.
 
     Raises:
-        UserError: a model without a batch norm that has a weight or bias, steps below 1, or options that the
-            optimiser does not take; the model is untouched.
+        UserError: a model without a batch norm that has a weight or bias, steps below 1, options that the optimiser
+            does not take, or an optimiser that wants a closure; what `convert` raises; the model is untouched.
     """
-    if steps < 1:
-        raise UserError(f"steps is {steps}: TENT takes at least 1 on each batch.")
+    check_changeable(model)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UserError(f"steps is {steps!r}: TENT takes a whole number of steps on each batch, at least 1.")
     layers = batch_norms(model).values()
-    affine = [p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, nn.Parameter)]
+    found = (p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, nn.Parameter))
+    affine = list(dict.fromkeys(found))  # layers may share one
     if not affine:
         raise UserError("TENT adapts the weights and biases of batch norms, and the model has none that has any.")
     try:
         made = optimizer(affine, lr=lr, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f"TENT's optimiser cannot be made with lr={lr} and {options}: {error}") from error
+    closure = signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise UserError(f"TENT's optimiser is {type(made).__name__}, whose step needs a closure: choose another.")
     model = convert(model, "prediction_bn").eval()
     for p in affine:
         p.requires_grad_(True)

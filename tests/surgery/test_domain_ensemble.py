@@ -107,3 +107,13 @@ def test_mistakes_get_a_sentence() -> None:
             domain_ensemble(model, x)
         assert sentence in str(caught.value)
     assert not flat[1]._forward_pre_hooks
+    model = trained()
+    for part, batch, sentence in [
+        (nn.Identity(), x[:0], "the batch has no sample"),
+        (nn.Flatten(0), x, "the ensemble mixes outputs (N, ...), and the model returns"),
+        (nn.Identity(), x[:, :1], "the model fails on the batch (torch.float64, "),
+    ]:
+        with pytest.raises(UserError) as caught:
+            domain_ensemble(nn.Sequential(model, part), batch)
+        assert sentence in str(caught.value)
+    assert not any(layer._forward_pre_hooks for layer in model)

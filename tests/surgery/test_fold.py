@@ -459,6 +459,8 @@ def test_a_folded_model_can_be_scripted() -> None:
 
 
 def test_nothing_to_fold() -> None:
+    with pytest.raises(UserError, match="on the meta device"):
+        fold(pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).to("meta"))
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
     assert quietly(model) is model
     assert str(fold_report(model)) == ""

@@ -85,12 +85,61 @@ def test_frozen_weights_are_adapted_too() -> None:
     assert not model[0].weight.requires_grad
 
 
+class Wrapped(nn.Module):
+    """A model whose outputs are no logits, and which has a batch norm that its forward does not reach."""
+
+    def __init__(self, outputs: Any) -> None:
+        super().__init__()
+        self.inner, self.unreached, self.outputs = network(), nn.BatchNorm2d(3).double(), outputs
+
+    def forward(self, x: Tensor) -> Any:
+        return self.outputs(self.inner(x))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "x", "sentence"),
+    [
+        (lambda y: (y, y), stream(1)[0], "needs logits (N, K), and the model returns a tuple"),
+        (lambda y: y.sum(), stream(1)[0], "needs logits (N, K), and the model returns ()"),
+        (lambda y: y * 0 + y.detach(), stream(1)[0] * float("nan"), "the entropy's gradient is not finite"),
+        (lambda y: y.detach(), stream(1)[0], "the predictions depend on no batch norm"),
+        (lambda y: torch.zeros(6, 5).requires_grad_(), stream(1)[0], "the predictions depend on no batch norm"),
+        (lambda y: y, stream(1)[0][:0], "the model fails on the batch to adapt to (torch.float64, (0, 3, 4, 4))"),
+        (lambda y: y, "x", "the model fails on the batch to adapt to (str)"),
+    ],
+)
+def test_a_batch_that_cannot_be_adapted_to_changes_nothing(outputs: Any, x: Any, sentence: str) -> None:
+    adapt = tent(Wrapped(outputs))
+    before = copy.deepcopy(adapt.model.state_dict())
+    with pytest.raises(UserError) as caught:
+        adapt(x)
+    assert sentence in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in adapt.model.state_dict().items())
+
+
+def test_in_inference_mode_with_layers_that_share_weights_or_are_not_reached() -> None:
+    twins = [Wrapped(lambda y: y), Wrapped(lambda y: y)]
+    for model in twins:
+        model.inner.insert(2, nn.BatchNorm2d(4).double())
+        model.inner[2].weight, model.inner[2].bias = model.inner[1].weight, model.inner[1].bias
+    (x,) = stream(1)
+    plainly = [tent(twins[0])(x) for _ in range(2)]
+    with torch.inference_mode():
+        found = [tent(twins[1])(x.clone()) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(plainly, found, strict=True))
+    assert torch.equal(twins[0].inner[1].weight, twins[1].inner[1].weight)
+    assert not torch.equal(twins[0].inner[1].weight, network()[1].weight)
+
+
 def test_mistakes_leave_the_model_untouched() -> None:
     model = network()
     for call, sentence in [
         (lambda: tent(nn.Sequential(nn.Linear(3, 3))), "adapts the weights and biases of batch norms, and the model"),
         (lambda: tent(nn.Sequential(nn.BatchNorm1d(3, affine=False))), "has none that has any"),
         (lambda: tent(model, steps=0), "steps is 0"),
+        (lambda: tent(model, steps=1.5), "steps is 1.5: TENT takes a whole number"),
+        (lambda: tent(model, optimizer=torch.optim.LBFGS), "LBFGS, whose step needs a closure"),
+        (lambda: tent("model"), "the model is a str: give a torch.nn.Module"),
         (lambda: tent(model, momentum=0.9), "optimiser cannot be made with lr=0.001 and {'momentum': 0.9}"),
         (lambda: tent(model, lr=-1), "optimiser cannot be made with lr=-1"),
     ]:
