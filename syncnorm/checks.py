@@ -30,10 +30,11 @@ def check_types(node: Any, owner: str = "") -> None:
     Names the field after `owner`: "optim.lr is 'high': it must be a number."
     """
     for name, hint in _hints(type(node)).items():  # type: ignore[arg-type]
-        _check(getattr(node, name), hint, f"{owner}{name}")
+        check_value(getattr(node, name), hint, f"{owner}{name}")
 
 
-def _check(value: Any, hint: Any, name: str) -> None:
+def check_value(value: Any, hint: Any, name: str) -> None:
+    """Raise `UserError` for a value that is not of the type `hint`, and call it `name`."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in choices:
         return
@@ -49,7 +50,7 @@ def _check(value: Any, hint: Any, name: str) -> None:
         check_types(value, f"{name}.")
     elif get_origin(hint) is tuple:
         for item in value:
-            _check(item, get_args(hint)[0], f"one of {name}")
+            check_value(item, get_args(hint)[0], f"one of {name}")
     elif hint == dict[str, Any]:
         _check_plain(value, name)
 

@@ -1,11 +1,14 @@
 """Norm layers by name."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from inspect import isclass, signature
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
+from syncnorm.checks import check_value
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
@@ -78,7 +81,7 @@ def norm_options(name: str) -> list[str]:
     layer = _class_of(name)
     if layer is nn.Identity:
         return []
-    return [option for option in inspect.signature(layer).parameters if option != "num_features"]
+    return [option for option in signature(layer).parameters if option != "num_features"]
 
 
 def sees_batch(name: str) -> bool:
@@ -93,38 +96,53 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
     "scaled_ws", "ws", "weight_norm" and "spectral_norm" build what stands beside a convolution with such weights, an
     Identity or (for "ws") a group norm: let `syncnorm.convert` do this to a model's convolutions, or write them so.
-    An unknown name or option, a missing option, or a number the layer cannot serve raises `UserError`.
+    An unknown name or option, a missing option, one of another type, or a number the layer cannot serve raises
+    `UserError`. ("bn" is PyTorch's own layer: what its forward cannot take, it says in PyTorch's words.)
     """
     layer = _class_of(name)
     if ndim not in _BATCH_NORM:
         raise UserError(f"ndim is {ndim}: a norm layer serves 1, 2 or 3 spatial dimensions.")
+    num_features, options = _plain(num_features), {option: _plain(value) for option, value in options.items()}
+    check_value(num_features, int, f"norm '{name}': num_features")
     if num_features < 1:
         raise UserError(f"norm '{name}' for {num_features} channels: it needs at least 1.")
     for option in options:
         if option not in norm_options(name):
             raise UserError(f"norm '{name}': {unknown('option', option, norm_options(name))}")
-    _check_numbers(name, options)
+    _check_values(name, options)
     if layer is nn.Identity:
         return nn.Identity()
     factory: Callable[..., nn.Module] = _BATCH_NORM[ndim] if name == "bn" else layer
     try:
-        inspect.signature(factory).bind(num_features, **options)
+        signature(factory).bind(num_features, **options)
         return factory(num_features, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
         raise UserError(f"norm '{name}' for {num_features} channels with {given}: {error}") from error
 
 
-def _check_numbers(name: str, options: dict[str, Any]) -> None:
-    """Raise `UserError` for what torch's layers take without a look, and fail on (or do not) when they run."""
+def _check_values(name: str, options: dict[str, Any]) -> None:
+    """Raise `UserError` for numbers of another type, and for what torch's layers take without a look."""
+    hints = _hints(_class_of(name))
     for option, value in options.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if option == "eps" and not (number and 0 <= value < float("inf")):
             raise UserError(f"norm '{name}': eps is {value!r}: it must be a number, at least 0.")
         if option == "momentum" and value is not None and not (number and 0 <= value <= 1):
             raise UserError(f"norm '{name}': momentum is {value!r}: it must be a number from 0 to 1, or None.")
-        if option in ("affine", "track_running_stats") and not isinstance(value, bool):
-            raise UserError(f"norm '{name}': {option} is {value!r}: it must be True or False.")
+        hint = hints.get(option, Any)
+        if {bool, int, float, NoneType}.issuperset(get_args(hint) or (hint,)):  # of the rest the layers know
+            check_value(value, hint, f"norm '{name}': {option}")
+
+
+@cache
+def _hints(layer: Callable[..., nn.Module]) -> dict[str, Any]:
+    return get_type_hints(layer.__init__ if isclass(layer) else layer)
+
+
+def _plain(value: Any) -> Any:
+    """Return the number that a NumPy scalar or a tensor of one holds; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _class_of(name: str) -> Callable[..., nn.Module]:

@@ -7,6 +7,7 @@ import re
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -273,3 +274,27 @@ def test_bad_numbers_get_a_sentence(name: str) -> None:
                 layer_of(name, groups=groups)
     with pytest.raises(UserError, match=rf"norm '{name}': .*'spam'"):
         layer_of(name, spam=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_of_another_type_get_a_sentence(name: str) -> None:
+    hints = {"eps": float, "momentum": float, "affine": bool, "track_running_stats": bool, "groups": int}
+    hints |= {"window": int, "buffer": int, "batch": int, "warmup": int, "virtual_ranks": int, "domains": int}
+    for option in hints.keys() & set(norm_options(name)):
+        for value in ("high", [1], 2.5 if hints[option] is int else "2.5", "8" if option == "groups" else None):
+            if value is None and option == "momentum":
+                continue
+            with pytest.raises(UserError, match=rf"norm '{name}': {option} is .*: it must be "):
+                layer_of(name, **{option: value})
+    for option, values in (("eps", (-1.0, float("nan"))), ("momentum", (-0.1, 1.5, float("nan")))):
+        for value in values if option in norm_options(name) else ():
+            with pytest.raises(UserError, match=rf"norm '{name}': {option} is {value}: it must be "):
+                layer_of(name, **{option: value})
+    for channels in ("8", 8.0, None):
+        with pytest.raises(UserError, match=rf"norm '{name}': num_features is .*: it must be a whole number"):
+            layer_of(name, channels)
+
+
+def test_numbers_of_numpy_and_tensors_are_numbers() -> None:
+    layer = make_norm("gn", np.int64(8), groups=torch.tensor(4), eps=np.float32(0.5))
+    assert (layer.num_channels, layer.num_groups, layer.eps) == (8, 4, 0.5)
