@@ -103,9 +103,10 @@ class _End:
 
     def __init__(self, name: str, gap: Gap, results: Results) -> None:
         self.name = name
-        wanted = {**gap.where, **(gap.low if name == "low" else gap.high)}
+        own = gap.low if name == "low" else gap.high
+        wanted = {**gap.where, **own}
         self.runs = {run: fields for run, fields in results.about.runs.items() if agrees(fields, wanted)}
-        self._panel, self._x = (self._open(axis, wanted) for axis in (gap.panel, gap.x))
+        self._panel, self._x = (self._open(axis, own) for axis in (gap.panel, gap.x))
         several: defaultdict[str, set[str]] = defaultdict(set)
         for fields in self.runs.values():
             several[_key(fields, self._panel)].add(_key(fields, self._x))
@@ -125,12 +126,12 @@ class _End:
         found = self._values.get(self._spot(fields), {})
         return {seed: value for seed, value in found.items() if value is not None}
 
-    def _open(self, axis: Axis | None, wanted: Mapping[str, Any]) -> list[str]:
-        """Return the fields of an axis in which the end is where a run is."""
+    def _open(self, axis: Axis | None, own: Mapping[str, Any]) -> list[str]:
+        """Return the fields of an axis in which the end is where a run is: those that it does not name itself."""
         return [
             name
             for name in names_of(axis)
-            if name not in wanted and any(name in fields for fields in self.runs.values())
+            if name not in own and any(name in fields for fields in self.runs.values())
         ]
 
     def _spot(self, fields: Mapping[str, Any]) -> tuple[str, str]:

@@ -95,6 +95,8 @@ def test_an_end_at_several_x_is_compared_at_the_same_x(write: Any) -> None:
         ends = accuracies(unseen=unseen), accuracies(unseen=unseen, norm="domain_bn", adapt="tent")
         line = accuracies(unseen=unseen, adapt="tent")
         assert found.values[None, "bn + tent", text] == share_closed(line, *ends)
+    several = shares(write, replace(gap, where={**gap.where, "unseen": [(), FONTS, ("digits", "digits-photo")]}))
+    assert several.values == found.values, "naming the x to show does not name the end's"
 
 
 def test_ends_are_those_of_the_panel_unless_they_name_its_field(write: Any) -> None:
