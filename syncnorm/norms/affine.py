@@ -6,6 +6,15 @@ from torch import Tensor, nn
 from syncnorm.norms.shapes import by_channel, check_channels
 
 
+def scale_and_shift(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return `y` (N, C, ...) times weight (C,), plus bias (C,), in the type of `y`; either may be missing."""
+    if weight is not None:
+        y = y * by_channel(weight.to(y.dtype), y)
+    if bias is not None:
+        y = y + by_channel(bias.to(y.dtype), y)
+    return y
+
+
 class ChannelAffine(nn.Module):
     """A layer of C channels that ends in `y * weight + bias`: 1 and 0 at first, of shape (C,), or None."""
 
@@ -34,11 +43,7 @@ class ChannelAffine(nn.Module):
 
     def scale_and_shift(self, y: Tensor) -> Tensor:
         """Return `y` (N, C, ...) times weight, plus bias, in the type of `y`."""
-        if self.weight is not None:
-            y = y * by_channel(self.weight.to(y.dtype), y)
-        if self.bias is not None:
-            y = y + by_channel(self.bias.to(y.dtype), y)
-        return y
+        return scale_and_shift(y, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Show the channels and eps."""

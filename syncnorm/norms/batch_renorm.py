@@ -97,7 +97,8 @@ class BatchRenorm(_BatchNorm):
         refuse_recomputation("BatchRenorm")
         r, d = self._correct_and_follow(x)
         # Batch norm of another weight and bias, so that one kernel does it, forward and backward.
-        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.bias + self.weight * d)
+        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
+        bias = bias if self.bias is None else self.bias + bias
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.affine import scale_and_shift
 from syncnorm.norms.recomputation import refuse_recomputation
 from syncnorm.norms.shapes import by_channel, check_channels, check_values
 
@@ -121,9 +122,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         weight = self._weight_behind(x) if self._past_burn_in() else None
         mean, var = (batch.mean, batch.var()) if weight is None else self._over_window(batch, weight)
         y = (values - by_channel(mean, x)) * by_channel(torch.rsqrt(var + self.eps), x)
-        if self.affine:
-            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
-        return y.to(x.dtype)
+        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
 
     def _past_burn_in(self) -> bool:
         return self.burn_in == 0 or self.num_batches_tracked is None or int(self.num_batches_tracked) > self.burn_in

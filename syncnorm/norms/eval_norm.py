@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from syncnorm.moments import accumulator
+from syncnorm.norms.affine import scale_and_shift
 from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, by_sample, check_channels
+from syncnorm.norms.shapes import by_sample, check_channels
 from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
 
 
@@ -37,9 +38,7 @@ class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
         own = flat.mean(2)
         mean, var = self.corrected(own, (flat - own.unsqueeze(2)).square().mean(2))
         y = (values - by_sample(mean, x)) * by_sample(torch.rsqrt(var + self.eps), x)
-        if self.affine:
-            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
-        return y.to(x.dtype)
+        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
 
     @abstractmethod
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.affine import scale_and_shift
 from syncnorm.norms.recomputation import refuse_recomputation
 from syncnorm.norms.shapes import by_channel, check_channels, check_values
 
@@ -73,9 +74,7 @@ class FullNorm(_BatchNorm):
         dvar = batch.var() - batch.var().detach() + 2 * (batch.mean.detach() - mean) * dmean
         scale = torch.rsqrt(var + dvar + self.eps)
         y = (values - by_channel(mean + dmean, x)) * by_channel(scale, x)
-        if self.affine:
-            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
-        return y.to(x.dtype)
+        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,8 @@ class GhostBatchNorm(_BatchNorm):
         "pooled"  those of all ranks pooled: the mean of their means, and the mean of their variances plus the
                   variance of their means (law of total variance). Each rank's own are kept beside them.
 
-    Sources: Hoffer, Hubara & Soudry (Ghost Batch Norm, arXiv 1705.08741).
+    Sources: Hoffer, Hubara & Soudry (Ghost Batch Norm, arXiv 1705.08741). Running statistics are those of DDP, and
+    not the source's, which lets them follow one ghost batch after the other (from memory, not confirmed).
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).

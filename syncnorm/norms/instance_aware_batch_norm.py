@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.affine import scale_and_shift
 from syncnorm.norms.recomputation import recomputing
 from syncnorm.norms.shapes import by_channel, by_sample, check_channels, check_positions
 
@@ -79,9 +80,7 @@ class InstanceAwareBatchNorm(_BatchNorm):
         mean_i = mean + _shrink(mean_i - mean, self.k * (spread / positions).sqrt())
         var_i = var + _shrink(var_i - var, self.k * spread * (2 / (positions - 1)) ** 0.5)
         y = (values - mean_i) * torch.rsqrt(var_i + self.eps)
-        if self.weight is not None:
-            y = y * by_channel(self.weight.to(y.dtype), x) + by_channel(self.bias.to(y.dtype), x)
-        return y.to(x.dtype)
+        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance to compare samples with, (1, C, 1, ...); in training the running ones follow."""

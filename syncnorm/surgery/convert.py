@@ -29,6 +29,7 @@ _CARRIED = ("eps", "momentum", "affine", "track_running_stats")
 
 
 Place = tuple[torch.device, torch.dtype]
+_Held = list[Any] | tuple[Any, ...] | dict[Any, Any]
 
 
 @dataclass
@@ -206,6 +207,8 @@ def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Modu
     channels = int(layer.num_features)  # type: ignore[arg-type]
     new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
     _hand_over(layer, new)
+    if layer.weight is not None and layer.bias is None and getattr(new, "bias", None) is not None:
+        new.bias = None  # there is none to learn in the model as it was
     setattr(new, _ORIGIN, _Origin(layer))
     return new
 
@@ -236,11 +239,28 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
 
 
 def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put modules in the place of others, in place, wherever `model` has them; return the model, or its own swap."""
+    """Put modules in the place of others, wherever those of `model` hold them: as children, in attributes, in lists.
+
+    Returns the model, or its own swap.
+    """
     if model in swaps:
         return swaps[model]
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in swaps:
-                parent._modules[name] = swaps[child]
+        for name, value in list(vars(parent).items()):
+            if isinstance(value, list | dict) or type(value) is tuple:
+                _replace_within(parent, name, value, swaps)
+            elif isinstance(value, nn.Module) and value in swaps:
+                vars(parent)[name] = swaps[value]
     return model
+
+
+def _replace_within(parent: nn.Module, name: str, held: _Held, swaps: dict[nn.Module, nn.Module]) -> None:
+    """Replace what a list, tuple or dict of `parent` holds; its children are such a dict."""
+    places = held.items() if isinstance(held, dict) else enumerate(held)
+    found = {key: swaps[value] for key, value in places if isinstance(value, nn.Module) and value in swaps}
+    if isinstance(held, tuple):
+        if found:
+            vars(parent)[name] = tuple(found.get(i, value) for i, value in enumerate(held))
+        return
+    for key, new in found.items():
+        held[key] = new

@@ -13,16 +13,6 @@ OPTIONS = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 2}, "eval_
 
 
 @pytest.mark.parametrize("name", norm_names())
-@pytest.mark.parametrize("ndim", [1, 2, 3])
-def test_every_norm_keeps_the_shape_and_has_a_gradient(name: str, ndim: int) -> None:
-    layer = make_norm(name, 8, ndim, **OPTIONS.get(name, {}))
-    x = torch.randn(4, 8, *[3] * ndim, requires_grad=True)
-    with domain(1):
-        layer(x).square().sum().backward()
-        assert layer(x).shape == x.shape == x.grad.shape
-
-
-@pytest.mark.parametrize("name", norm_names())
 def test_whether_a_norm_sees_the_batch_is_as_told(name: str) -> None:
     """Of two batches that share their first sample, in training; several times, for norms that draw numbers."""
     differ = False

@@ -105,6 +105,21 @@ def test_what_was_learnt_in_between_is_kept(trained: Net, name: str) -> None:
     assert trained.stem[1].training
 
 
+@pytest.mark.parametrize("name", norm_names())
+def test_a_batch_norm_without_bias_stays_without(name: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)).double()
+    model[1].bias = None
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    state, before = list(model.state_dict()), model.eval()(x)
+    convert(model, name, **OPTIONS.get(name, {}))
+    assert "1.bias" not in dict(model.named_parameters())
+    if name in BATCH_NORMS:
+        torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert model.train()(x).shape == before.shape
+    assert list(revert(model).state_dict()) == state
+
+
 def test_statistics_follow_through_layers_that_keep_them(trained: Net) -> None:
     convert(trained, "sync_bn").train()
     trained(X)
