@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.surgery.convert import original
+from syncnorm.surgery.convert import original, replace_modules
 from syncnorm.surgery.fold_plan import FoldReport, fold_report, sequential_report
 from syncnorm.surgery.fold_values import folded
 from syncnorm.surgery.modes import evaluation
@@ -104,10 +104,7 @@ def _apply(model: nn.Module, report: FoldReport) -> None:
             for key, value in (("weight", weight), ("bias", bias)):
                 setattr(plain, key, nn.Parameter(value, requires_grad=plain.weight.requires_grad))
             swaps |= {source: plain, norm: _Folded(weight.dim()).eval()}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in swaps:
-                parent._modules[name] = swaps[child]
+    replace_modules(model, swaps)
 
 
 def _compare(model: nn.Module, report: FoldReport, example: Any) -> None:

@@ -305,7 +305,7 @@ def _unfit_source(source: nn.Module, name: str, norm: nn.Module) -> str:
 
 
 def _unfit(layer: nn.Module, called: str, known: tuple[type[nn.Module], ...]) -> str:
-    if all(type(layer).forward is not base.forward for base in known):
+    if "forward" in vars(layer) or all(type(layer).forward is not base.forward for base in known):
         return f"{called} is a {type(layer).__name__} with a forward of its own"
     if any(is_lazy(p) for p in layer.parameters()):
         return f"{called} does not know its channels yet"

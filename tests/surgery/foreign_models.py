@@ -125,6 +125,28 @@ class Containers(nn.Module):
         return {name: head(x.mean((2, 3))) for name, head in self.heads.items()}
 
 
+class Lists(nn.Module):
+    """Registered layers that the forward finds in plain attributes, lists, tuples and dicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = []
+        for i in range(2):
+            self.add_module(f"conv{i}", nn.Conv2d(3, 3, 1))
+            norm = nn.BatchNorm2d(3)
+            self.add_module(f"norm{i}", norm)
+            self.norms.append(norm)
+        self.pair = (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), "a pair")
+        self.by_name = {"conv": nn.Conv2d(3, 2, 1), "norm": nn.BatchNorm2d(2)}
+        for name, layer in (("c", self.pair[0]), ("n", self.pair[1]), *self.by_name.items()):
+            self.add_module(name, layer)
+        self.__dict__["first"] = self.conv0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norms[1](self.conv1(self.norms[0](self.first(x)).relu())).relu()
+        return self.by_name["norm"](self.by_name["conv"](self.pair[1](self.pair[0](x)).relu()))
+
+
 class Branching(nn.Module):
     """The data say which way to go, so that nothing can be traced."""
 
@@ -196,6 +218,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str]]] = 
     "shared": (Shared, IMAGE, ["left.1"]),
     "preactivation": (PreActivation, IMAGE, ["bn1"]),
     "containers": (Containers, IMAGE, []),
+    "lists": (Lists, IMAGE, []),
     "branching": (Branching, IMAGE, []),
     "signals": (lambda: sequential(nn.Conv1d, nn.BatchNorm1d), (3, 16), []),
     "volumes": (lambda: sequential(nn.Conv3d, nn.BatchNorm3d), (3, 5, 5, 5), []),

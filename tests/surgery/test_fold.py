@@ -221,6 +221,14 @@ def pruned(index: int) -> nn.Module:
     return model
 
 
+def patched(index: int) -> nn.Module:
+    """Return a model of which one layer, and no class, has a forward of its own."""
+    model = pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    forward = model[index].forward
+    model[index].forward = lambda x: forward(x) * 3
+    return model
+
+
 def hooked(index: int) -> nn.Module:
     model = pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     model[index].register_forward_hook(lambda layer, inputs, output: output * 2)
@@ -238,6 +246,8 @@ def hooked(index: int) -> nn.Module:
         (lambda: pair(ScaledWSConv2d(3, 3, 3), nn.BatchNorm2d(3)), "'0' is a ScaledWSConv2d with a forward"),
         (lambda: pair(weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)), "'0' computes its weight or bias"),
         (lambda: pruned(1), "it computes its weight or bias"),
+        (lambda: patched(0), "'0' is a Conv2d with a forward of its own"),
+        (lambda: patched(1), "it is a BatchNorm2d with a forward of its own"),
         (lambda: hooked(0), "'0' has forward hooks"),
         (lambda: hooked(1), "it has forward hooks"),
     ],
