@@ -23,8 +23,9 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor, eps: float = EPS
         W'_i = gain_i * (W_i - mean(W_i)) / sqrt(max(n var(W_i), eps)),
 
     that is gain (W - mean) / (std sqrt(fan_in)) for all but vanishing weights: `eps` is a floor, not a summand, as in
-    the code of Brock et al. (from memory, not confirmed), so it changes nothing where n var(W_i) >= eps. The constant by which they multiply
-    activations (1.71 for ReLU) is not applied here; a gain can learn it. The gradient goes through mean and variance.
+    the code of Brock et al. (from memory, not confirmed), so it changes nothing where n var(W_i) >= eps. The constant
+    by which they multiply activations (1.71 for ReLU) is not applied here; a gain can learn it. The gradient goes
+    through mean and variance.
 
     Shapes: weight (units, ...), gain (units,).
 
