@@ -207,6 +207,8 @@ def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Modu
     channels = int(layer.num_features)  # type: ignore[arg-type]
     new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
     _hand_over(layer, new)
+    if layer.weight is not None and layer.bias is None and getattr(new, "bias", None) is not None:
+        new.bias = None  # there is none to learn in the model as it was
     setattr(new, _ORIGIN, _Origin(layer))
     return new
 
