@@ -26,6 +26,7 @@ from typing import Any
 
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.study import Curve, Gap, Grid, Study
+from syncnorm.study.exhibits import Exhibit
 
 SIZES = [1, 2, 4, 8, 32]
 SKEWS = [0, 100]
@@ -65,33 +66,35 @@ def grids(
     )
 
 
-BN_AT_32 = {"norm": "bn", "per_device_batch": 32}
+def figures(rate: float) -> tuple[Exhibit, ...]:
+    """Return what is shown of one learning rate."""
+    at = f"at learning rate {rate}"
+    return (
+        Curve(
+            x="per_device_batch",
+            line="norm",
+            panel="skew",
+            where={"norm": [*BY_DEVICE, "cbn"], "lr": rate},
+            title=f"Accuracy of norms that go by the device's batch, {at}",
+        ),
+        Curve(
+            x="per_device_batch",
+            line="norm",
+            panel="skew",
+            where={"norm": ["bn", *BY_SAMPLE], "lr": rate},
+            title=f"Accuracy of batch norm, and of norms that do not go by the device's batch, {at}",
+        ),
+        Gap(
+            x="per_device_batch",
+            line="norm",
+            low={"norm": "bn"},
+            high={"norm": "bn", "per_device_batch": 32},
+            panel="skew",
+            where={"norm": [*BY_DEVICE, "cbn", *BY_SAMPLE], "per_device_batch": [1, 2, 4, 8], "lr": rate},
+            title=f"Share of the gap between batch norm at this size and at 32 that a norm closes, {at}",
+        ),
+    )
 
-FIGURES = (
-    Curve(
-        x="per_device_batch",
-        line="norm",
-        panel=("skew", "lr"),
-        where={"norm": [*BY_DEVICE, "cbn"]},
-        title="Accuracy against samples per device: norms that go by the device's batch",
-    ),
-    Curve(
-        x="per_device_batch",
-        line="norm",
-        panel=("skew", "lr"),
-        where={"norm": ["bn", *BY_SAMPLE]},
-        title="Accuracy against samples per device: batch norm, and norms that do not go by the device's batch",
-    ),
-    Gap(
-        x="per_device_batch",
-        line="norm",
-        low={"norm": "bn"},
-        high=BN_AT_32,
-        panel=("skew", "lr"),
-        where={"norm": [*BY_DEVICE, "cbn", *BY_SAMPLE], "per_device_batch": [1, 2, 4, 8]},
-        title="Share of the gap between batch norm at this size and batch norm at 32 that a norm closes",
-    ),
-)
 
 BASE = Run(
     data=Data("digits-photo", size=12),
@@ -112,10 +115,11 @@ STUDY = Study(
         *grids(BY_SAMPLE, [1, 2, 32]),
         *grids(["cbn"], [2, 8, 32], seeds=3),
     ),
-    figures=FIGURES,
+    figures=(*figures(0.1), *figures(0.02)),
     quick={
         "vary": {"norm": ["bn"], "per_device_batch": [1, 2, 32], "skew": SKEWS, "lr": [0.1]},
         "seeds": 3,
         "also": grids(["brn", "mabn", "gn"], [1, 2, 32], rates=[0.1]),
+        "figures": figures(0.1),
     },
 )
