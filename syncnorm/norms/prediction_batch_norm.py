@@ -68,9 +68,9 @@ class PredictionBatchNorm(_MixedBatchNorm):
     prediction-time batch norm: the batch alone. Evaluation changes no state; training is PyTorch's. A layer without
     running statistics has the batch's, whatever N.
 
-    Sources: Nado et al. (arXiv 2006.10963) for N = 0; Schneider et al. (arXiv 2006.16971) for others. The formula
-    is theirs; that batch_var is biased, as in training, and running_var unbiased, as torch keeps it, is a choice
-    made here, and not confirmed for theirs.
+    Sources: Nado et al. (arXiv 2006.10963) for N = 0, from memory and not confirmed; Schneider et al. (arXiv
+    2006.16971) for others, whose formula this is. That batch_var is biased, as in training, and running_var unbiased,
+    as torch keeps it, is a choice made here, and not confirmed for theirs.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
