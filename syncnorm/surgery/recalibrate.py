@@ -62,9 +62,10 @@ def layer_moments(
         {} for a model without batch norm; layers that the forward does not reach are left out.
 
     Raises:
-        UserError: no batches (on no rank), a batch that is no tensor, an unknown normaliser, or, with "batch", a
-            batch with one value per channel, whose variance does not exist. Over ranks, whatever any of them raises
-            (a UserError on every rank that names it), and models with other batch norms.
+        UserError: no batches (on no rank), a batch that is no tensor or that the model fails on, an unknown
+            normaliser, or, with "batch", a batch with one value per channel, whose variance does not exist. A model
+            that is scripted or quantised. Over ranks, whatever any of them raises (a UserError on every rank that
+            names it), and models with other batch norms.
     """
     return _together(partial(measure, model, batches, normaliser, _all_values), over_ranks, process_group)
 
