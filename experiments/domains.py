@@ -16,12 +16,12 @@ Every domain has at most 1,437 training samples, so that none outweighs another.
 tells them apart stays. Lines that differ in their adaptation alone share one trained model.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Norm, Optim, Run
 from syncnorm.data import DOMAINS
-from syncnorm.study import Columns, Curve, Grid, History, Study
+from syncnorm.study import Columns, Curve, Grid, Study, Trade
+from syncnorm.study.exhibits import Exhibit
 
 LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
@@ -65,7 +65,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
     )
 
 
-def exhibits() -> Sequence[Columns | Curve | History]:
+def exhibits() -> tuple[Exhibit, ...]:
     """Return what the study shows."""
     return (
         Columns(
@@ -74,6 +74,13 @@ def exhibits() -> Sequence[Columns | Curve | History]:
             mean_over=("unseen",),
             where=SHUFFLED,
             title="Accuracy on the domain left out, and on those seen, mean over which one is left out",
+        ),
+        Trade(
+            line=LINE,
+            x_metric="accuracy_seen",
+            mean_over=("unseen",),
+            where=SHUFFLED,
+            title="What each buys on domains that training has seen, and on the one left out",
         ),
         Curve(
             x="unseen",
@@ -86,13 +93,6 @@ def exhibits() -> Sequence[Columns | Curve | History]:
             line=LINE,
             where={**SHUFFLED, "norm": ["domain_bn"]},
             title="Accuracy on the domain left out: statistics for each domain in training",
-        ),
-        Curve(
-            x="unseen",
-            line=LINE,
-            metric="accuracy_seen",
-            where={**SHUFFLED, "norm": ["bn", "domain_bn", "gn"], "adapt": ["none", "pooled", "ensemble", "adabn"]},
-            title="Accuracy on the domains seen, by the one left out",
         ),
         Curve(
             x="adapt",

@@ -48,6 +48,7 @@ class Trade:
     x_metric: str = "bytes_total"
     metric: str = "accuracy"
     panel: Axis | None = None
+    mean_over: tuple[str, ...] = ()
     where: dict[str, Any] = field(default_factory=dict)
     title: str = ""
 
