@@ -25,7 +25,8 @@ class FrozenBatchNorm(_BatchNorm):
     survives `model.train()`; whoever wants other ones loads or recalibrates them. Entries of the state have the
     names they have in torch's layer. Any number of samples will do, one or none included.
 
-    Sources: FixBN (Zhong, Chen & Chao, arXiv 2303.06530; from memory, not confirmed); the last epochs of Wu & Johnson (arXiv 2105.07576).
+    Sources: FixBN (Zhong, Chen & Chao, arXiv 2303.06530; from memory, not confirmed); the last
+    epochs of Wu & Johnson (arXiv 2105.07576).
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
