@@ -3,9 +3,9 @@
 Speaks to: BNE (arXiv 2011.12672), which reports on Office-Caltech; no table of it could be read, so none is quoted.
 Run:       syncnorm run experiments/domains_office.py --data.path FOLDER [--quick]
 
-FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. Images are brought to 32x32
-pixels, and the network is small and trained from nothing, so accuracies are far below those of pretrained networks:
-what is compared is what is done with statistics.
+FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. Images are brought to
+32x32 pixels, and the network is small and trained from nothing, so accuracies are far below those of pretrained
+networks: what is compared is what is done with statistics.
 """
 
 from domains import leave_one_out
