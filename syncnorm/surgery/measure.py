@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,11 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.collectives import gather_objects
 from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.operable import call, check_model, in_a_line, uncompiled
+from syncnorm.surgery.operable import check_model, in_a_line, uncompiled
 
 Normaliser = Literal["batch", "running"]
 Take = Callable[[str, Moments], Moments]
+Run = Callable[[nn.Module, Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,20 @@ class Measured:
         return Measured(self.samples, moments, self.channels)
 
 
-def measure(model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, take: Take) -> Measured:
-    """Run `batches` through `model`, and merge what `take(name, moments)` makes of each input of each batch norm."""
+def measure(
+    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, take: Take, run: Run = nn.Module.__call__
+) -> Measured:
+    """Run `batches` through `model`, and merge what `take(name, moments)` makes of each input of each batch norm.
+
+    Each batch is run by `run(model, batch)`.
+    """
     found: dict[str, Moments] = {}
 
     def see(name: str, moments: Moments) -> None:
         taken = take(name, moments)
         found[name] = found[name].merge(taken) if name in found else taken
 
-    samples = _run(model, batches, normaliser, see)
+    samples = _run(model, batches, normaliser, see, run)
     return Measured(samples, found, {name: layer.num_features for name, layer in batch_norms(model).items()})  # type: ignore[misc]
 
 
@@ -95,7 +101,7 @@ def no_variance(name: str) -> UserError:
 
 @torch.no_grad()
 def _run(
-    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, see: Callable[[str, Moments], None]
+    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, see: Callable[[str, Moments], None], run: Run
 ) -> int:
     """Run `batches` through `model`, and call `see` at each use of a batch norm; return the number of samples."""
     if normaliser not in ("batch", "running"):
@@ -118,7 +124,7 @@ def _run(
                 )
             if len(x):
                 samples += len(x)
-                call(forward, x, "a batch to measure batch norms with")
+                run(forward, x)
     return samples
 
 

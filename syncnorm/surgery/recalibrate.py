@@ -17,7 +17,7 @@ from syncnorm.moments import Moments
 from syncnorm.norms.collectives import rank_and_size
 from syncnorm.surgery.convert import batch_norms
 from syncnorm.surgery.measure import Measured, Normaliser, Take, measure, measure_over_ranks, no_variance
-from syncnorm.surgery.operable import warn_of_foreign_norms
+from syncnorm.surgery.operable import call, warn_of_foreign_norms
 
 Estimator = Literal["population", "mean_of_batches"]
 
@@ -62,10 +62,10 @@ def layer_moments(
         {} for a model without batch norm; layers that the forward does not reach are left out.
 
     Raises:
-        UserError: no batches (on no rank), a batch that is no tensor or that the model fails on, an unknown
-            normaliser, or, with "batch", a batch with one value per channel, whose variance does not exist. A model
-            that is scripted or quantised. Over ranks, whatever any of them raises (a UserError on every rank that
-            names it), and models with other batch norms.
+        UserError: no batches (on no rank), a batch that is no tensor, an unknown normaliser, or, with "batch", a
+            batch with one value per channel, whose variance does not exist. A model that is scripted or quantised.
+            Over ranks, whatever any of them raises (a UserError on every rank that names it), and models with other
+            batch norms. What the model itself raises passes unchanged where this process is alone.
     """
     return _together(partial(measure, model, batches, normaliser, _all_values), over_ranks, process_group)
 
@@ -100,8 +100,8 @@ def recalibrate(
     those that the forward does not reach, stay as they are, and so do counters of batches.
 
     Raises:
-        UserError: as `layer_moments`; an unknown estimator; one value per channel, in all or in a batch; statistics
-            that are not finite. The model is untouched.
+        UserError: as `layer_moments`; a batch that the model fails on; an unknown estimator; one value per channel, in
+            all or in a batch; statistics that are not finite. The model is untouched.
 
     Sources: PreciseBN (Wu & Johnson, arXiv 2105.07576); AdaBN (Li et al., arXiv 1603.04779).
     """
@@ -109,7 +109,8 @@ def recalibrate(
     def work() -> Measured:
         if estimator not in list(_TAKES):
             raise unknown("estimator", str(estimator), _TAKES)
-        return measure(model, batches, normaliser, _TAKES[estimator])
+        run = partial(call, what="a batch to measure batch norms with")
+        return measure(model, batches, normaliser, _TAKES[estimator], run)
 
     found = _together(work, over_ranks, process_group)
     warn_of_foreign_norms(model, "its statistics stay as they are")
