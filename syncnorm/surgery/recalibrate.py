@@ -100,8 +100,8 @@ def recalibrate(
     those that the forward does not reach, stay as they are, and so do counters of batches.
 
     Raises:
-        UserError: as `layer_moments`; a batch that the model fails on; an unknown estimator; one value per channel, in
-            all or in a batch; statistics that are not finite. The model is untouched.
+        UserError: as `layer_moments`; a batch that the model fails on; an unknown estimator; one value per channel,
+            in all or in a batch; statistics that are not finite. The model is untouched.
 
     Sources: PreciseBN (Wu & Johnson, arXiv 2105.07576); AdaBN (Li et al., arXiv 1603.04779).
     """
