@@ -20,6 +20,6 @@ STUDY = leave_one_out(
         model="small_cnn",
         model_options={"width": 24},
         world=Domains(domains=("amazon", "caltech10", "dslr", "webcam"), batch=32, test_batch=64),
-        optim=Optim(lr=0.05, epochs=15),
+        optim=Optim(lr=0.05, epochs=12),
     ),
 )
