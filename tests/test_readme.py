@@ -10,6 +10,8 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+import syncnorm
+from syncnorm import domains
 from syncnorm.federated import check
 from syncnorm.study.spec import expand
 
@@ -56,6 +58,21 @@ def test_the_strategy_in_ten_lines() -> None:
 
     exec(BLOCKS[3], names)
     assert len(asked) == 3 * 5
+
+
+def test_domains_in_ten_lines() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    x = torch.randn(6, 1, 4, 4)
+    names: dict[str, Any] = {"syncnorm": syncnorm, "model": model, "x": x, "batches": [x]}
+    exec(BLOCKS[4], names | {"ids": torch.tensor([0, 1, 2, 0, 1, 2])})
+
+
+def test_a_world_of_domains(monkeypatch: Any) -> None:
+    asked = []
+    monkeypatch.setattr("syncnorm.domains.fit", lambda run: asked.append(run) or SimpleNamespace(metrics={}))
+    exec(BLOCKS[5], {})
+    assert [run.world.adapt for run in asked] == ["adabn"]
+    domains.check(asked[0])
 
 
 def test_links_and_commands_exist() -> None:
