@@ -158,7 +158,7 @@ def compose(sheet: Sheet) -> Figure:
     head = fill(sheet.title, int(10.5 * (width - edge)))
     note = "\n".join(fill(part, int(18 * (width - edge))) for part in sheet.note.split("\n"))
     titles = 0.12 + 0.2 * (head.count("\n") + 1)
-    top = titles + 0.12 + 0.22 * ceil(len(sheet.lines) / columns) + (0.3 if any(panels) else 0.1)
+    top = titles + 0.16 + 0.19 * ceil(len(sheet.lines) / columns) + (0.3 if any(panels) else 0.1)
     bottom = 0.65 + 0.15 * (note.count("\n") + 1) + sheet.below
     height = PANEL_HEIGHT + top + bottom
     figure = Figure(figsize=(width, height))
@@ -231,7 +231,8 @@ def line_styles(lines: list[str]) -> Styles:
 
 def _paired_styles(lines: list[str]) -> Styles:
     parts = {line: line.partition(" + ")[::2] for line in lines}
-    firsts, others = (list(dict.fromkeys(pair[side] for pair in parts.values())) for side in range(2))
+    firsts = list(dict.fromkeys(first for first, _ in parts.values()))
+    others = list(dict.fromkeys(["", *(other for _, other in parts.values())]))
     most = len(OTHERS)
     if max(len(firsts), len(others)) > most:  # they are no pairs
         return {

@@ -50,6 +50,8 @@ class Style:
         }
 
 
+FEW = 8
+"""Lines whose bands stay apart."""
 Styles = dict[str, Style]
 """By line."""
 
@@ -110,7 +112,7 @@ def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
         rounds = [x for x, _ in seen]
         intervals = [summary.interval or (nan, nan) for _, summary in seen]
         lows, highs = ([end * scale for end in ends] for ends in (list(zip(*intervals, strict=True)) or [(), ()]))
-        ax.fill_between(rounds, lows, highs, color=color, alpha=0.16, linewidth=0)
+        ax.fill_between(rounds, lows, highs, color=color, alpha=_band(styles), linewidth=0)
         ax.plot(
             rounds,
             [summary.mean * scale for _, summary in seen],
@@ -185,9 +187,14 @@ def draw_line(
     color = styles[line].color
     lows, highs = ([(ends[side] if ends else nan) * scale for ends in intervals] for side in range(2))
     if joined:
-        ax.fill_between(places, lows, highs, color=color, alpha=0.16, linewidth=0)
+        ax.fill_between(places, lows, highs, color=color, alpha=_band(styles), linewidth=0)
     ax.vlines(places, lows, highs, color=color, linewidth=0.7 if joined else 1.6, alpha=0.5)
     ax.plot(places, values, label=line, zorder=3, **styles[line].look, linewidth=1.4 if joined else 0)
+
+
+def _band(styles: Styles) -> float:
+    """Return how much a band covers: little where many lie over each other."""
+    return 0.16 if len(styles) <= FEW else 0.06
 
 
 def is_numeric(xs: list[Any]) -> bool:

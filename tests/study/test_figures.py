@@ -101,6 +101,22 @@ def test_a_norm_looks_the_same_in_every_figure_and_like_no_other() -> None:
     assert len(line_styles([str(index) for index in range(30)])) == 30
 
 
+def test_many_lines_have_a_colour_by_their_first_field_and_a_marker_by_the_others() -> None:
+    norms, ways = (
+        ["bn", "sync_bn", "gn", "domain_bn"],
+        ["", " + adabn", " + tent", " + mix", " + domain affine + tent"],
+    )
+    styles = line_styles([norm + way for norm in norms for way in ways])
+    assert len(set(styles.values())) == 20
+    for norm in norms:
+        assert {styles[norm + way].color for way in ways} == {line_styles(norms)[norm].color}
+    for way in ways:
+        assert len({(styles[norm + way].marker, styles[norm + way].dashes) for norm in norms}) == 1
+    without_base = line_styles([norm + way for norm in norms for way in ways if norm + way != "bn"])
+    assert without_base["bn + tent"] == styles["bn + tent"]
+    assert len(set(line_styles([str(index) for index in range(40)]).values())) == 40
+
+
 def test_a_missing_point_leaves_a_gap_and_one_seed_has_no_band(study: Study, fill: Fill) -> None:
     def keep(run: Run) -> bool:
         return run.world.per_device_batch != 4 if run.norm.name == "bn" else run.seed == 0

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from drive import clients, small
 from fake_fit import fit
+from made_up_domains import domain_row, domains_study
 
 from syncnorm.study.mirror import Mirror
 from syncnorm.study.runner import run_study
@@ -106,6 +107,19 @@ def test_the_history_of_clients_is_logged_by_round(tmp_path: Path, wandb: Path) 
     assert [(step, values["round"], set(values)) for step, values in sent["logged"]] == [
         (number, number, {"round", "train_loss"}) for number in range(1, 6)
     ]
+
+
+def test_the_history_of_domains_is_logged_by_epoch(tmp_path: Path, wandb: Path) -> None:
+    wandb.write_text(SAYS)
+    study = domains_study()
+    with Store.open(tmp_path / "out", study) as store:
+        store.append(domain_row(study.name, expand(study)[0]))
+    assert mirror(tmp_path / "out") == ""
+    (sent,) = said(wandb)
+    assert [(step, values["epoch"]) for step, values in sent["logged"]] == [
+        (number, number) for number in range(1, 11)
+    ]
+    assert set(sent["logged"][0][1]) == {"epoch", "train_loss", "seen_accuracy", "unseen_accuracy"}
 
 
 def test_every_row_once_and_a_retried_run_again(folder: Path, wandb: Path) -> None:
