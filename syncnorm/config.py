@@ -22,7 +22,8 @@ class Data:
     name: str = "digits-photo"
     """An embedded data set, or a name of your own for what lies at `path`, or a hub name."""
     path: str = ""
-    """A parquet file, a folder of parquet files, or an image folder. Not part of a run's id."""
+    """A parquet file, a folder of parquet files, an image folder, or the folder of the UCI HAR Dataset. Not part of a
+    run's id."""
     size: int | None = None
     """Side of the square images in pixels; None keeps what the data set has."""
     train_limit: int | None = None

@@ -105,7 +105,7 @@ def normalised(
         white = 1
         fixed = (torch.from_numpy(part).float().view(1, -1, 1) for part in (raw.centre, raw.unit))
         mean, std = signal_moments(kept) if scale == "own" else fixed
-    train_x, test_x = (x.float().div_(white).sub_(mean).div_(std) for x in (kept, held_out))
+    train_x, test_x = (x.to(torch.float32, copy=True).div_(white).sub_(mean).div_(std) for x in (kept, held_out))
     return Dataset(
         name=name,
         train_x=train_x,

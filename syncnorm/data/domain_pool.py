@@ -11,7 +11,9 @@ from torch import Tensor
 from syncnorm.config import Data
 from syncnorm.data.dataset import Dataset, Scale
 from syncnorm.data.domains import DOMAINS
+from syncnorm.data.har import is_har
 from syncnorm.data.load import load
+from syncnorm.data.signals import SIGNALS
 from syncnorm.errors import UserError, unknown
 
 
@@ -48,9 +50,10 @@ class Pool:
 def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.device, dtype: torch.dtype) -> Pool:
     """Load the domains `names` and put them into one pool; the two pools asked for last are kept.
 
-    With `apart`, `data.path` is a folder in which each domain lies under its name, as a folder or a parquet file.
-    An embedded data set that is not there is loaded by its name. One domain alone is normalised by its own mean and
-    standard deviation; several share the fixed scale. Beside images in colour, grey ones get three equal channels.
+    With `apart`, `data.path` is a folder in which each domain lies under its name, as a folder or a parquet file,
+    or the folder of the UCI HAR Dataset, whose subjects are the domains. An embedded data set that is not there is
+    loaded by its name. One domain alone is normalised by its own mean and standard deviation; several share the fixed
+    scale. Beside images in colour, grey ones get three equal channels.
 
     Raises `UserError` where a domain cannot be loaded, or two have other classes or shapes.
     """
@@ -101,10 +104,12 @@ def _place(path: str, name: str) -> str:
     if not path:
         return ""
     folder = Path(path).expanduser()
+    if is_har(folder):
+        return path
     for place in (folder / name, folder / f"{name}.parquet"):
         if place.exists():
             return str(place)
-    if name in DOMAINS:
+    if name in DOMAINS or name in SIGNALS:
         return ""
     if not folder.is_dir():
         raise UserError(f"data.path {folder} is no folder: give the folder in which each domain lies under its name.")

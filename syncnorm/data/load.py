@@ -11,6 +11,7 @@ from syncnorm.data.cache import cached
 from syncnorm.data.dataset import Dataset, Pixels, Scale, Signals, normalised
 from syncnorm.data.decode import to_pixels
 from syncnorm.data.domains import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE
+from syncnorm.data.har import har_signals, is_har
 from syncnorm.data.local import find
 from syncnorm.data.signals import SIGNALS, SYNOPSIS
 from syncnorm.data.tables import hub_splits, pick_splits, raw_split
@@ -32,7 +33,8 @@ def load(
     `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), or a name of your own for what lies
     at `path` (a parquet file, a folder with train*.parquet and test*.parquet, an image folder with one
     subfolder a class, with or without train/ and test/), or itself such a path, or a data set of the
-    Hugging Face hub ("owner/name").
+    Hugging Face hub ("owner/name"). Where `path` is the folder of the UCI HAR Dataset, `name` is one of its subjects,
+    "subject-1" to "subject-30", see `har_signals`.
     Without a test split a stratified fifth, drawn by seed 0, is held out.
 
     `size` is the side in pixels that images are stretched to (embedded data: 16 by default). Limits keep that
@@ -68,17 +70,17 @@ def _raw(name: str, path: str, size: int | None) -> Pixels | Signals:
             "own, which results are kept under."
         )
     if path:
-        return _from_path(path, size)
+        return _from_path(path, size, name)
     if name in DOMAINS:
         return embedded_pixels(name, size or SIZE)
     if name in SIGNALS:
         return _without_size(name, SIGNALS[name](), size)
     if os.path.exists(os.path.expanduser(name)):
-        return _from_path(name, size)
+        return _from_path(name, size, name)
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         return _from_hub(name, size)
     if "/" in name or name.startswith(("~", ".")):
-        return _from_path(name, size)
+        return _from_path(name, size, name)
     message = str(unknown("data set", name, (*DOMAINS, *SIGNALS), (*sorted(DOMAINS), *SYNOPSIS)))
     raise UserError(
         f"{message} A path, or a name of the Hugging Face hub with its slash (owner/name), works as well."
@@ -101,7 +103,10 @@ def _without_size(name: str, signals: Signals, size: int | None) -> Signals:
     return signals
 
 
-def _from_path(path: str, size: int | None) -> Pixels:
+def _from_path(path: str, size: int | None, name: str) -> Pixels | Signals:
+    folder = Path(path).expanduser()
+    if is_har(folder):
+        return _without_size(name, har_signals(folder, name), size)
     source = find(path)
     label = re.sub(r"\W+", "_", source.path.stem)
     return cached(f"{label}-{source.fingerprint()}-{size or 'own'}", lambda: source.read(size))
