@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_har import make_har
 from PIL import Image
 
 from syncnorm.cli import load_study
@@ -54,8 +55,10 @@ def with_made_up_data(run: Run, folder: Path) -> Run:
     if all(name in DOMAINS or name.startswith(("activity", "biosignal")) for name in domains):
         return run
     if domains[0].startswith("subject"):
-        make_har(folder / "har", subjects=30)
-        return replace(run, data=replace(run.data, path=str(folder / "har")))
+        root, numbers = folder / "har", [int(name.partition("-")[2]) for name in domains]
+        if not root.exists():
+            make_har(root, {"train": numbers[:3], "test": numbers[3:]})
+        return replace(run, data=replace(run.data, path=str(root)))
     rng = np.random.default_rng(0)
     for domain in set(domains) - set(DOMAINS):
         for label, number in product(range(10), range(6)):
