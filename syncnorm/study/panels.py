@@ -50,7 +50,7 @@ class Style:
         }
 
 
-FEW = 8
+MOST_BANDS = 8
 """Lines whose bands stay apart."""
 Styles = dict[str, Style]
 """By line."""
@@ -194,7 +194,7 @@ def draw_line(
 
 def _band(styles: Styles) -> float:
     """Return how much a band covers: little where many lie over each other."""
-    return 0.16 if len(styles) <= FEW else 0.06
+    return 0.16 if len(styles) <= MOST_BANDS else 0.06
 
 
 def is_numeric(xs: list[Any]) -> bool:
