@@ -25,12 +25,14 @@ from syncnorm.study.panels import (
     CHARACTER,
     FAINT,
     INK,
+    PANEL_WIDTH,
     TURN,
     Style,
     Styles,
     clip,
     curve_panel,
     history_panel,
+    panels_width,
     tick_labels,
     trade_panel,
 )
@@ -80,7 +82,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "syncnorm",
 }
-PANEL_WIDTH, PANEL_HEIGHT, LEFT = 3.1, 2.6, 0.6
+PANEL_HEIGHT, LEFT = 2.6, 0.6
 """Inches."""
 LABEL_CHARACTERS = 42
 """As many as stand beside a panel."""
@@ -153,7 +155,7 @@ def compose(sheet: Sheet) -> Figure:
     panels = sheet.panels
     words = fill(sheet.y_label, LABEL_CHARACTERS)
     edge = LEFT + 0.15 * words.count("\n")
-    width = max(PANEL_WIDTH * len(panels), 4.8) + edge
+    width = panels_width(len(panels), len(sheet.lines)) + edge
     columns = max(1, int((width - edge) / (0.55 + max(map(inches, sheet.lines), default=0.0))))
     head = fill(sheet.title, int(10.5 * (width - edge)))
     note = "\n".join(fill(part, int(18 * (width - edge))) for part in sheet.note.split("\n"))

@@ -17,8 +17,10 @@ INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
 CHARACTER = 0.085
 """Inches, of an average character in the figure's size of type."""
 TICK_CHARACTERS, TICK_LINES = 16, 3
+PANEL_WIDTH, FEW_WIDTH, MANY_WIDTH, FEW = 3.1, 4.8, 7.4, 6
+"""Inches of a panel, and at least of all together: for up to `FEW` lines, and for more."""
 PANEL_CHARACTERS = 45
-"""Characters that fit below a panel."""
+"""Characters that fit below a panel of few lines."""
 TURN = 60
 """Degrees, of labels that do not fit level."""
 SPAN = 30
@@ -207,6 +209,11 @@ def clip(text: str, room: int) -> str:
     return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
 
 
+def panels_width(panels: int, lines: int) -> float:
+    """Return the inches of so many panels side by side."""
+    return max(PANEL_WIDTH * panels, FEW_WIDTH if lines <= FEW else MANY_WIDTH)
+
+
 def tick_labels(points: Points) -> tuple[list[str], bool]:
     """Return the values of x as they stand below the axis, and whether they are turned to fit.
 
@@ -214,7 +221,8 @@ def tick_labels(points: Points) -> tuple[list[str], bool]:
     """
     texts = [points.x_text(x) for x in points.xs]
     if not is_numeric(points.xs):
-        room = PANEL_CHARACTERS // len(texts) - 2
+        wide = len(points.panels) < 2 and len(points.lines) > FEW
+        room = int(PANEL_CHARACTERS * (MANY_WIDTH / FEW_WIDTH if wide else 1)) // len(texts) - 2
         lines = [wrap(text, max(1, room), break_long_words=False) or [""] for text in texts]
         if all(len(some) <= TICK_LINES and max(map(len, some)) <= room for some in lines):
             return ["\n".join(some) for some in lines], False
