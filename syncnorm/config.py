@@ -160,9 +160,10 @@ class Domains:
     adapt_options: dict[str, Any] = field(default_factory=dict)
     """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
     adapt_samples: int | None = None
-    """Unlabelled training samples of the domain that adabn and online see before the test; None is all of them."""
+    """Unlabelled training samples of the domain, at most, that adabn and online see before the test; None is all."""
     test_batch: int = 64
-    """Samples in a batch of the test: those that share statistics for prediction, mix, alpha and tent."""
+    """Samples in a batch of the test, which share statistics for prediction, mix, alpha and tent, and of online's
+    stream."""
     test_order: Literal["shuffled", "sorted"] = "shuffled"
     """In which order a domain's samples come, in adaptation and test: at random, or sorted by label."""
 

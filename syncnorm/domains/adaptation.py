@@ -105,6 +105,8 @@ WAYS: dict[Adaptation, Way] = {
 }
 APART: tuple[Adaptation, ...] = ("pooled", "ensemble")
 """Those that only a norm which tells domains apart can have."""
+FROM_RUNNING: tuple[Adaptation, ...] = ("adabn", "mix", "alpha", "online")
+"""Those that start from running statistics, or change them."""
 OPTIONS: dict[Adaptation, tuple[str, ...]] = {
     "none": (),
     "pooled": (),
@@ -147,7 +149,7 @@ def statistics_of(adapt: Adaptation, model: nn.Module) -> str:
 
 
 def check_adaptation(world: Domains, model: nn.Module) -> None:
-    """Raise `UserError` for an adaptation that is unknown, or that the model's norm or the numbers do not allow."""
+    """Raise `UserError` for an adaptation or option that is unknown, or that the model's norm does not allow."""
     if world.adapt not in WAYS:
         raise unknown("adaptation", world.adapt, WAYS)
     for option in world.adapt_options:
@@ -164,8 +166,8 @@ def check_adaptation(world: Domains, model: nn.Module) -> None:
         raise UserError(f"adaptation '{world.adapt}' goes by each domain's own statistics: set norm to domain_bn.")
     if not apart and not batch_norms(model):
         raise UserError(f"adaptation '{world.adapt}' changes batch norms, and the model has none: set adapt to none.")
-    if world.adapt == "tent" and world.adapt_options.get("steps", 1) < 1:
-        raise UserError(f"adaptation 'tent' has {world.adapt_options['steps']} steps: it needs at least 1.")
+    if world.adapt in FROM_RUNNING and any(layer.running_mean is None for layer in batch_norms(model).values()):
+        raise UserError(f"adaptation '{world.adapt}' needs running statistics: leave track_running_stats at True.")
 
 
 def _one_for_all(model: nn.Module) -> nn.Module:

@@ -39,7 +39,7 @@ class Trained:
 
 
 _KEPT: dict[str, Trained] = {}
-"""The last two trainings: runs that differ in their adaptation alone share one."""
+"""The last training, by its key: runs that differ in their test alone share it."""
 
 
 def fit(run: Run) -> Result:
@@ -57,9 +57,8 @@ def fit(run: Run) -> Result:
     prepared = prepare(run, device)
     key = f"{run_id(training_of(run))} {run.data.path} {device}"
     if key not in _KEPT:
-        while len(_KEPT) > 1:
-            del _KEPT[next(iter(_KEPT))]
-        _KEPT[key] = train(run, prepared, device)
+        _KEPT.clear()
+        _KEPT[key] = train(training_of(run), prepared, device)
     trained = _KEPT[key]
     metrics, losses = {}, {}
     for index, name in enumerate(prepared.pool.names):

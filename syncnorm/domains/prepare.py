@@ -1,14 +1,16 @@
 """Everything of a run of domains that comes before its first step; each of a user's mistakes is found here."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from syncnorm.checks import check_types
 from syncnorm.config import Domains, Run
 from syncnorm.data.domain_pool import Pool, load_pool
-from syncnorm.domains.adaptation import check_adaptation
-from syncnorm.domains.batches import check_batch
+from syncnorm.domains.adaptation import Test, check_adaptation, logits_of
+from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_options
 from syncnorm.training.prepare import DTYPES, build_model, check_logits, check_optim
@@ -32,6 +34,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
         UserError: whatever in `run` is unknown, out of range or does not go together.
     """
     world = domains(run)
+    check_types(run)
     check_world(world)
     check_optim(run.optim)
     training = len(world.domains) - len(world.unseen)
@@ -47,8 +50,10 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_batch(pool, seen, world)
     classes = len(pool.class_names)
     model = build_model(run, tuple(pool.x.shape[1:]), classes).to(device, DTYPES[run.precision])
-    _check_forward(run, model, pool.x[:2], classes)
+    index, ids = deal(pool, seen, world, run.seed, epoch=0)[0]
+    _check_step(run, model, pool.x[index.to(device)], ids, classes)
     check_adaptation(world, model)
+    _check_test(world, model, pool)
     return Prepared(pool, model, seen, unseen)
 
 
@@ -66,13 +71,15 @@ def check_world(world: Domains) -> None:
     """Raise `UserError` for domains that are missing, twice there, or all left out, and for numbers out of range."""
     if not world.domains:
         raise UserError("a run of domains has no world.domains: name the data sets that are its domains.")
-    twice = {name for name in world.domains if world.domains.count(name) > 1}
-    if twice:
-        raise UserError(f"world.domains has {', '.join(sorted(twice))} twice: name each domain once.")
+    if "seen" in world.domains:
+        raise UserError("a domain cannot be called 'seen': accuracy_seen is the mean over all that train.")
+    for field, names in (("domains", world.domains), ("unseen", world.unseen)):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"world.{field} has {', '.join(sorted(twice))} twice: name each domain once.")
     for name in world.unseen:
         if name not in world.domains:
             raise unknown("unseen domain", name, world.domains)
-    if len(set(world.unseen)) == len(world.domains):
+    if len(world.unseen) == len(world.domains):
         raise UserError("world.unseen leaves out all domains: at least one has to train.")
     for name, number in (("batch", world.batch), ("test_batch", world.test_batch)):
         if number < 1:
@@ -82,17 +89,30 @@ def check_world(world: Domains) -> None:
 
 
 @torch.no_grad()
-def _check_forward(run: Run, model: nn.Module, x: Tensor, classes: int) -> None:
-    was_training = model.training
+def _check_step(run: Run, model: nn.Module, x: Tensor, ids: Tensor, classes: int) -> None:
+    """Raise what the first step would: run its batch through a copy of the model, in training."""
     try:
-        with domain(0):
-            logits = model.eval()(x)
+        with torch.random.fork_rng(devices=[]), domain(ids):
+            logits = copy.deepcopy(model).train()(x)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"model '{run.model}' with norm '{run.norm.name}' cannot take samples of shape {tuple(x.shape[1:])}: "
-            f"{reason}"
+            f"model '{run.model}' with norm '{run.norm.name}' cannot train on {len(x)} samples of shape "
+            f"{tuple(x.shape[1:])} in a batch: {reason}"
         ) from error
-    finally:
-        model.train(was_training)
     check_logits(run.model, logits, len(x), classes)
+
+
+def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
+    """Raise what the tests would: adapt a copy of the model to two samples, or to one where a batch has no more."""
+    sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
+    smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # of the domains' last batches
+    stream = pool.x[: min(world.adapt_samples or 2, 2)]
+    test = Test([pool.test_x[: min(smallest, 2)]], stream, None, world.test_batch, world.adapt_options)
+    try:
+        logits_of(world.adapt, copy.deepcopy(model), test)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"adaptation '{world.adapt}' cannot work here: {reason}") from error

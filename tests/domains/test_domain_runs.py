@@ -103,6 +103,13 @@ def test_runs_that_differ_in_their_test_share_a_training_and_a_fresh_one_gives_t
     assert shared.metrics != fit(RUN).metrics
 
 
+def test_the_history_does_not_depend_on_the_test_of_the_run_that_trained() -> None:
+    by_batch = replace(changed("prediction_bn"), optim=Optim(epochs=6))
+    first = fit(replace(by_batch, world=replace(WORLD, test_batch=5, test_order="sorted"))).history
+    forget()
+    assert fit(by_batch).history == first
+
+
 def test_what_a_row_says() -> None:
     result = fit(changed("domain_bn"))
     metrics = result.metrics
@@ -216,7 +223,10 @@ MISTAKES: list[tuple[Run, str]] = [
     (changed(domains=(), unseen=()), "name the data sets that are its domains"),
     (changed(domains=("digits", "digits")), "twice"),
     (changed(unseen=("digits-nosy",)), "did you mean 'digits-noisy'"),
+    (changed("domain_bn", unseen=("digits-noisy", "digits-noisy")), "world.unseen has digits-noisy twice"),
     (changed(unseen=WORLD.domains), "at least one has to train"),
+    (changed(domains=("digits", "seen")), "cannot be called 'seen'"),
+    (changed(batches="one"), "unknown world.batches 'one'"),
     (changed(batch=0), "world.batch is 0"),
     (changed(batch=1000), "lower world.batch"),
     (changed(batch=71, batches="one_domain"), "digits 70 training samples"),
@@ -226,6 +236,14 @@ MISTAKES: list[tuple[Run, str]] = [
     (changed(adapt="tent", adapt_options={"prior": 3}), "option 'prior'"),
     (changed(adapt="none", adapt_options={"prior": 3}), "has no options"),
     (changed(adapt="tent", adapt_options={"steps": 0}), "at least 1"),
+    (changed(adapt="tent", adapt_options={"steps": "2"}), "at least 1"),
+    (changed(adapt="tent", adapt_options={"lr": -1.0}), "learning rate"),
+    (changed(adapt="mix", adapt_options={"prior_count": -1}), "prior_count is -1"),
+    (changed(adapt="adabn", adapt_options={"estimator": "mean"}), "unknown estimator 'mean'"),
+    (changed(Norm("bn", {"track_running_stats": False}), adapt="online"), "needs running statistics"),
+    (replace(changed(adapt="prediction", test_batch=49), model="mlp"), "adaptation 'prediction' cannot work here"),
+    (replace(changed(adapt="adabn", adapt_samples=1), model="mlp"), "one value per channel"),
+    (replace(changed(batch=1), model="mlp"), "cannot train on 1 samples"),
     (changed("bm"), "norm 'bm'"),
     (changed(domains=("digits", "digit-noisy"), unseen=()), "digits-noisy"),
     (replace(RUN, world=Clients()), "not of domains"),
