@@ -52,7 +52,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
             Grid({**mixing, "unseen": unseen, "adapt": ["none", "adabn"]}),
             Grid({"norm": ["iabn"], "unseen": unseen, "test_order": ["shuffled", "sorted"]}),
         ),
-        figures=exhibits(),
+        figures=exhibits(base),
         quick={
             "base": replace(base, optim=replace(base.optim, epochs=quick_epochs)),
             "vary": {"norm": ["bn"], "unseen": unseen[-2:], "adapt": ["none", "adabn", "prediction", "tent"]},
@@ -65,8 +65,8 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
     )
 
 
-def exhibits() -> tuple[Exhibit, ...]:
-    """Return what the study shows."""
+def exhibits(base: Run) -> tuple[Exhibit, ...]:
+    """Return what the study of `base` shows."""
     return (
         Columns(
             line=LINE,
@@ -98,7 +98,7 @@ def exhibits() -> tuple[Exhibit, ...]:
             x="adapt",
             line=("norm", "test_order"),
             mean_over=("unseen",),
-            where={"norm": ["bn", "iabn"], "adapt": BATCHWISE, "model_options": {}},
+            where={"norm": ["bn", "iabn"], "adapt": BATCHWISE, "model_options": base.model_options},
             title="Accuracy on the domain left out, its test shuffled or sorted by label",
         ),
     )

@@ -13,7 +13,9 @@ from syncnorm.cli import load_study
 from syncnorm.config import Clients, Devices, Domains, Run, layout
 from syncnorm.data import DOMAINS
 from syncnorm.study.fit import fit
+from syncnorm.study.points import fits
 from syncnorm.study.spec import expand, quicker
+from syncnorm.study.store import about_study
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 
@@ -98,3 +100,15 @@ def test_two_steps(path: Path, tmp_path: Path) -> None:
             result = fit(two_steps_of(run, run.world))
             assert result.metrics["steps"] == 2
         assert 0 <= result.metrics["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_figure_has_runs_with_each_value_that_it_asks_for(path: Path) -> None:
+    about = about_study(load_study(str(path)))
+    for figure in about.figures:
+        for name, wanted in figure.where.items():
+            for value in wanted if isinstance(wanted, list) else [wanted]:
+                one = replace(figure, where={**figure.where, name: value})
+                assert any(fits(one, fields) for fields in about.runs.values()), (
+                    f"{figure}: no run with {name} {value}"
+                )
