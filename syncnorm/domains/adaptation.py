@@ -16,6 +16,7 @@ from syncnorm.config import Adaptation, Domains
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import DomainBatchNorm, domain, stream
 from syncnorm.surgery import batch_norms, convert, domain_ensemble, recalibrate, revert, tent
+from syncnorm.training.rank_statistics import layers_with_statistics
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def tells_domains_apart(model: nn.Module) -> bool:
 def statistics_of(adapt: Adaptation, model: nn.Module) -> str:
     """Return in words whose statistics normalise under an adaptation."""
     apart = tells_domains_apart(model)
-    if not apart and not batch_norms(model):
+    if not layers_with_statistics(model):
         return "none"
     if adapt == "none":
         return "own domain's (of an unseen one: all pooled)" if apart else "all training domains' together"

@@ -14,7 +14,7 @@ import syncnorm
 from syncnorm.config import Clients, Data, Domains, Norm, Optim, Run
 from syncnorm.domains import check, fit, forget
 from syncnorm.domains.adaptation import Test as Trial
-from syncnorm.domains.adaptation import logits_of
+from syncnorm.domains.adaptation import logits_of, statistics_of
 from syncnorm.domains.batches import deal
 from syncnorm.domains.fit import measure, train
 from syncnorm.domains.prepare import prepare
@@ -121,6 +121,12 @@ def test_what_a_row_says() -> None:
     assert all(len(values) == 2 for values in result.history.values())
     assert result.history["unseen_accuracy"][-1] == metrics["accuracy"]
     assert result.evaluated_by == "own domain's (of an unseen one: all pooled)"
+
+
+@pytest.mark.parametrize("norm", ["mabn", "evonorm_b0", "gn", "none"])
+def test_norms_with_running_statistics_of_their_own_say_so(norm: str) -> None:
+    words = {"gn": "none", "none": "none"}.get(norm, "all training domains' together")
+    assert statistics_of("none", prepare(changed(norm), CPU).model) == words
 
 
 def test_without_an_unseen_domain_the_accuracy_is_that_of_the_seen_ones() -> None:
