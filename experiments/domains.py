@@ -7,9 +7,10 @@ there are none, and what remains is to adapt: to its samples (AdaBN), to each ba
 mix of Schneider et al., alpha-BN, TENT), or not to need it (GN, MixStyle, IABN).
 
 Speaks to: BNE (arXiv 2011.12672): PACS, ResNet-18, 83.1 % on average over the domain left out, as listed by others.
-           TENT (arXiv 2006.10726): CIFAR-10-C at the highest severity, WRN-28-10, mean error 43.5 % as trained,
-           20.4 % with each batch's statistics, 18.6 % with TENT. Schneider et al. (arXiv 2006.16971): ImageNet-C,
-           ResNet-50, mean corruption error 76.7 % as trained, 65.0 % mixed with a batch, 62.2 % with all samples'.
+           TENT (arXiv 2006.10726), its repository: CIFAR-10-C at the highest severity, WRN-28-10, mean error 43.5 %
+           as trained, 20.4 % with each batch's statistics, 18.6 % with TENT. Schneider et al. (arXiv 2006.16971):
+           ImageNet-C, ResNet-50, mean corruption error 76.7 % as trained, 65.0 % mixed with a batch, 62.2 % with
+           all samples' statistics.
 Run:       syncnorm run experiments/domains.py [--quick]
 
 Every domain has at most 1,437 training samples, so that none outweighs another. Domains share one scale, so that what

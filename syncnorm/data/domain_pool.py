@@ -109,10 +109,10 @@ def _place(path: str, name: str) -> str:
     for place in (folder / name, folder / f"{name}.parquet"):
         if place.exists():
             return str(place)
-    if name in DOMAINS or name in SIGNALS:
-        return ""
     if not folder.is_dir():
         raise UserError(f"data.path {folder} is no folder: give the folder in which each domain lies under its name.")
+    if name in DOMAINS or name in SIGNALS:
+        return ""
     found = {file.stem for file in folder.iterdir() if file.is_dir() or file.suffix == ".parquet"}
     raise unknown(f"domain in {folder}", name, found)
 

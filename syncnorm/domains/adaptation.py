@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.config import Adaptation, Domains
+from syncnorm.config import Adaptation, Domains, Norm
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import DomainBatchNorm, domain, stream
 from syncnorm.surgery import batch_norms, convert, domain_ensemble, recalibrate, revert, tent
@@ -108,6 +108,10 @@ APART: tuple[Adaptation, ...] = ("pooled", "ensemble")
 """Those that only a norm which tells domains apart can have."""
 FROM_RUNNING: tuple[Adaptation, ...] = ("adabn", "mix", "alpha", "online")
 """Those that start from running statistics, or change them."""
+REPLACES: tuple[Adaptation, ...] = ("prediction", "mix", "alpha", "online", "tent")
+"""Those that put another layer in the place of the norm."""
+OWN_WAY = ("iabn", "example_bn", "eval_norm", "alpha_bn", "prediction_bn", "online_bn")
+"""Norms that do something at test time themselves."""
 OPTIONS: dict[Adaptation, tuple[str, ...]] = {
     "none": (),
     "pooled": (),
@@ -149,7 +153,7 @@ def statistics_of(adapt: Adaptation, model: nn.Module) -> str:
     }.get(adapt, "each test batch's")
 
 
-def check_adaptation(world: Domains, model: nn.Module) -> None:
+def check_adaptation(world: Domains, norm: Norm, model: nn.Module) -> None:
     """Raise `UserError` for an adaptation or option that is unknown, or that the model's norm does not allow."""
     if world.adapt not in WAYS:
         raise unknown("adaptation", world.adapt, WAYS)
@@ -160,9 +164,16 @@ def check_adaptation(world: Domains, model: nn.Module) -> None:
                 if OPTIONS[world.adapt]
                 else f"adaptation '{world.adapt}' has no options: leave world.adapt_options out."
             )
+    apart = tells_domains_apart(model)
+    if "eps" in norm.options and (apart or world.adapt in REPLACES):
+        raise UserError(
+            f"norm '{norm.name}' has the option eps, which its stand-in at test time would not have: build the model "
+            "with it."
+        )
     if world.adapt == "none":
         return
-    apart = tells_domains_apart(model)
+    if norm.name in OWN_WAY and world.adapt in REPLACES:
+        raise UserError(f"norm '{norm.name}' has its own way at test time, so adapt '{world.adapt}' would undo it.")
     if world.adapt in APART and not apart:
         raise UserError(f"adaptation '{world.adapt}' goes by each domain's own statistics: set norm to domain_bn.")
     if not apart and not batch_norms(model):

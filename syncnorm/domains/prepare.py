@@ -52,7 +52,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     model = build_model(run, tuple(pool.x.shape[1:]), classes).to(device, DTYPES[run.precision])
     index, ids = deal(pool, seen, world, run.seed, epoch=0)[0]
     _check_step(run, model, pool.x[index.to(device)], ids, classes)
-    check_adaptation(world, model)
+    check_adaptation(world, run.norm, model)
     _check_test(world, model, pool)
     return Prepared(pool, model, seen, unseen)
 

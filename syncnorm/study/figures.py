@@ -211,9 +211,10 @@ def footnote(points: Points) -> str:
         return f"N{points.nothing()[1:]}."
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     if counts == [1]:
-        return f"One run a point, so no interval; n = 1 seed.\n{points.evaluation()}"
+        return f"One seed a point, so no interval; n = 1 seed.\n{points.evaluation()}"
     ways = " both ways" if isinstance(points.chart, Trade) else ""
-    dots = "" if isinstance(points.chart, History) else " Dots: single runs."
+    dots = f" Dots: single {'runs' if points.cases == 1 else 'seeds'}."
+    dots = "" if isinstance(points.chart, History) else dots
     return f"Mean and 95 % t interval{ways}, {n} seeds.{dots}\n{points.evaluation()}"
 
 

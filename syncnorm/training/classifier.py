@@ -16,6 +16,8 @@ from syncnorm.moments import accumulator
 from syncnorm.surgery import convert
 
 LossWeighting = Literal["rank_mean", "global_mean"]
+BY_DOMAIN = ("domain_weight", "domain_bias")
+"""A norm's parameters for each domain, (D, C)."""
 
 
 class Classifier(pl.LightningModule):
@@ -94,10 +96,14 @@ def share_of_batch(samples: int, loss: Tensor) -> Tensor:
 
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> torch.optim.Optimizer:
     """Build the optimiser; weight decay acts on tensors of two and more dimensions, not on norms and biases."""
-    trained = [p for _, p in parameters if p.requires_grad]
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, p in parameters:
+        if p.requires_grad:
+            (decayed if p.dim() > 1 and not name.endswith(BY_DOMAIN) else others).append(p)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": optim.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if optim.name == "sgd":

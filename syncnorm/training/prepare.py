@@ -76,11 +76,12 @@ def layer_of(norm: Norm, world: Devices | Clients | Domains) -> tuple[str, dict[
     Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
     batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. (For other norms that see
     the batch there is `on_virtual_ranks`.) EvalNorm expects the batch of a device unless told. Clients are no ranks.
-    A norm that tells domains apart has as many as train.
+    A norm that tells domains apart has as many as train, and one that asks for the batch size of training gets it.
     """
     if isinstance(world, Domains):
         seen = len(world.domains) - len(world.unseen)
-        return norm.name, {"domains": seen, **norm.options} if norm.name == "domain_bn" else norm.options
+        counted = {"domain_bn": {"domains": seen}, "eval_norm": {"batch": world.batch}}.get(norm.name, {})
+        return norm.name, {**counted, **norm.options}
     if isinstance(world, Clients):
         return norm.name, norm.options
     ranks, per_device_batch = layout(world)

@@ -225,6 +225,19 @@ def test_a_sorted_test_spoils_the_statistics_of_its_batches() -> None:
     assert sorted_ < shuffled
 
 
+def test_parameters_of_each_domain_are_no_more_decayed_than_others_of_norms() -> None:
+    model = prepare(changed(Norm("domain_bn", {"domain_affine": True})), CPU).model
+    decayed, others = (group["params"] for group in make_optimizer(model.named_parameters(), Optim()).param_groups)
+    assert {p.dim() for p in decayed} == {2, 4}
+    assert sum(p.dim() == 2 for p in decayed) == 1
+    assert sum(p.dim() == 2 for p in others) == 6
+
+
+def test_a_norm_that_asks_for_the_batch_of_training_gets_it() -> None:
+    layers = syncnorm.batch_norms(prepare(changed("eval_norm"), CPU).model).values()
+    assert {layer.batch for layer in layers} == {16}
+
+
 MISTAKES: list[tuple[Run, str]] = [
     (changed(domains=(), unseen=()), "name the data sets that are its domains"),
     (changed(domains=("digits", "digits")), "twice"),
@@ -251,6 +264,9 @@ MISTAKES: list[tuple[Run, str]] = [
     (replace(changed(adapt="adabn", adapt_samples=1), model="mlp"), "one value per channel"),
     (replace(changed(batch=1), model="mlp"), "cannot train on 1 samples"),
     (changed("bm"), "norm 'bm'"),
+    (changed(Norm("bn", {"eps": 0.1}), adapt="prediction"), "has the option eps"),
+    (changed("iabn", adapt="tent"), "has its own way at test time"),
+    (replace(RUN, data=Data("few", path="/no/such/folder")), "is no folder"),
     (changed(domains=("digits", "digit-noisy"), unseen=()), "digits-noisy"),
     (replace(RUN, world=Clients()), "not of domains"),
     (replace(RUN, optim=Optim(lr=-1.0)), "optim.lr"),
