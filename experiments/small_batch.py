@@ -34,7 +34,7 @@ RATES = [0.02, 0.1]
 
 BY_DEVICE = ["bn", "brn", "mabn", "diminishing_bn", "full_norm", "eval_norm", "evonorm_b0"]
 BY_SAMPLE = ["sync_bn", "gn", "frn", "evonorm_s0", "none"]
-"""Norms to which the device's batch is all the same: three columns show that."""
+"""Norms to which the device's batch is all the same."""
 
 
 def norm_at(name: str, per_device_batch: int) -> Norm:
@@ -112,7 +112,7 @@ STUDY = Study(
     seeds=5,
     also=(
         *grids(BY_DEVICE[1:], SIZES),
-        *grids(BY_SAMPLE, [1, 2, 32]),
+        *grids(BY_SAMPLE, SIZES),
         *grids(["cbn"], [2, 8, 32], seeds=3),
     ),
     figures=(*figures(0.1), *figures(0.02)),
