@@ -82,7 +82,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "path",
     "svg.hashsalt": "syncnorm",
 }
-PANEL_HEIGHT, LEFT = 2.6, 0.6
+PANEL_HEIGHT, LEFT = 2.6, 0.7
 """Inches."""
 LABEL_CHARACTERS = 42
 """As many as stand beside a panel."""
