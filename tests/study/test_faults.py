@@ -28,7 +28,13 @@ def start(out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_interrupts,
     )
+
+
+def heed_interrupts() -> None:
+    """Undo what a shell does to commands in its background, these tests among them: they ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -105,7 +111,7 @@ def test_workers_end_when_the_study_is_killed(tmp_path: Path) -> None:
 def test_an_interrupted_study_keeps_its_rows_reports_them_and_leaves_no_process(tmp_path: Path) -> None:
     out, pids = tmp_path / "out", tmp_path / "pids"
     pids.mkdir()
-    process = start(out, "sleep=1.0", f"pids={pids}")
+    process = start(out, "sleep=0.3", f"pids={pids}")
     until(lambda: rows(out) >= 3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
