@@ -64,7 +64,10 @@ def test_domains_in_ten_lines() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
     x = torch.randn(6, 1, 4, 4)
     names: dict[str, Any] = {"syncnorm": syncnorm, "model": model, "x": x, "batches": [x]}
-    exec(BLOCKS[4], names | {"ids": torch.tensor([0, 1, 2, 0, 1, 2])})
+    names |= {"ids": torch.tensor([0, 1, 2, 0, 1, 2])}
+    exec(BLOCKS[4], names)
+    assert names["logits"].shape == (6, 3)
+    assert not syncnorm.batch_norms(names["model"])
 
 
 def test_a_world_of_domains(monkeypatch: Any) -> None:

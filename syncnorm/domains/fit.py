@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from statistics import fmean
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,7 +25,7 @@ from syncnorm.environment import environment
 from syncnorm.norms import domain
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
-from syncnorm.training.fit import quiet
+from syncnorm.training.fit import run_trainer
 
 
 @dataclass(frozen=True)
@@ -124,16 +123,7 @@ def train(run: Run, prepared: Prepared, device: torch.device) -> Trained:
     torch.manual_seed(derive("training", run.seed, 0))
     classifier = DomainClassifier(run, prepared)
     batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, run.data.augment)
-    with quiet():
-        trainer = pl.Trainer(
-            max_epochs=run.optim.epochs,
-            precision="64-true" if run.precision == "float64" else "32-true",
-            barebones=True,
-            use_distributed_sampler=False,
-            accelerator=device.type,
-            devices=1,
-        )
-        trainer.fit(classifier, datamodule=batches)
+    run_trainer(run, classifier, batches, accelerator=device.type, devices=1)
     history = {"train_loss": classifier.train_loss, **classifier.accuracies}
     return Trained(classifier.model.to(device), history, batches.steps * run.optim.epochs)
 

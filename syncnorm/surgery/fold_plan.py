@@ -38,7 +38,7 @@ from syncnorm.norms import (
     SyncBatchNorm,
 )
 from syncnorm.norms.weight_side import raw_parameter
-from syncnorm.surgery.fold_values import TRANSPOSED, folded, scale_and_shift
+from syncnorm.surgery.fold_values import TRANSPOSED, as_affine, folded
 from syncnorm.surgery.modes import evaluation
 from syncnorm.surgery.operable import check_model, uncompiled
 
@@ -291,7 +291,7 @@ def _unfit_norm(layer: nn.Module) -> str:
     if layer.training:
         return "it stays in training mode when the model is put into evaluation"
     problem = _unfit(layer, "it", _BATCH_NORMS)
-    if not problem and not all(values.isfinite().all() for values in scale_and_shift(layer)):
+    if not problem and not all(values.isfinite().all() for values in as_affine(layer)):
         problem = "its statistics are not finite, or its variance is negative"
     return problem
 

@@ -12,7 +12,7 @@ from syncnorm.norms import MovingAverageBatchNorm
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
+def as_affine(norm: Any) -> tuple[Tensor, Tensor]:
     """Return what `norm` multiplies its input with in evaluation and then adds, (C,) each, in float64."""
     if isinstance(norm, MovingAverageBatchNorm):  # it takes no mean off
         mean, var = torch.zeros_like(norm.running_square).double(), norm.running_square.double()
@@ -28,7 +28,7 @@ def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def folded(source: Any, norm: Any) -> tuple[Tensor, Tensor]:
     """Return the weight and bias, in the type of `source`'s, with which it does what `norm` does after it."""
-    scale, shift = scale_and_shift(norm)
+    scale, shift = as_affine(norm)
     weight: Tensor = source.weight.double()
     if isinstance(source, TRANSPOSED):  # (inputs, outputs / groups, ...), the inputs of one group side by side
         per_output = scale.view(source.groups, 1, -1, *[1] * (weight.dim() - 2))

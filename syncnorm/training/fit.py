@@ -96,15 +96,7 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
     model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
     classifier = Classifier(model, optim=run.optim)
     batches = _batches(run, prepared, rank)
-    with quiet():
-        trainer = pl.Trainer(
-            max_epochs=run.optim.epochs,
-            precision="64-true" if run.precision == "float64" else "32-true",
-            barebones=True,
-            use_distributed_sampler=False,
-            **_placement(run),
-        )
-        trainer.fit(classifier, datamodule=batches)
+    run_trainer(run, classifier, batches, **_placement(run))
     classifier.model = rank_0(classifier.model)
     return classifier, batches
 
@@ -119,6 +111,19 @@ def _first_batch(run: Run, prepared: Prepared) -> tuple[Tensor, Tensor]:
 def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
     _, per_device_batch = layout(devices(run))
     return RankBatches(prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank)
+
+
+def run_trainer(run: Run, classifier: Classifier, batches: pl.LightningDataModule, **placement: Any) -> None:
+    """Train a run's classifier for its epochs; `placement` are the Trainer's arguments for where."""
+    with quiet():
+        trainer = pl.Trainer(
+            max_epochs=run.optim.epochs,
+            precision="64-true" if run.precision == "float64" else "32-true",
+            barebones=True,
+            use_distributed_sampler=False,
+            **placement,
+        )
+        trainer.fit(classifier, datamodule=batches)
 
 
 def _placement(run: Run) -> dict[str, Any]:
