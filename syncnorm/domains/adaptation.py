@@ -35,7 +35,24 @@ class Test:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-Way = Callable[[nn.Module, Test], Iterator[Tensor]]
+Adapt = Callable[[nn.Module, Test], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Way:
+    """An adaptation: what it does, whose statistics normalise then, and what it asks for."""
+
+    adapt: Adapt
+    statistics: str
+    """In words, for rows."""
+    options: tuple[str, ...] = ()
+    """Names that world.adapt_options may have."""
+    apart: bool = False
+    """Only a norm that tells domains apart can have it."""
+    from_running: bool = False
+    """It starts from running statistics, or changes them."""
+    replaces: bool = False
+    """It puts another layer in the place of the norm."""
 
 
 def as_trained(model: nn.Module, test: Test) -> Iterator[Tensor]:
@@ -68,8 +85,8 @@ def adabn(model: nn.Module, test: Test) -> Iterator[Tensor]:
     yield from map(model, test.batches)
 
 
-def of_each_batch(name: str, **defaults: float) -> Way:
-    """Return the way that evaluates by the statistics of each test batch, as the norm `name` has them."""
+def of_each_batch(name: str, **defaults: float) -> Adapt:
+    """Return the adaptation that evaluates by the statistics of each test batch, as the norm `name` has them."""
 
     def adapt(model: nn.Module, test: Test) -> Iterator[Tensor]:
         model = convert(_one_for_all(model), name, **{**defaults, **test.options}).eval()
@@ -93,42 +110,35 @@ def entropy(model: nn.Module, test: Test) -> Iterator[Tensor]:
     yield from map(adapt, test.batches)
 
 
+MIXED = "all training domains' and each test batch's"
+BATCH = "each test batch's"
 WAYS: dict[Adaptation, Way] = {
-    "none": as_trained,
-    "pooled": pooled,
-    "ensemble": ensemble,
-    "adabn": adabn,
-    "prediction": of_each_batch("prediction_bn"),
-    "mix": of_each_batch("prediction_bn", prior_count=16.0),
-    "alpha": of_each_batch("alpha_bn", alpha=0.5),
-    "online": online,
-    "tent": entropy,
+    "none": Way(as_trained, "all training domains' together"),
+    "pooled": Way(pooled, "all training domains' pooled", apart=True),
+    "ensemble": Way(ensemble, "each training domain's, mixed", apart=True),
+    "adabn": Way(adabn, "own domain's, re-estimated", ("normaliser", "estimator"), from_running=True),
+    "prediction": Way(of_each_batch("prediction_bn"), BATCH, replaces=True),
+    "mix": Way(
+        of_each_batch("prediction_bn", prior_count=16.0), MIXED, ("prior_count",), from_running=True, replaces=True
+    ),
+    "alpha": Way(of_each_batch("alpha_bn", alpha=0.5), MIXED, ("alpha",), from_running=True, replaces=True),
+    "online": Way(
+        online,
+        "all training domains' and own stream's",
+        ("prior_count", "horizon"),
+        from_running=True,
+        replaces=True,
+    ),
+    "tent": Way(entropy, BATCH, ("lr", "steps"), replaces=True),
 }
-APART: tuple[Adaptation, ...] = ("pooled", "ensemble")
-"""Those that only a norm which tells domains apart can have."""
-FROM_RUNNING: tuple[Adaptation, ...] = ("adabn", "mix", "alpha", "online")
-"""Those that start from running statistics, or change them."""
-REPLACES: tuple[Adaptation, ...] = ("prediction", "mix", "alpha", "online", "tent")
-"""Those that put another layer in the place of the norm."""
 OWN_WAY = ("iabn", "example_bn", "eval_norm", "alpha_bn", "prediction_bn", "online_bn")
 """Norms that do something at test time themselves."""
-OPTIONS: dict[Adaptation, tuple[str, ...]] = {
-    "none": (),
-    "pooled": (),
-    "ensemble": (),
-    "adabn": ("normaliser", "estimator"),
-    "prediction": (),
-    "mix": ("prior_count",),
-    "alpha": ("alpha",),
-    "online": ("prior_count", "horizon"),
-    "tent": ("lr", "steps"),
-}
 
 
 def logits_of(adapt: Adaptation, model: nn.Module, test: Test) -> Tensor:
     """Return the logits (N, classes) of a test's samples, in their order; `model` is used up."""
     with torch.set_grad_enabled(adapt == "tent"):
-        return torch.cat([logits.detach() for logits in WAYS[adapt](model, test)])
+        return torch.cat([logits.detach() for logits in WAYS[adapt].adapt(model, test)])
 
 
 def tells_domains_apart(model: nn.Module) -> bool:
@@ -138,47 +148,40 @@ def tells_domains_apart(model: nn.Module) -> bool:
 
 def statistics_of(adapt: Adaptation, model: nn.Module) -> str:
     """Return in words whose statistics normalise under an adaptation."""
-    apart = tells_domains_apart(model)
     if not layers_with_statistics(model):
         return "none"
-    if adapt == "none":
-        return "own domain's (of an unseen one: all pooled)" if apart else "all training domains' together"
-    return {
-        "pooled": "all training domains' pooled",
-        "ensemble": "each training domain's, mixed",
-        "adabn": "own domain's, re-estimated",
-        "online": "all training domains' and own stream's",
-        "mix": "all training domains' and each test batch's",
-        "alpha": "all training domains' and each test batch's",
-    }.get(adapt, "each test batch's")
+    if adapt == "none" and tells_domains_apart(model):
+        return "own domain's (of an unseen one: all pooled)"
+    return WAYS[adapt].statistics
 
 
 def check_adaptation(world: Domains, norm: Norm, model: nn.Module) -> None:
     """Raise `UserError` for an adaptation or option that is unknown, or that the model's norm does not allow."""
     if world.adapt not in WAYS:
         raise unknown("adaptation", world.adapt, WAYS)
+    way = WAYS[world.adapt]
     for option in world.adapt_options:
-        if option not in OPTIONS[world.adapt]:
+        if option not in way.options:
             raise UserError(
-                f"adaptation '{world.adapt}': {unknown('option', option, OPTIONS[world.adapt])}"
-                if OPTIONS[world.adapt]
+                f"adaptation '{world.adapt}': {unknown('option', option, way.options)}"
+                if way.options
                 else f"adaptation '{world.adapt}' has no options: leave world.adapt_options out."
             )
     apart = tells_domains_apart(model)
-    if "eps" in norm.options and (apart or world.adapt in REPLACES):
+    if "eps" in norm.options and (apart or way.replaces):
         raise UserError(
             f"norm '{norm.name}' has the option eps, which its stand-in at test time would not have: build the model "
             "with it."
         )
     if world.adapt == "none":
         return
-    if norm.name in OWN_WAY and world.adapt in REPLACES:
+    if norm.name in OWN_WAY and way.replaces:
         raise UserError(f"norm '{norm.name}' has its own way at test time, so adapt '{world.adapt}' would undo it.")
-    if world.adapt in APART and not apart:
+    if way.apart and not apart:
         raise UserError(f"adaptation '{world.adapt}' goes by each domain's own statistics: set norm to domain_bn.")
     if not apart and not batch_norms(model):
         raise UserError(f"adaptation '{world.adapt}' changes batch norms, and the model has none: set adapt to none.")
-    if world.adapt in FROM_RUNNING and any(layer.running_mean is None for layer in batch_norms(model).values()):
+    if way.from_running and any(layer.running_mean is None for layer in batch_norms(model).values()):
         raise UserError(f"adaptation '{world.adapt}' needs running statistics: leave track_running_stats at True.")
 
 
