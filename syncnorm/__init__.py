@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     )
     from syncnorm.worlds import fit
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "syncnorm.worlds": ["fit"],
     "syncnorm.moments": ["Moments"],

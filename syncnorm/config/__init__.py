@@ -2,7 +2,7 @@
 
 from syncnorm.config.execution import Execution, Progress
 from syncnorm.config.parts import Data, Norm, Optim
-from syncnorm.config.run import LATER, Result, Run, describe, run_id, training_of
+from syncnorm.config.run import LATER, Result, Run, default_of, describe, run_id, training_of
 from syncnorm.config.worlds import (
     Adaptation,
     ClientEngine,
@@ -30,6 +30,7 @@ __all__ = [
     "Result",
     "Run",
     "WorldConfig",
+    "default_of",
     "describe",
     "layout",
     "run_id",

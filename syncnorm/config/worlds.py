@@ -22,6 +22,10 @@ class WorldConfig:
     step: ClassVar[str] = "epoch"
     """What a history counts."""
 
+    def names(self) -> list[tuple[str, str]]:
+        """Return what this world names, as pairs of a kind (a key of `registry.HOMES`) and a name."""
+        return []
+
     def complete(self, config: dict[str, Any]) -> None:
         """Make a run's description (`config.describe`) the same, however the run is written."""
 
@@ -142,6 +146,11 @@ class Clients(WorldConfig):
     """cohort: all clients of a round in one batched step; loop: one after the other; auto: the faster of these two;
     flower: Flower's own simulation."""
 
+    def names(self) -> list[tuple[str, str]]:
+        """Return the policy, the algorithm, the partition and the data sets that this world names."""
+        named = [("policy", self.method), ("algorithm", self.algorithm), ("partition", self.skew)]
+        return [*named, *(("data", name) for name in self.domains)]
+
     def complete(self, config: dict[str, Any]) -> None:
         """Leave out the epochs: clients train in rounds."""
         del config["optim"]["epochs"]
@@ -181,6 +190,10 @@ class Domains(WorldConfig):
     stream."""
     test_order: Literal["shuffled", "sorted"] = "shuffled"
     """In which order a domain's samples come, in adaptation and test: at random, or sorted by label."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return the adaptation and the data sets that this world names."""
+        return [("adaptation", self.adapt), *(("data", name) for name in self.domains)]
 
     def training(self) -> Self:
         """Return this world with the defaults of everything that the test alone reads."""

@@ -14,11 +14,13 @@ from pathlib import Path
 from syncnorm.config import ClientEngine, Engine, Execution, Result, Run, describe, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
+from syncnorm.registry import refuse_while_importing
 from syncnorm.study.exhibits import Gap
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
-from syncnorm.study.rows import failed_row, finished_row, read
+from syncnorm.study.rows import ROWS, failed_row, finished_row, read, read_rows
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.changes import Change, changed_rows
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
 from syncnorm.study.run.store import Store
@@ -35,6 +37,7 @@ def run_study(
     jobs: int | None = None,
     engine: Engine | ClientEngine | None = None,
     wandb: Mode = "auto",
+    keep: bool = False,
     trainer: str = TRAINER,
     command: str = "",
 ) -> None:
@@ -45,10 +48,12 @@ def run_study(
     trains, `command` is kept for the report. A run that a killed study left goes on from its checkpoint.
     In a process that torchrun started, the runs of exactly its number of ranks are trained by all
     ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
+    So is a finished run that other source of a model or plugin, or other data, has made, unless `keep` is set.
 
     Raises:
         UserError: a study, a folder or a world size that cannot be used, or a full disk.
     """
+    refuse_while_importing("run_study")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
     study = with_engine(study, engine) if engine else study
@@ -63,15 +68,20 @@ def run_study(
             return
     label = _labeller(study, runs)
     _refuse_gaps(study, runs)
-    if unfinished := _unfinished(runs, Path(out)):
+    changes = _changes(runs, Path(out), trainer)
+    stale = set() if keep else {run for change in changes for run in change.runs}
+    if unfinished := _unfinished(runs, Path(out), stale):
         refuse_mistakes(unfinished, load_trainer(trainer), label)
     with Store.open(out, study, command) as store:
+        store.finished -= stale
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
         record = _Record(study, store, meter, Mirror(store.directory, wandb), label)
         try:
             with record.meter:
+                for change in changes:
+                    record.meter.say(f"note: {change.sentence(keep)}.")
                 if size is None:
-                    _hand_out(_todo(runs, store), record, trainer, jobs or _default_jobs(), store.checkpoints)
+                    _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), store.checkpoints)
                 else:
                     _train_together(_todo(runs, store), record, trainer)
         except KeyboardInterrupt:
@@ -143,11 +153,18 @@ def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
     return label
 
 
-def _unfinished(runs: Sequence[Run], out: Path) -> list[Run]:
-    """Return the runs that a results folder lacks; all, where there is no such folder yet."""
+def _changes(runs: Sequence[Run], out: Path, trainer: str) -> list[Change]:
+    """Return what has changed since finished runs were made; nothing, where another trainer than ours makes them."""
+    if trainer != TRAINER or not (out / ROWS).exists():
+        return []
+    return changed_rows(runs, read_rows(out))
+
+
+def _unfinished(runs: Sequence[Run], out: Path, stale: set[str]) -> list[Run]:
+    """Return the runs that a results folder lacks, and stale ones; all, where there is no such folder yet."""
     if not (out / "study.json").exists():
         return list(runs)
-    finished = {row["run_id"] for row in read(out).finished}
+    finished = {row["run_id"] for row in read(out).finished} - stale
     return [run for run in runs if run_id(run) not in finished]
 
 
@@ -168,7 +185,7 @@ def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, che
                 record.ended(event)
 
 
-def _default_jobs() -> int:
+def default_jobs() -> int:
     """Return one worker a core; with CUDA at most four a device, each of which takes memory of it."""
     return min(cores(), 4 * len(cuda_devices()) or cores())
 
