@@ -32,7 +32,7 @@ from peers.task import BATCH, State, farthest
 
 from syncnorm.config import Clients
 from syncnorm.environment import environment
-from syncnorm.federated.engine import Chosen
+from syncnorm.federated.engines.engine import Chosen
 from syncnorm.federated.federation import Federation
 
 CPU = torch.device("cpu")

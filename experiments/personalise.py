@@ -11,9 +11,9 @@ Speaks to: Mazankiewicz et al. (arXiv 2005.12178): batches of one user each in t
 Run:       syncnorm run experiments/personalise.py [--quick]
            (on UCI HAR: experiments/personalise_har.py)
 
-The signals are GENERATED (see `syncnorm.data.activity`): persons differ in what statistics of a channel can take out
-(gain, offset) and in what they cannot (placement, tempo, style, noise) by construction, so the size of a gain says
-something about the methods beside each other, and nothing about people.
+The signals are GENERATED (see `syncnorm.data.sources.activity`): persons differ in what statistics of a channel can
+take out (gain, offset) and in what they cannot (placement, tempo, style, noise) by construction, so the size of a
+gain says something about the methods beside each other, and nothing about people.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         HybridBatchNorm,
         ReferenceBatchNorm,
         SyncBatchNorm,
-        adaptive_gradient_clip,
         domain,
         keep_domain,
         make_norm,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         stream,
     )
     from syncnorm.surgery import (
+        adaptive_gradient_clip,
         batch_norms,
         convert,
         domain_embeddings,
@@ -35,8 +35,10 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.worlds import fit
 
 _HOMES = {
+    "syncnorm.worlds": ["fit"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -45,7 +47,6 @@ _HOMES = {
         "HybridBatchNorm",
         "ReferenceBatchNorm",
         "SyncBatchNorm",
-        "adaptive_gradient_clip",
         "domain",
         "keep_domain",
         "make_norm",
@@ -53,6 +54,7 @@ _HOMES = {
         "stream",
     ],
     "syncnorm.surgery": [
+        "adaptive_gradient_clip",
         "batch_norms",
         "convert",
         "domain_embeddings",
@@ -80,6 +82,7 @@ __all__ = [
     "domain",
     "domain_embeddings",
     "domain_ensemble",
+    "fit",
     "fold",
     "fold_report",
     "keep_domain",

@@ -6,11 +6,12 @@ trained with it.
 
 import json
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from syncnorm.config import Run
 from syncnorm.errors import UserError, unknown
 
 KINDS: dict[Any, tuple[Any, str]] = {
@@ -31,6 +32,13 @@ def check_types(node: Any, owner: str = "") -> None:
     """
     for name, hint in _hints(type(node)).items():  # type: ignore[arg-type]
         check_value(getattr(node, name), hint, f"{owner}{name}")
+
+
+def check_run(run: Any) -> None:
+    """Raise `UserError` where `run` is no run, or where a field of it holds something of another type."""
+    if not isinstance(run, Run):
+        raise UserError(f"this is {_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config.")
+    check_types(run)
 
 
 def check_value(value: Any, hint: Any, name: str) -> None:
@@ -62,10 +70,14 @@ def _is_one(value: Any, hint: Any) -> bool:
     return isinstance(value, kind) and kind in (exact, object)
 
 
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
+
+
 def _kind(hint: Any) -> tuple[Any, str]:
     """Return the classes that a hint stands for, and how a sentence calls them."""
     origin = get_origin(hint) or hint
-    return KINDS.get(origin, (origin, f"a {getattr(origin, '__name__', origin)}"))
+    return KINDS.get(origin, (origin, _article(getattr(origin, "__name__", str(origin)))))
 
 
 def _check_plain(value: Any, name: str) -> None:
@@ -78,4 +90,5 @@ def _check_plain(value: Any, name: str) -> None:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}

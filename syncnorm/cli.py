@@ -17,14 +17,14 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from syncnorm.config import ClientEngine, Clients, Engine, Run
+from syncnorm.config import ClientEngine, Engine, Run
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.mirror import Mode
-from syncnorm.study.override import refuse_varied, with_vary
-from syncnorm.study.ranks import rank
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Study, quicker, with_engine
-from syncnorm.study.store import read
+from syncnorm.study.plan.override import refuse_varied, with_vary
+from syncnorm.study.plan.spec import Study, quicker, with_engine
+from syncnorm.study.rows import read
+from syncnorm.study.run.ranks import rank
+from syncnorm.study.run.runner import run_study
+from syncnorm.study.run.tracking import Mode
 
 Options = TypeVar("Options")
 
@@ -110,7 +110,7 @@ def run(arguments: list[str]) -> int:
 
 def report(arguments: list[str]) -> int:
     """`syncnorm report DIR`."""
-    from syncnorm.study.report import write_report
+    from syncnorm.study.report.report import write_report
 
     directory = _parse(ReportOptions, arguments, "syncnorm report").directory
     write_report(directory)
@@ -177,7 +177,7 @@ def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Stu
     given = [name.replace("world.no_", "world.") for name in given]
     if "seed" in given:
         raise UserError("a study runs seeds 0 to N-1: write --seeds N in place of --seed.")
-    if "optim.epochs" in given and isinstance(study.base.world, Clients):
+    if "optim.epochs" in given and study.base.world.step == "round":
         raise UserError("clients train in rounds: write --world.rounds N in place of --optim.epochs.")
     if "vary" in given and not options.vary:
         raise UserError("--vary needs a field and its values, such as norm=bn,gn.")
@@ -192,7 +192,7 @@ def _changed(study: Study, options: RunOptions, arguments: Sequence[str]) -> Stu
 
 def _show(directory: Path) -> int:
     """Print what a results folder holds; return the exit code that its failed runs mean."""
-    from syncnorm.study.console import layers_found, main_table  # scipy: not a cost of starting
+    from syncnorm.study.report.console import layers_found, main_table  # scipy: not a cost of starting
 
     results = read(directory)
     if table := main_table(results):

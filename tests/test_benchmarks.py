@@ -21,7 +21,7 @@ def test_the_task_that_others_train_is_that_of_our_run() -> None:
 
     from syncnorm.config import Clients
     from syncnorm.federated import aggregate
-    from syncnorm.federated.engine import Chosen
+    from syncnorm.federated.engines.engine import Chosen
     from syncnorm.federated.federation import Federation
 
     federation = Federation(run_of(Clients(count=20, rounds=2)), torch.device("cpu"))

@@ -11,9 +11,9 @@ import pytest
 
 from syncnorm import cli
 from syncnorm.config import Clients, Run
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Study, expand
-from syncnorm.study.store import read
+from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.rows import read
+from syncnorm.study.run.runner import run_study
 
 EXPERIMENT = '''
 """Does it hold?"""
@@ -70,7 +70,7 @@ def changed(studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch, 
 def test_a_study_from_its_file_to_its_report(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "run_study", partial(run_study, fit="fake_fit:fit"))
+    monkeypatch.setattr(cli, "run_study", partial(run_study, trainer="fake_fit"))
     assert syncnorm(monkeypatch, "run", "asked.py", "--wandb", "off", "--seeds", "2") == 0
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("10/10 runs, 0 failed, ")
@@ -91,7 +91,7 @@ def test_failed_runs_are_told_and_make_the_exit_code_1(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment.write_text(EXPERIMENT.replace("base=Run(", 'base=Run(model_options={"fault": "mistake"}, '))
-    monkeypatch.setattr(cli, "run_study", partial(run_study, fit="fake_fit:fit"))
+    monkeypatch.setattr(cli, "run_study", partial(run_study, trainer="fake_fit"))
     assert syncnorm(monkeypatch, "run", "asked.py", "--wandb", "off", "--quick") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "6 of 6 runs failed, the first with: the model cannot do that: choose another."

@@ -12,10 +12,10 @@ from PIL import Image
 from syncnorm.cli import load_study
 from syncnorm.config import Clients, Devices, Domains, Run, layout
 from syncnorm.data import DOMAINS
-from syncnorm.study.fit import fit
-from syncnorm.study.points import fits
-from syncnorm.study.spec import expand, quicker
-from syncnorm.study.store import about_study
+from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.spec import expand, quicker
+from syncnorm.study.report.points import fits
+from syncnorm.worlds import fit
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import syncnorm
 from syncnorm import domains
-from syncnorm.federated import check
-from syncnorm.study.spec import expand
+from syncnorm.study.plan.spec import expand
+from syncnorm.worlds import check
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -11,11 +11,11 @@ import torch
 from peers.process import Host, peak
 from peers.task import BATCH, LR, Task
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.federated.client_states import ClientStates, InMemory, OnDisk
-from syncnorm.federated.engine import Chosen
+from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
+from syncnorm.federated.engines.engine import Chosen
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.network import InProcess
-from syncnorm.federated.rounds import Rounds
+from syncnorm.federated.server.network import InProcess
+from syncnorm.federated.server.rounds import Rounds
 
 COHORT = 100
 

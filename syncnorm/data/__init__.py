@@ -2,12 +2,11 @@
 
 from syncnorm.data.augment import augment
 from syncnorm.data.dataset import Dataset
-from syncnorm.data.domains import DOMAINS
-from syncnorm.data.load import load
-from syncnorm.data.partition import METHODS, label_histogram, partition
-from syncnorm.data.partition_figure import partition_figure
-from syncnorm.data.population import Population, make_population
+from syncnorm.data.partitions.deal import METHODS, label_histogram, partition
+from syncnorm.data.partitions.population import Population, make_population
 from syncnorm.data.rank_batches import rank_batches
+from syncnorm.data.sources.digits import DOMAINS
+from syncnorm.data.sources.load import load
 
 __all__ = [
     "DOMAINS",
@@ -19,6 +18,5 @@ __all__ = [
     "load",
     "make_population",
     "partition",
-    "partition_figure",
     "rank_batches",
 ]

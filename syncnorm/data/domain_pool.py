@@ -10,10 +10,10 @@ from torch import Tensor
 
 from syncnorm.config import Data
 from syncnorm.data.dataset import Dataset, Scale
-from syncnorm.data.domains import DOMAINS
-from syncnorm.data.har import is_har
-from syncnorm.data.load import load
-from syncnorm.data.signals import SIGNALS
+from syncnorm.data.sources.digits import DOMAINS
+from syncnorm.data.sources.har import is_har
+from syncnorm.data.sources.load import load
+from syncnorm.data.sources.signals import SIGNALS
 from syncnorm.errors import UserError, unknown
 
 

@@ -16,7 +16,7 @@ from syncnorm.config import Adaptation, Domains, Norm
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import DomainBatchNorm, domain, stream
 from syncnorm.surgery import batch_norms, convert, domain_ensemble, recalibrate, revert, tent
-from syncnorm.training.rank_statistics import layers_with_statistics
+from syncnorm.surgery.convert import layers_with_statistics
 
 
 @dataclass(frozen=True)

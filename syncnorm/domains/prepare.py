@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from syncnorm.checks import check_types
 from syncnorm.config import Domains, Run
 from syncnorm.data.domain_pool import Pool, load_pool
 from syncnorm.domains.adaptation import Test, check_adaptation, logits_of
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_options
-from syncnorm.training.prepare import DTYPES, build_model, check_logits, check_optim
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.worlds import expect
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ def prepare(run: Run, device: torch.device) -> Prepared:
         UserError: whatever in `run` is unknown, out of range or does not go together.
     """
     world = domains(run)
-    check_types(run)
     check_world(world)
     check_optim(run.optim)
     training = len(world.domains) - len(world.unseen)
@@ -59,12 +58,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
 
 def domains(run: Run) -> Domains:
     """Return the run's domains; a run of another world raises `UserError`."""
-    if isinstance(run.world, Domains):
-        return run.world
-    raise UserError(
-        f"this run is one of {type(run.world).__name__.lower()}, not of domains: give it to "
-        "syncnorm.training.fit or syncnorm.federated.simulate."
-    )
+    return expect(run, Domains)
 
 
 def check_world(world: Domains) -> None:

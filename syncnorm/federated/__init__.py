@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from syncnorm.federated.flower.grid import CohortGrid
     from syncnorm.federated.flower.strategy import NormFedAvg
     from syncnorm.federated.policies import POLICIES, Policy, rules, shared_bytes
-    from syncnorm.federated.simulation import check, forget, simulate
+    from syncnorm.federated.world import simulate
 
 _HOMES = {
     "syncnorm.federated.aggregation": ["aggregate", "check_update"],
     "syncnorm.federated.policies": ["POLICIES", "Policy", "rules", "shared_bytes"],
-    "syncnorm.federated.simulation": ["check", "forget", "simulate"],
+    "syncnorm.federated.world": ["simulate"],
     "syncnorm.federated.flower.apps": ["client_app", "server_app"],
     "syncnorm.federated.flower.clients": ["load_global", "reply_with"],
     "syncnorm.federated.flower.grid": ["CohortGrid"],
@@ -32,10 +32,8 @@ __all__ = [
     "NormFedAvg",
     "Policy",
     "aggregate",
-    "check",
     "check_update",
     "client_app",
-    "forget",
     "load_global",
     "reply_with",
     "rules",

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from syncnorm.config import Run, run_id
-from syncnorm.federated.client_states import kept_by
-from syncnorm.federated.network import InProcess
-from syncnorm.federated.rounds import Rounds
+from syncnorm.federated.client.states import kept_by
+from syncnorm.federated.server.network import InProcess
+from syncnorm.federated.server.rounds import Rounds
 
 SECONDS = 30.0
 """Between two checkpoints."""

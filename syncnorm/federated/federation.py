@@ -18,7 +18,6 @@ from syncnorm.data import make_population
 from syncnorm.errors import UserError
 from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.local import Local
-from syncnorm.federated.mistakes import algorithm_options, check_run
 from syncnorm.federated.policies import (
     KEPT,
     SENT,
@@ -29,11 +28,12 @@ from syncnorm.federated.policies import (
     policy_options,
     rules,
 )
+from syncnorm.federated.validation import algorithm_options, check_run
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
 from syncnorm.training import Classifier
+from syncnorm.training.building import DTYPES, build_model
 from syncnorm.training.classifier import learning_rate
-from syncnorm.training.prepare import DTYPES, build_model
 
 CHUNK = 500
 """Images at once in passes that do not train."""

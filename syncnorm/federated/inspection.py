@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from syncnorm.errors import UserError
-from syncnorm.training.prepare import check_logits
+from syncnorm.training.building import check_logits
 
 
 class _Statistics(TorchFunctionMode):

@@ -1,18 +1,16 @@
 """Layers: what a layer does with moments."""
 
-from syncnorm.norms.balanced_memory import BalancedMemory
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.core.domain_context import domain, keep_domain
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
 from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
-from syncnorm.norms.domain_context import domain, keep_domain
 from syncnorm.norms.eval_norm import EvalNorm, ExampleWeighedBatchNorm
 from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
 from syncnorm.norms.filter_response_norm import FilterResponseNorm
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
 from syncnorm.norms.full_norm import FullNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
-from syncnorm.norms.gradient_clip import adaptive_gradient_clip
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
 from syncnorm.norms.mix_style import MixStyle, MixStyleBatchNorm
@@ -33,7 +31,6 @@ from syncnorm.norms.weight_standardization import (
 
 __all__ = [
     "AlphaBatchNorm",
-    "BalancedMemory",
     "BatchRenorm",
     "CrossIterationBatchNorm",
     "DiminishingBatchNorm",
@@ -64,7 +61,6 @@ __all__ = [
     "SyncBatchNorm",
     "WeightCentralization",
     "WeightStandardization",
-    "adaptive_gradient_clip",
     "domain",
     "keep_domain",
     "make_norm",

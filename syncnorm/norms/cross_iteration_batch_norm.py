@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.affine import scale_and_shift
-from syncnorm.norms.recomputation import refuse_recomputation
-from syncnorm.norms.shapes import by_channel, check_channels, check_values
+from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.shapes import by_channel, check_channels, check_values
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
-from syncnorm.norms.recomputation import refuse_recomputation
-from syncnorm.norms.shapes import check_channels, check_values
+from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 class DiminishingBatchNorm(_BatchNorm):

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.domain_context import current_domain, no_domain
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import check_channels
+from syncnorm.norms.core.domain_context import current_domain, no_domain
+from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.shapes import check_channels
 
 
 class DomainBatchNorm(nn.Module):

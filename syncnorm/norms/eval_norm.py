@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from syncnorm.moments import accumulator
-from syncnorm.norms.affine import scale_and_shift
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_sample, check_channels
-from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.shapes import by_sample, check_channels
+from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.affine import ChannelAffine
+from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions, check_values
 from syncnorm.norms.per_sample import default_groups
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, by_sample, check_positions, check_values
 
 
 class EvoNormS0(ChannelAffine):

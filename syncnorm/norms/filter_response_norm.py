@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.moments import accumulator
-from syncnorm.norms.affine import ChannelAffine
-from syncnorm.norms.shapes import by_channel, by_sample, check_positions
+from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions
 
 
 class FilterResponseNorm(ChannelAffine):

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import check_channels
+from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.shapes import check_channels
 
 
 class FrozenBatchNorm(_BatchNorm):

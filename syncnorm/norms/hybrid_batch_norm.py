@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments, accumulator
+from syncnorm.norms.core.shapes import by_channel, check_channels, check_values
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm
-from syncnorm.norms.shapes import by_channel, check_channels, check_values
 
 
 class HybridBatchNorm(FrozenBatchNorm):

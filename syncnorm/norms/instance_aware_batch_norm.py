@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.affine import scale_and_shift
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import by_channel, by_sample, check_channels, check_positions
+from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.shapes import by_channel, by_sample, check_channels, check_positions
 
 
 class InstanceAwareBatchNorm(_BatchNorm):

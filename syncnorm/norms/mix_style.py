@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.domain_context import current_domain, no_domain
-from syncnorm.norms.shapes import by_sample, check_channels, check_positions
-from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.domain_context import current_domain, no_domain
+from syncnorm.norms.core.shapes import by_sample, check_channels, check_positions
+from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 Partners = Literal["random", "cross_domain"]
 

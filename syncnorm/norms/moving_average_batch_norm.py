@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from syncnorm.moments import accumulator
-from syncnorm.norms.affine import ChannelAffine
-from syncnorm.norms.recomputation import refuse_recomputation
-from syncnorm.norms.shapes import by_channel
+from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.shapes import by_channel
 
 
 class MovingAverageBatchNorm(ChannelAffine):

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
-from syncnorm.norms.recomputation import refuse_recomputation
-from syncnorm.norms.shapes import check_channels, check_values
-from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.shapes import check_channels, check_values
+from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class OnlineBatchNorm(TrainsAsBatchNorm):

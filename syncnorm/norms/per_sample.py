@@ -8,7 +8,7 @@ One formula with another number of groups G, and a weight and bias per channel, 
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norms.shapes import check_channels, check_positions
+from syncnorm.norms.core.shapes import check_channels, check_positions
 
 
 def default_groups(channels: int) -> int:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from syncnorm.moments import Moments
-from syncnorm.norms.shapes import by_channel, check_channels
-from syncnorm.norms.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.shapes import by_channel, check_channels
+from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class _MixedBatchNorm(TrainsAsBatchNorm):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.moments import accumulator
-from syncnorm.norms.affine import ChannelAffine
+from syncnorm.norms.core.affine import ChannelAffine
 
 
 class RMSNorm(ChannelAffine):

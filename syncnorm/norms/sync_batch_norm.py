@@ -15,10 +15,10 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.collectives import COMPILES, agree, rank_and_size
-from syncnorm.norms.functional import announce_error, batch_norm_native, batch_norm_plain
-from syncnorm.norms.recomputation import recomputing
-from syncnorm.norms.shapes import channels_problem
+from syncnorm.norms.core.collectives import COMPILES, agree, rank_and_size
+from syncnorm.norms.core.functional import announce_error, batch_norm_native, batch_norm_plain
+from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.shapes import channels_problem
 
 
 class SyncBatchNorm(_BatchNorm):

@@ -1,8 +1,8 @@
 """Many runs, one answer: what a study is, and what runs it."""
 
-from syncnorm.study.exhibits import Columns, Curve, Drift, Gap, History, Profile, Trade
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Agreement, Grid, Study
+from syncnorm.study.exhibits import Agreement, Columns, Curve, Drift, Gap, History, Profile, Trade
+from syncnorm.study.plan.spec import Grid, Study
+from syncnorm.study.run.runner import run_study
 
 __all__ = [
     "Agreement",

@@ -16,6 +16,14 @@ Axis = str | tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """A claim: rows that differ in the field `over` alone give the same metrics, within `tolerance`."""
+
+    over: str = "engine"
+    tolerance: float = 1e-6
+
+
+@dataclass(frozen=True)
 class Curve:
     """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`."""
 

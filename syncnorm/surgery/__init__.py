@@ -1,15 +1,19 @@
 """What you do to a model: find its norms by type, swap them, put them back, fold them, measure what they see."""
 
+from syncnorm.surgery.balanced_memory import BalancedMemory
 from syncnorm.surgery.convert import batch_norms, convert, revert
 from syncnorm.surgery.domain_ensemble import domain_embeddings, domain_ensemble
 from syncnorm.surgery.fold import fold
 from syncnorm.surgery.fold_plan import FoldReport, fold_report
+from syncnorm.surgery.gradient_clip import adaptive_gradient_clip
 from syncnorm.surgery.recalibrate import layer_moments, recalibrate
 from syncnorm.surgery.tent import Tent, tent
 
 __all__ = [
+    "BalancedMemory",
     "FoldReport",
     "Tent",
+    "adaptive_gradient_clip",
     "batch_norms",
     "convert",
     "domain_embeddings",

@@ -264,3 +264,9 @@ def _replace_within(parent: nn.Module, name: str, held: _Held, swaps: dict[nn.Mo
         return
     for key, new in found.items():
         held[key] = new
+
+
+def layers_with_statistics(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms of `model`, and what stands in for one with running statistics of another kind."""
+    stand_ins = [layer for layer in converted_layers(model) if any(True for _ in layer.buffers(recurse=False))]
+    return list(dict.fromkeys([*batch_norms(model).values(), *stand_ins]))

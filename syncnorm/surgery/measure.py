@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
-from syncnorm.norms.collectives import gather_objects
+from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.surgery.convert import batch_norms
 from syncnorm.surgery.operable import check_model, in_a_line, uncompiled
 

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
-from syncnorm.norms.collectives import rank_and_size
+from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.surgery.convert import batch_norms
 from syncnorm.surgery.measure import Measured, Normaliser, Take, measure, measure_over_ranks, no_variance
 from syncnorm.surgery.operable import call, warn_of_foreign_norms

@@ -1,9 +1,25 @@
-"""The devices world: one model on many ranks, real or virtual, trained with Lightning."""
+"""What all worlds share of training: the classifier, the optimiser, building a model, Lightning's Trainer.
 
-from syncnorm.training.batches import RankBatches, evaluate
+`fit` trains a run of devices: it lives in `syncnorm.devices`, and is imported when it is first used.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.fit import fit
+from syncnorm.training.evaluation import evaluate
 from syncnorm.training.layer_sync import SyncNorm
-from syncnorm.training.prepare import check, forget
 
-__all__ = ["Classifier", "RankBatches", "SyncNorm", "check", "evaluate", "fit", "forget"]
+if TYPE_CHECKING:
+    from syncnorm.config import Result
+
+    fit: Callable[..., Result]
+
+__all__ = ["Classifier", "SyncNorm", "evaluate", "fit"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "fit":
+        return import_module("syncnorm.devices").fit
+    raise AttributeError(f"module 'syncnorm.training' has no attribute '{name}'")

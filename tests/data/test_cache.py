@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
-from syncnorm.data.cache import cached, folder
 from syncnorm.data.dataset import Pixels
+from syncnorm.data.sources.cache import cached, folder
 
 
 def made_up(fill=1):
@@ -85,7 +85,7 @@ def test_processes_that_want_the_same_data_at_once_build_it_once(empty_cache, tm
     code = (
         "import os, time, sys, numpy as np\n"
         "from pathlib import Path\n"
-        "from syncnorm.data.cache import cached\n"
+        "from syncnorm.data.sources.cache import cached\n"
         "from syncnorm.data.dataset import Pixels\n"
         "def build():\n"
         "    print('built', flush=True)\n"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from syncnorm.data import METHODS, label_histogram, partition
-from syncnorm.data.partition import DRAWS, deal
+from syncnorm.data.partitions.deal import DRAWS, deal
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
 

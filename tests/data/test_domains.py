@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from syncnorm.data import DOMAINS, load
 from syncnorm.data.dataset import stratified_fifth
-from syncnorm.data.load import embedded_pixels
+from syncnorm.data.sources.load import embedded_pixels
 from syncnorm.errors import UserError
 
 UCI = sorted(set(DOMAINS) - {"digits-fonts"})

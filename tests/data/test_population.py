@@ -13,7 +13,7 @@ import torch
 
 from syncnorm.config import Clients, Data
 from syncnorm.data import load, make_population
-from syncnorm.data.population import forget
+from syncnorm.data.partitions.population import forget
 from syncnorm.seeds import derive
 
 DIGITS = Data("digits")

@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import syncnorm
-from syncnorm.config import Clients, Data, Domains, Norm, Optim, Run
-from syncnorm.domains import check, fit, forget
+from syncnorm.config import Data, Domains, Norm, Optim, Run
+from syncnorm.domains import fit
 from syncnorm.domains.adaptation import Test as Trial
 from syncnorm.domains.adaptation import logits_of, statistics_of
 from syncnorm.domains.batches import deal
-from syncnorm.domains.fit import measure, train
 from syncnorm.domains.prepare import prepare
+from syncnorm.domains.world import measure, train
 from syncnorm.errors import UserError
 from syncnorm.training.classifier import learning_rate, make_optimizer
+from syncnorm.worlds import check, forget
 
 CPU = torch.device("cpu")
 WORLD = Domains(("digits", "digits-inverted", "digits-noisy"), unseen=("digits-noisy",), batch=16, test_batch=20)
@@ -268,7 +269,6 @@ MISTAKES: list[tuple[Run, str]] = [
     (changed("iabn", adapt="tent"), "has its own way at test time"),
     (replace(RUN, data=Data("few", path="/no/such/folder")), "is no folder"),
     (changed(domains=("digits", "digit-noisy"), unseen=()), "digits-noisy"),
-    (replace(RUN, world=Clients()), "not of domains"),
     (replace(RUN, optim=Optim(lr=-1.0)), "optim.lr"),
     (replace(RUN, model="signal_cnn"), "signal_cnn"),
     (changed(Norm("domain_bn", {"domains": 1})), "leave the option out"),

@@ -11,16 +11,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from random import Random
 
 import torch
 from small_runs import PLAIN, small_run
 
-from syncnorm.config import Optim, Run
-from syncnorm.federated import simulation
-from syncnorm.federated.rounds import Rounds
+from syncnorm.config import Execution, Optim, Run
+from syncnorm.federated import world
+from syncnorm.federated.server.rounds import Rounds
 
 ROUNDS = 15
 PAUSE = 0.004
@@ -42,7 +41,6 @@ RUNS: dict[str, tuple[Run, str]] = {
 
 def play(run: Run, store: str, checkpoint: Path | None, answer: Path) -> None:
     """Play a run, and write its result and the round at which it started to `answer`."""
-    simulation.Checkpoint = partial(simulation.Checkpoint, seconds=0.0)  # type: ignore[misc, assignment]
     first: list[int] = []
     inner = Rounds.play
 
@@ -53,7 +51,7 @@ def play(run: Run, store: str, checkpoint: Path | None, answer: Path) -> None:
 
     torch.set_num_threads(1)
     Rounds.play = play_slowly  # type: ignore[method-assign]
-    result = simulation.simulate(run, checkpoint, store)  # type: ignore[arg-type]
+    result = world.simulate(run, Execution(checkpoint, checkpoint_every=0.0), store)  # type: ignore[arg-type]
     found = {"metrics": result.metrics, "history": result.history, "details": result.details}
     answer.write_text(json.dumps({"first": first[0], "result": found}))
 

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.config import Clients, Data, Norm, Optim, Run
-from syncnorm.federated.client_states import ClientStates, InMemory
-from syncnorm.federated.engine import Chosen
+from syncnorm.federated.client.states import ClientStates, InMemory
+from syncnorm.federated.engines.engine import Chosen
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.local import Local, Task, Update
-from syncnorm.federated.network import InProcess
-from syncnorm.federated.rounds import Rounds
+from syncnorm.federated.server.network import InProcess
+from syncnorm.federated.server.rounds import Rounds
 
 State = dict[str, Tensor]
 DATA = Data("digits", size=8, train_limit=120, test_limit=60)

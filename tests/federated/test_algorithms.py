@@ -24,11 +24,11 @@ from small_runs import (
 )
 from torch import Tensor
 
-from syncnorm.federated.client import section
+from syncnorm.federated.client.client import section
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.policies import SENT
-from syncnorm.federated.rounds import Rounds
-from syncnorm.federated.server import Server
+from syncnorm.federated.server.rounds import Rounds
+from syncnorm.federated.server.server import Server
 
 ENGINES = pytest.mark.parametrize("engine", ["loop", "cohort"])
 

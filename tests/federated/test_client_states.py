@@ -10,7 +10,7 @@ from small_runs import PLAIN, bits, play, small_run
 from torch import Tensor
 
 from syncnorm.config import Optim
-from syncnorm.federated.client_states import ClientStates, InMemory, OnDisk, kept_by
+from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk, kept_by
 
 STORES: dict[str, Callable[[], ClientStates]] = {"memory": InMemory, "disk": lambda: OnDisk(10)}
 

@@ -22,7 +22,7 @@ from small_runs import (
 from torch import Tensor, nn
 
 from syncnorm.config import Clients, Data, Run
-from syncnorm.federated.client import section
+from syncnorm.federated.client.client import section
 from syncnorm.federated.federation import Federation
 from syncnorm.norms import GhostBatchNorm
 from syncnorm.surgery import batch_norms, convert

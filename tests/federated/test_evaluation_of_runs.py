@@ -23,10 +23,10 @@ from small_runs import (
 from torch import Tensor, nn
 
 from syncnorm.federated import rounds as rounds_module
-from syncnorm.federated.client import section
+from syncnorm.federated.client.client import section
 from syncnorm.federated.local import Update
 from syncnorm.federated.policies import POLICIES
-from syncnorm.federated.rounds import Rounds
+from syncnorm.federated.server.rounds import Rounds
 
 TWO_DOMAINS: dict[str, Any] = {
     "domains": ("digits", "digits-inverted"),

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 from syncnorm.federated.local import Update
 from syncnorm.federated.messages import Reply
-from syncnorm.federated.rounds import Rounds
-from syncnorm.federated.server import Server
+from syncnorm.federated.server.rounds import Rounds
+from syncnorm.federated.server.server import Server
 
 FAULTS: dict[str, tuple[Callable[[Update], Update], str]] = {
     "error": (lambda u: Update(u.client, {}, error="RuntimeError: no more power"), "RuntimeError: no more power"),

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from syncnorm.config import Clients, Data, Run
 from syncnorm.errors import UserError
-from syncnorm.federated import check
 from syncnorm.federated.inspection import inspect_model
+from syncnorm.worlds import check
 
 
 class Hidden(nn.Module):

@@ -8,8 +8,9 @@ from small_runs import DATA, PLAIN, play, small_run, start
 
 from syncnorm.config import Clients, Data, Devices, Optim, Run
 from syncnorm.errors import UserError
-from syncnorm.federated import check, simulate
+from syncnorm.federated import simulate
 from syncnorm.federated.policies import POLICIES
+from syncnorm.worlds import check
 
 SPEAKS_OF_BATCH_NORM = sorted(POLICIES.keys() - {"fedavg", "centralised", "local_only"})
 
@@ -233,7 +234,7 @@ def test_other_batch_norms_are_no_mistake(method: str, options: dict[str, Any]) 
 def test_a_run_of_devices_is_no_run_of_clients() -> None:
     with pytest.raises(UserError) as caught:
         simulate(Run(world=Devices()))
-    assert str(caught.value) == "this run is one of devices, not of clients: give it to syncnorm.training.fit."
+    assert str(caught.value) == "this run is one of devices, not of clients: give it to syncnorm.devices.fit."
 
 
 FORTY_ONE = {"data": Data("digits", size=8, train_limit=41, test_limit=20), "count": 1, "rounds": 1, "batch": 8}

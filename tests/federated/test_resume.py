@@ -12,7 +12,7 @@ from small_runs import bits, small_run, start
 
 from syncnorm.config import Run
 from syncnorm.federated.checkpoint import Checkpoint
-from syncnorm.federated.rounds import Rounds
+from syncnorm.federated.server.rounds import Rounds
 
 HERE = Path(__file__).parent
 

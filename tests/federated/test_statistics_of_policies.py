@@ -23,9 +23,9 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
-from syncnorm.federated.client import section
-from syncnorm.federated.rounds import Rounds
-from syncnorm.federated.wasserstein import distances, personal_shares
+from syncnorm.federated.client.client import section
+from syncnorm.federated.server.rounds import Rounds
+from syncnorm.federated.server.wasserstein import distances, personal_shares
 
 Inputs = dict[str, NDArray[np.float64]]
 ENGINES = pytest.mark.parametrize("engine", ["loop", "cohort"])

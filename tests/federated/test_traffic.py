@@ -20,9 +20,9 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
-from syncnorm.federated.client import finish, section
-from syncnorm.federated.client import start as start_client
-from syncnorm.federated.engine import Chosen
+from syncnorm.federated.client.client import finish, section
+from syncnorm.federated.client.client import start as start_client
+from syncnorm.federated.engines.engine import Chosen
 from syncnorm.federated.messages import Broadcast, Reply
 from syncnorm.federated.policies import POLICIES, shared_bytes
 from syncnorm.norms import FrozenBatchNorm

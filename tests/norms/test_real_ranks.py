@@ -6,7 +6,7 @@ import pytest
 from processes import torchrun
 from real_ranks_program import CHECKS
 
-from syncnorm.norms.collectives import COMPILES
+from syncnorm.norms.core.collectives import COMPILES
 
 PROGRAM = Path(__file__).with_name("real_ranks_program.py")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from syncnorm.config import Clients, Devices, Run
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Study
+from syncnorm.study.plan.spec import Study
+from syncnorm.study.run.runner import run_study
 
 
 def small(**options: object) -> Study:
@@ -48,7 +48,7 @@ def main() -> None:
     study = clients(**options, **numbers) if options.pop("clients", "") else small(**options, **numbers)
     if "fault" in options:  # in one run alone
         study = replace(study, vary={"norm": ["bn"], "per_device_batch": [2]}, seeds=1)
-    run_study(study, Path(out), jobs=jobs, wandb=wandb, fit="fake_fit:fit")  # type: ignore[arg-type]
+    run_study(study, Path(out), jobs=jobs, wandb=wandb, trainer="fake_fit")  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

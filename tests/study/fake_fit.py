@@ -9,15 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from syncnorm.config import Clients, Result, Run, describe, layout, run_id
+from syncnorm.config import Clients, Execution, Result, Run, describe, layout, run_id
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
 
 
-def fit(run: Run, checkpoint: Path | None = None) -> Result:
+def fit(run: Run, execution: Execution) -> Result:
     """Return numbers drawn from the run's id; `run.model_options` may ask for a fault, and for time.
 
-    A run of clients plays rounds, each of which depends on the one before, and keeps its state in `checkpoint`.
+    A run of clients plays rounds, each of which depends on the one before, and keeps its state in its checkpoint.
     """
     options = run.model_options
     if "pids" in options:
@@ -36,7 +36,7 @@ def fit(run: Run, checkpoint: Path | None = None) -> Result:
     if fault == "segfault":
         ctypes.string_at(0)
     if isinstance(run.world, Clients):
-        return _rounds(run, run.world, checkpoint)
+        return _rounds(run, run.world, execution.checkpoint)
     if run.world.engine == "torchrun":
         _ranks_meet(run)
     metrics: dict[str, Any] = {"accuracy": derive("accuracy", run.seed, run_id(run)) / 2**63, "loss": 1.0}
@@ -44,6 +44,14 @@ def fit(run: Run, checkpoint: Path | None = None) -> Result:
         metrics["accuracy"] = 1j
     history = {"train_loss": [2.0, 1.0]}
     return Result(run_id(run), describe(run), metrics, "own", 0.1, {}, history)
+
+
+def check(run: Run) -> None:
+    """Find no mistake in any run."""
+
+
+def forget() -> None:
+    """Have nothing to forget."""
 
 
 def _rounds(run: Run, world: Clients, checkpoint: Path | None) -> Result:

@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 
 from syncnorm.config import Result, Run, describe, run_id
-from syncnorm.study.store import Row, finished_row
+from syncnorm.study.rows import Row, finished_row
 
 Fill = Callable[..., Path]
 ENVIRONMENT = {"torch": "2.13.0", "python": "3.11", "machine": "2 x test processor"}

@@ -5,8 +5,8 @@ from typing import Any
 
 from syncnorm.config import Clients, Result, Run, describe, run_id
 from syncnorm.study.exhibits import Columns, Curve, Drift, History, Trade
-from syncnorm.study.spec import Grid, Study
-from syncnorm.study.store import Row, finished_row
+from syncnorm.study.plan.spec import Grid, Study
+from syncnorm.study.rows import Row, finished_row
 
 ARM = ("method", "norm", "algorithm")
 DOMAINS = ("digits", "digits-photo", "digits-fonts")

@@ -15,19 +15,20 @@ import pytest
 from drive import clients
 from fake_fit import fit
 
-from syncnorm.config import Clients, Devices, Run, run_id
+from syncnorm.config import Clients, Devices, Execution, Run, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Curve
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Agreement, Grid, Study, expand, with_engine
-from syncnorm.study.store import Store, failed_row, finished_row, read
+from syncnorm.study.exhibits import Agreement, Curve
+from syncnorm.study.plan.spec import Grid, Study, expand, with_engine
+from syncnorm.study.rows import failed_row, finished_row, read
+from syncnorm.study.run.runner import run_study
+from syncnorm.study.run.store import Store
 
 DRIVE = Path(__file__).with_name("drive.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 
 
 def run(study: Study, out: Path, **options: Any) -> None:
-    run_study(study, out, **{"jobs": 2, "wandb": "off", "fit": "fake_fit:fit", **options})
+    run_study(study, out, **{"jobs": 2, "wandb": "off", "trainer": "fake_fit", **options})
 
 
 def results(out: Path) -> dict[str, object]:
@@ -103,7 +104,11 @@ def test_a_run_with_a_row_has_no_checkpoint_so_that_what_failed_starts_afresh(tm
     with Store.open(tmp_path, study) as store:
         for kept in (one, other):
             (store.checkpoints / run_id(kept)).mkdir(parents=True)
-        row = failed if ended == "failed" else finished_row(study.name, fit(one, store.checkpoints / run_id(one)))
+        row = (
+            failed
+            if ended == "failed"
+            else finished_row(study.name, fit(one, Execution(store.checkpoints / run_id(one))))
+        )
         store.append(row)
         assert [path.name for path in store.checkpoints.iterdir()] == [run_id(other)]
 

@@ -11,13 +11,14 @@ from syncnorm.cli import main
 from syncnorm.config import Domains, Norm, Run
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Curve, Exhibit, History
-from syncnorm.study.labels import field_label, metric_label, setting, value_label
-from syncnorm.study.override import parse
-from syncnorm.study.points import Points, gather
-from syncnorm.study.report import write_report
-from syncnorm.study.spec import Grid, Study, expand, with_engine
-from syncnorm.study.store import Store, read
-from syncnorm.study.tables import run_words
+from syncnorm.study.plan.override import parse
+from syncnorm.study.plan.spec import Grid, Study, expand, with_engine
+from syncnorm.study.report.labels import field_label, metric_label, setting, value_label
+from syncnorm.study.report.points import Points, gather
+from syncnorm.study.report.report import write_report
+from syncnorm.study.report.tables import run_words
+from syncnorm.study.rows import read
+from syncnorm.study.run.store import Store
 
 FONTS = {"unseen": ("digits-fonts",)}
 

@@ -17,18 +17,19 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from syncnorm.config import Clients, Run
-from syncnorm.study.console import layers_found
-from syncnorm.study.drift import Maps, draw_drift, drift_table, maps_of
 from syncnorm.study.exhibits import Columns, Curve, Drift, Exhibit, History, Trade, as_plain, from_plain
-from syncnorm.study.figures import STYLE, draw, footnote
-from syncnorm.study.panels import positions
-from syncnorm.study.partitions import partitions
-from syncnorm.study.points import Points, gather
-from syncnorm.study.report import write_report
-from syncnorm.study.spec import Study, expand
-from syncnorm.study.statistics import summarise
-from syncnorm.study.store import Store, read
-from syncnorm.study.tables import differences, means, run_records, tables_of
+from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.report.console import layers_found
+from syncnorm.study.report.drift import Maps, draw_drift, drift_table, maps_of
+from syncnorm.study.report.figures import STYLE, draw, footnote
+from syncnorm.study.report.panels import positions
+from syncnorm.study.report.partitions import partitions
+from syncnorm.study.report.points import Points, gather
+from syncnorm.study.report.report import write_report
+from syncnorm.study.report.statistics import summarise
+from syncnorm.study.report.tables import differences, means, run_records, tables_of
+from syncnorm.study.rows import read
+from syncnorm.study.run.store import Store
 
 LINES = ["fedavg", "fedbn", "silobn", "fedavg + gn", "fedavg + fedprox"]
 

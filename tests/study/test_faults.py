@@ -14,8 +14,8 @@ import pytest
 from drive import small
 
 from syncnorm.config import run_id
-from syncnorm.study.spec import expand
-from syncnorm.study.store import read
+from syncnorm.study.plan.spec import expand
+from syncnorm.study.rows import read
 
 DRIVE = Path(__file__).with_name("drive.py")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}

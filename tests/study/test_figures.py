@@ -14,11 +14,11 @@ from matplotlib.lines import Line2D
 
 from syncnorm.config import Run
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.figures import STYLE, draw, footnote, line_styles, write_image
-from syncnorm.study.panels import positions
-from syncnorm.study.points import Points, gather
-from syncnorm.study.spec import Study
-from syncnorm.study.store import read
+from syncnorm.study.plan.spec import Study
+from syncnorm.study.report.figures import STYLE, draw, footnote, line_styles, write_image
+from syncnorm.study.report.panels import positions
+from syncnorm.study.report.points import Points, gather
+from syncnorm.study.rows import read
 
 
 def points_of(study: Study, folder: Path) -> Points:

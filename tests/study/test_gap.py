@@ -14,15 +14,16 @@ from matplotlib.axes import Axes
 
 from syncnorm.config import Run, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Exhibit, Gap, Profile, as_plain, from_plain
-from syncnorm.study.figures import STYLE
-from syncnorm.study.gap import Shares, draw_gap, gap_table, shares_of
-from syncnorm.study.profile import Profiles, draw_profile, profile_table, profiles_of
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import Agreement, Grid, Study, expand
-from syncnorm.study.statistics import geometric, share_closed, summarise
-from syncnorm.study.store import Store, read
-from syncnorm.study.tables import MINUS, Table
+from syncnorm.study.exhibits import Agreement, Exhibit, Gap, Profile, as_plain, from_plain
+from syncnorm.study.plan.spec import Grid, Study, expand
+from syncnorm.study.report.figures import STYLE
+from syncnorm.study.report.gap import Shares, draw_gap, gap_table, shares_of
+from syncnorm.study.report.profile import Profiles, draw_profile, profile_table, profiles_of
+from syncnorm.study.report.statistics import geometric, share_closed, summarise
+from syncnorm.study.report.tables import MINUS, Table
+from syncnorm.study.rows import read
+from syncnorm.study.run.runner import run_study
+from syncnorm.study.run.store import Store
 
 FONTS = ("digits-fonts",)
 
@@ -191,11 +192,11 @@ def test_an_end_that_is_several_runs_of_a_seed_is_refused_before_any_is_trained(
     with pytest.raises(
         UserError, match=r"the high end of a gap picks several runs of seed 0, which differ in world\.ada"
     ):
-        run_study(domains_study(gap), tmp_path / "new", wandb="off", fit="fake_fit:fit")
+        run_study(domains_study(gap), tmp_path / "new", wandb="off", trainer="fake_fit")
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="unknown field of a run 'nom'"):
         run_study(
-            domains_study(replace(ADAPTED, low={"nom": "bn"})), tmp_path / "new", wandb="off", fit="fake_fit:fit"
+            domains_study(replace(ADAPTED, low={"nom": "bn"})), tmp_path / "new", wandb="off", trainer="fake_fit"
         )
 
 

@@ -8,9 +8,9 @@ import pytest
 from made_up import Fill, fake_metrics
 
 from syncnorm.study.exhibits import Columns, Curve, History, as_plain, from_plain
-from syncnorm.study.points import gather
-from syncnorm.study.spec import Study, expand
-from syncnorm.study.store import read
+from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.report.points import gather
+from syncnorm.study.rows import read
 
 SKEWS = ("skew",)
 VIRTUAL = {"engine": "virtual"}

@@ -9,10 +9,12 @@ from drive import clients, small
 from fake_fit import fit
 from made_up_domains import domain_row, domains_study
 
-from syncnorm.study.mirror import Mirror
-from syncnorm.study.runner import run_study
-from syncnorm.study.spec import expand
-from syncnorm.study.store import Store, failed_row, finished_row
+from syncnorm.config import Execution
+from syncnorm.study.plan.spec import expand
+from syncnorm.study.rows import failed_row, finished_row
+from syncnorm.study.run.runner import run_study
+from syncnorm.study.run.store import Store
+from syncnorm.study.run.tracking import Mirror
 
 SAYS = """
 import json, os, sys
@@ -56,7 +58,7 @@ def folder(tmp_path: Path) -> Path:
         first, *others = expand(study)
         store.append(failed_row("small", first, "it broke.", 1.0, {}))
         for run in others:
-            store.append(finished_row("small", fit(run)))
+            store.append(finished_row("small", fit(run, Execution())))
     return out
 
 
@@ -101,7 +103,7 @@ def test_the_history_of_clients_is_logged_by_round(tmp_path: Path, wandb: Path) 
     study = clients()
     run = expand(study)[0]
     with Store.open(tmp_path / "out", study) as store:
-        store.append(finished_row(study.name, fit(run, tmp_path / "checkpoint")))
+        store.append(finished_row(study.name, fit(run, Execution(tmp_path / "checkpoint"))))
     assert mirror(tmp_path / "out") == ""
     (sent,) = said(wandb)
     assert [(step, values["round"], set(values)) for step, values in sent["logged"]] == [
@@ -128,7 +130,7 @@ def test_every_row_once_and_a_retried_run_again(folder: Path, wandb: Path) -> No
     mirror(folder)
     assert len(said(wandb)) == 12
     with Store.open(folder, small()) as store:
-        store.append(finished_row("small", fit(expand(small())[0])))
+        store.append(finished_row("small", fit(expand(small())[0], Execution())))
     mirror(folder)
     assert len(said(wandb)) == 13
     assert said(wandb)[-1]["exit_code"] == 0
@@ -159,13 +161,13 @@ def test_a_mirror_that_hangs_is_left_behind(folder: Path, wandb: Path) -> None:
 @pytest.mark.parametrize("code", ["import os; os._exit(5)", "raise ImportError('broken')", "syntax error"])
 def test_no_wandb_can_fail_a_study(code: str, tmp_path: Path, wandb: Path, capfd: pytest.CaptureFixture[str]) -> None:
     wandb.write_text(code)
-    run_study(small(), tmp_path / "out", jobs=2, wandb="offline", fit="fake_fit:fit")
+    run_study(small(), tmp_path / "out", jobs=2, wandb="offline", trainer="fake_fit")
     assert (tmp_path / "out" / "runs.jsonl").read_text().count("\n") == 12
     assert [line[:20] for line in capfd.readouterr().err.splitlines()][-1] == "warning: W&B mirror:"
 
 
 def test_without_wandb_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syncnorm.study.mirror.find_spec", lambda name: None)
+    monkeypatch.setattr("syncnorm.study.run.tracking.find_spec", lambda name: None)
     one = Mirror(tmp_path, "auto")
     one.close()
     assert one.warning == "W&B mirror is off: wandb is not installed."

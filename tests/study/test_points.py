@@ -6,10 +6,11 @@ import pytest
 from made_up import Fill, fake_metrics, fake_row
 
 from syncnorm.config import Devices, Norm, Run
-from syncnorm.study.exhibits import Curve
-from syncnorm.study.points import gather
-from syncnorm.study.spec import Agreement, Grid, Study, expand
-from syncnorm.study.store import Store, read
+from syncnorm.study.exhibits import Agreement, Curve
+from syncnorm.study.plan.spec import Grid, Study, expand
+from syncnorm.study.report.points import gather
+from syncnorm.study.rows import read
+from syncnorm.study.run.store import Store
 
 
 def test_a_place_holds_the_metric_of_every_seed_there(study: Study, fill: Fill) -> None:

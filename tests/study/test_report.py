@@ -9,9 +9,10 @@ from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.report import inline, write_report
-from syncnorm.study.spec import Study, expand
-from syncnorm.study.store import Store, failed_row
+from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.report.report import inline, write_report
+from syncnorm.study.rows import failed_row
+from syncnorm.study.run.store import Store
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 

@@ -14,16 +14,16 @@ from drive import small
 
 from syncnorm.config import Run, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.progress import Meter, span
-from syncnorm.study.runner import _default_jobs, run_study
-from syncnorm.study.spec import Grid, Study, expand
-from syncnorm.study.store import read
+from syncnorm.study.plan.spec import Grid, Study, expand
+from syncnorm.study.rows import read
+from syncnorm.study.run.progress import Meter, span
+from syncnorm.study.run.runner import _default_jobs, run_study
 
-FIT = "fake_fit:fit"
+TRAINER = "fake_fit"
 
 
 def run(study: Study, out: Path, **options: Any) -> None:
-    run_study(study, out, **{"jobs": 2, "wandb": "off", "fit": FIT, **options})
+    run_study(study, out, **{"jobs": 2, "wandb": "off", "trainer": TRAINER, **options})
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -40,7 +40,7 @@ def test_every_run_has_a_row_and_what_is_finished_is_not_run_again(tmp_path: Pat
         "python", "torch", "lightning", "cpu", "cores", "device", "platform", "commit"
     }  # fmt: skip
     pids.mkdir()
-    run(study, out, fit="no_such_module:fit")
+    run(study, out, trainer="no_such_module")
     assert (out / "runs.jsonl").read_bytes() == before
 
     run(replace(study, seeds=4), out)
@@ -67,7 +67,7 @@ def test_failed_runs_are_rows_and_are_tried_again(tmp_path: Path) -> None:
 def test_nothing_starts_when_the_study_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     run(replace(small(), name="other", seeds=1), tmp_path / "other")
-    monkeypatch.setattr("syncnorm.study.workers._Worker", None)
+    monkeypatch.setattr("syncnorm.study.run.workers._Worker", None)
     refused = [("file/out", "cannot write results to"), ("other", "holds the study 'other', not 'small'")]
     for out, words in refused:
         with pytest.raises(UserError, match=words):
@@ -132,7 +132,7 @@ def test_a_report_that_breaks_does_not_fail_the_study(
     def broken(directory: Path) -> Path:
         raise IndexError("no figure")
 
-    monkeypatch.setattr("syncnorm.study.report.write_report", broken)
+    monkeypatch.setattr("syncnorm.study.report.report.write_report", broken)
     run(replace(small(), seeds=1), tmp_path / "out")
     assert len(read(tmp_path / "out").finished) == 4
     words = "warning: there is no new report (IndexError: no figure): all rows are kept, try `syncnorm report "
@@ -150,7 +150,7 @@ def test_a_figure_without_runs_is_left_out(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(("devices", "jobs"), [("", 6), ("0", 4), ("0,1", 6)])
 def test_default_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    monkeypatch.setattr("syncnorm.study.runner.cores", lambda: 6)
+    monkeypatch.setattr("syncnorm.study.run.runner.cores", lambda: 6)
     assert _default_jobs() == jobs
 
 

@@ -7,8 +7,9 @@ import pytest
 from syncnorm.config import Clients, Data, Devices, Norm, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.override import parse, refuse_varied, with_vary
-from syncnorm.study.spec import (
+from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.override import parse, refuse_varied, with_vary
+from syncnorm.study.plan.spec import (
     Agreement,
     Grid,
     Study,
@@ -20,7 +21,6 @@ from syncnorm.study.spec import (
     with_engine,
     with_field,
 )
-from syncnorm.study.store import about_study
 
 BASE = Run(world=Devices(global_batch=32))
 

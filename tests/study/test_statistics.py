@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from syncnorm.study.statistics import (
+from syncnorm.study.report.statistics import (
     Estimate,
     Share,
     Summary,

@@ -16,8 +16,9 @@ from made_up import ENVIRONMENT, Fill, fake_row
 from syncnorm.config import Run
 from syncnorm.errors import UserError
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.spec import Study, expand
-from syncnorm.study.store import Store, failed_row, read
+from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.rows import failed_row, read
+from syncnorm.study.run.store import Store
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -245,8 +246,9 @@ def test_a_full_disk_leaves_the_rows_before_readable(
 @pytest.mark.fault
 def test_a_killed_writer_gives_the_lock_back_and_leaves_whole_rows(study: Study, tmp_path: Path) -> None:
     program = (
-        "import sys; from syncnorm.config import Run; from syncnorm.study.spec import Study, expand;"
-        "from syncnorm.study.store import Store, failed_row\n"
+        "import sys; from syncnorm.config import Run; from syncnorm.study.plan.spec import Study, expand;"
+        "from syncnorm.study.rows import failed_row\n"
+        "from syncnorm.study.run.store import Store\n"
         "study = Study('s', 'q', Run(), {'skew': [float(i) for i in range(100)]}, seeds=50)\n"
         "store = Store.open(sys.argv[1], study); print('open', flush=True)\n"
         "for run in expand(study): store.append(failed_row('s', run, 'error ' * 500, 0.0, {}))\n"

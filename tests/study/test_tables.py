@@ -13,11 +13,21 @@ from scipy import stats
 
 from syncnorm.config import Devices, Run, run_id
 from syncnorm.study.exhibits import Curve
-from syncnorm.study.points import Points, gather
-from syncnorm.study.spec import Study, expand
-from syncnorm.study.store import Store, read
-from syncnorm.study.table_formats import html, latex, long_csv, markdown, write_tables
-from syncnorm.study.tables import MINUS, Cell, Table, agreement_table, differences, failures, means, run_records
+from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.report.points import Points, gather
+from syncnorm.study.report.table_formats import html, latex, long_csv, markdown, write_tables
+from syncnorm.study.report.tables import (
+    MINUS,
+    Cell,
+    Table,
+    agreement_table,
+    differences,
+    failures,
+    means,
+    run_records,
+)
+from syncnorm.study.rows import read
+from syncnorm.study.run.store import Store
 
 
 def points_of(study: Study, folder: Path) -> Points:

@@ -9,10 +9,10 @@ import pytest
 
 from syncnorm.config import Devices, Domains, Result, Run
 from syncnorm.errors import UserError
-from syncnorm.study.outcome import Failure
-from syncnorm.study.workers import Ended, _Due, _due_for, work
+from syncnorm.study.run.attempt import Failure
+from syncnorm.study.run.workers import Ended, _Due, _due_for, work
 
-FIT = "fake_fit:fit"
+TRAINER = "fake_fit"
 PAIR = Devices(ranks=2, engine="torchrun")
 
 
@@ -22,7 +22,7 @@ def faulty(fault: str, **options: Any) -> Run:
 
 def ends(runs: list[Run], **options: Any) -> dict[str, Ended]:
     """Return how the runs ended, by the fault that they asked for, or their seed."""
-    got = [event for event in work(runs, FIT, **options) if isinstance(event, Ended)]
+    got = [event for event in work(runs, TRAINER, **options) if isinstance(event, Ended)]
     assert len(got) == len(runs)
     return {end.run.model_options.get("fault", str(end.run.seed)): end for end in got}
 
@@ -64,8 +64,8 @@ def test_workers_share_the_cuda_devices(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_function_that_cannot_be_imported_stops_the_study() -> None:
-    with pytest.raises(UserError, match="cannot import no_such_module:fit: ModuleNotFoundError"):
-        list(work([Run()], "no_such_module:fit"))
+    with pytest.raises(UserError, match="cannot import no_such_module: ModuleNotFoundError"):
+        list(work([Run()], "no_such_module"))
 
 
 @pytest.mark.fault
@@ -73,7 +73,7 @@ def test_workers_that_die_at_their_start_stop_the_study(monkeypatch: pytest.Monk
     (tmp_path / "fatal.py").write_text("import os; os._exit(7)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="workers cannot start: its worker process ended with code 7"):
-        list(work([Run()], "fatal:fit"))
+        list(work([Run()], "fatal"))
 
 
 @pytest.mark.dist

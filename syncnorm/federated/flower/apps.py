@@ -22,15 +22,16 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Result
 from syncnorm.errors import UserError
-from syncnorm.federated.client import Started, finish, measure, start, start_state
-from syncnorm.federated.engine import Chosen
-from syncnorm.federated.evaluate import score, validate
+from syncnorm.federated.client.client import Started, finish, measure, start, start_state
+from syncnorm.federated.engines.engine import Chosen
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import failure, sentence
 from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
-from syncnorm.federated.rounds import Rounds
+from syncnorm.federated.server.evaluation import score, validate
+from syncnorm.federated.server.rounds import Rounds
+from syncnorm.worlds import expect
 
 
 class TogetherApp(ClientApp):
@@ -141,8 +142,7 @@ def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIM
 def federation_of(text: str) -> Federation:
     """Return the federation of the run that JSON describes; a process keeps the last."""
     run = wire.run_from_text(text)
-    if not isinstance(run.world, Clients):
-        raise UserError("this run is one of devices, not of clients: give it to syncnorm.training.fit.")
+    expect(run, Clients)
     return Federation(run)
 
 

@@ -8,13 +8,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from syncnorm.errors import UserError
-from syncnorm.federated.client import Own
-from syncnorm.federated.evaluate import Score
+from syncnorm.federated.client.client import Own
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import CohortGrid, reason
 from syncnorm.federated.messages import Reply
-from syncnorm.federated.network import To
+from syncnorm.federated.server.evaluation import Score
+from syncnorm.federated.server.network import To
 from syncnorm.moments import Moments
 
 PATIENCE = 300.0
@@ -26,7 +26,7 @@ PAUSE = 0.05
 
 
 class OverFlower:
-    """A run's clients behind a Grid: a `syncnorm.federated.network.Network`.
+    """A run's clients behind a Grid: a `syncnorm.federated.server.network.Network`.
 
     A client that has not replied after `timeout` seconds counts as lost.
 

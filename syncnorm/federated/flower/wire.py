@@ -16,11 +16,11 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Data, Norm, Optim, Run
 from syncnorm.errors import UserError, unknown
-from syncnorm.federated.client import Own
-from syncnorm.federated.evaluate import Score
+from syncnorm.federated.client.client import Own
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower.records import from_record, to_record
 from syncnorm.federated.messages import Broadcast, Reply
+from syncnorm.federated.server.evaluation import Score
 from syncnorm.moments import Moments
 
 ARRAYS, CONFIG, CONTROL, METRICS, FALLBACK, OWN = "arrays", "config", "control", "metrics", "fallback", "own"

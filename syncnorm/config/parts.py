@@ -1,0 +1,53 @@
+"""Parts of a run that every world shares: data, norm, optimiser. The docstrings are the command line's help texts."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which samples: an embedded data set, one of the hub's, a parquet file or folder, an image folder."""
+
+    name: str = "digits-photo"
+    """An embedded data set, or a name of your own for what lies at `path`, or a hub name."""
+    path: str = ""
+    """A parquet file, a folder of parquet files, an image folder, or the folder of the UCI HAR Dataset. Not part of a
+    run's id."""
+    size: int | None = None
+    """Side of the square images in pixels; None keeps what the data set has."""
+    train_limit: int | None = None
+    """Use at most this many training samples (drawn once, by seed 0)."""
+    test_limit: int | None = None
+    """Use at most this many test samples (drawn once, by seed 0)."""
+    augment: Literal["none", "shift", "shift_flip"] = "none"
+    """Batched augmentation of training images: random shift by an eighth, and horizontal flip."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Which normalisation layer: a name from `syncnorm.norm_names()` and its options."""
+
+    name: str = "bn"
+    """A name from `syncnorm.norm_names()`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword options of that layer, e.g. {"groups": 8} for gn."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the parameters are updated."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimiser."""
+    lr: float = 0.05
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """SGD's momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay, on weights of two and more dimensions (not on norm parameters and biases)."""
+    epochs: int = 10
+    """Passes over the training data."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate over the run: constant, or a half cosine down to zero after the warm-up."""
+    warmup: float = 0.05
+    """Fraction of all steps over which the learning rate rises linearly from zero."""

@@ -1,0 +1,86 @@
+"""What a run is, what it gives, and the id that its content hashes to.
+
+Everything above reads these. The attribute docstrings are the help texts of the command line.
+"""
+
+import json
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from hashlib import sha256
+from typing import Any, Literal
+
+from syncnorm.config.parts import Data, Norm, Optim
+from syncnorm.config.worlds import Clients, Devices, Domains
+
+LATER = {"added": True}
+"""Metadata of a field that was added when results existed: a description holds it only where it is not its default,
+so that the ids of the runs before it stay what they are."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and everything its result depends on."""
+
+    data: Data = field(default_factory=Data)
+    model: str = "small_cnn"
+    """A name in syncnorm.models, or "package.module:factory" for your own."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Keyword options of the model's factory."""
+    norm: Norm = field(default_factory=Norm)
+    world: Devices | Clients | Domains = field(default_factory=Devices)
+    optim: Optim = field(default_factory=Optim)
+    precision: Literal["float32", "float64"] = "float32"
+    """Data type of parameters and activations."""
+    seed: int = 0
+    """Seeds initialisation, order, partition and augmentation, each by a stream of its own."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave. `metrics` holds fractions in [0, 1] (accuracies) and nats (losses)."""
+
+    run_id: str
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    evaluated_by: str
+    """Whose statistics the norm layers used for `accuracy`: e.g. "own (rank 0)", "pooled", "none"."""
+    seconds: float
+    environment: dict[str, str]
+    history: dict[str, list[float]] = field(default_factory=dict)
+    """One value an epoch or round, e.g. {"train_loss": [...]}."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Plain data that no single number holds, e.g. who held what in a federated run ("partition")."""
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Return a run as plain data, without paths: what is hashed, stored in rows and shown in reports.
+
+    Two ways to write the same run describe the same: a float field holds a float (100.0, not 100), the ranks,
+    per_device_batch and global_batch of devices are all filled in, and clients have no `optim.epochs`.
+    """
+    config: dict[str, Any] = _plain(run)
+    del config["data"]["path"]
+    config["world"]["kind"] = run.world.kind
+    run.world.complete(config)
+    return config
+
+
+def _plain(node: Any) -> Any:
+    if not is_dataclass(node):
+        return list(node) if isinstance(node, tuple) else node
+    plain = {}
+    for item in fields(node):
+        value = getattr(node, item.name)
+        if not item.metadata.get("added") or value != item.default:
+            plain[item.name] = float(value) if item.type is float else _plain(value)
+    return plain
+
+
+def run_id(run: Run) -> str:
+    """Return 12 hex digits that name a run by its content: the same anywhere, whatever its paths."""
+    text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def training_of(run: Run) -> Run:
+    """Return the run whose training this run's is: the same, with nothing said of its test."""
+    return replace(run, world=run.world.training())

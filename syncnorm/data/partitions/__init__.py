@@ -1,0 +1,1 @@
+"""Who holds what of a data set."""

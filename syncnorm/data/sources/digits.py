@@ -1,0 +1,148 @@
+"""The embedded data: scikit-learn's UCI digits, and domains of the same task that are made from them.
+
+Every domain but the fonts shows the same 1797 samples with the same fixed split (1437 training, 360 test), so
+that no test image of one domain is a training image of another. All have the shape (3, size, size).
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncnorm.data.dataset import Pixels, stratified_fifth
+from syncnorm.data.sources.fonts import font_files, render_digit
+from syncnorm.seeds import derive
+
+SIZE = 16
+"""Side of the images in pixels unless the user asks for another one."""
+MIN_SIZE, MAX_SIZE = 8, 96
+"""Of the side: digits have 8 pixels, photo crops are up to four times the side and lie in the photographs."""
+CROPS = 3
+"""Photo crops a digit, in training and test (4311 and 1080 images): one is too little for a small network."""
+
+NAMES = tuple("0123456789")
+UCI = "UCI digits (Alpaydin & Kaynak 1998) of scikit-learn"
+
+Image = NDArray[np.float64]
+Draw = Callable[[Image, int, np.random.Generator], Image]
+"""Makes a domain's image, float (3, size, size), from a digit (size, size) in [0, 1]; is clipped to that."""
+Build = Callable[[int], Pixels]
+"""Makes a domain's pixels for a given side."""
+
+
+def _clean(digit: Image, size: int, rng: np.random.Generator) -> Image:
+    return _grey(digit)
+
+
+def _inverted(digit: Image, size: int, rng: np.random.Generator) -> Image:
+    return 1 - _grey(digit)
+
+
+def _rotated(digit: Image, size: int, rng: np.random.Generator) -> Image:
+    """Turn counter-clockwise by 30 to 60 degrees: far from upright, and a 6 is still no 9."""
+    from PIL import Image as pil
+
+    picture = pil.fromarray(digit.astype(np.float32))
+    return _grey(np.asarray(picture.rotate(rng.uniform(30, 60), pil.Resampling.BILINEAR), dtype=np.float64))
+
+
+def _noisy(digit: Image, size: int, rng: np.random.Generator) -> Image:
+    """Halve the contrast; add Gaussian noise with standard deviation 0.2 to every pixel and channel."""
+    return 0.25 + 0.5 * _grey(digit) + rng.normal(0, 0.2, (3, size, size))
+
+
+def _photo(digit: Image, size: int, rng: np.random.Generator) -> Image:
+    """Return |photo - digit|, as MNIST-M (arXiv 1505.07818), on a crop of one to four times the size."""
+    photos = _photographs()
+    photo = photos[rng.integers(len(photos))]
+    height, width = photo.shape[1:]
+    side = int(rng.integers(size, 4 * size, endpoint=True))
+    top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
+    crop = photo[:, top : top + side, left : left + side]
+    return np.abs(np.stack([_resample(channel, size) for channel in crop]) - digit)
+
+
+def _of_uci(draw: Draw, purpose: str, note: str, copies: int = 1) -> Build:
+    """Return the function that builds a domain by drawing every UCI digit `copies` times.
+
+    Each sample has a random stream of its own, so that no sample depends on the others.
+    """
+
+    def build(size: int) -> Pixels:
+        digits, labels = _uci(size)
+        train, test = stratified_fifth(labels)
+
+        def images(chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+            return np.stack(
+                [
+                    _eight_bit(draw(digits[i], size, np.random.default_rng(derive(purpose, 0, int(i), copy))))
+                    for copy in range(copies)
+                    for i in chosen
+                ]
+            )
+
+        train_y, test_y = np.tile(labels[train], copies), np.tile(labels[test], copies)
+        return Pixels(images(train), train_y, images(test), test_y, NAMES, f"{UCI}, {note}")
+
+    return build
+
+
+def _build_fonts(size: int) -> Pixels:
+    """Render 1800 digits, 180 a class; which of them are test samples is drawn as for the UCI digits."""
+    note = "digits rendered from matplotlib's fonts, moved, scaled and tilted at random"
+    fonts = font_files()
+    labels = np.arange(1800, dtype=np.int64) % 10
+    streams = (np.random.default_rng(derive("digits-fonts", 0, i)) for i in range(len(labels)))
+    drawn = zip(labels, streams, strict=True)
+    images = np.stack([_eight_bit(_grey(render_digit(int(y), fonts, size, rng))) for y, rng in drawn])
+    train, test = stratified_fifth(labels)
+    return Pixels(images[train], labels[train], images[test], labels[test], NAMES, note)
+
+
+def _uci(size: int) -> tuple[list[Image], NDArray[np.int64]]:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return [_resample(image / 16, size) for image in bunch.images], bunch.target.astype(np.int64)
+
+
+@cache
+def _photographs() -> list[Image]:
+    """Return scikit-learn's china.jpg and flower.jpg, both float (3, 427, 640) in [0, 1]."""
+    from sklearn.datasets import load_sample_images
+
+    return [photo.transpose(2, 0, 1) / 255 for photo in load_sample_images().images]
+
+
+def _resample(channel: Image, size: int) -> Image:
+    """Resample (H, W) to (size, size), bilinear and with antialiasing where it shrinks."""
+    from PIL import Image as pil
+
+    picture = pil.fromarray(channel.astype(np.float32))
+    return np.asarray(picture.resize((size, size), pil.Resampling.BILINEAR), dtype=np.float64)
+
+
+def _grey(image: Image) -> Image:
+    return np.broadcast_to(image, (3, *image.shape))
+
+
+def _eight_bit(image: Image) -> NDArray[np.uint8]:
+    eight_bit: NDArray[np.uint8] = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    return eight_bit
+
+
+DOMAINS: dict[str, Build] = {
+    "digits": _of_uci(_clean, "digits", "upscaled from 8x8"),
+    "digits-photo": _of_uci(
+        _photo,
+        "digits-photo",
+        f"each as |photo - digit| on {CROPS} random crops of scikit-learn's two photographs",
+        CROPS,
+    ),
+    "digits-fonts": _build_fonts,
+    "digits-rotated": _of_uci(_rotated, "digits-rotated", "turned left by 30 to 60 degrees"),
+    "digits-inverted": _of_uci(_inverted, "digits-inverted", "dark on light"),
+    "digits-noisy": _of_uci(_noisy, "digits-noisy", "half the contrast and Gaussian noise"),
+}
+"""The embedded data sets by name."""

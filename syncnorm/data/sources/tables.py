@@ -1,0 +1,186 @@
+"""Tables of images and labels, as Hugging Face `datasets` reads them from parquet files and from its hub."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from syncnorm.data.sources.decode import Raw
+from syncnorm.errors import UserError
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
+"""What the test split may be called, best first."""
+LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "y")
+"""What a column of labels is usually called, best first."""
+
+
+class Columns(NamedTuple):
+    """Which column holds the images and which the labels."""
+
+    image: str
+    label: str
+
+
+def pick_splits(names: Sequence[str], what: str) -> dict[str, str]:
+    """Return which of the split names found is "train" and which is "test", or the one that is "whole"."""
+    train = next((name for name in TRAIN_NAMES if name in names), None)
+    test = next((name for name in TEST_NAMES if name in names), None)
+    if train and test:
+        return {"train": train, "test": test}
+    if train or len(names) == 1:
+        return {"whole": train or names[0]}
+    raise UserError(
+        f"{what} has the parts {', '.join(sorted(names))} and none called train: give the path to one of "
+        "them, or name them train and test."
+    )
+
+
+def parquet_table(files: Sequence[Path]) -> Any:
+    """Return the rows of parquet files, in their order, as one `datasets.Dataset`."""
+    import datasets
+    import pyarrow as pa
+    from datasets.table import InMemoryTable
+    from pyarrow import parquet
+
+    tables = []
+    for file in files:
+        try:
+            tables.append(parquet.read_table(file, partitioning=None))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file} cannot be read as parquet: {_first_line(error)}") from error
+    try:
+        return datasets.Dataset(InMemoryTable(pa.concat_tables(tables)))
+    except pa.ArrowException as error:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{names} do not have the same columns: {_first_line(error)}") from error
+
+
+def hub_splits(name: str) -> dict[str, Any]:
+    """Open a data set of the hub, or what an earlier download left here if the hub cannot be reached."""
+    import datasets
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    quiet()
+    reachable = True
+    try:
+        HfApi().dataset_info(name, timeout=5)
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise UserError(
+            f"data set '{name}' is not on the Hugging Face hub, or is private: check the spelling "
+            "(owner/name), or log in with `hf auth login`."
+        ) from error
+    except Exception:  # the kind depends on which HTTP library is installed; all mean that nobody answered
+        reachable = False
+    try:
+        with _online(reachable):
+            return dict(datasets.load_dataset(name))
+    except Exception as error:  # of many kinds, by what is wrong with the data set
+        if reachable:
+            raise UserError(f"data set '{name}' of the Hugging Face hub: {_first_line(error)}") from error
+        raise UserError(
+            f"data set '{name}' is neither a path here nor in the local Hugging Face cache, and the hub "
+            "cannot be reached: check the path or the network, or download it elsewhere and give its folder "
+            "as `path`."
+        ) from error
+
+
+def raw_split(table: Any, what: str) -> tuple[Raw, Columns]:
+    """Return one split's encoded images and labels, and the columns they came from."""
+    import datasets
+
+    columns = find_columns(table.features, what)
+    if len(table) == 0:
+        raise UserError(f"{what} is empty: it has the columns {columns.image} and {columns.label} but no row.")
+    table = table.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
+    labels = table[columns.label][:]
+    if None in labels:
+        raise UserError(f"{what}: row {labels.index(None)} has no label: leave such rows out.")
+    feature = table.features[columns.label]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    values = np.asarray(labels, dtype=str if _is_text(feature) else np.int64)
+    return Raw(_encoded(table, columns.image, what), values, names), columns
+
+
+def find_columns(features: Mapping[str, Any], what: str) -> Columns:
+    """Find the image and the label column by type.
+
+    Images are an Image, {bytes, path} or bytes; labels a ClassLabel, else integers or booleans, else text in a
+    column with a usual name. Of several, the one with the usual name is taken, else the first; but of several
+    integers without a usual name none, since the first may as well be a number of the row.
+    """
+    import datasets
+
+    def is_image(kind: Any) -> bool:
+        encoded = isinstance(kind, dict) and {*kind} == {"bytes", "path"}
+        return encoded or isinstance(kind, datasets.Image) or _is_value(kind, "binary")
+
+    images = [name for name, kind in features.items() if is_image(kind)]
+    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    named = bool(labels)
+    labels = labels or [name for name, kind in features.items() if _is_value(kind, "int") or _is_value(kind, "bool")]
+    labels = labels or [name for name, kind in features.items() if _is_text(kind) and name in LABEL_NAMES]
+    for found, needed in ((images, "images"), (labels, "class labels (ClassLabel, integers, or text called label)")):
+        if not found:
+            raise UserError(f"{what} has no column of {needed}; its columns are {', '.join(features)}.")
+    usual = next((name for name in LABEL_NAMES if name in labels), None)
+    if usual is None and len(labels) > 1 and not named:
+        raise UserError(
+            f"{what} may have its labels in any of {', '.join(labels)}: rename the right column to label."
+        )
+    return Columns("image" if "image" in images else images[0], usual or labels[0])
+
+
+def _is_value(kind: Any, of: str) -> bool:
+    """Whether a column holds plain values of a type: "int" for int8 to uint64, "binary" for both sizes of it."""
+    import datasets
+
+    return isinstance(kind, datasets.Value) and of in kind.dtype
+
+
+def _is_text(kind: Any) -> bool:
+    return _is_value(kind, "string")
+
+
+def quiet() -> None:
+    """Keep the progress bars and logs of `datasets` and of its hub client off."""
+    import datasets
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+
+
+def _encoded(table: Any, column: str, what: str) -> Iterator[bytes | Path]:
+    for row, cell in enumerate(table[column]):
+        if not cell or not (cell["bytes"] or cell["path"]):
+            raise UserError(f"{what}: row {row} has no image: leave such rows out.")
+        yield cell["bytes"] or Path(cell["path"])
+
+
+@contextmanager
+def _online(reachable: bool) -> Iterator[None]:
+    """Where the hub does not answer, use its local cache at once, not after half a minute of retries."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = place.HF_HUB_OFFLINE or not reachable
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

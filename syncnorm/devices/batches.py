@@ -1,0 +1,63 @@
+"""Batches by index from tensors that lie on the device: no workers, no copies to wait for."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from syncnorm.data import Dataset, augment, rank_batches
+from syncnorm.data.augment import Kind
+
+
+class RankBatches(pl.LightningDataModule):
+    """Training batches of ranks that each hold a shard, for one real rank or for all ranks in one process.
+
+    All ranks together see, in step s of an epoch, the samples that `rank_batches` deals; a real rank takes its
+    column, virtual ranks take all columns, sample i being rank i mod R's. Both augment a sample in the same way.
+
+    Args:
+        data: on the device that trains.
+        shards: one tensor of sample indices a rank.
+        per_device_batch: samples a rank takes in one step.
+        seed: of order and augmentation.
+        kind: of augmentation, see `config.Data`.
+        rank: a real rank's number; None for all ranks in one process.
+    """
+
+    def __init__(
+        self,
+        data: Dataset,
+        shards: Sequence[Tensor],
+        per_device_batch: int,
+        seed: int,
+        kind: Kind = "none",
+        rank: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.data, self.shards, self.per_device_batch = data, shards, per_device_batch
+        self.seed, self.kind, self.rank = seed, kind, rank
+        self.steps = len(rank_batches(shards, per_device_batch, seed, epoch=0))
+
+    def train_dataloader(self) -> "_Epochs":
+        """Return an iterable that deals the Trainer's current epoch anew each time it is iterated."""
+        return _Epochs(self.steps, self._deal)
+
+    def _deal(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch = self.trainer.current_epoch if self.trainer else 0
+        dealt = rank_batches(self.shards, self.per_device_batch, self.seed, epoch)
+        mine = dealt.flatten(1) if self.rank is None else dealt[:, :, self.rank]
+        rank, ranks = (0, 1) if self.rank is None else (self.rank, len(self.shards))
+        for step, index in enumerate(mine.to(self.data.train_x.device)):
+            x = self.data.train_x[index]
+            yield augment(x, self.kind, self.seed, epoch, step, rank, ranks), self.data.train_y[index]
+
+
+class _Epochs:
+    def __init__(self, steps: int, deal: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
+        self.steps, self.deal = steps, deal
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.deal()

@@ -1,0 +1,167 @@
+"""Everything of a run that comes before its first step; each of a user's mistakes is found here."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.config import Data, Devices, Norm, Run, layout
+from syncnorm.data import Dataset, load, partition, rank_batches
+from syncnorm.devices.virtual_ranks import BY_CHANNEL, copy_sharing_parameters
+from syncnorm.errors import UserError
+from syncnorm.norms import norm_options, sees_batch
+from syncnorm.surgery import batch_norms
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.worlds import expect
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run, ready to train: data on the device, the model with its norms, and the samples of every rank."""
+
+    data: Dataset
+    model: nn.Module
+    shards: list[Tensor]
+
+
+def prepare(run: Run, device: torch.device) -> Prepared:
+    """Load the data, build the model, deal the samples to ranks, and check that the batch fits the norm.
+
+    Raises:
+        UserError: whatever in `run` is unknown, out of range or does not go together.
+    """
+    ranks, per_device_batch = layout(devices(run))
+    check_optim(run.optim)
+    norm_options(run.norm.name)
+    _check_buffers(run, ranks)
+    data = load_data(run.data, device, DTYPES[run.precision])
+    labels = data.train_y.cpu()
+    shards = partition(labels, "sorted", ranks, run.seed, percent=devices(run).skew) if ranks > 1 else [_all(labels)]
+    rank_batches(shards, per_device_batch, run.seed, epoch=0)
+    model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
+    _check_layers(run, model, data)
+    _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]])
+    return Prepared(data, model, shards)
+
+
+def devices(run: Run) -> Devices:
+    """Return the run's devices; a run of another world raises `UserError`."""
+    return expect(run, Devices)
+
+
+def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
+    """Return the name and options of the layer that plays `norm` on devices.
+
+    Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
+    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. (For other norms that see
+    the batch there is `on_virtual_ranks`.) EvalNorm expects the batch of a device unless told.
+    """
+    ranks, per_device_batch = layout(world)
+    if norm.name == "eval_norm":
+        return norm.name, {"batch": per_device_batch, **norm.options}
+    if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
+        within = norm.options.get("virtual_ranks", 1)
+        return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
+    if ranks > 1 and norm.name == "ghost_bn":
+        return "ghost_bn", {**norm.options, "buffers": "pooled"}
+    return norm.name, norm.options
+
+
+def statistics_are_kept_by_rank(norm: str) -> bool:
+    """Return whether all ranks' running statistics are at hand to evaluate with, rank 0's and the pooled ones."""
+    return norm in ("bn", "ghost_bn")
+
+
+def goes_by_device(norm: str) -> bool:
+    """Return whether what a norm does in training depends on the batch of one device, and not of all."""
+    return norm != "sync_bn" and sees_batch(norm)
+
+
+def needs_virtual_ranks(norm: str, world: Devices) -> bool:
+    """Return whether `norm` needs `on_virtual_ranks` in `world`: no layer of its own stands for all ranks at once."""
+    ranks, _ = layout(world)
+    return world.engine == "virtual" and ranks > 1 and goes_by_device(norm) and not statistics_are_kept_by_rank(norm)
+
+
+@lru_cache(maxsize=2)
+def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
+    """Load a run's data set onto the device; the last two stay in memory."""
+    loaded = load(
+        data.name,
+        path=data.path,
+        size=data.size,
+        train_limit=data.train_limit,
+        test_limit=data.test_limit,
+        augment=data.augment,
+    )
+    return loaded.to(device, dtype)
+
+
+def _all(labels: Tensor) -> Tensor:
+    return torch.arange(len(labels))
+
+
+def _check_buffers(run: Run, ranks: int) -> None:
+    name = run.norm.name
+    alone = ranks > 1 and goes_by_device(name) and not statistics_are_kept_by_rank(name)
+    if alone and devices(run).buffers == "pooled":
+        raise UserError(
+            f"norm '{name}' evaluates by what rank 0 has seen, and there is no way to pool what {ranks} ranks have: "
+            "leave buffers at rank0, or set norm to bn."
+        )
+
+
+@torch.no_grad()
+def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
+    """Run two samples through the model in evaluation mode, and see what each batch norm would have to work with."""
+    positions: dict[str, int] = {}
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: positions.update({name: prod(inputs[0].shape[2:])})
+        )
+        for name, layer in batch_norms(model).items()
+    ]
+    was_training = model.training
+    try:
+        logits = model.eval()(data.train_x[:2])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model '{run.model}' with norm '{run.norm.name}' cannot take samples of shape {data.shape}: {reason}"
+        ) from error
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    check_logits(run.model, logits, min(2, len(data.train_x)), data.classes)
+    _check_values_per_channel(run, positions)
+
+
+def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
+    """Where the ranks will each have a copy of the model, run one device's first batch through one, in training."""
+    if not needs_virtual_ranks(run.norm.name, devices(run)) or run.norm.name in BY_CHANNEL:
+        return
+    try:
+        with torch.random.fork_rng(devices=[]):
+            copy_sharing_parameters(model).train()(x)
+    except ValueError as error:
+        raise UserError(
+            f"model '{run.model}' with norm '{run.norm.name}' cannot train on {len(x)} samples a device: {error}"
+        ) from error
+
+
+def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
+    if not sees_batch(run.norm.name):
+        return
+    ranks, per_device_batch = layout(devices(run))
+    samples = per_device_batch * (ranks if run.norm.name == "sync_bn" else 1)
+    for name, count in positions.items():
+        if samples * count == 1:
+            shared = "on all ranks together" if run.norm.name == "sync_bn" else "on each device"
+            raise UserError(
+                f"layer '{name}' of model '{run.model}' would get one value per channel {shared} (one sample of one "
+                "position), and a variance needs two: set per_device_batch to 2 or more, or norm to gn or ln."
+            )

@@ -1,0 +1,57 @@
+"""Running statistics that differ from rank to rank, and which of them evaluate a model.
+
+Batch norm that nobody synchronises leaves every device with running statistics of its own. DDP saves rank 0's; the
+alternative is to pool them. A run keeps all of them, virtual or real, to evaluate with either.
+"""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from syncnorm.norms import GhostBatchNorm, pool_running_statistics
+from syncnorm.surgery import batch_norms
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""By layer: running means and variances of all ranks, (R, C) each."""
+
+_KEPT_BY_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, GhostBatchNorm)
+
+
+def statistics_by_rank(model: nn.Module) -> Statistics:
+    """Return every rank's running statistics of torch's batch norms, which ranks do not share; {} without any.
+
+    Other norms have rules of their own for what they keep, and no common way to pool it: they are left out. Virtual
+    ranks keep them in the layer; real ranks gather them, in one collective that every rank has to call.
+    """
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    own: Statistics = {}
+    for name, layer in batch_norms(model).items():
+        if isinstance(layer, GhostBatchNorm) and layer.rank_mean is not None and layer.rank_var is not None:
+            own[name] = layer.rank_mean.clone(), layer.rank_var.clone()
+        elif world > 1 and isinstance(layer, _KEPT_BY_RANK) and isinstance(layer.running_mean, Tensor):
+            assert isinstance(layer.running_var, Tensor)
+            own[name] = layer.running_mean.unsqueeze(0), layer.running_var.unsqueeze(0)
+    if world == 1 or not own:
+        return own
+    flat = torch.cat([part.flatten() for pair in own.values() for part in pair])
+    rows = [torch.empty_like(flat) for _ in range(world)]
+    dist.all_gather(rows, flat)
+    sizes = [part.numel() for pair in own.values() for part in pair]
+    parts = iter(torch.stack(rows).split(sizes, dim=1))  # type: ignore[no-untyped-call]
+    # Virtual rank v of real rank r is rank v * W + r, by the way samples are dealt.
+    return {
+        name: tuple(next(parts).unflatten(1, part.shape).transpose(0, 1).flatten(0, 1) for part in pair)
+        for name, pair in own.items()
+    }
+
+
+def use_statistics(model: nn.Module, statistics: Statistics, whose: Literal["rank0", "pooled"]) -> None:
+    """Let `model` evaluate with rank 0's running statistics, or with those of all ranks pooled."""
+    layers = batch_norms(model)
+    for name, (means, variances) in statistics.items():
+        mean, var = (means[0], variances[0]) if whose == "rank0" else pool_running_statistics(means, variances)
+        for buffer, value in ((layers[name].running_mean, mean), (layers[name].running_var, var)):
+            assert isinstance(buffer, Tensor)
+            buffer.copy_(value)

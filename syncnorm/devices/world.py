@@ -1,0 +1,197 @@
+"""One run of the devices world, from its configuration to its result.
+
+from syncnorm.config import Devices, Norm, Run
+from syncnorm.devices import fit
+print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=100))).metrics)
+"""
+
+import os
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, run_id
+from syncnorm.data import Dataset
+from syncnorm.devices.batches import RankBatches
+from syncnorm.devices.prepare import (
+    Prepared,
+    devices,
+    goes_by_device,
+    load_data,
+    needs_virtual_ranks,
+    norm_layer,
+    prepare,
+)
+from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
+from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
+from syncnorm.environment import environment
+from syncnorm.errors import UserError
+from syncnorm.norms import SyncBatchNorm
+from syncnorm.seeds import derive
+from syncnorm.surgery.convert import layers_with_statistics
+from syncnorm.training.classifier import Classifier
+from syncnorm.training.evaluation import evaluate
+from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.trainer import run_trainer
+
+
+def fit(run: Run, execution: Execution | None = None) -> Result:
+    """Train and evaluate one run; the same configuration gives the same result on the same machine.
+
+    With `world.engine` "virtual" all ranks live in this process. With "torchrun" every rank calls this, under a
+    torchrun of as many processes as the run has ranks; all return the same result.
+
+    With virtual ranks, details["profiles"] holds "gradient_norm_initial" and "gradient_norm_final": the
+    `gradient_profile` of the first batch of training, before and after it.
+
+    Raises:
+        UserError: for anything in `run` that does not work, before training starts.
+    """
+    started = time.perf_counter()
+    rank = _check_world(run)
+    device = _device()
+    prepared = prepare(run, device)
+    first = _first_batch(run, prepared) if rank is None else None
+    initial = first and gradient_profile(prepared.model, *first)
+    classifier, batches = train(run, prepared, rank)
+    final = first and gradient_profile(classifier.model.to(device), *first)
+    profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
+    metrics, evaluated_by = _measure(run, classifier.model.to(device), prepared.data)
+    train_loss = _mean_over_ranks(classifier.train_loss)
+    return Result(
+        run_id=run_id(run),
+        config=describe(run),
+        metrics={**metrics, "train_loss": train_loss[-1], "steps": float(batches.steps * run.optim.epochs)},
+        evaluated_by=evaluated_by,
+        seconds=time.perf_counter() - started,
+        environment=environment(),
+        history={"train_loss": train_loss},
+        details={"profiles": profiles} if initial and final else {},
+    )
+
+
+def _check_world(run: Run) -> int | None:
+    """Return this process's rank under torchrun, None for virtual ranks; a wrong world size raises `UserError`."""
+    ranks, _ = layout(devices(run))
+    if devices(run).engine == "virtual":
+        return None
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != ranks:
+        raise UserError(
+            f"this run needs {ranks} ranks and was started with {started}: use torchrun --nproc-per-node {ranks}, or "
+            "set engine to virtual."
+        )
+    return int(os.environ.get("RANK", "0"))
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, RankBatches]:
+    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
+    ranks, _ = layout(devices(run))
+    torch.manual_seed(derive("training", run.seed, rank or 0))
+    several = needs_virtual_ranks(run.norm.name, devices(run))
+    model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
+    classifier = Classifier(model, optim=run.optim)
+    batches = _batches(run, prepared, rank)
+    run_trainer(run, classifier, batches, **_placement(run))
+    classifier.model = rank_0(classifier.model)
+    return classifier, batches
+
+
+def _first_batch(run: Run, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    """Return what the first step of training sees; of norms that each rank has a copy for, what rank 0 sees."""
+    x, y = next(iter(_batches(run, prepared, rank=None).train_dataloader()))
+    ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
+    return x[::ranks], y[::ranks]
+
+
+def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
+    _, per_device_batch = layout(devices(run))
+    return RankBatches(prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank)
+
+
+def _placement(run: Run) -> dict[str, Any]:
+    """Return where the Trainer runs: this device, or this rank of a torchrun."""
+    accelerator = _device().type
+    if devices(run).engine == "virtual":
+        return {"accelerator": accelerator, "devices": 1}
+    world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Each rank keeps its own running statistics; which of them evaluate is chosen afterwards.
+    strategy = DDPStrategy(broadcast_buffers=False)
+    return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
+
+
+def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
+    """Return the metrics of a trained model on the test set, and whose statistics gave `accuracy`.
+
+    Where ranks have running statistics of their own, both rank 0's and the pooled ones are measured.
+    """
+    metrics: dict[str, float] = {}
+    statistics = statistics_by_rank(model)
+    chosen = devices(run).buffers
+    if statistics:
+        for whose in ("rank0", "pooled"):
+            use_statistics(model, statistics, whose)
+            metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
+        use_statistics(model, statistics, chosen)
+    metrics["accuracy"], metrics["loss"] = evaluate(model, data.test_x, data.test_y)
+    squares = [p.detach().double().square().sum() for p in model.parameters()]
+    metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
+    return metrics, _evaluated_by(run, model, chosen if statistics else "rank0")
+
+
+def _evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
+    layers = layers_with_statistics(model)
+    if not layers:
+        return "none"
+    ranks, _ = layout(devices(run))
+    if ranks > 1 and goes_by_device(run.norm.name):
+        return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
+    return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
+
+
+def _mean_over_ranks(values: list[float]) -> list[float]:
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    device = _device() if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    means: list[float] = (total / dist.get_world_size()).tolist()
+    return means
+
+
+class DevicesWorld:
+    """What the engine asks of the devices world (`syncnorm.worlds.World`)."""
+
+    def fit(self, run: Run, execution: Execution) -> Result:
+        """Train and evaluate a run."""
+        return fit(run, execution)
+
+    def check(self, run: Run) -> None:
+        """Raise what the run would end with, without training it."""
+        prepare(run, torch.device("cpu"))
+
+    def forget(self) -> None:
+        """Drop the data sets that this process keeps."""
+        load_data.cache_clear()
+
+    def metrics(self, run: Run) -> list[str]:
+        """Return the names of the metrics that a run may have."""
+        whose = ["accuracy_rank0", "accuracy_pooled"]
+        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps"]
+
+    def norm_layer(self, norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
+        """Return the layer that plays `norm`."""
+        return norm_layer(norm, world)
+
+
+WORLD = DevicesWorld()

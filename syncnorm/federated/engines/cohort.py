@@ -1,0 +1,246 @@
+"""The batched engine: the clients of a round make their steps together, as one computation.
+
+Parameters and buffers are stacked, one row a client, and `torch.vmap` runs the model over the rows. Updates are those
+of the plain engine up to rounding. Clients are independent of each other within a round, so a step need not wait for
+its turn: what is batched is any clients whose next batches have the same size. (Padding a short batch would change
+its statistics.)
+"""
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from syncnorm.errors import UserError
+from syncnorm.federated.engines import loop
+from syncnorm.federated.engines.cohort_layers import ClientsTogether, fold, unfold
+from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
+from syncnorm.federated.engines.loop import set_mode
+from syncnorm.federated.local import Local, Step, Task, Update, extra_terms, images
+from syncnorm.surgery import adaptive_gradient_clip
+
+TOGETHER = 64
+"""Clients that are batched at most: more need memory and are hardly faster."""
+
+
+def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
+    """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); updates in the order of tasks.
+
+    Where the batched computation raises, the plain engine trains the same tasks, so that a client that fails does so
+    alone. A model that only that engine can run is warned of.
+
+    Raises:
+        UserError: a model that draws random numbers (dropout): clients would not draw their own. With
+            `local.synchronised`, for which there is no plain engine, anything that the batched computation raises,
+            and first batches of different size.
+    """
+    try:
+        return train_together(local, x, y, tasks)
+    except UserError:
+        raise
+    except Exception as error:
+        if local.synchronised:
+            raise UserError(
+                "clients that share the statistics of a step make it in one batched computation, or not at all, and "
+                f"with this model it fails ({type(error).__name__}: {error}): choose another method than fedtan."
+            ) from error
+        updates = loop.train(local, x, y, tasks)
+        if not any(update.error for update in updates):
+            warnings.warn(
+                f"the clients could not train in one batched step ({type(error).__name__}: {error}): they trained "
+                "one by one, as the engine loop does at once.",
+                stacklevel=2,
+            )
+        return updates
+
+
+def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
+    """Do what `train` does, and raise whatever the batched computation raises."""
+    together = len(tasks) if local.synchronised else TOGETHER
+    blocks = [tasks[start : start + together] for start in range(0, len(tasks), together)]
+    try:
+        return [update for block in blocks for update in _Cohort(local, block).train(x, y)]
+    except RuntimeError as error:
+        if "randomness" not in str(error):  # as vmap calls it
+            raise
+        raise UserError(
+            "the model draws random numbers in training (as dropout does), and clients in one batched step would not "
+            "draw what they draw alone: choose the engine loop."
+        ) from error
+    finally:
+        local.classifier.forget_losses()
+
+
+class _Cohort:
+    """The clients of some tasks, stacked."""
+
+    def __init__(self, local: Local, tasks: Sequence[Task]) -> None:
+        # Those with most steps first: the clients of a group are then mostly neighbours, and their rows a slice.
+        self._order = sorted(range(len(tasks)), key=lambda place: -len(tasks[place].batches))
+        self._tasks = [tasks[place] for place in self._order]
+        self._local = local
+        self._model = local.classifier.model
+        self._step = Step(local.classifier)
+        self._tied = _tied(self._model)
+        self._state = {
+            name: _stack([task.state[name] for task in self._tasks], like.detach())
+            for name, like in chain(self._model.named_parameters(), self._model.named_buffers())
+        }
+        self._trained = {name: self._state[name] for name, p in self._model.named_parameters() if p.requires_grad}
+        self._received = {name: self._state[name].clone() for name in local.shared} if local.prox else {}
+        self._correction = self._stack_some([task.correction for task in self._tasks])
+        momentum = self._stack_some([task.momentum for task in self._tasks])
+        self._optimizer = STACKED[local.optim.name](local.optim, self._trained, momentum)
+
+    def train(self, x: Tensor, y: Tensor) -> list[Update]:
+        """Make all steps, and return the updates in the order in which the tasks came."""
+        losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
+        for number, (group, steps) in enumerate(_schedule(self._tasks, self._local.synchronised)):
+            chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
+            labels = y[torch.stack([task.batches[step] for task, step in chosen])]
+            set_mode(self._model, chosen[0][0].running[steps[0]])
+            rows = _rows(group, x.device)
+            losses[rows] += labels.shape[1] * self._make_step(
+                rows,
+                self._images(x, chosen),
+                labels,
+                # The very first goes through vmap in any case: it is vmap that refuses models that draw numbers.
+                alone=len(group) == 1 and number > 0,
+                synchronised=self._local.synchronised and steps[0] == 0,
+            )
+        return self._updates(losses.tolist())
+
+    def _images(self, x: Tensor, chosen: Sequence[tuple[Task, int]]) -> Tensor:
+        """Return these clients' images (B, R, C, H, W), each of its task's step."""
+        if self._local.augment == "none":
+            batch = x[torch.stack([task.batches[step] for task, step in chosen], 1)]
+        else:
+            batch = torch.stack([images(self._local, x, task, step) for task, step in chosen], 1)
+        return unfold(fold(batch), len(chosen))
+
+    def _make_step(self, rows: Rows, x: Tensor, y: Tensor, alone: bool, synchronised: bool) -> Tensor:
+        """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""
+        state = {name: stack[rows] for name, stack in self._state.items()}
+        leaves = {name: state[name].detach().requires_grad_() for name in self._trained}
+        values = state | leaves
+        values |= {name: values[known] for name, known in self._tied.items()}
+        inputs = {Step.PREFIX + name: value for name, value in values.items()}
+        # torch's own way with tied weights leaves the values of this step in a module that has two names.
+        run = partial(functional_call, self._step, tie_weights=False)
+        losses: Tensor
+        if alone:  # vmap costs more than it saves
+            losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
+        else:
+            with ClientsTogether(synchronised):
+                losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
+        # A client's loss does not depend on the others' parameters, so the gradient of the sum is each one's own.
+        objective = losses.sum() + self._extra_terms(leaves, rows)
+        gradients = dict(
+            zip(leaves, torch.autograd.grad(objective, list(leaves.values()), allow_unused=True), strict=True)
+        )
+        gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        with torch.no_grad():
+            if self._local.clip:
+                clip = partial(adaptive_gradient_clip, clip=self._local.clip)
+                gradients = torch.vmap(clip)({name: state[name] for name in gradients}, gradients)
+            for name, gradient in gradients.items():
+                self._optimizer.step(name, state[name], gradient, rows)
+            for name, value in state.items():
+                put(self._state[name], rows, value)
+        return losses.detach()
+
+    def _extra_terms(self, parameters: Mapping[str, Tensor], rows: Rows) -> Tensor | float:
+        """Return the sum over the clients `rows` of what FedProx and SCAFFOLD add to their losses."""
+        if not self._local.prox and not self._correction:
+            return 0.0
+
+        def of_client(
+            parameters: dict[str, Tensor], received: dict[str, Tensor], corrections: dict[str, Tensor]
+        ) -> Tensor:
+            terms = extra_terms(self._local, parameters, received, corrections or None)
+            assert terms is not None
+            return terms
+
+        received, correction = (
+            {name: stack[rows] for name, stack in stacks.items()} for stacks in (self._received, self._correction)
+        )
+        return torch.vmap(of_client)(dict(parameters), received, correction).sum()
+
+    def _stack_some(self, entries: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:
+        """Stack what each client has by name of parameter; zeros for a client that has none."""
+        names = sorted({name for own in entries for name in own or {}})
+        return {
+            name: _stack([(own or {}).get(name, torch.zeros_like(like)) for own in entries], like)
+            for name in names
+            for like in [self._trained[name][0]]
+        }
+
+    def _updates(self, losses: list[float]) -> list[Update]:
+        momentum = self._optimizer.momentum()
+        updates = {}
+        for row, (place, task, loss) in enumerate(zip(self._order, self._tasks, losses, strict=True)):
+            updates[place] = Update(
+                task.client,
+                {name: stack[row] for name, stack in self._state.items()},
+                loss / sum(len(index) for index in task.batches),
+                None if task.momentum is None else {name: stack[row] for name, stack in momentum.items()},
+            )
+        return [updates[place] for place in range(len(updates))]
+
+
+def _schedule(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield who makes a step together until nobody has any left: rows of tasks, and the step that each one is at.
+
+    Clients go together whose batches have the same size and the same normaliser. First go those among whom is the
+    client with most steps left: it decides how long the others have to wait. With `synchronised` all go first.
+    """
+    at = [0] * len(tasks)
+    while True:
+        groups: dict[tuple[int, bool], list[int]] = defaultdict(list)
+        for row, task in enumerate(tasks):
+            if at[row] < len(task.batches):
+                groups[len(task.batches[at[row]]), task.running[at[row]]].append(row)
+        if not groups:
+            return
+        if synchronised and len(groups) > 1 and not any(at):
+            sizes = ", ".join(str(size) for size in sorted({size for size, _ in groups}))
+            raise UserError(
+                f"the clients' first batches have {sizes} samples, and fedtan needs as many on every client: lower "
+                "batch to the smallest client's number of samples, or set equal_size."
+            )
+        group = max(groups.values(), key=lambda rows: max(len(tasks[row].batches) - at[row] for row in rows))
+        yield group, [at[row] for row in group]
+        for row in group:
+            at[row] += 1
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Return the names of tensors that a further module of `model` holds, and the name that they are listed by."""
+    first: dict[int, str] = {}
+    tied = {}
+    for where, module in model.named_modules():
+        parts = module.named_parameters(where, recurse=False, remove_duplicate=False)
+        for name, value in chain(parts, module.named_buffers(where, recurse=False, remove_duplicate=False)):
+            known = first.setdefault(id(value), name)
+            if known != name:
+                tied[name] = known
+    return tied
+
+
+def _rows(group: list[int], device: torch.device) -> Rows:
+    """Return these rows as a slice where they are neighbours, whose views save copies."""
+    if group == list(range(group[0], group[-1] + 1)):
+        return slice(group[0], group[-1] + 1)
+    return torch.tensor(group, device=device)
+
+
+def _stack(values: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Return the values as a new (K, ...) tensor of the type and device of `like`."""
+    if all(value is values[0] for value in values):  # what the server sent to all
+        return values[0].to(like).expand(len(values), *like.shape).clone()
+    return torch.stack([value.to(like) for value in values])

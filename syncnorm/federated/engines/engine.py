@@ -1,0 +1,75 @@
+"""Which engine trains the clients of a round: by name, or the faster of both on this machine."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
+
+from syncnorm.errors import unknown
+from syncnorm.federated.engines import cohort, loop
+from syncnorm.federated.local import Local, Task, Update
+
+Train = Callable[[Local, Tensor, Tensor, Sequence[Task]], list[Update]]
+
+ENGINES: dict[str, Train] = {"cohort": cohort.train, "loop": loop.train}
+"""The engines by name. They give the same updates up to rounding."""
+
+PROBED_STEPS = 4
+"""Steps of each client that a probe makes: the last ones, among which is the short batch of an epoch."""
+
+
+class Engine(Protocol):
+    """Trains the clients of a round."""
+
+    name: str
+
+    def train(self, local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
+        """Return the updates of `tasks`, in their order."""
+
+
+class Chosen:
+    """An engine by its name; "auto" becomes the name of the faster one when the first round is trained.
+
+    A run that is to be carried on bit for bit keeps `name`, and sets it when it goes on.
+
+    Raises:
+        UserError: an unknown name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if name != "auto" and name not in ENGINES:
+            raise unknown("engine", name, ["auto", *ENGINES])
+        self.name = name
+
+    def train(self, local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
+        """Return the updates of `tasks`, in their order; see the engine for what it raises."""
+        if self.name == "auto":
+            self.name = faster(local, x, y, tasks)
+        return ENGINES[self.name](local, x, y, tasks)
+
+
+def faster(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> str:
+    """Return the name of the engine that trains such tasks faster: each makes a few steps, and nothing is kept.
+
+    The plain one, where the batched one raises anything. Where clients exchange statistics the batched one, which
+    alone can do that.
+    """
+    if local.synchronised:
+        return "cohort"
+    probe = [
+        replace(task, batches=task.batches[-PROBED_STEPS:], running=task.running[-PROBED_STEPS:])
+        for task in tasks[: cohort.TOGETHER]
+    ]
+    engines: dict[str, Train] = {"cohort": cohort.train_together, "loop": loop.train}
+    seconds = {}
+    for _ in range(2):  # the first time warms up
+        for name, train in engines.items():
+            started = time.perf_counter()
+            try:
+                train(local, x, y, probe)
+            except Exception:
+                return "loop"
+            seconds[name] = time.perf_counter() - started
+    return min(seconds, key=lambda name: seconds[name])

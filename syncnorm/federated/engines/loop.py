@@ -1,0 +1,93 @@
+"""The plain engine: one client after the other, one model, torch's own optimisers. Slow, exact, easy to debug."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.errors import UserError
+from syncnorm.federated.local import Local, Task, Update, extra_terms, images
+from syncnorm.surgery import adaptive_gradient_clip, batch_norms
+from syncnorm.training.classifier import make_optimizer
+
+
+def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
+    """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); updates in the order of tasks.
+
+    A client that raises gives an update with an error, and the others go on.
+
+    Raises:
+        UserError: training whose clients exchange statistics inside a step, which one at a time they cannot.
+    """
+    if local.synchronised:
+        raise UserError(
+            "fedtan's clients exchange statistics inside a step: choose the engine cohort, which trains them at once."
+        )
+    return [_attempt(local, x, y, task) for task in tasks]
+
+
+def _attempt(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return _train(local, x, y, task)
+    except Exception as error:  # of the user's model or data: this client's alone
+        return Update(task.client, {}, error=f"{type(error).__name__}: {error}")
+
+
+def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
+    torch.manual_seed(task.seed)
+    model = local.classifier.model
+    _load(model, task.state)
+    optimizer = make_optimizer(local.classifier.named_parameters(), local.optim)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _resume(optimizer, parameters, task.momentum)
+    received = {name: task.state[name] for name in local.shared} if local.prox else {}
+    losses = []
+    for step, index in enumerate(task.batches):
+        set_mode(model, task.running[step])
+        loss = local.classifier.training_step((images(local, x, task, step), y[index]), step)
+        losses.append(loss.detach() * len(index))
+        terms = extra_terms(local, parameters, received, task.correction)
+        optimizer.zero_grad()
+        (loss if terms is None else loss + terms).backward()  # type: ignore[no-untyped-call]
+        if local.clip:
+            _clip(parameters, local.clip)
+        optimizer.step()
+    local.classifier.forget_losses()
+    seen = sum(len(index) for index in task.batches)
+    state = {name: value.detach().clone() for name, value in chain(model.named_parameters(), model.named_buffers())}
+    momentum = None if task.momentum is None else _momentum(optimizer, parameters)
+    return Update(task.client, state, torch.stack(losses).sum().item() / seen, momentum)
+
+
+@torch.no_grad()
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, value in chain(model.named_parameters(), model.named_buffers()):
+        value.copy_(state[name])
+
+
+def set_mode(model: nn.Module, running: bool) -> None:
+    """Train; batch norms alone evaluate where running statistics are to normalise."""
+    model.train()
+    if running:
+        for layer in batch_norms(model).values():
+            layer.eval()
+
+
+def _clip(parameters: Mapping[str, nn.Parameter], clip: float) -> None:
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    for name, gradient in adaptive_gradient_clip(parameters, gradients, clip).items():
+        parameters[name].grad = gradient
+
+
+def _resume(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], momentum: Mapping[str, Tensor] | None
+) -> None:
+    for name, buffer in (momentum or {}).items():
+        optimizer.state[parameters[name]]["momentum_buffer"] = buffer.clone()
+
+
+def _momentum(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    buffers = {name: optimizer.state[p].get("momentum_buffer") for name, p in parameters.items()}
+    return {name: buffer for name, buffer in buffers.items() if buffer is not None}

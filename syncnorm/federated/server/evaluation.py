@@ -1,0 +1,135 @@
+"""What a federated run is worth: for every client on its own test data, globally, and at a site never seen."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from syncnorm.federated.client.client import statistics_entries
+from syncnorm.federated.federation import CHUNK, Federation
+from syncnorm.federated.policies import STATISTICS, batch_norm_entries
+from syncnorm.moments import Moments
+from syncnorm.surgery import layer_moments
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model does on one client's own test data."""
+
+    client: int
+    accuracy: float
+    loss: float
+    samples: int
+    """Training samples of the client."""
+    reestimated: float | None = None
+    """Accuracy with running statistics re-estimated on the client's training images, without their labels."""
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """Those statistics, by layer."""
+
+
+def score(federation: Federation, client: int, state: State) -> Score:
+    """Return how a model with these entries does at a client, as it is and with its batch norms re-estimated."""
+    x, y, weights = federation.population.test(client)
+    accuracy, loss = weighted(federation.model_with(state), x, y, weights)
+    own = federation.population.x[federation.population.train(client)]
+    # One sample has statistics over positions at the most, and a linear layer's none at all.
+    if not federation.layers or len(own) < 2:
+        return Score(client, accuracy, loss, len(own))
+    # Parts as equal as can be: a last one of one sample would have no variance in a linear layer.
+    moments = layer_moments(federation.model_with(state), own.tensor_split(-(-len(own) // CHUNK)))
+    again = {**state, **federation.with_aliases(statistics_entries(moments))}
+    reestimated, _ = weighted(federation.model_with(again), x, y, weights)
+    return Score(client, accuracy, loss, len(own), reestimated, moments)
+
+
+def validate(federation: Federation, client: int, state: State) -> float:
+    """Return a model's accuracy on a client's validation samples."""
+    index = federation.population.validation(client)
+    x, y = federation.population.x[index], federation.population.y[index]
+    accuracy, _ = weighted(federation.model_with(state), x, y, uniform(len(index)))
+    return accuracy
+
+
+@torch.no_grad()
+def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Return `(accuracy, cross-entropy in nats)` of a model in evaluation mode; weights (n,) sum to 1."""
+    model.eval()
+    logits = torch.cat([model(part) for part in torch.split(x, CHUNK)]).double()
+    weights = weights.to(logits)
+    accuracy = (weights * (logits.argmax(1) == y)).sum().item()
+    return accuracy, (weights * F.cross_entropy(logits, y, reduction="none")).sum().item()
+
+
+def uniform(samples: int) -> Tensor:
+    """Return weights that make a mean: float64 (samples,)."""
+    return torch.full((samples,), 1 / samples, dtype=torch.float64)
+
+
+def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]:
+    """Return the metrics of the clients that train: mean, worst, spread, weighted by samples, and by domain."""
+    accuracies = [one.accuracy for one in scores]
+    samples = sum(one.samples for one in scores)
+    found = {
+        "accuracy": fmean(accuracies),
+        "client_accuracy_worst": min(accuracies),
+        "client_accuracy_std": stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "client_accuracy_weighted": sum(one.samples * one.accuracy for one in scores) / samples,
+        "loss": fmean(one.loss for one in scores),
+    }
+    again = [one.reestimated for one in scores if one.reestimated is not None]
+    if again:
+        found |= {"reestimated_accuracy": fmean(again), "reestimated_accuracy_worst": min(again)}
+    if len(federation.population.domains) > 1:
+        found |= _by_domain(federation, scores)
+    return found
+
+
+def _by_domain(federation: Federation, scores: Iterable[Score]) -> dict[str, float]:
+    domains: dict[str, list[float]] = {}
+    for one in scores:
+        domains.setdefault(federation.population.domain(one.client), []).append(one.accuracy)
+    return {f"accuracy_{name}": fmean(values) for name, values in domains.items()}
+
+
+def drift(scores: Sequence[Score]) -> dict[str, object]:
+    """Return how far each client's statistics lie from all clients' pooled: plain data, a row a layer.
+
+    In units of the pooled standard deviation s, with the client's mean m_k and standard deviation s_k of what enters
+    the layer under the model that evaluates it, the Wasserstein-2 distance between diagonal Gaussians per channel,
+
+        sqrt(mean over channels of ((m_k - m)^2 + (s_k - s)^2) / s^2).
+    """
+    layers = list(scores[0].moments)
+    values = []
+    for layer in layers:
+        parts = [one.moments[layer] for one in scores]
+        pooled = Moments.pool(parts)
+        mean, deviation = pooled.mean, pooled.var().sqrt()
+        scale = torch.where(deviation > 0, deviation, 1.0)
+        far = [((p.mean - mean) / scale).square() + ((p.var().sqrt() - deviation) / scale).square() for p in parts]
+        values.append([one.mean().sqrt().item() for one in far])
+    return {"layers": layers, "clients": [one.client for one in scores], "values": values}
+
+
+def evaluated_by(federation: Federation) -> str:
+    """Say whose statistics the norm layers used for a run's accuracy."""
+    policy, layers = federation.policy, federation.layers
+    if not layers:
+        return "none"
+    if not set(STATISTICS) & set(batch_norm_entries(federation.model).values()):
+        return "batch (the test images at hand)"
+    if federation.world.method == "centralised":
+        return "own (one client with all data)"
+    if policy.statistics == "local":
+        return "own (each client)"
+    if policy.gathered in ("before", "after"):
+        return "gathered by a pass (all clients)"
+    if policy.training == "frozen":
+        return "averaged, then frozen (clients)"
+    moving = ", moving average" if policy.gathered == "seen" else ""
+    return f"{'pooled' if policy.statistics == 'pooled' else 'averaged'}{moving} (clients)"

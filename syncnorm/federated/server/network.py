@@ -1,0 +1,87 @@
+"""How the server reaches its clients: in one process, every client played by this machine."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from syncnorm.errors import UserError
+from syncnorm.federated.client.client import Own, finish, measure, start, start_state
+from syncnorm.federated.client.states import ClientStates
+from syncnorm.federated.engines.engine import Engine
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.messages import Broadcast, Reply
+from syncnorm.federated.server.evaluation import Score, score, validate
+from syncnorm.moments import Moments
+
+To = Callable[[int], Broadcast]
+"""What a client receives, by its id."""
+
+
+class Network(Protocol):
+    """What a server asks of its clients. Answers come in the order of the clients asked; a lost one is missing."""
+
+    def train(self, clients: Sequence[int], to: To) -> list[Reply]:
+        """Let clients train on what they receive."""
+
+    def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
+        """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
+
+    def score(self, clients: Sequence[int], to: To, fallback: Own) -> list[Score]:
+        """Evaluate at each client what it received, with what it keeps, or `fallback` where it keeps nothing."""
+
+    def validate(self, clients: Sequence[int], to: To, fallback: Own) -> list[float]:
+        """Return each client's validation accuracy."""
+
+    def kept(self, clients: Sequence[int]) -> dict[int, Own]:
+        """Return what clients keep, of those that keep something."""
+
+
+class InProcess:
+    """All clients in this process; those of a round are trained by one call of an engine."""
+
+    def __init__(self, federation: Federation, states: ClientStates, engine: Engine) -> None:
+        self.federation, self.states, self.engine = federation, states, engine
+
+    def train(self, clients: Sequence[int], to: To) -> list[Reply]:
+        """Let clients train on what they receive; one without a batch is missing, one that raises is an error."""
+        federation = self.federation
+        started, replies = [], []
+        for client in clients:
+            try:
+                started.append(start(federation, client, to(client), self.states.get(client)))
+            except UserError:
+                raise
+            except Exception as error:  # of the user's model, in a pass over this client's data
+                replies.append(Reply(client, {}, error=f"{type(error).__name__}: {error}"))
+        started = [one for one in started if one.task.batches]
+        if not started:
+            return replies
+        pool = federation.population
+        local = federation.local(started[0].received.round)
+        updates = self.engine.train(local, pool.x, pool.y, [one.task for one in started])
+        for one, update in zip(started, updates, strict=True):
+            reply, own = finish(federation, one, update)
+            replies.append(reply)
+            if own:
+                self.states.put(update.client, own)
+        return replies
+
+    def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
+        """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
+        return [measure(self.federation, client, to(client).state) for client in clients]
+
+    def score(self, clients: Sequence[int], to: To, fallback: Own) -> list[Score]:
+        """Evaluate at each client what it received, with what it keeps, or `fallback` where it keeps nothing."""
+        return [score(self.federation, client, self._state(client, to, fallback)) for client in clients]
+
+    def validate(self, clients: Sequence[int], to: To, fallback: Own) -> list[float]:
+        """Return each client's validation accuracy."""
+        return [validate(self.federation, client, self._state(client, to, fallback)) for client in clients]
+
+    def kept(self, clients: Sequence[int]) -> dict[int, Own]:
+        """Return what clients keep, of those that keep something."""
+        found = {client: self.states.get(client) for client in clients}
+        return {client: own for client, own in found.items() if own is not None}
+
+    def _state(self, client: int, to: To, fallback: Own) -> Own:
+        own = self.states.get(client)
+        return start_state(self.federation, to(client), fallback if own is None else own)

@@ -1,0 +1,118 @@
+"""One run of the clients world, from its configuration to its result.
+
+from syncnorm.config import Clients, Run
+from syncnorm.federated import simulate
+print(simulate(Run(world=Clients(count=10, method="fedbn", skew="dirichlet_by_class", alpha=0.3))).metrics)
+"""
+
+import time
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from syncnorm.config import Clients, Execution, Norm, Result, Run
+from syncnorm.data.partitions.population import forget as forget_population
+from syncnorm.errors import UserError
+from syncnorm.federated.checkpoint import Checkpoint
+from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
+from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.federation import Federation
+from syncnorm.federated.server.network import InProcess
+from syncnorm.federated.server.rounds import Rounds
+from syncnorm.worlds import expect
+
+METRICS = [
+    *("accuracy", "client_accuracy_worst", "client_accuracy_std", "client_accuracy_weighted", "loss"),
+    *("reestimated_accuracy", "reestimated_accuracy_worst", "global_accuracy", "global_loss"),
+    *("heldout_accuracy", "heldout_reestimated_accuracy", "round", "validation_accuracy"),
+    *("bytes_down", "bytes_up", "bytes_total", "clients_left_out", "small_batches", "idle"),
+    *("train_loss", "never_sampled", "staleness", "batch_norms"),
+]
+CHECKED = 1000
+"""Clients whose batches are looked at before a study starts, and those of the first round."""
+IN_MEMORY = 1 << 28
+"""Bytes of client states that are held in memory, if every client were sampled."""
+
+
+def simulate(
+    run: Run, execution: Execution | None = None, store: Literal["auto", "memory", "disk"] = "auto"
+) -> Result:
+    """Train and evaluate one run; the same configuration gives the same result on the same machine.
+
+    The engine "auto" goes by a short measurement, and may take the one time `cohort` and another time `loop`, whose
+    results differ by rounding: name one for the same bits. The result's environment says which it was.
+
+    `execution` says where the run keeps its checkpoint: a run that was killed goes on from there, to the same bits.
+    `store` says where clients' states are kept between rounds.
+
+    Raises:
+        UserError: for anything in `run` that does not work, before training starts; a round that failed.
+    """
+    started = time.perf_counter()
+    world = expect(run, Clients)
+    if world.engine == "flower":
+        return _with_flower(run)
+    federation = Federation(run)
+    engine = Chosen(world.engine)
+    network = InProcess(federation, _store(federation, store), engine)
+    rounds = Rounds(federation, network)
+    folder = execution.checkpoint if execution else None
+    kept = Checkpoint(folder, run, rounds, network, execution.checkpoint_every) if execution and folder else None
+    if kept:
+        kept.resume()
+    for _ in range(rounds.next, world.rounds):
+        rounds.play()
+        if kept:
+            kept.save_if_due()
+    before = kept.seconds_before if kept else 0.0
+    result = rounds.result(before + time.perf_counter() - started)
+    return replace(result, environment={**result.environment, "engine": engine.name})
+
+
+def _with_flower(run: Run) -> Result:
+    try:
+        from syncnorm.federated.flower.simulation import simulate_with_flower  # the one part that needs flwr
+    except ImportError as error:
+        raise UserError(
+            f"the engine flower needs the package '{error.name}', which is not installed: pip install "
+            "'syncnorm[federated]', or choose the engine cohort or loop."
+        ) from error
+    return simulate_with_flower(run)
+
+
+def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> ClientStates:
+    count, model = len(federation.trainees), federation.model.state_dict()
+    kept = sum(model[name].numel() * model[name].element_size() for name in federation.kept_names)
+    on_disk = count * kept > IN_MEMORY if store == "auto" else store == "disk"
+    return OnDisk(count, device=federation.device) if on_disk else InMemory()
+
+
+class ClientsWorld:
+    """What the engine asks of the clients world (`syncnorm.worlds.World`)."""
+
+    def fit(self, run: Run, execution: Execution) -> Result:
+        """Train and evaluate a run."""
+        return simulate(run, execution)
+
+    def check(self, run: Run) -> None:
+        """Raise what the run would end with, without training it."""
+        federation = Federation(run, torch.device("cpu"))
+        for client in {*federation.cohort(0), *federation.trainees[:CHECKED]}:
+            federation.plan(client, 0)
+
+    def forget(self) -> None:
+        """Drop the data sets that this process keeps."""
+        forget_population()
+
+    def metrics(self, run: Run) -> list[str]:
+        """Return the names of the metrics that a run may have."""
+        world = expect(run, Clients)
+        return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
+
+    def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
+        """Return the layer that plays `norm`: clients are no ranks, so it is the one of that name."""
+        return norm.name, norm.options
+
+
+WORLD = ClientsWorld()

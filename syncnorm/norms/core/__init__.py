@@ -1,0 +1,1 @@
+"""What norm layers share: shapes, affine parameters, collectives, the update of running statistics."""

@@ -1,0 +1,192 @@
+"""Names that stand for norms, models, policies, ...: ours, and those that other people's modules register.
+
+A module that registers something (a study's own file, a module that it imports, an installed package with an entry
+point in the group `syncnorm.plugins`) is imported again wherever a run goes: `environment_of_plugins` is what a
+process gives to those that it starts, and `load_plugins` is what they do with it.
+"""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from syncnorm.errors import UserError, unknown
+
+GROUP = "syncnorm.plugins"
+"""The group of entry points that an installed package registers its module in."""
+VARIABLE = "SYNCNORM_PLUGINS"
+"""The environment variable that carries the modules that have registered something, as JSON."""
+OURS = "syncnorm"
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The module that registered something; `file` is empty where it has none, as in an interactive session."""
+
+    module: str
+    file: str
+
+
+class Registry(Mapping[str, Item], Generic[Item]):
+    """What a kind of name stands for; a read-only mapping, but for `add`.
+
+    Looking up a name that nobody knows, or asking for all of them, loads the plugins first.
+
+    Args:
+        what: how a sentence calls such a name, e.g. "norm".
+        builtin: syncnorm's own.
+    """
+
+    def __init__(self, what: str, builtin: Mapping[str, Item]) -> None:
+        self.what = what
+        self._items: dict[str, Item] = dict(builtin)
+        self._sources: dict[str, Source] = {}
+        REGISTRIES[what] = self
+
+    def add(self, name: str, item: Item) -> None:
+        """Register `item` as `name`; the module that called is remembered.
+
+        Raises:
+            UserError: a name that is no name, or that another module has taken.
+        """
+        source = _caller()
+        if not isinstance(name, str) or not name or any(sign.isspace() or sign in ",+:=/" for sign in name):
+            raise UserError(f"{self.what} {name!r}: a name is a text without spaces and none of , + : = /")
+        if name in self._items and (name not in self._sources or not _same(self._sources[name], source)):
+            owner = self.source(name)
+            by = f"by {owner.module}" if owner else "by syncnorm itself"
+            raise UserError(f"{self.what} '{name}' is registered already, {by}: choose another name.")
+        self._items[name] = item
+        self._sources[name] = source
+
+    def source(self, name: str) -> Source | None:
+        """Return the module that registered `name`; None for syncnorm's own."""
+        return self._sources.get(name)
+
+    def __getitem__(self, name: str) -> Item:
+        if name not in self:
+            raise unknown(self.what, str(name), self)
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        if name not in self._items:
+            load_plugins()
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        load_plugins()
+        return len(self._items)
+
+
+REGISTRIES: dict[str, Registry[Any]] = {}
+"""All registries, by what they hold."""
+
+
+def sources() -> list[Source]:
+    """Return the modules that have registered something in this process, each once."""
+    found = (source for registry in REGISTRIES.values() for source in registry._sources.values())
+    return list(dict.fromkeys(found))
+
+
+def environment_of_plugins() -> dict[str, str]:
+    """Return the environment variable by which a process that this one starts knows the same names.
+
+    Raises:
+        UserError: something was registered where no other process can find it.
+    """
+    for source in sources():
+        if not source.file:
+            raise UserError(
+                f"something is registered in {source.module}, which is no file, so other processes cannot know it: "
+                "move it into a module and import that."
+            )
+    return {VARIABLE: json.dumps([asdict(source) for source in sources()])}
+
+
+_loaded = False
+
+
+def load_plugins() -> None:
+    """Import the modules that register names: those of the process that started this one, and installed packages'.
+
+    Does so once a process. A plugin that cannot be imported is a warning, and its names are unknown.
+    """
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True  # before: a plugin may ask for a name while it is imported
+    for source in json.loads(os.environ.get(VARIABLE, "[]")):
+        try:
+            import_source(Source(**source))
+        except Exception as error:
+            warnings.warn(f"{source['file']} cannot be imported: {type(error).__name__}: {error}", stacklevel=2)
+    for point in entry_points(group=GROUP):
+        _load(point)
+
+
+def _load(point: EntryPoint) -> None:
+    """Import a package's module; where the entry point names a function, call it."""
+    try:
+        found = point.load()
+        if callable(found):
+            found()
+    except Exception as error:
+        package = point.dist.name if point.dist else point.module
+        what = f"{type(error).__name__}: {error}"
+        warnings.warn(f"plugin '{point.name}' of package {package} cannot be loaded: {what}", stacklevel=2)
+
+
+def import_source(source: Source) -> None:
+    """Import the module that `source` names, by its name where Python finds the same file so, else by its file."""
+    path = Path(source.file).resolve()
+    for module in list(sys.modules.values()):
+        if (file := getattr(module, "__file__", None)) and Path(file).resolve() == path:
+            return
+    if source.module != "__main__" and _is_found(source.module, path):
+        import_module(source.module)
+        return
+    name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(str(path))):x}"
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+
+
+def _is_found(name: str, path: Path) -> bool:
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
+
+
+def _caller() -> Source:
+    """Return the module outside of syncnorm from which a registration came."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == OURS:
+        frame = frame.f_back
+    return Source(frame.f_globals.get("__name__", "?"), frame.f_globals.get("__file__") or "")
+
+
+def _same(one: Source, other: Source) -> bool:
+    """Return whether two registrations come from one file, which was imported twice or edited in between."""
+    return one == other or (bool(one.file) and Path(one.file).resolve() == Path(other.file).resolve())

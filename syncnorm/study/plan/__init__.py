@@ -1,0 +1,1 @@
+"""What a study is, and the runs that it expands into."""

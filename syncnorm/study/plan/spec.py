@@ -1,0 +1,262 @@
+"""What a study is: a base run, what varies, how many seeds; and the runs that this expands into."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
+from itertools import product
+from typing import Any
+
+from syncnorm.checks import check_types
+from syncnorm.config import Clients, Devices, Domains, Norm, Run, run_id
+from syncnorm.errors import UserError, unknown
+from syncnorm.study.exhibits import Agreement, Exhibit
+
+KIND = "world.kind"
+"""What a row's config calls its world: a key of `WORLDS`."""
+WORLDS: dict[str, type[Devices | Clients | Domains]] = {world.kind: world for world in (Devices, Clients, Domains)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Further runs of a study: other things vary, from the same base. `seeds` None means the study's.
+
+    A grid that varies `world` reads the names of its other fields in the first of its worlds.
+    """
+
+    vary: dict[str, Sequence[Any]]
+    seeds: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Many runs, one question.
+
+    `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the
+    runs are the product of all values and of the seeds 0 .. seeds-1. `quick` holds the fields of this class
+    that `--quick` replaces.
+
+    A field of another type raises `UserError`.
+    """
+
+    name: str
+    question: str
+    base: Run
+    vary: dict[str, Sequence[Any]]
+    seeds: int = 5
+    also: tuple[Grid, ...] = ()
+    figures: tuple[Exhibit, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+    quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.name:
+            raise UserError("a study needs a name: it is that of its results folder.")
+        known = [item.name for item in fields(self)]
+        for name in self.quick:
+            if name not in known:
+                raise unknown("field of a study, in quick,", name, known)
+
+
+def quicker(study: Study) -> Study:
+    """Return the study that `--quick` runs: the fields that `study.quick` names are replaced."""
+    return replace(study, **{"name": f"{study.name}-quick", **study.quick, "quick": {}})
+
+
+def expand(study: Study) -> list[Run]:
+    """Return a study's runs, each once, in a fixed order: all points of one seed before the next seed.
+
+    A value that its field cannot have, and a study without runs, raise `UserError`.
+    """
+    found: dict[str, tuple[int, Run]] = {}
+    for grid in (Grid(study.vary, study.seeds), *study.also):
+        seeds = study.seeds if grid.seeds is None else grid.seeds
+        if seeds < 1:
+            raise UserError(f"study '{study.name}' has {seeds} seeds: it needs at least 1.")
+        for name, axis in grid.vary.items():
+            if field_path(base_of(grid.vary, study.base), name) == ("seed",):
+                raise UserError(
+                    f"study '{study.name}' varies seed: its seeds are 0 to N-1, so give `seeds`, their number."
+                )
+            if isinstance(axis, str) or not isinstance(axis, Sequence) or not axis:
+                raise UserError(f"study '{study.name}' varies {name} over {axis!r}: write a list of values.")
+        for values in product(*grid.vary.values()):
+            run = study.base
+            for name, value in zip(grid.vary, values, strict=True):
+                run = with_field(run, name, value)
+            check_types(run)
+            for seed in range(seeds):
+                one = replace(run, seed=seed)
+                found.setdefault(run_id(one), (seed, one))
+    return [run for _, run in sorted(found.values(), key=lambda pair: pair[0])]
+
+
+def with_field(run: Run, name: str, value: Any) -> Run:
+    """Return `run` with the field `name` (unique name or dotted path) set to `value`."""
+    changed: Run = _set(run, field_path(run, name), value)
+    return changed
+
+
+def field_path(run: Run, name: str) -> tuple[str, ...]:
+    """Return the path of a run's field from its dotted path or its own name.
+
+    An option is a field of those that hold it: "model_options.width". A name that no field has, or that several
+    have, raises `UserError`.
+    """
+    paths = {path: value for path, value in _leaves(run)}
+    wanted = tuple(name.split("."))
+    if wanted in paths:
+        return wanted
+    if len(wanted) > 1 and wanted[-2].endswith("options"):
+        return (*field_path(run, name.rpartition(".")[0]), wanted[-1])
+    hits = [path for path in paths if path[-1] == name]
+    if len(hits) > 1:
+        raise UserError(f"field '{name}' is ambiguous: write one of {', '.join('.'.join(p) for p in hits)}.")
+    if not hits:
+        own = Counter(path[-1] for path in paths)
+        short = [path[-1] if own[path[-1]] == 1 and "." not in name else ".".join(path) for path in paths]
+        raise unknown("field of a run", name, short)
+    return hits[0]
+
+
+def value_at(config: dict[str, Any], name: str) -> Any:
+    """Return what a row's `config` (plain data) holds for the field `name`; a norm or data set is its name.
+
+    "world.kind" is a key of `WORLDS`. A name that no field of a run in this world has, or that names no run
+    apart from others (data.path), raises `UserError`.
+    """
+    value: Any = config
+    path = path_in(config, name)
+    for part in path:
+        if part not in value:
+            return _default_at(config["world"]["kind"], path, name)
+        value = value[part]
+    return value["name"] if isinstance(value, dict) and "name" in value else value
+
+
+def _default_at(kind: str, path: tuple[str, ...], name: str) -> Any:
+    """Return the default of a field that a description leaves out there, since it was added later."""
+    node: Any = Run(world=WORLDS[kind]())
+    for part in path:
+        item = next((item for item in fields(node) if item.name == part), None) if is_dataclass(node) else None
+        if item is None:
+            break
+        if item.metadata.get("added"):
+            return item.default
+        node = getattr(node, part)
+    raise UserError(f"'{name}' is not part of what names a run, so nothing can be told apart by it.")
+
+
+def path_in(config: dict[str, Any], name: str) -> tuple[str, ...]:
+    """Return the path of the field `name` in a row's `config`; `UserError` where its world has no such field."""
+    return _path(config["world"]["kind"], name)
+
+
+def has(config: dict[str, Any], name: str) -> bool:
+    """Return whether a row's `config` holds the field `name`: not every world has it."""
+    try:
+        value_at(config, name)
+    except UserError:
+        return False
+    return True
+
+
+def values_at(configs: Sequence[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what every row's config holds for those of `names` that its world has; `UserError` for one none has."""
+    names = list(names)
+    for name in names:
+        if not any(has(config, name) for config in configs):
+            value_at(configs[0], name)  # raises the sentence
+    return [{name: value_at(config, name) for name in names if has(config, name)} for config in configs]
+
+
+@cache
+def _path(kind: str, name: str) -> tuple[str, ...]:
+    if name == KIND:
+        return ("world", "kind")
+    return field_path(Run(world=WORLDS[kind]()), name)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a row's nested config as one level: dotted path to value, e.g. {"world.skew": 50.0}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def with_engine(study: Study, engine: str) -> Study:
+    """Return the study with every run on `engine`; in a study of both worlds, every run of the world that has it.
+
+    An engine that no world of the study has raises `UserError`.
+    """
+    grids = [Grid(study.vary, study.seeds), *study.also]
+    worlds = dict.fromkeys(type(base_of(grid.vary, study.base).world) for grid in grids)
+    if not any(engine in world.engines for world in worlds):
+        own = {world.kind: ", ".join(world.engines) or "none to choose" for world in worlds}
+        known = "; ".join(f"those of {world} have {engines}" for world, engines in own.items())
+        raise UserError(f"no run of study '{study.name}' has an engine '{engine}': {known}.")
+
+    def moved(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        base = base_of(vary, study.base)
+        if engine not in base.world.engines:
+            return vary
+        others = {name: values for name, values in vary.items() if field_path(base, name) != ("world", "engine")}
+        return {**others, "engine": [engine]}
+
+    also = tuple(replace(grid, vary=moved(grid.vary)) for grid in study.also)
+    return replace(study, vary=moved(study.vary), also=also)
+
+
+def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
+    """Return the study with `values` for a field, in every grid that varies it and in the first anyway."""
+    path = field_path(base_of(study.vary, study.base), name)
+
+    def replaced(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+        base = base_of(vary, study.base)
+        return {key: values if field_path(base, key) == path else old for key, old in vary.items()}
+
+    also = tuple(replace(grid, vary=replaced(grid.vary)) for grid in study.also)
+    study = replace(study, vary=replaced(study.vary), also=also)
+    if not varies(study.vary, study.base, name):
+        study = replace(study, vary={**study.vary, name: values})
+    return study
+
+
+def varies(vary: dict[str, Sequence[Any]], base: Run, name: str) -> bool:
+    """Return whether `vary` has the field `name`, however it is written."""
+    return field_path(base, name) in {field_path(base_of(vary, base), key) for key in vary}
+
+
+def base_of(vary: dict[str, Sequence[Any]], base: Run) -> Run:
+    """Return the run whose fields a grid names: the study's base, in the first of the grid's own worlds."""
+    worlds = vary.get("world", ())
+    world = worlds[0] if worlds else None
+    return replace(base, world=world) if isinstance(world, Devices | Clients | Domains) else base
+
+
+def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield every path of a dataclass tree and its value: inner nodes and leaves."""
+    for item in fields(node):
+        path, value = (*prefix, item.name), getattr(node, item.name)
+        yield path, value
+        if is_dataclass(value):
+            yield from _leaves(value, path)
+
+
+def _set(node: Any, path: tuple[str, ...], value: Any) -> Any:
+    head, *rest = path
+    if isinstance(node, dict):
+        return {**node, head: value}
+    if rest:
+        return replace(node, **{head: _set(getattr(node, head), tuple(rest), value)})
+    current = getattr(node, head)
+    if isinstance(current, Norm) and isinstance(value, str):
+        value = Norm(value)
+    elif hasattr(current, "name") and isinstance(value, str):
+        value = replace(current, name=value)
+    return replace(node, **{head: value})

@@ -1,0 +1,164 @@
+"""The rows of a results folder: what one says, and how a folder is read.
+
+`runs.jsonl` is the truth, one row a line. `study.json` says which study it is, so that `syncnorm report DIR`
+needs no experiment file. Reading locks and changes nothing.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from syncnorm.config import Result, Run, describe, run_id
+from syncnorm.errors import UserError
+from syncnorm.study.exhibits import Agreement, Exhibit, from_plain
+
+FORMAT = 1
+ROWS = "runs.jsonl"
+ABOUT = "study.json"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class About:
+    """What `study.json` holds: the study without its runs' configurations."""
+
+    study: str
+    question: str
+    command: str
+    """What the user typed; empty when the study was run from Python."""
+    runs: dict[str, dict[str, Any]]
+    """By run id, in the study's order: the seed, the kind of world and those fields that figures name and it has.
+
+    Rows of runs that are not (or no longer) among these stay in the folder and are not reported.
+    """
+    figures: tuple[Exhibit, ...]
+    agreements: tuple[Agreement, ...]
+    base: dict[str, Any] = field(default_factory=dict)
+    """What the study's base has in the fields that share an axis."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results folder holds: the latest row of every run id."""
+
+    about: About
+    rows: dict[str, Row]
+
+    @property
+    def finished(self) -> list[Row]:
+        """The study's rows that have metrics, in the study's order."""
+        return [row for row in self._present() if "metrics" in row]
+
+    @property
+    def failed(self) -> list[Row]:
+        """The study's rows that have an error, in the study's order."""
+        return [row for row in self._present() if "metrics" not in row]
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of the study's runs without a row."""
+        return [run for run in self.about.runs if run not in self.rows]
+
+    @property
+    def strangers(self) -> int:
+        """Number of runs in the folder that the study no longer has."""
+        return len(self.rows.keys() - self.about.runs.keys())
+
+    def _present(self) -> list[Row]:
+        return [self.rows[run] for run in self.about.runs if run in self.rows]
+
+
+def read(directory: str | Path) -> Results:
+    """Read a results folder without locking or changing it: a study may be running there.
+
+    A folder without a study, of a newer version, or with a damaged line raises `UserError`.
+    """
+    folder = Path(directory)
+    known = stored_about(folder)
+    if known is None:
+        raise UserError(f"{folder} has no {ABOUT}: give the --out folder of a `syncnorm run`.")
+    about = About(
+        known["study"],
+        known["question"],
+        known["command"],
+        known["runs"],
+        tuple(from_plain(figure) for figure in known["figures"]),
+        tuple(Agreement(**agreement) for agreement in known["agreements"]),
+        known.get("base", {}),
+    )
+    return Results(about, read_rows(folder))
+
+
+def finished_row(study: str, result: Result) -> Row:
+    """Return the row of a run that gave a result."""
+    row = {"run_id": result.run_id, "study": study, **strict(asdict(result)), "finished": _now()}
+    return {name: value for name, value in row.items() if value or name not in ("history", "details")}
+
+
+def failed_row(
+    study: str, run: Run, error: str, seconds: float, environment: dict[str, str], traceback: str = ""
+) -> Row:
+    """Return the row of a run that failed: `error` is one sentence, `traceback` what a developer wants."""
+    row: Row = {"run_id": run_id(run), "study": study, "config": describe(run), "error": error}
+    if traceback:
+        row["traceback"] = traceback
+    return {**row, "seconds": seconds, "environment": environment, "finished": _now()}
+
+
+def stored_about(folder: Path) -> dict[str, Any] | None:
+    """Return what `study.json` holds, or None when there is none."""
+    try:
+        stored = json.loads((folder / ABOUT).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {folder / ABOUT}: {error}; choose another folder.") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("study"), str) or "format" not in stored:
+        raise UserError(f"{folder / ABOUT} was not written by syncnorm: choose another folder.")
+    if stored["format"] != FORMAT:
+        found = stored["format"]
+        raise UserError(f"{folder} has results of format {found}, not {FORMAT}: use syncnorm's newest version.")
+    return stored
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """Return the latest row of every run id, ignoring a last line that has no end."""
+    path = folder / ROWS
+    try:
+        lines: Sequence[bytes] = path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            if not {"run_id", "study", "config"} <= row.keys() or ("metrics" in row) == ("error" in row):
+                raise ValueError("not a row")
+        except (ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged in line {number}: remove that line, and its run will be made again."
+            ) from error
+        rows[row["run_id"]] = row
+    return rows
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def strict(value: Any) -> Any:
+    """Return plain data with None for every float that JSON cannot hold."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return value

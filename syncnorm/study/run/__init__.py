@@ -1,0 +1,1 @@
+"""Carrying a study out: workers, torchrun launches, the results folder, progress, tracking."""

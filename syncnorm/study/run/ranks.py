@@ -1,0 +1,188 @@
+"""The side of a study that trains: one process, or all ranks of one torchrun launch.
+
+    python -m syncnorm.study.run.ranks HOST:PORT TRAINER                       one process
+    torchrun --nproc-per-node R -m syncnorm.study.run.ranks HOST:PORT TRAINER  one rank of R
+
+Rank 0 takes jobs from the study over a connection and sends back what each gave; `take_part` is the same
+loop for a torchrun that the user started. No process here outlives the one that started it.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from json import dumps, loads
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import NoReturn
+
+from syncnorm.config import Execution, Result, Run
+from syncnorm.environment import environment
+from syncnorm.study.run.attempt import Failure, Trainer, attempt, load_trainer
+
+TOKEN = "SYNCNORM_STUDY_TOKEN"
+
+Emit = Callable[[Run, Result | Failure], None]
+Job = tuple[Run, Execution]
+
+
+def world_size() -> int | None:
+    """Return the number of ranks of the torchrun that started this process; None without one."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def rank() -> int:
+    """Return this process's rank, 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit) -> None:
+    """Train the runs of `jobs` on all ranks together; every rank calls this, rank 0's `jobs` and `emit` are used.
+
+    A run counts once all its ranks have ended it. Collectives that one rank has left would wait for it for
+    minutes, so an exception on any rank ends all of them: rank 0 emits the first failure, and the process
+    exits with 1.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group()
+    alarm = _Alarm(emit)
+    source = iter(jobs)
+    while True:
+        box = [next(source, None) if rank() == 0 else None]
+        dist.broadcast_object_list(box)
+        job = box[0]
+        if job is None:
+            break
+        run, execution = job
+        alarm.run = run
+        outcome = attempt(trainer, run, execution)
+        if isinstance(outcome, Failure):
+            alarm.ring(outcome)
+        dist.barrier()
+        if rank() == 0:
+            emit(run, outcome)
+    alarm.over.set()
+    dist.destroy_process_group()
+
+
+class _Alarm:
+    """Tells rank 0 of a failure on any rank, over the launch's key-value store, and ends the process.
+
+    A thread of rank 0 listens, because its main thread may wait in a collective for the rank that failed.
+    """
+
+    def __init__(self, emit: Emit) -> None:
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        client = TCPStore(address, port, is_master=False, wait_for_workers=False)
+        self.run: Run | None = None
+        self.over = threading.Event()
+        self._emit = emit
+        self._store = PrefixStore(f"syncnorm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
+        self._lock = threading.Lock()
+        if rank() == 0:
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    def ring(self, failure: Failure) -> NoReturn:
+        if rank() != 0:
+            self._store.set("failure", dumps(asdict(failure)))
+            for _ in range(100):
+                if self._store.check(["noted"]):
+                    break
+                time.sleep(0.1)
+            os._exit(1)
+        time.sleep(0.5)  # a rank that failed first makes the others fail too: its words are the ones to keep
+        self._end(self._heard() or failure)
+
+    def _listen(self) -> None:
+        while not self.over.wait(0.2):
+            if failure := self._heard():
+                self._end(failure)
+
+    def _heard(self) -> Failure | None:
+        return Failure(**loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+
+    def _end(self, failure: Failure) -> NoReturn:
+        with self._lock:
+            if self.run is not None:
+                self._emit(self.run, failure)
+            self._store.set("noted", "1")
+            os._exit(1)
+
+
+def main() -> None:
+    """Serve the study at the address in `sys.argv` until it closes the connection, or is gone."""
+    address, trainer_name = sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which then ends its workers
+    die_with_parent()
+    link = _Link(address) if rank() == 0 else None
+    try:
+        trainer = load_trainer(trainer_name)
+    except Exception as error:
+        if link:
+            link.send(Failure(f"cannot import {trainer_name}: {type(error).__name__}: {error}."))
+        raise
+    if link:
+        link.send(environment())
+    jobs = link.jobs() if link else iter(())
+    emit: Emit = link.emit if link else _nothing
+    if world_size() is None:
+        for run, execution in jobs:
+            emit(run, attempt(trainer, run, execution))
+    else:
+        take_part(jobs, trainer, emit)
+
+
+class _Link:
+    """The connection to the study. It closes when the study dies, and then this process ends at once."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._connection = Connection(socket.create_connection((host, int(port))).detach())
+        self._connection.send_bytes(os.environ[TOKEN].encode())
+        self._inbox: SimpleQueue[Job] = SimpleQueue()
+        self.send = self._connection.send
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def jobs(self) -> Iterator[Job]:
+        while True:
+            yield self._inbox.get()
+
+    def emit(self, run: Run, outcome: Result | Failure) -> None:
+        self.send(outcome)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self._inbox.put(self._connection.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+def _nothing(run: Run, outcome: Result | Failure) -> None:
+    """Ranks other than 0 emit nothing."""
+
+
+def die_with_parent() -> None:
+    """End this process soon after the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""Runs a study: what is finished is skipped, the rest is trained, every end is a row at once, then the
+report.
+
+The study may be killed at any moment: started again it goes on, having lost no more than the runs in flight.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from syncnorm.config import ClientEngine, Engine, Execution, Result, Run, describe, run_id
+from syncnorm.environment import cores, cuda_devices, environment
+from syncnorm.errors import UserError
+from syncnorm.study.exhibits import Gap
+from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
+from syncnorm.study.rows import failed_row, finished_row, read
+from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.progress import Meter
+from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
+from syncnorm.study.run.store import Store
+from syncnorm.study.run.tracking import STALL_SECONDS, Mirror, Mode
+from syncnorm.study.run.workers import Ended, Started, work
+
+INTERRUPTED_SECONDS = 3.0
+
+
+def run_study(
+    study: Study,
+    out: str | Path,
+    *,
+    jobs: int | None = None,
+    engine: Engine | ClientEngine | None = None,
+    wandb: Mode = "auto",
+    trainer: str = TRAINER,
+    command: str = "",
+) -> None:
+    """Train what the results folder `out` lacks of a study, and write its report there.
+
+    Virtual runs and runs of clients share `jobs` worker processes (by default one a core, four a CUDA device),
+    torchrun runs of one size share a launch. `engine` puts every run on that engine. `trainer` names the module that
+    trains, `command` is kept for the report. A run that a killed study left goes on from its checkpoint.
+    In a process that torchrun started, the runs of exactly its number of ranks are trained by all
+    ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
+
+    Raises:
+        UserError: a study, a folder or a world size that cannot be used, or a full disk.
+    """
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}: it must be at least 1.")
+    study = with_engine(study, engine) if engine else study
+    runs = expand(study)
+    size = world_size()
+    if size is not None:
+        runs = _runs_of_size(runs, size)
+        die_with_parent()
+        _silence()
+        if rank() != 0:
+            take_part((), load_trainer(trainer), lambda run, outcome: None)
+            return
+    label = _labeller(study, runs)
+    _refuse_gaps(study, runs)
+    if unfinished := _unfinished(runs, Path(out)):
+        refuse_mistakes(unfinished, load_trainer(trainer), label)
+    with Store.open(out, study, command) as store:
+        meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
+        record = _Record(study, store, meter, Mirror(store.directory, wandb), label)
+        try:
+            with record.meter:
+                if size is None:
+                    _hand_out(_todo(runs, store), record, trainer, jobs or _default_jobs(), store.checkpoints)
+                else:
+                    _train_together(_todo(runs, store), record, trainer)
+        except KeyboardInterrupt:
+            record.close(INTERRUPTED_SECONDS)
+            raise
+        record.close()
+
+
+def _refuse_gaps(study: Study, runs: Sequence[Run]) -> None:
+    """Raise the `UserError` that the report of a gap would end with."""
+    if any(isinstance(figure, Gap) for figure in study.figures):
+        from syncnorm.study.report.gap import check_gaps  # draws figures: not a cost of starting
+
+        check_gaps(about_study(study), runs)
+
+
+class _Record:
+    """Everything that hears of a run: the results folder, the progress shown, the W&B mirror."""
+
+    def __init__(self, study: Study, store: Store, meter: Meter, mirror: Mirror, label: Callable[[Run], str]) -> None:
+        self.meter = meter
+        self._study, self._store, self._mirror, self._label = study, store, mirror, label
+
+    def checkpoint(self, run: Run) -> Path:
+        """Return the folder of a run's checkpoint."""
+        return self._store.checkpoints / run_id(run)
+
+    def started(self, run: Run) -> None:
+        self.meter.started(self._label(run))
+
+    def ended(self, end: Ended) -> None:
+        outcome = end.outcome
+        if isinstance(outcome, Result):
+            row = finished_row(self._study.name, outcome)
+        else:
+            row = failed_row(self._study.name, end.run, outcome.error, end.seconds, end.environment, outcome.detail)
+        self._store.append(row)
+        self.meter.ended(self._label(end.run), outcome.error if isinstance(outcome, Failure) else "")
+
+    def close(self, stall: float = STALL_SECONDS) -> None:
+        """Write the report of what there is, and let the mirror catch up for as long as it does not stall."""
+        from syncnorm.study.report.report import write_report  # draws figures: not a cost of starting
+
+        try:
+            write_report(self._store.directory)
+        except UserError:
+            raise
+        except Exception as error:  # rows are the truth: whatever a figure cannot bear must not fail the study
+            again = f"all rows are kept, try `syncnorm report {self._store.directory}`"
+            self.meter.say(f"warning: there is no new report ({type(error).__name__}: {error}): {again}.")
+        self._mirror.close(stall)
+        if self._mirror.warning:
+            self.meter.say(f"warning: {self._mirror.warning}")
+
+
+def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
+    """Return the function that says what tells a run from the others, e.g. "norm bn, skew 100, seed 3"."""
+    grids = (study.vary, *(grid.vary for grid in study.also))
+    names = dict.fromkeys(name for vary in grids for name in vary)
+    configs = {run_id(run): describe(run) for run in runs}
+    values = dict(zip(configs, values_at(list(configs.values()), names), strict=True))
+    telling = [name for name in names if len({str(one.get(name)) for one in values.values()}) > 1]
+
+    def label(run: Run) -> str:
+        own = ((name, value) for name, value in values[run_id(run)].items() if name in telling)
+        shown = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in own]
+        return ", ".join([*shown, f"seed {run.seed}"])
+
+    return label
+
+
+def _unfinished(runs: Sequence[Run], out: Path) -> list[Run]:
+    """Return the runs that a results folder lacks; all, where there is no such folder yet."""
+    if not (out / "study.json").exists():
+        return list(runs)
+    finished = {row["run_id"] for row in read(out).finished}
+    return [run for run in runs if run_id(run) not in finished]
+
+
+def _todo(runs: Sequence[Run], store: Store) -> list[Run]:
+    """Return the runs without metrics; those that failed before come last, so that they hold up no others."""
+    failed = {row["run_id"] for row in read(store.directory).failed}
+    todo = [run for run in runs if run_id(run) not in store.finished]
+    return sorted(todo, key=lambda run: run_id(run) in failed)
+
+
+def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, checkpoints: Path) -> None:
+    """Train runs in worker processes and torchrun launches of this process's own."""
+    with closing(_events(todo, trainer, jobs, checkpoints)) as events:
+        for event in events:
+            if isinstance(event, Started):
+                record.started(event.run)
+            else:
+                record.ended(event)
+
+
+def _default_jobs() -> int:
+    """Return one worker a core; with CUDA at most four a device, each of which takes memory of it."""
+    return min(cores(), 4 * len(cuda_devices()) or cores())
+
+
+def _events(
+    todo: Sequence[Run], trainer: str, jobs: int, checkpoints: Path
+) -> Generator[Started | Ended, None, None]:
+    alone = [run for run in todo if run.world.processes() is None]
+    yield from work(alone, trainer, workers=jobs, checkpoints=checkpoints)
+    launches: dict[int, list[Run]] = {}
+    for run in todo:
+        if (ranks := run.world.processes()) is not None:
+            launches.setdefault(ranks, []).append(run)
+    for ranks, runs in launches.items():
+        yield from work(runs, trainer, ranks=ranks, checkpoints=checkpoints)
+
+
+def _runs_of_size(runs: Sequence[Run], size: int) -> list[Run]:
+    """Return the torchrun runs that need exactly `size` ranks."""
+    sizes = {ranks for run in runs if (ranks := run.world.processes()) is not None}
+    if not sizes:
+        raise UserError("the study has no torchrun runs: add --engine torchrun, or start it without torchrun.")
+    if size not in sizes:
+        known = ", ".join(map(str, sorted(sizes)))
+        raise UserError(f"no run of the study needs {size} ranks: start torchrun with one of {known}.")
+    return [run for run in runs if run.world.processes() == size]
+
+
+def _train_together(todo: Sequence[Run], record: _Record, trainer: str) -> None:
+    """Train runs as rank 0 of the torchrun that started this process; a failure ends the process."""
+    begin = time.monotonic()
+
+    def source() -> Iterator[Job]:
+        nonlocal begin
+        for run in todo:
+            begin = time.monotonic()
+            record.started(run)
+            yield run, Execution(record.checkpoint(run))
+
+    def emit(run: Run, outcome: Result | Failure) -> None:
+        record.ended(Ended(run, outcome, time.monotonic() - begin, environment()))
+        if isinstance(outcome, Failure):
+            record.meter.say("a rank failed, and all ranks end with it: the same command goes on with other runs.")
+            record.close(INTERRUPTED_SECONDS)
+
+    take_part(source(), load_trainer(trainer), emit)
+
+
+def _silence() -> None:
+    """Keep libraries from writing between the lines of the progress."""
+    warnings.simplefilter("ignore")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)

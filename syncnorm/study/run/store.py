@@ -1,0 +1,147 @@
+"""The results folder of a study: rows that are only ever appended, and what a report needs beside them.
+
+`runs.jsonl` is the truth, one row a line. `study.json` says which study it is, so that `syncnorm report DIR`
+needs no experiment file. One process writes at a time; any number may read meanwhile.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from syncnorm.errors import UserError
+from syncnorm.study.exhibits import as_plain
+from syncnorm.study.files import write_file
+from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.spec import Study
+from syncnorm.study.rows import ABOUT, FORMAT, ROWS, About, Row, read_rows, stored_about, strict
+
+CHECKPOINTS = "checkpoints"
+
+
+class Store:
+    """A results folder opened for appending, locked against other writers; a context manager."""
+
+    def __init__(self, directory: Path, descriptor: int, study: str, finished: set[str]) -> None:
+        self.directory = directory
+        self.finished = finished
+        """Ids of runs with metrics, of any version of the study. A failed run is not one: it is retried."""
+        self.checkpoints = directory / CHECKPOINTS
+        """Where runs that have not ended keep their checkpoints, each in a folder named by its id."""
+        self._descriptor = descriptor
+        self._study = study
+        for run in finished:  # a study was killed between such a run's row and the end of its checkpoint
+            self._forget(run)
+
+    @classmethod
+    def open(cls, directory: str | Path, study: Study, command: str = "") -> Self:
+        """Open or create the results folder of `study` and lock it until `close`.
+
+        A last line that a killed process left half written is cut off. `UserError`: the folder holds another
+        study or something else, is in use by another process, cannot be written, or has a damaged line; then
+        nothing in it is changed.
+        """
+        folder, about = Path(directory), about_study(study, command)
+        try:
+            _check_ours(folder, study.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / ROWS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                _lock(descriptor, folder)
+                rows = _check_ours(folder, study.name)
+                os.ftruncate(descriptor, _whole_length(folder / ROWS))
+                write_file(folder / ABOUT, json.dumps(_plain(about), indent=1) + "\n")
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except OSError as error:
+            raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --out.") from error
+        return cls(folder, descriptor, study.name, {run for run, row in rows.items() if "metrics" in row})
+
+    def append(self, row: Row) -> None:
+        """Append a row as one line and wait until it is on the disk; values that are not finite become null.
+
+        When the disk is full or fails, the file is as it was before and `UserError` says so. A run that has its row
+        needs no checkpoint: it is removed, and what failed starts afresh the next time.
+        """
+        if row["study"] != self._study or row["run_id"] in self.finished:
+            raise ValueError(f"run {row['run_id']} of {row['study']} is of another study or already finished")
+        line = json.dumps(strict(row), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        before = os.fstat(self._descriptor).st_size
+        try:
+            if os.write(self._descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, before)
+            raise UserError(
+                f"cannot append to {self.directory / ROWS}: {error.strerror}; the rows before are safe: "
+                "free some space and start the study again."
+            ) from error
+        if "metrics" in row:
+            self.finished.add(row["run_id"])
+        self._forget(row["run_id"])
+
+    def close(self) -> None:
+        """Give the folder free."""
+        os.close(self._descriptor)
+
+    def _forget(self, run: str) -> None:
+        """Remove a run's checkpoint, and the folder of all checkpoints with the last."""
+        shutil.rmtree(self.checkpoints / run, ignore_errors=True)
+        with suppress(OSError):
+            self.checkpoints.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _plain(about: About) -> dict[str, Any]:
+    return {"format": FORMAT, **asdict(about), "figures": [as_plain(figure) for figure in about.figures]}
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Take the lock of the file of rows, or raise `UserError` at once."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{folder} is in use by another `syncnorm run`: wait for it, or choose another --out."
+        ) from error
+
+
+def _check_ours(folder: Path, study: str) -> dict[str, Row]:
+    """Return the rows of a folder that holds `study` or nothing; `UserError` for any other folder."""
+    if not folder.exists():
+        return {}
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: choose another --out.")
+    stored, rows = stored_about(folder), read_rows(folder)
+    names = {row["study"] for row in rows.values()} | ({stored["study"]} if stored else set())
+    if others := sorted(names - {study}):
+        raise UserError(f"{folder} holds the study '{others[0]}', not '{study}': choose another --out.")
+    if not names and any(_is_content(entry) for entry in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a results folder: choose another --out.")
+    return rows
+
+
+def _is_content(entry: Path) -> bool:
+    """Return whether an entry is more than what a start that was cut short leaves behind."""
+    started = entry.name == ROWS and entry.stat().st_size == 0
+    return not started and not entry.name.startswith(f".{ABOUT}.")
+
+
+def _whole_length(path: Path) -> int:
+    """Return the length in bytes of the lines that have an end."""
+    return path.read_bytes().rfind(b"\n") + 1

@@ -1,0 +1,256 @@
+"""The side of a study that hands out runs: warm worker processes, replaced when they die.
+
+A worker is one process, or one torchrun launch whose ranks share a run (`syncnorm.study.run.ranks` is what both
+execute). Workers start once and take run after run. torchrun's own restarts are not used: a fresh launch
+replaces a dead one.
+"""
+
+import hmac
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from syncnorm.config import Execution, Result, Run, run_id, training_of
+from syncnorm.environment import cuda_devices
+from syncnorm.errors import UserError
+from syncnorm.study.run.attempt import Failure
+from syncnorm.study.run.ranks import TOKEN
+
+ATTEMPTS = 2
+END_SECONDS = 15
+TAIL_BYTES = 4000
+
+
+@dataclass(frozen=True)
+class Started:
+    """A worker took a run."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run gave a result, or failed for good."""
+
+    run: Run
+    outcome: Result | Failure
+    seconds: float
+    environment: dict[str, str]
+
+
+def work(
+    runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, checkpoints: Path | None = None
+) -> Generator[Started | Ended, None, None]:
+    """Train every run and yield what happens, as it happens.
+
+    `workers` processes share the runs; with `ranks`, each is a torchrun launch of so many. A run whose
+    worker dies under it is tried once more, after the others. So is one that raises on a rank of a launch,
+    since ranks that lose a peer raise too. A run keeps its checkpoint in the folder of its id under `checkpoints`,
+    and goes on where a lost worker left it. Closing the iterator ends all workers. Workers that
+    cannot start raise `UserError`.
+    """
+    todo, tries, stillborn, numbers = deque(map(_Due, runs)), Counter[str](), 0, count()
+    team: list[_Worker] = []
+    try:
+        while todo or any(worker.run for worker in team):
+            busy = sum(worker.run is not None for worker in team)
+            while len(team) < min(workers, busy + len(todo)):
+                team.append(_Worker(trainer, ranks, checkpoints, next(numbers)))
+            for worker in team:
+                if worker.idle and todo:
+                    yield Started(worker.take(_due_for(worker, team, todo)))
+            for worker in _with_news(team):
+                try:
+                    ended, suspect = worker.hear(), ranks is not None
+                except _Lost as lost:
+                    team.remove(worker)
+                    worker.end()
+                    stillborn += not worker.environment
+                    if stillborn > workers:
+                        raise UserError(f"workers cannot start: {lost.why.error}\n{lost.why.detail}") from None
+                    ended, suspect = worker.ended(lost.why), True
+                if ended is None:
+                    continue
+                tries[run_id(ended.run)] += 1
+                suspect = suspect and isinstance(ended.outcome, Failure) and not ended.outcome.users
+                if suspect and tries[run_id(ended.run)] < ATTEMPTS:
+                    todo.append(_Due(ended.run))
+                else:
+                    yield ended
+    finally:
+        for worker in team:
+            worker.end()
+        for worker in team:
+            worker.join()
+
+
+class _Due:
+    """A run to come, and the id of its training, which several runs may share."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.training = run, run_id(training_of(run))
+
+
+def _due_for(worker: "_Worker", team: list["_Worker"], todo: deque[_Due]) -> Run:
+    """Take out the run that `worker` does next.
+
+    Where there is one, it shares the training of the worker's last run, which the worker still has; else it is the
+    first whose training no other worker has.
+    """
+    theirs = {other.training for other in team if other is not worker}
+    mine = (due for due in todo if due.training == worker.training)
+    free = (due for due in todo if due.training not in theirs)
+    due = next(mine, None) or next(free, todo[0])
+    todo.remove(due)
+    worker.training = due.training
+    return due.run
+
+
+def _with_news(team: list["_Worker"]) -> list["_Worker"]:
+    """Wait for news, a second at most; return the workers that have sent some or died."""
+    ready = wait([worker.channel for worker in team], timeout=1)
+    return [worker for worker in team if worker.channel in ready or worker.process.poll() is not None]
+
+
+def _one_device(number: int) -> dict[str, str]:
+    """Return the setting that deals the machine's CUDA devices to workers in turn."""
+    devices = cuda_devices()
+    return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if len(devices) > 1 else {}
+
+
+class _Lost(Exception):
+    """A worker is gone."""
+
+    def __init__(self, why: Failure) -> None:
+        self.why = why
+
+
+class _Worker:
+    """One process or launch: starting until it has sent its environment, then idle or with a run in hand."""
+
+    def __init__(self, trainer: str, ranks: int | None, checkpoints: Path | None, number: int) -> None:
+        self.run: Run | None = None
+        self.training = ""
+        """The id of its last run's training."""
+        self.environment: dict[str, str] = {}
+        self._since = 0.0
+        self._ranks = ranks
+        self._checkpoints = checkpoints
+        self._spent = False
+        self._token = secrets.token_hex()
+        self._log = TemporaryFile()  # noqa: SIM115 - open as long as the worker lives
+        server = socket.create_server(("127.0.0.1", 0))
+        self.channel: socket.socket | Connection = server
+        launch = [
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "--max-restarts=0",
+            "-m",
+        ]
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *(launch if ranks else []), "syncnorm.study.run.ranks", address, trainer],
+            env={
+                **os.environ,
+                **({} if ranks else _one_device(number)),
+                TOKEN: self._token,
+                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                "PYTHONFAULTHANDLER": "1",
+                "OMP_NUM_THREADS": "1",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the study alone
+        )
+
+    @property
+    def idle(self) -> bool:
+        return bool(self.environment) and self.run is None and not self._spent
+
+    def take(self, run: Run) -> Run:
+        """Start a run. That the worker has just died shows when it is heard."""
+        assert isinstance(self.channel, Connection)
+        self.run, self._since = run, time.monotonic()
+        checkpoint = self._checkpoints / run_id(run) if self._checkpoints else None
+        with suppress(OSError):
+            self.channel.send((run, Execution(checkpoint)))
+        return run
+
+    def hear(self) -> Ended | None:
+        """Take one message and return the end of a run if it is that; `_Lost` when the worker is gone."""
+        if isinstance(self.channel, socket.socket):
+            if self.process.poll() is not None:
+                raise _Lost(self._last_words())
+            self._accept(self.channel)
+            return None
+        try:
+            message = self.channel.recv()
+        except (EOFError, OSError):
+            raise _Lost(self._last_words()) from None
+        if isinstance(message, dict):
+            self.environment = message
+            return None
+        if self.run is None:
+            raise UserError(message.error)
+        self._spent = self._ranks is not None and isinstance(message, Failure)  # its ranks end then
+        return self.ended(message)
+
+    def ended(self, outcome: Result | Failure) -> Ended | None:
+        """Finish the current run and return its outcome."""
+        if self.run is None:
+            return None
+        run, self.run = self.run, None
+        return Ended(run, outcome, time.monotonic() - self._since, self.environment)
+
+    def end(self) -> None:
+        """Tell the worker to end: it does when its channel closes, a launch's other ranks with it."""
+        self.channel.close()
+        self.process.terminate()
+
+    def join(self) -> None:
+        """Wait until the process has ended, by force in the end."""
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+    def _accept(self, server: socket.socket) -> None:
+        """Let the worker in, and nobody else on this machine."""
+        channel = Connection(server.accept()[0].detach())
+        if channel.poll(1) and hmac.compare_digest(channel.recv_bytes(256), self._token.encode()):
+            server.close()
+            self.channel = channel
+        else:
+            channel.close()
+
+    def _last_words(self) -> Failure:
+        """Say how the process ended, with the last that it wrote."""
+        try:
+            code = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        if code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            how += ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+        else:
+            how = f"ended with code {code}"
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - TAIL_BYTES))
+        what = f"the torchrun launch of {self._ranks} ranks" if self._ranks else "its worker process"
+        return Failure(f"{what} {how}.", self._log.read().decode(errors="replace").strip())

@@ -1,0 +1,58 @@
+"""What the worlds share of preparing a run: its model, and checks of optimiser and outputs."""
+
+from itertools import chain
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from syncnorm.config import Optim, Run
+from syncnorm.errors import UserError
+from syncnorm.models import make_model
+from syncnorm.seeds import derive
+from syncnorm.surgery import batch_norms, convert
+from syncnorm.worlds import world_of
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Build a run's model for samples of a shape (C, H, W) or (C, L), with its norms, initialised by its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive("init", run.seed))
+        model = make_model(run.model, shape, classes, **run.model_options)
+    if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):
+        raise UserError(f"model '{run.model}' has lazy layers: build it with their numbers of channels and features.")
+    layer, options = world_of(run).norm_layer(run.norm, run.world)
+    if not batch_norms(model) and run.norm.name not in ("bn", "none"):
+        raise UserError(
+            f"model '{run.model}' has no batch norm to replace by '{run.norm.name}': build it with batch norms "
+            "(torch.nn.BatchNorm2d and its kin), or set norm to none."
+        )
+    return model if layer == "bn" and not options else convert(model, layer, **options)
+
+
+def check_optim(optim: Optim) -> None:
+    """Raise `UserError` for a number that an optimiser cannot have."""
+    for name, value, holds, rule in (
+        ("lr", optim.lr, 0 < optim.lr < inf, "above 0 and finite"),
+        ("momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
+        ("weight_decay", optim.weight_decay, 0 <= optim.weight_decay < inf, "at least 0 and finite"),
+        ("epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
+        ("warmup", optim.warmup, 0 <= optim.warmup < 1, "from 0 to below 1"),
+    ):
+        if not holds:
+            raise UserError(f"optim.{name} is {value}: it must be {rule}.")
+
+
+def check_logits(model: str, logits: Any, images: int, classes: int) -> None:
+    """Raise `UserError` where a model returned anything but one logit for each class and image."""
+    if isinstance(logits, Tensor) and logits.shape == (images, classes):
+        return
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    raise UserError(
+        f"model '{model}' returned {got} for {images} images: it must return one logit for each of {classes} "
+        f"classes, ({images}, {classes})."
+    )

@@ -1,0 +1,82 @@
+"""The worlds by name, what each brings, and the functions that hand a run to its own.
+
+Nothing outside of a world asks which world it is. A world is imported when its first run comes, so that a command
+that trains nothing starts at once. A new world is a configuration in `config/worlds.py`, a folder, and a row here.
+"""
+
+import sys
+from importlib import import_module
+from typing import Any, Protocol, TypeVar
+
+from syncnorm.checks import check_run
+from syncnorm.config import Execution, Norm, Result, Run, WorldConfig
+from syncnorm.errors import UserError
+
+Config = TypeVar("Config", bound=WorldConfig)
+
+
+class World(Protocol):
+    """What a world brings, beside its configuration."""
+
+    def fit(self, run: Run, execution: Execution) -> Result:
+        """Train and evaluate a run; mistakes in it raise `UserError` before training starts."""
+
+    def check(self, run: Run) -> None:
+        """Raise the `UserError` that `run` would end with, without training it; may keep its data until `forget`."""
+
+    def forget(self) -> None:
+        """Drop what this process keeps for its next run."""
+
+    def metrics(self, run: Run) -> list[str]:
+        """Return the names of the metrics that a run may have."""
+
+    def norm_layer(self, norm: Norm, world: Any) -> tuple[str, dict[str, Any]]:
+        """Return the name and options of the layer that plays `norm` where `world` is the run's configuration."""
+
+
+WORLDS = {
+    "devices": "syncnorm.devices.world",
+    "clients": "syncnorm.federated.world",
+    "domains": "syncnorm.domains.world",
+}
+"""By kind, the module whose `WORLD` it is."""
+
+
+def world_of(run: Run) -> World:
+    """Return the world of a run."""
+    world: World = import_module(WORLDS[run.world.kind]).WORLD
+    return world
+
+
+def fit(run: Run, execution: Execution | None = None) -> Result:
+    """Train and evaluate a run of any world; the same configuration gives the same result on the same machine.
+
+    Raises:
+        UserError: for anything in `run` that does not work, before training starts.
+    """
+    check_run(run)
+    return world_of(run).fit(run, execution or Execution())
+
+
+def check(run: Run) -> None:
+    """Raise the `UserError` that `run` would end with, without training it; its data stay loaded until `forget`."""
+    check_run(run)
+    world_of(run).check(run)
+
+
+def forget() -> None:
+    """Drop the data sets and trainings that this process keeps for its next run."""
+    for module in WORLDS.values():
+        if loaded := sys.modules.get(module):  # what was never imported keeps nothing
+            loaded.WORLD.forget()
+
+
+def expect(run: Run, config: type[Config]) -> Config:
+    """Return the run's world, which has to be one of `config`; any other raises a `UserError` that names the way."""
+    check_run(run)
+    if isinstance(run.world, config):
+        return run.world
+    raise UserError(
+        f"this run is one of {run.world.kind}, not of {config.kind}: give it to {run.world.call}, or to "
+        "syncnorm.fit, which takes any."
+    )

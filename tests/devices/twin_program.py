@@ -1,0 +1,60 @@
+"""What every rank of the torchrun in test_twins.py runs: train the runs of a file, save what rank 0 ends with."""
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from syncnorm.config import Devices, Norm, Optim, Run
+from syncnorm.devices.prepare import prepare
+from syncnorm.devices.rank_statistics import statistics_by_rank
+from syncnorm.devices.world import train
+
+OPTIONS = {
+    "brn": {"warmup": 2, "r_end": 6, "d_end": 6},
+    "mabn": {"buffer": 2, "warmup": 2, "renorm_after": 4},
+}
+"""So that in a dozen steps these norms do more than batch norm."""
+
+
+def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
+    """Return a short run in float64 that differs from its twin in the engine alone."""
+    world = Devices(ranks=ranks, per_device_batch=4, skew=skew, engine=engine)
+    return Run(
+        norm=Norm(norm, OPTIONS.get(norm, {})),
+        world=world,
+        optim=Optim(epochs=2, lr=0.05),
+        precision="float64",
+        seed=3,
+    )
+
+
+def state_after(run: Run, rank: int | None) -> dict[str, torch.Tensor]:
+    """Return parameters and running statistics: batch norm's of every rank, other norms' of rank 0."""
+    prepared = prepare(run, torch.device("cpu"))
+    kept = [shard[:24] for shard in prepared.shards]
+    classifier, _ = train(run, type(prepared)(prepared.data, prepared.model, kept), rank)
+    state = {name: p.detach() for name, p in classifier.model.named_parameters()}
+    for name, (means, variances) in statistics_by_rank(classifier.model).items():
+        state |= {f"{name}.means": means, f"{name}.variances": variances}
+    if run.norm.name != "bn":
+        state |= dict(classifier.model.named_buffers())
+    return state
+
+
+def main() -> None:
+    """Train each norm on all ranks of this torchrun; rank 0 writes {norm: state} to the file named."""
+    torch.set_num_threads(1)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    norms = json.loads(sys.argv[2])
+    states = {norm: state_after(twin_run(norm, ranks, "torchrun"), rank) for norm in norms}
+    if rank == 0:
+        torch.save(states, sys.argv[1])
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
