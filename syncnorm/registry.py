@@ -5,6 +5,7 @@ point in the group `syncnorm.plugins`) is imported again wherever a run goes: `e
 process gives to those that it starts, and `load_plugins` is what they do with it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -114,10 +115,8 @@ HOMES = {
 def registry_of(kind: str) -> Registry[Any]:
     """Return the registry of a kind of name, one of `HOMES`."""
     module, what = HOMES[kind]
-    try:
+    with contextlib.suppress(ModuleNotFoundError):
         import_module(module)
-    except ModuleNotFoundError:
-        pass
     return REGISTRIES.get(what) or Registry(what, {})
 
 
