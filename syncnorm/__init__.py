@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         keep_domain,
         make_norm,
         norm_names,
+        register_norm,
         stream,
     )
     from syncnorm.surgery import (
@@ -53,6 +54,7 @@ _HOMES = {
         "keep_domain",
         "make_norm",
         "norm_names",
+        "register_norm",
         "stream",
     ],
     "syncnorm.surgery": [
@@ -92,6 +94,7 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_norm",
     "revert",
     "stream",
     "tent",

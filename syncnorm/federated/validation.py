@@ -8,7 +8,7 @@ from syncnorm.checks import check_types
 from syncnorm.config import Clients, Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.policies import policy_named, policy_options
-from syncnorm.norms import norm_options
+from syncnorm.norms import norm_spec
 from syncnorm.training.building import check_optim
 
 ALGORITHMS: dict[str, Mapping[str, Any]] = {
@@ -86,11 +86,10 @@ def _check_numbers(world: Clients) -> None:
 def _check_norm(run: Run) -> None:
     assert isinstance(run.world, Clients)
     method, norm = run.world.method, run.norm.name
-    norm_options(norm)
     policy = policy_named(method)
-    if norm == "sync_bn":
+    if norm_spec(norm).over_ranks:
         raise UserError(
-            "norm sync_bn synchronises ranks, and clients are none: choose bn, with the method fedtan if clients are "
+            f"norm {norm} synchronises ranks, and clients are none: choose bn, with the method fedtan if clients are "
             "to share batch statistics while they train."
         )
     if norm == "ghost_bn" and policy.training != "batch":

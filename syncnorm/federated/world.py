@@ -20,6 +20,7 @@ from syncnorm.federated.engines.engine import Chosen
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.norms.make import options_in_world
 from syncnorm.worlds import expect
 
 METRICS = [
@@ -111,8 +112,8 @@ class ClientsWorld:
         return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
 
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`: clients are no ranks, so it is the one of that name."""
-        return norm.name, norm.options
+        """Return the layer that plays `norm`, told the batch size of training: clients are no ranks."""
+        return norm.name, options_in_world(norm.name, norm.options, {"batch": world.batch})
 
 
 WORLD = ClientsWorld()
