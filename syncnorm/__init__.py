@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.federated.algorithms import register_algorithm
+    from syncnorm.federated.policies import register_policy
     from syncnorm.moments import Moments
     from syncnorm.norms import (
         DomainBatchNorm,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "syncnorm.worlds": ["fit"],
+    "syncnorm.federated.algorithms": ["register_algorithm"],
+    "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -90,6 +94,8 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_algorithm",
+    "register_policy",
     "revert",
     "stream",
     "tent",
