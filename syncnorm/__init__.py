@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         norm_names,
         stream,
     )
+    from syncnorm.study.report.plots import register_plot
     from syncnorm.surgery import (
         adaptive_gradient_clip,
         batch_norms,
@@ -53,6 +54,7 @@ _HOMES = {
         "norm_names",
         "stream",
     ],
+    "syncnorm.study.report.plots": ["register_plot"],
     "syncnorm.surgery": [
         "adaptive_gradient_clip",
         "batch_norms",
@@ -90,6 +92,7 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_plot",
     "revert",
     "stream",
     "tent",

@@ -110,6 +110,15 @@ class ClientsWorld:
         world = expect(run, Clients)
         return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
 
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        chosen = ["validation_accuracy"] if expect(run, Clients).validation else []
+        return ["train_loss", "left_out", *chosen]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: none."""
+        return []
+
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
         """Return the layer that plays `norm`: clients are no ranks, so it is the one of that name."""
         return norm.name, norm.options

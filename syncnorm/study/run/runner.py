@@ -14,9 +14,8 @@ from pathlib import Path
 from syncnorm.config import ClientEngine, Engine, Execution, Result, Run, describe, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Gap
-from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
+from syncnorm.study.report.plots.check import check_plots
 from syncnorm.study.rows import failed_row, finished_row, read
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
 from syncnorm.study.run.progress import Meter
@@ -53,6 +52,7 @@ def run_study(
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
     study = with_engine(study, engine) if engine else study
     runs = expand(study)
+    check_plots(study, runs, names=trainer == TRAINER)
     size = world_size()
     if size is not None:
         runs = _runs_of_size(runs, size)
@@ -62,7 +62,6 @@ def run_study(
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = _labeller(study, runs)
-    _refuse_gaps(study, runs)
     if unfinished := _unfinished(runs, Path(out)):
         refuse_mistakes(unfinished, load_trainer(trainer), label)
     with Store.open(out, study, command) as store:
@@ -78,14 +77,6 @@ def run_study(
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
-
-
-def _refuse_gaps(study: Study, runs: Sequence[Run]) -> None:
-    """Raise the `UserError` that the report of a gap would end with."""
-    if any(isinstance(figure, Gap) for figure in study.figures):
-        from syncnorm.study.report.gap import check_gaps  # draws figures: not a cost of starting
-
-        check_gaps(about_study(study), runs)
 
 
 class _Record:
