@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         register_norm,
         stream,
     )
+    from syncnorm.study.report.plots import register_plot
     from syncnorm.surgery import (
         adaptive_gradient_clip,
         batch_norms,
@@ -61,6 +62,7 @@ _HOMES = {
         "register_norm",
         "stream",
     ],
+    "syncnorm.study.report.plots": ["register_plot"],
     "syncnorm.surgery": [
         "adaptive_gradient_clip",
         "batch_norms",
@@ -100,6 +102,7 @@ __all__ = [
     "recalibrate",
     "register_algorithm",
     "register_norm",
+    "register_plot",
     "register_policy",
     "revert",
     "stream",

@@ -34,6 +34,12 @@ class World(Protocol):
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
 
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have: one value an epoch or round."""
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: one value a layer."""
+
     def norm_layer(self, norm: Norm, world: Any) -> tuple[str, dict[str, Any]]:
         """Return the name and options of the layer that plays `norm` where `world` is the run's configuration."""
 

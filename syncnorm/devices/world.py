@@ -191,6 +191,14 @@ class DevicesWorld:
         whose = ["accuracy_rank0", "accuracy_pooled"]
         return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps"]
 
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        return ["train_loss"]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: virtual ranks alone give them."""
+        return ["gradient_norm_initial", "gradient_norm_final"] if devices(run).engine == "virtual" else []
+
     def norm_layer(self, norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
         """Return the layer that plays `norm`."""
         return norm_layer(norm, world)

@@ -173,6 +173,14 @@ class DomainsWorld:
         by_domain = [f"accuracy_{name}" for name in domains(run).domains]
         return ["accuracy", "accuracy_seen", *by_domain, "loss", "train_loss", "steps"]
 
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        return ["train_loss", "seen_accuracy", *(["unseen_accuracy"] if domains(run).unseen else [])]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: none."""
+        return []
+
     def norm_layer(self, norm: Norm, world: Domains) -> tuple[str, dict[str, Any]]:
         """Return the layer that plays `norm`, told the number of training domains and the batch size."""
         seen = len(world.domains) - len(world.unseen)

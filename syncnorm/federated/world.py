@@ -111,6 +111,15 @@ class ClientsWorld:
         world = expect(run, Clients)
         return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
 
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        chosen = ["validation_accuracy"] if expect(run, Clients).validation else []
+        return ["train_loss", "left_out", *chosen]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: none."""
+        return []
+
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
         """Return the layer that plays `norm`, told the batch size of training: clients are no ranks."""
         return norm.name, options_in_world(norm.name, norm.options, {"batch": world.batch})

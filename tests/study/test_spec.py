@@ -6,7 +6,6 @@ import pytest
 
 from syncnorm.config import Clients, Data, Devices, Norm, Run, describe, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.override import parse, refuse_varied, with_vary
 from syncnorm.study.plan.spec import (
@@ -21,6 +20,7 @@ from syncnorm.study.plan.spec import (
     with_engine,
     with_field,
 )
+from syncnorm.study.report.plots import Curve
 
 BASE = Run(world=Devices(global_batch=32))
 
@@ -110,7 +110,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"figures": Curve("skew", "norm")}, "it must be a tuple."),
         (
             {"figures": ("skew",)},
-            "one of figures is 'skew': it must be a Curve or a History or a",
+            "one of figures is 'skew': it must be a Plot.",
         ),
         ({"quick": {"sedes": 1}}, "unknown field of a study, in quick, 'sedes': did you mean 'seeds'?"),
         ({"seeds": 0}, "study 's' has 0 seeds: it needs at least 1."),

@@ -15,8 +15,8 @@ from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.config import Run
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.report.plots import Curve
 from syncnorm.study.rows import failed_row, read
 from syncnorm.study.run.store import Store
 

@@ -10,7 +10,8 @@ from typing import Any
 from syncnorm.checks import check_types
 from syncnorm.config import Clients, Devices, Domains, Norm, Run, default_of, run_id
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.exhibits import Agreement, Exhibit
+from syncnorm.study.plot import Plot
+from syncnorm.study.rows import Agreement
 
 KIND = "world.kind"
 """What a row's config calls its world: a key of `WORLDS`."""
@@ -49,7 +50,7 @@ class Study:
     vary: dict[str, Sequence[Any]]
     seeds: int = 5
     also: tuple[Grid, ...] = ()
-    figures: tuple[Exhibit, ...] = ()
+    figures: tuple[Plot, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     quick: Mapping[str, Any] = field(default_factory=dict)
     first_seed: int = 0

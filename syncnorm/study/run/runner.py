@@ -15,9 +15,8 @@ from syncnorm.config import ClientEngine, Engine, Execution, Result, Run, descri
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
 from syncnorm.registry import refuse_while_importing
-from syncnorm.study.exhibits import Gap
-from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
+from syncnorm.study.report.plots.check import check_plots
 from syncnorm.study.rows import ROWS, failed_row, finished_row, read, read_rows
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
 from syncnorm.study.run.changes import Change, changed_rows
@@ -58,6 +57,7 @@ def run_study(
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
     study = with_engine(study, engine) if engine else study
     runs = expand(study)
+    check_plots(study, runs, names=trainer == TRAINER)
     size = world_size()
     if size is not None:
         runs = _runs_of_size(runs, size)
@@ -67,7 +67,6 @@ def run_study(
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = _labeller(study, runs)
-    _refuse_gaps(study, runs)
     changes = _changes(runs, Path(out), trainer)
     stale = set() if keep else {run for change in changes for run in change.runs}
     if unfinished := _unfinished(runs, Path(out), stale):
@@ -88,14 +87,6 @@ def run_study(
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
-
-
-def _refuse_gaps(study: Study, runs: Sequence[Run]) -> None:
-    """Raise the `UserError` that the report of a gap would end with."""
-    if any(isinstance(figure, Gap) for figure in study.figures):
-        from syncnorm.study.report.gap import check_gaps  # draws figures: not a cost of starting
-
-        check_gaps(about_study(study), runs)
 
 
 class _Record:

@@ -1,4 +1,4 @@
-"""Exhibits other than curves, and axes of several fields, over a made-up study of clients."""
+"""Plots other than curves, and axes of several fields, over a made-up study of clients."""
 
 import json
 import os
@@ -17,17 +17,20 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from syncnorm.config import Clients, Run
-from syncnorm.study.exhibits import Columns, Curve, Drift, Exhibit, History, Trade, as_plain, from_plain
 from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.plot import Plot, View, as_plain
+from syncnorm.study.report.analysis.points import ChartView, Points, gather
+from syncnorm.study.report.analysis.statistics import summarise
+from syncnorm.study.report.analysis.tables import differences, means
 from syncnorm.study.report.console import layers_found
-from syncnorm.study.report.drift import Maps, draw_drift, drift_table, maps_of
-from syncnorm.study.report.figures import STYLE, draw, footnote
-from syncnorm.study.report.panels import positions
+from syncnorm.study.report.drawing.figures import footnote
+from syncnorm.study.report.drawing.panels import positions
+from syncnorm.study.report.drawing.style import STYLE
 from syncnorm.study.report.partitions import partitions
-from syncnorm.study.report.points import Points, gather
+from syncnorm.study.report.plots import Curve, Drift, History, MetricTable, Tradeoff, from_plain
+from syncnorm.study.report.plots.drift import DriftView
 from syncnorm.study.report.report import write_report
-from syncnorm.study.report.statistics import summarise
-from syncnorm.study.report.tables import differences, means, run_records, tables_of
+from syncnorm.study.report.runs import run_records
 from syncnorm.study.rows import read
 from syncnorm.study.run.store import Store
 
@@ -48,17 +51,25 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return fill
 
 
-def exhibiting(*exhibits: Exhibit) -> Study:
-    return replace(clients_study(), figures=exhibits)
+def showing(*plots: Plot) -> Study:
+    return replace(clients_study(), figures=plots)
 
 
-def points_of(write: Any, exhibit: Curve | History | Trade | Columns, **options: Any) -> Points:
-    return gather(exhibit, read(write(exhibiting(exhibit), **options)))
+def view_of(write: Any, plot: Plot, **options: Any) -> ChartView:
+    view = plot.collect(read(write(showing(plot), **options)))
+    assert isinstance(view, ChartView)
+    return view
 
 
-def drawn(points: Points) -> Figure:
+def points_of(write: Any, plot: Plot, **options: Any) -> Points:
+    return view_of(write, plot, **options).points
+
+
+def drawn(view: View) -> Figure:
     with mpl.rc_context(STYLE):
-        return draw(points)
+        figure = view.figure()
+    assert figure is not None
+    return figure
 
 
 def runs(**fields: Any) -> list[Run]:
@@ -73,9 +84,9 @@ def runs(**fields: Any) -> list[Run]:
     ]
 
 
-@pytest.mark.parametrize("exhibit", clients_study().figures, ids=lambda one: type(one).__name__.lower())
-def test_an_exhibit_comes_back_from_json(exhibit: Exhibit) -> None:
-    assert from_plain(json.loads(json.dumps(as_plain(exhibit)))) == exhibit
+@pytest.mark.parametrize("plot", clients_study().figures, ids=lambda one: type(one).__name__.lower())
+def test_a_plot_comes_back_from_json(plot: Plot) -> None:
+    assert from_plain(json.loads(json.dumps(as_plain(plot)))) == plot
 
 
 def test_what_was_stored_before_there_were_kinds_is_a_curve() -> None:
@@ -86,37 +97,39 @@ def test_several_fields_are_one_line_named_by_what_differs_from_the_base(write: 
     points = points_of(write, Curve("alpha", ARM))
     assert points.lines == LINES
     assert points.line_label == "method"
-    assert points.name == "1-accuracy-alpha-method_norm_algorithm"
+    assert points.name == "accuracy-alpha-method_norm_algorithm"
     assert points.values[None, "fedavg + gn", 0.05] == {
         run.seed: client_metrics(run)["accuracy"] for run in runs(norm="gn", alpha=0.05)
     }
     assert means(points).records[0]["method+norm+algorithm"] == "fedavg"
 
 
-def test_fields_that_say_nothing_by_themselves_are_named(write: Any) -> None:
+def test_numbers_are_named_the_bases_too(write: Any) -> None:
     points = points_of(write, Curve("norm", ("method", "alpha"), where={"algorithm": "fedavg"}))
-    assert points.lines[:3] == ["fedavg + Dirichlet alpha 0.05", "fedavg", "fedavg + Dirichlet alpha 1"]
+    assert points.lines[:3] == [f"fedavg + Dirichlet alpha {alpha}" for alpha in ("0.05", "0.3", "1")]
 
 
 def test_several_fields_may_be_panels_and_x_too(write: Any) -> None:
-    points = points_of(write, Curve(ARM, "alpha", panel=("norm", "algorithm")))
+    view = view_of(write, Curve(ARM, "alpha", panel=("norm", "algorithm")))
+    points = view.points
     assert points.xs == LINES
     assert points.panels == ["bn", "gn", "bn + fedprox"]
-    axes = drawn(points).axes
+    axes = drawn(view).axes
     assert [ax.get_title(loc="left") for ax in axes] == points.panels
     assert axes[0].get_xlabel() == "method"
 
 
 def test_a_history_is_the_metric_of_every_round(write: Any) -> None:
-    points = points_of(write, History(ARM, "validation_accuracy", where={"alpha": 0.3}))
+    view = view_of(write, History(ARM, "validation_accuracy", where={"alpha": 0.3}))
+    points = view.points
     assert points.xs == list(range(1, 41))
     here = [client_row("s", run)["history"]["validation_accuracy"][9] for run in runs(method="fedbn", alpha=0.3)]
     assert points.summary(None, "fedbn", 10) == summarise(here)
     assert points.title == "Validation accuracy, mean over clients (%) by round and method, at Dirichlet alpha 0.3"
-    (ax,) = drawn(points).axes
+    (ax,) = drawn(view).axes
     line = next(one for one in ax.get_lines() if one.get_label() == "fedbn")
     assert np.asarray(line.get_ydata())[9] == pytest.approx(100 * np.mean(here))
-    (table,) = tables_of(points)
+    (table,) = view.tables()
     assert table.header == ["1", "7", "12", "18", "23", "29", "34", "40"]
     assert len(table.records) == 40 * len(LINES)
     assert table.records[0]["round"] == 1
@@ -128,10 +141,10 @@ def test_a_history_in_training_is_evaluated_by_nobody(write: Any) -> None:
 
 
 def test_a_trade_is_a_point_a_line_with_intervals_both_ways(write: Any) -> None:
-    points = points_of(write, Trade(ARM, where={"alpha": 0.3}))
+    view = view_of(write, Tradeoff(ARM, where={"alpha": 0.3}))
     metrics = [client_metrics(run) for run in runs(method="fedbn", alpha=0.3)]
     sent, accuracy = (summarise([one[name] for one in metrics]) for name in ("bytes_total", "accuracy"))
-    (ax,) = drawn(points).axes
+    (ax,) = drawn(view).axes
     marker = next(one for one in ax.get_lines() if one.get_label() == "fedbn")
     assert marker.get_xydata()[0].tolist() == pytest.approx([sent.mean / 1e6, 100 * accuracy.mean])
     bars = [np.asarray(path.vertices) for one in ax.collections for path in one.get_paths()]  # type: ignore[attr-defined]
@@ -141,14 +154,14 @@ def test_a_trade_is_a_point_a_line_with_intervals_both_ways(write: Any) -> None:
     for half in (sent.half_width / 1e6, 100 * accuracy.half_width):
         assert min(abs(end - 2 * half) for end in ends) < 1e-9
     assert ax.get_xlabel() == "Data sent both ways (MB)"
-    (table,) = tables_of(points)
+    (table,) = view.tables()
     assert table.header == ["data sent both ways (MB)", "accuracy, mean over clients (%)"]
     assert {record["metric"] for record in table.records} == {"bytes_total", "accuracy"}
 
 
 def test_columns_have_a_metric_each(write: Any) -> None:
-    points = points_of(write, Columns(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), panel="alpha"))
-    table, difference = tables_of(points)
+    view = view_of(write, MetricTable(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), panel="alpha"))
+    table, difference = view.tables()
     assert table.span == "accuracy (%)"
     assert table.header == [*DOMAINS, "mean over clients"]
     assert difference.span == "accuracy (percentage points)"
@@ -160,7 +173,9 @@ def test_columns_have_a_metric_each(write: Any) -> None:
 
 
 def test_columns_of_several_units_say_them_and_a_missing_metric_is_a_dash(write: Any) -> None:
-    chart = Columns("norm", ("bytes_up", "reestimated_accuracy"), where={"method": "fedavg", "algorithm": "fedavg"})
+    chart = MetricTable(
+        "norm", ("bytes_up", "reestimated_accuracy"), where={"method": "fedavg", "algorithm": "fedavg"}
+    )
     points = points_of(write, replace(chart, where={**chart.where, "alpha": 0.3}))
     table = means(points)
     assert table.header == [
@@ -172,8 +187,8 @@ def test_columns_of_several_units_say_them_and_a_missing_metric_is_a_dash(write:
     assert "3 finished runs do not have all of these metrics" in table.caption
 
 
-def maps(write: Any, exhibit: Drift, **options: Any) -> Maps:
-    return maps_of(exhibit, read(write(exhibiting(exhibit), **options)))
+def maps(write: Any, plot: Drift, **options: Any) -> DriftView:
+    return plot.collect(read(write(showing(plot), **options)))
 
 
 WHERE = {"alpha": 0.3, "algorithm": "fedavg", "norm": "bn"}
@@ -188,13 +203,12 @@ def test_a_drift_is_the_mean_over_seeds_of_every_layer_and_client(write: Any) ->
     )
     per_seed = [client_row("s", run)["details"]["drift"]["values"] for run in runs(method="fedbn", alpha=0.3)]
     np.testing.assert_allclose(found.mean("fedbn"), np.mean(per_seed, axis=0))
-    with mpl.rc_context(STYLE):
-        *maps_drawn, bar = draw_drift(found).axes
+    *maps_drawn, bar = drawn(found).axes
     assert [ax.get_title(loc="left") for ax in maps_drawn] == found.panels
     meshes = [one for ax in maps_drawn for one in ax.collections if isinstance(one, QuadMesh)]
     assert {mesh.get_clim() for mesh in meshes} == {meshes[0].get_clim()}, "one scale"
     assert bar.get_xlabel() == "distance from the pooled statistics, in pooled standard deviations"
-    table = drift_table(found)
+    (table,) = found.tables()
     mean = summarise([float(np.mean(values[0])) for values in per_seed])
     assert table.blocks[0][1][0][2].text == f"{mean.mean:.3f} ± {mean.half_width:.3f}"
     assert len(table.records) == 3 * len(LAYERS) * CLIENTS
@@ -208,9 +222,8 @@ def test_runs_that_differ_otherwise_are_never_averaged_into_one_map(write: Any) 
 
 def test_a_drift_without_rows_or_values_is_drawn(write: Any) -> None:
     nothing = maps(write, Drift("method", where=WHERE), keep=lambda run: False)
-    assert drift_table(nothing).blocks == [("", [])]
-    with mpl.rc_context(STYLE):
-        assert draw_drift(nothing).texts[-1].get_text().startswith("No run that has finished")
+    assert nothing.tables() == []
+    assert drawn(nothing).texts[-1].get_text().startswith("No run that has finished")
 
 
 def test_a_value_that_was_not_finite_is_a_gap(write: Any) -> None:
@@ -231,11 +244,11 @@ def test_who_holds_what_is_shown_once_a_way_of_dealing(write: Any) -> None:
 
 
 def test_a_card_that_lists_no_client_is_not_drawn(write: Any) -> None:
-    results = read(write(exhibiting(), partition={"count": 5000, "summary": {}}))
+    results = read(write(showing(), partition={"count": 5000, "summary": {}}))
     assert partitions(results) == []
 
 
-def test_the_page_shows_every_exhibit_and_its_files_are_there(write: Any) -> None:
+def test_the_page_shows_every_plot_and_its_files_are_there(write: Any) -> None:
     folder = write(clients_study())
     page = write_report(folder).read_text()
     headings = re.findall(r"<h2>((?:Figure|Table) \d)</h2>", page)
@@ -266,10 +279,10 @@ def test_x_that_spans_more_than_a_factor_of_30_is_spread_by_logarithm() -> None:
 
 
 def test_words_of_the_clients_world(write: Any) -> None:
-    study = exhibiting(Curve("participation", "skew"), Curve("skew", "count"))
+    study = showing(Curve("participation", "skew"), Curve("skew", "count"))
     study = replace(study, vary={"participation": [0.1, 1.0], "skew": ["iid", "quantity"]}, also=(), seeds=1)
     folder = write(replace(study, vary={**study.vary, "method": ["fedbn"]}))
-    first, second = (gather(curve, read(folder)) for curve in read(folder).about.figures)  # type: ignore[arg-type]
+    first, second = (gather(curve, read(folder)) for curve in study.figures)  # type: ignore[arg-type]
     assert first.x_label == "clients per round (%)"
     assert [first.x_text(x) for x in first.xs] == ["10", "100"]
     assert first.line_label == "partition"

@@ -1,31 +1,24 @@
-"""Where a run is in a chart: its panel, its line and its x, such that no two rows of one seed share a point."""
+"""Where a run is in a chart: its panel, line and x, such that no two rows of a seed share a point."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-from syncnorm.study.exhibits import Axis, Chart, Curve, Gap
 from syncnorm.study.plan.spec import flatten
-from syncnorm.study.report.labels import choice_label, setting, takes_all, value_label
+from syncnorm.study.plot import Axis
+from syncnorm.study.report.analysis.labels import choice_label, setting, takes_all, value_label
 from syncnorm.study.rows import Row
 
 Place = tuple[Any, str, Any]
 """(panel, line, x)"""
 
 
-def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Place:
-    """Return (panel, line, x) from the values of a run's fields; x is None where it is none of them.
-
-    What is no plain value becomes text, and so do several fields that are one axis (see `choice_label`).
-    """
-    x = axis_value(chart.x, fields, base) if isinstance(chart, Curve | Gap) else None
-    line = value_label(axis_value(chart.line, fields, base), chart.line)
-    return axis_value(chart.panel, fields, base), line, x
-
-
 def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
-    """Return what stands for the value of an axis; None without one, and infinity for as much as there is."""
+    """Return what stands for a run's value on an axis: None without an axis, infinity for all that there is.
+
+    What is no plain value becomes text, and so do several fields that share an axis (see `choice_label`).
+    """
     if axis is None:
         return None
     if not isinstance(axis, str):

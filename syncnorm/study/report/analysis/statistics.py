@@ -1,11 +1,11 @@
-"""What a handful of seeds allows one to say: means, intervals, and differences paired by seed."""
+"""What a few seeds allow one to say: means, intervals, and differences paired by seed.
+
+numpy and scipy are imported where they are used, so that a study file that names plots is read at once.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, nan, sqrt
-
-import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Share:
 
 def summarise(values: Sequence[float]) -> Summary:
     """Return n, mean, sample standard deviation and 95 % t interval of at least one finite value."""
+    import numpy as np
+
     sample = np.asarray(values, dtype=np.float64)
     if sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError("a summary needs at least one value, all of them finite")
@@ -55,7 +57,7 @@ def summarise(values: Sequence[float]) -> Summary:
     if n == 1:
         return Summary(1, float(sample[0]), None, None)
     std = float(sample.std(ddof=1))
-    return Summary(n, float(sample.mean()), std, float(stats.t.ppf(0.975, n - 1)) * std / n**0.5)
+    return Summary(n, float(sample.mean()), std, _t(n) * std / n**0.5)
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Summary | None:
@@ -76,6 +78,8 @@ def overlap(a: Summary, b: Summary) -> bool:
 
 def geometric(values: Sequence[float]) -> Estimate:
     """Return the geometric mean of positive values with the back-transformed 95 % t interval of their logarithms."""
+    import numpy as np
+
     summary = summarise(np.log(np.asarray(values, dtype=np.float64)).tolist())
     low, high = summary.interval or (nan, nan)
     return Estimate(summary.n, exp(summary.mean), (exp(low), exp(high)) if summary.interval else None)
@@ -94,7 +98,7 @@ def share_closed(line: Mapping[int, float], low: Mapping[int, float], high: Mapp
     gap, interval = summarise(gaps), fieller(closed, gaps)
     if gap.mean == 0 or (gap.n > 1 and interval is None):
         return Share(None, gap)
-    return Share(Estimate(gap.n, float(np.mean(closed)) / gap.mean, interval), gap)
+    return Share(Estimate(gap.n, summarise(closed).mean / gap.mean, interval), gap)
 
 
 def fieller(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
@@ -106,14 +110,23 @@ def fieller(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | Non
 
     These are bounded exactly where the t interval of mean(b) leaves out zero (Fieller 1954).
     """
+    import numpy as np
+
     n = len(b)
     if n == 1:
         return None
     mean_a, mean_b = float(np.mean(a)), float(np.mean(b))
-    spread = float(stats.t.ppf(0.975, n - 1)) ** 2 / n * np.cov(a, b)
+    spread = _t(n) ** 2 / n * np.cov(a, b)
     square = mean_b**2 - float(spread[1, 1])
     middle = mean_a * mean_b - float(spread[0, 1])
     if square <= 0:
         return None
     root = sqrt(max(0.0, middle**2 - square * (mean_a**2 - float(spread[0, 0]))))
     return (middle - root) / square, (middle + root) / square
+
+
+def _t(n: int) -> float:
+    """Return t(0.975, n - 1)."""
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, n - 1))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
-from syncnorm.study.exhibits import Axis, names_of
+from syncnorm.study.plot import Axis, names_of
 
 WORDS = {
     "per_device_batch": "samples per device",
@@ -47,7 +47,7 @@ NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batc
 VALUES = {("batches", "mixed"): "mixed batches", ("batches", "one_domain"): "one-domain batches"}
 """Values that are words of their own, by field."""
 ALL = {"adapt_samples", "train_limit", "test_limit"}
-"""Fields that take as much as there is when they are not set: their None is infinite on an axis."""
+"""Fields that take all there is where they are not set: None lies at infinity on an axis."""
 PHRASES = {
     "gradient_norm_initial": "gradient norm before training",
     "gradient_norm_final": "gradient norm after training",
@@ -182,15 +182,18 @@ def field_label(axis: Axis, value: Any = None) -> str:
     """Return a field's words, without its unit: "world.skew" gives "label-sorted data".
 
     `value`, one of the field's, tells fields apart that share a name: a skew that is a text is a partition. An axis
-    of several fields is called by the first.
+    of several fields is called by the first, or by all where no value of it says by itself what it is.
     """
+    if not isinstance(axis, str) and not _speaks(axis):
+        return listing(field_label(name) for name in axis)
     name = _last(axis, value)
     return WORDS.get(name, name.replace("_", " "))
 
 
 def axis_label(axis: Axis, value: Any = None) -> str:
-    """Return a field's words with its unit: "label-sorted data (%)"."""
-    return _with_unit(field_label(axis, value), UNITS.get(_last(axis, value), ""))
+    """Return a field's words with its unit: "label-sorted data (%)". Labels of several fields say their units."""
+    unit = UNITS.get(_last(axis, value), "") if isinstance(axis, str) else ""
+    return _with_unit(field_label(axis, value), unit)
 
 
 def setting(axis: Axis, value: Any) -> str:
@@ -209,12 +212,19 @@ def setting(axis: Axis, value: Any) -> str:
 
 
 def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
-    """Return one label for the values of several fields: the first, and those that are not as in `base`."""
+    """Return one label for the values of several fields.
+
+    Where the first is a name that says by itself what it is, such as a norm or a method, the label is that name and
+    what else is not as in `base`: "fedbn", "fedavg + gn"; a number always has its place: "fedavg + momentum 0.1".
+    Else every value stands with its field, the base's too: "Dirichlet alpha 0.1, learning rate 0.0125".
+    """
+    if not _speaks(axis):
+        return ", ".join(setting(name, values[name]) for name in names_of(axis))
     first, *others = names_of(axis)
     words = [value_label(values[first], first)]
     for name in others:
         value = values[name]
-        if name not in base or value != base[name]:
+        if name not in base or value != base[name] or _is_number(value):
             words.append(short_setting(name, value))
     return " + ".join(words)
 
@@ -244,6 +254,15 @@ def value_label(value: Any, axis: Axis = "") -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else VALUES.get((last, str(value)), str(value))
+
+
+def _speaks(axis: Axis) -> bool:
+    """Return whether the values of an axis's first field are names that say by themselves what they are."""
+    return _last(axis, None) in NAMES
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def takes_all(field: str) -> bool:

@@ -1,61 +1,50 @@
-"""The figures of charts: panels side by side, a legend above, what is shown below. `panels` draws what is inside.
-
-Drawn without a display and without dates, so that the same rows give the same bytes.
-"""
+"""The figures of charts: panels side by side, a legend above them, and a note below."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from io import BytesIO, StringIO
 from math import ceil, radians, sin
-from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
-
-from syncnorm.files import write_file
-from syncnorm.study.exhibits import Curve, Gap, History, Trade
-from syncnorm.study.report.labels import setting
-from syncnorm.study.report.panels import (
+from syncnorm.study.report.analysis.labels import Metric, setting
+from syncnorm.study.report.analysis.points import Points
+from syncnorm.study.report.drawing.panels import PANEL_WIDTH, TURN, Style, Styles, clip, panels_width, tick_labels
+from syncnorm.study.report.drawing.style import (
+    AMBER,
+    BLUE,
     CHARACTER,
     FAINT,
+    GREEN,
+    GREY,
     INK,
-    PANEL_WIDTH,
-    TURN,
-    Style,
-    Styles,
-    clip,
-    curve_panel,
-    history_panel,
-    panels_width,
-    tick_labels,
-    trade_panel,
+    ORANGE,
+    PINK,
+    SKY,
+    STYLE,
 )
-from syncnorm.study.report.points import Points
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; in grey, the markers do.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Markers tell lines apart in grey print.
 STYLES = {
-    "bn": Style("#d55e00", "o"),
-    "sync_bn": Style("#0072b2", "s"),
-    "gn": Style("#009e73", "^"),
-    "ln": Style("#cc79a7", "D"),
-    "none": Style("#5f6670", "X"),
-    "ghost_bn": Style("#e69f00", "v"),
-    "in": Style("#56b4e9", "P"),
+    "bn": Style(ORANGE, "o"),
+    "sync_bn": Style(BLUE, "s"),
+    "gn": Style(GREEN, "^"),
+    "ln": Style(PINK, "D"),
+    "none": Style(GREY, "X"),
+    "ghost_bn": Style(AMBER, "v"),
+    "in": Style(SKY, "P"),
 }
 METHODS = {
-    "fedavg": Style("#d55e00", "o"),
-    "fedbn": Style("#0072b2", "s"),
-    "silobn": Style("#009e73", "^"),
-    "fixbn": Style("#cc79a7", "D"),
-    "local_only": Style("#5f6670", "X"),
-    "fedavg_pooled": Style("#e69f00", "v"),
-    "fbn": Style("#56b4e9", "P"),
+    "fedavg": Style(ORANGE, "o"),
+    "fedbn": Style(BLUE, "s"),
+    "silobn": Style(GREEN, "^"),
+    "fixbn": Style(PINK, "D"),
+    "local_only": Style(GREY, "X"),
+    "fedavg_pooled": Style(AMBER, "v"),
+    "fbn": Style(SKY, "P"),
     "hbn": Style("#882255", "<"),
     "fedtan": Style("#332288", ">"),
     "sbn": Style("#117733", "*"),
@@ -64,46 +53,10 @@ METHODS = {
 }
 OTHERS = [*STYLES.values(), *list(METHODS.values())[len(STYLES) :]]
 DASHES = ("-", "--", ":", "-.")
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "syncnorm",
-}
 PANEL_HEIGHT, LEFT = 2.6, 0.7
 """Inches."""
 LABEL_CHARACTERS = 42
 """As many as stand beside a panel."""
-PAINTERS = {Curve: curve_panel, History: history_panel, Trade: trade_panel}
-
-
-def write_image(drawing: Callable[[], Figure], folder: Path, name: str) -> str:
-    """Write what `drawing` draws in the report's style as NAME.png (200 dpi), NAME.svg and NAME.pdf.
-
-    Returns the SVG's text.
-    """
-    with mpl.rc_context(STYLE):
-        figure = drawing()
-        svg = StringIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-        write_file(folder / f"{name}.svg", svg.getvalue())
-        for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            image = BytesIO()
-            figure.savefig(image, format=suffix, dpi=200, metadata=metadata)
-            write_file(folder / f"{name}.{suffix}", image.getvalue())
-    return svg.getvalue()
 
 
 @dataclass(frozen=True)
@@ -113,28 +66,27 @@ class Sheet:
     title: str
     y_label: str
     note: str
-    """What stands below: what the marks mean."""
+    """What stands below, such as what the marks mean."""
     panels: list[str]
     """What stands above each; one empty text where there is but one panel."""
     lines: list[str]
-    paint: Callable[[Axes, int, Styles], None]
+    paint: "Callable[[Axes, int, Styles], None]"
     """Draws into the axes of a panel, by its number."""
     below: float = 0.0
     """Inches that the labels of x need below the axis, beyond those of one level line."""
 
 
-def draw(points: Points) -> Figure:
-    """Return the figure of a curve, a history or a trade."""
-    chart, panels = points.chart, points.panels or [None]
-    assert isinstance(chart, Curve | History | Trade)
-    metric = points.metric(chart.metric)
+def compose_chart(
+    points: Points, metric: Metric, note: str, paint: "Callable[[Axes, Any, Styles], None]", below: float = 0.0
+) -> "Figure":
+    """Return the figure of a chart of `metric`; `paint` draws into the axes of a panel, by the panel's value."""
+    panels = points.panels or [None]
 
-    def paint(ax: Axes, index: int, styles: Styles) -> None:
-        PAINTERS[type(chart)](ax, points, panels[index], styles)
+    def paint_panel(ax: "Axes", index: int, styles: Styles) -> None:
+        paint(ax, panels[index], styles)
 
-    figure = compose(
-        Sheet(points.title, metric.title, footnote(points), panel_titles(points), points.lines, paint, below(points))
-    )
+    titles = panel_titles(points)
+    figure = compose(Sheet(points.title, metric.title, note, titles, points.lines, paint_panel, below))
     first = figure.axes[0]
     if not points.values:
         first.set_yticks([])
@@ -150,8 +102,11 @@ def panel_titles(points: Points) -> list[str]:
     return [setting(panel, value) for value in points.panels] if panel and points.panels else [""]
 
 
-def compose(sheet: Sheet) -> Figure:
-    """Return a figure: panels side by side on one y axis, a legend above, what is shown below."""
+def compose(sheet: Sheet) -> "Figure":
+    """Return a figure: panels side by side on one y axis, a legend above, a note below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     panels = sheet.panels
     words = fill(sheet.y_label, LABEL_CHARACTERS)
     edge = LEFT + 0.15 * words.count("\n")
@@ -186,9 +141,7 @@ def compose(sheet: Sheet) -> Figure:
 
 
 def below(points: Points) -> float:
-    """Return the inches that the labels of x need below the axis, beyond those of one level line."""
-    if not isinstance(points.chart, Curve | Gap):
-        return 0.0
+    """Return the inches that the values of x need below the axis, beyond those of one level line."""
     labels, turned = tick_labels(points)
     return slanted(labels) if turned else 0.15 * max(label.count("\n") for label in labels)
 
@@ -200,22 +153,26 @@ def slanted(labels: Iterable[str]) -> float:
 
 def inches(text: str) -> float:
     """Return how wide a text is in the figure's size of type."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
     path = TextPath((0, 0), text, size=STYLE["font.size"], prop=FontProperties(STYLE["font.family"]), usetex=False)
     return float(path.get_extents().width) / 72
 
 
-def footnote(points: Points) -> str:
-    """Return what the marks mean, over how many seeds, and what evaluated the runs."""
+def footnote(points: Points, *, ways: str = "", dots: bool = True) -> str:
+    """Return what the marks mean, over how many seeds, and what evaluated the runs.
+
+    `ways` is put after the interval, and `dots` says whether single values are drawn as dots.
+    """
     counts = sorted({len(values) for values in points.values.values()})
     if not counts:
         return f"N{points.nothing()[1:]}."
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     if counts == [1]:
         return f"One seed a point, so no interval; n = 1 seed.\n{points.evaluation()}"
-    ways = " both ways" if isinstance(points.chart, Trade) else ""
-    dots = f" Dots: single {'runs' if points.cases == 1 else 'seeds'}."
-    dots = "" if isinstance(points.chart, History) else dots
-    return f"Mean and 95 % t interval{ways}, {n} seeds.{dots}\n{points.evaluation()}"
+    single = f" Dots: single {'runs' if points.cases == 1 else 'seeds'}." if dots else ""
+    return f"Mean and 95 % t interval{ways}, {n} seeds.{single}\n{points.evaluation()}"
 
 
 def line_styles(lines: list[str]) -> Styles:
@@ -255,7 +212,7 @@ def _dashes(number: int) -> str:
     return DASHES[number % len(DASHES)]
 
 
-def _legend(figure: Figure, ax: Axes, columns: int, place: tuple[float, float], room: int) -> None:
+def _legend(figure: "Figure", ax: "Axes", columns: int, place: tuple[float, float], room: int) -> None:
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(
         handles,

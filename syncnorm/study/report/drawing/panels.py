@@ -1,21 +1,18 @@
-"""What is inside a figure's panel: curves, histories, and one metric against another."""
+"""What figures draw inside of their panels: lines with intervals, the axes of x and y."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isinf, log2, nan
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from syncnorm.study.report.analysis.points import Points
+from syncnorm.study.report.drawing.style import GRID
 
-from syncnorm.study.exhibits import Trade
-from syncnorm.study.report.points import Points
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
-CHARACTER = 0.085
-"""Inches, of an average character in the figure's size of type."""
 TICK_CHARACTERS, TICK_LINES = 16, 3
 PANEL_WIDTH, FEW_WIDTH, MANY_WIDTH, FEW = 3.1, 4.8, 7.4, 6
 """Inches of a panel, and at least of all together: for up to `FEW` lines, and for more."""
@@ -73,22 +70,7 @@ def positions(xs: list[Any]) -> list[float]:
     return places + [max(places, default=0.0) + step] * (len(xs) - len(numbers))
 
 
-def curve_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
-    """Draw the means of every line against x, their intervals, and every seed as a dot."""
-    scale = points.metric(None).scale
-    for line, places in x_axis(ax, points).items():
-        summaries = [points.summary(panel, line, x) for x in points.xs]
-        means = [one.mean * scale if one else nan for one in summaries]
-        intervals = [one.interval if one else None for one in summaries]
-        draw_line(ax, line, styles, places, means, intervals, scale, joined=is_numeric(points.xs))
-        for x, place in zip(points.xs, places, strict=True):
-            values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
-            color = styles[line].color
-            ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
-    grid(ax)
-
-
-def x_axis(ax: Axes, points: Points) -> dict[str, list[float]]:
+def x_axis(ax: "Axes", points: Points) -> dict[str, list[float]]:
     """Lay out the axis of x, and return where the points of every line lie on it.
 
     Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
@@ -104,67 +86,10 @@ def x_axis(ax: Axes, points: Points) -> dict[str, list[float]]:
     return {line: [place + shift for place in places] for line, shift in zip(points.lines, shifts, strict=True)}
 
 
-def history_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
-    """Draw the mean of every line round by round, within the band of its intervals."""
-    scale = points.metric(None).scale
-    step = max(1, len(points.xs) // 8)
-    for index, line in enumerate(points.lines):
-        color = styles[line].color
-        seen = [(x, summary) for x in points.xs if (summary := points.summary(panel, line, x))]
-        rounds = [x for x, _ in seen]
-        intervals = [summary.interval or (nan, nan) for _, summary in seen]
-        lows, highs = ([end * scale for end in ends] for ends in (list(zip(*intervals, strict=True)) or [(), ()]))
-        ax.fill_between(rounds, lows, highs, color=color, alpha=_band(styles), linewidth=0)
-        ax.plot(
-            rounds,
-            [summary.mean * scale for _, summary in seen],
-            **styles[line].look,
-            linewidth=1.4,
-            markevery=(index * step // len(points.lines), step),  # markers of lines that coincide stay apart
-            label=line,
-            zorder=3,
-        )
-    ax.set_xlabel(points.x_label)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    grid(ax)
-
-
-def trade_panel(ax: Axes, points: Points, panel: Any, styles: Styles) -> None:
-    """Draw one metric against another: the mean of every line, its intervals both ways, every seed as a dot."""
-    chart = points.chart
-    assert isinstance(chart, Trade)
-    across, up = points.metric(chart.x_metric), points.metric(chart.metric)
-    for line in points.lines:
-        color = styles[line].color
-        xs, ys = (points.values.get((panel, line, name), {}) for name in chart.metrics)
-        both = sorted(xs.keys() & ys.keys())
-        dots = [xs[seed] * across.scale for seed in both], [ys[seed] * up.scale for seed in both]
-        ax.plot(*dots, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
-        x, y = (points.summary(panel, line, name) for name in chart.metrics)
-        at = (x.mean * across.scale, y.mean * up.scale) if x and y else (nan, nan)
-        if x and y:
-            errors = [(one.half_width or 0.0) * metric.scale for one, metric in ((x, across), (y, up))]
-            ax.errorbar(*at, xerr=errors[0], yerr=errors[1], fmt="none", ecolor=color, elinewidth=1.6, alpha=0.5)
-        ax.plot(
-            *([value] for value in at),
-            **(styles[line].look | {"markersize": 2 + SIZES.get(styles[line].marker, 4.5)}),
-            linewidth=0,
-            label=line,
-            zorder=3,
-        )
-    means = [value for (_, _, x), values in points.values.items() if x == chart.x_metric for value in values.values()]
-    if means and min(means) > 0 and max(means) > SPAN * min(means):
-        ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    ax.margins(x=0.08)
-    ax.set_xlabel(across.title)
-    grid(ax)
-
-
-def grid(ax: Axes) -> None:
+def grid(ax: "Axes") -> None:
     """Lay out the axis of y, with lines across."""
+    from matplotlib.ticker import MaxNLocator
+
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.grid(axis="y", color=GRID, linewidth=0.7)
     ax.set_axisbelow(True)
@@ -172,7 +97,7 @@ def grid(ax: Axes) -> None:
 
 
 def draw_line(
-    ax: Axes,
+    ax: "Axes",
     line: str,
     styles: Styles,
     places: Sequence[float],
@@ -189,12 +114,12 @@ def draw_line(
     color = styles[line].color
     lows, highs = ([(ends[side] if ends else nan) * scale for ends in intervals] for side in range(2))
     if joined:
-        ax.fill_between(places, lows, highs, color=color, alpha=_band(styles), linewidth=0)
+        ax.fill_between(places, lows, highs, color=color, alpha=band(styles), linewidth=0)
     ax.vlines(places, lows, highs, color=color, linewidth=0.7 if joined else 1.6, alpha=0.5)
     ax.plot(places, values, label=line, zorder=3, **styles[line].look, linewidth=1.4 if joined else 0)
 
 
-def _band(styles: Styles) -> float:
+def band(styles: Styles) -> float:
     """Return how much a band covers: little where many lie over each other."""
     return 0.16 if len(styles) <= MOST_BANDS else 0.06
 
@@ -205,7 +130,7 @@ def is_numeric(xs: list[Any]) -> bool:
 
 
 def clip(text: str, room: int) -> str:
-    """Return a text of at most `room` characters: where it has more, its middle is left out (tables have all)."""
+    """Return a text of at most `room` characters, without the middle of a longer one."""
     return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
 
 

@@ -8,39 +8,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from syncnorm.errors import UserError
+from syncnorm.study.report.drawing.style import (
+    AMBER,
+    BLUE,
+    CHARACTER,
+    FAINT,
+    GREEN,
+    GREY,
+    GRID,
+    ORANGE,
+    PINK,
+    SKY,
+    STYLE,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; names stand below the clients as well.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6670")
-INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "syncnorm",
-}
+COLORS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
+"""By domain; domains' names stand below the clients as well."""
+SIZE = 10
+"""Points of its type."""
 BARS, RIGHT = 1.1, 0.2
 """Inches: height of the sizes' axes, right margin."""
-CHARACTER = 0.085
-"""Inches, of an average character."""
 GAP = 0.8
 """Clients' widths between two domains."""
 LABELS = 26
-"""Clients, or classes, up to which each has its label; of more, every so many has."""
+"""Clients, or classes, up to which each has its label; beyond that, only every n-th is labelled."""
 
 
 def partition_figure(card: dict[str, Any]) -> "Figure":
@@ -74,7 +69,7 @@ def partition_figure(card: dict[str, Any]) -> "Figure":
     def box(bottom: float, tall: float) -> tuple[float, float, float, float]:
         return left / total[0], bottom / total[1], width / total[0], tall / total[1]
 
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context({**STYLE, "font.size": SIZE}):
         figure = Figure(figsize=total)
         FigureCanvasAgg(figure)
         grid = figure.add_axes(box(below, height))
