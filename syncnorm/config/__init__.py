@@ -1,6 +1,6 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
-from syncnorm.config.execution import Execution, Progress
+from syncnorm.config.execution import Execution, Progress, silent
 from syncnorm.config.parts import Data, Norm, Optim
 from syncnorm.config.run import LATER, Result, Run, default_of, describe, run_id, training_of
 from syncnorm.config.worlds import (
@@ -34,5 +34,6 @@ __all__ = [
     "describe",
     "layout",
     "run_id",
+    "silent",
     "training_of",
 ]

@@ -16,11 +16,17 @@ class Progress:
     """"epoch" or "round"."""
     fraction: float
     """Of the whole training, from 0 to 1."""
+    steps_per_second: float = 0.0
+    """Optimiser steps of this process in a second; rounds where a run has rounds. 0 until it is known."""
+    loss: float | None = None
+    """The last step's or round's training loss, in nats."""
+    seconds_left: float | None = None
+    """Until the training ends at this pace; None until that is known."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the last epoch or round gave, e.g. {"train_loss": 0.3}; empty between them."""
 
 
-def _nobody(progress: Progress) -> None:
+def silent(progress: Progress) -> None:
     """Hear of progress, and do nothing."""
 
 
@@ -34,5 +40,6 @@ class Execution:
     """Seconds between two checkpoints."""
     model: Path | None = None
     """Folder for the trained weights and the config that rebuilds them."""
-    report: Callable[[Progress], None] = _nobody
-    """Called now and then while the run trains; what it raises ends the run."""
+    report: Callable[[Progress], None] | None = None
+    """Called about twice a second, and at the end of each epoch or round, by the process that trains (by rank 0 of a
+    launch); what it raises ends the run. None shows a line where standard error is a terminal, `silent` nothing."""

@@ -21,6 +21,7 @@ from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
+from syncnorm.progress import Pace
 from syncnorm.worlds import expect
 
 METRICS = [
@@ -62,8 +63,11 @@ def simulate(
     kept = Checkpoint(folder, run, rounds, network, execution.checkpoint_every) if execution and folder else None
     if kept:
         kept.resume()
+    pace = Pace(execution or Execution(), "round", world.rounds, begin=rounds.next)
     for _ in range(rounds.next, world.rounds):
         rounds.play()
+        latest = rounds.latest()
+        pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
     before = kept.seconds_before if kept else 0.0

@@ -74,6 +74,15 @@ class Classifier(pl.LightningModule):
         self.history["train_loss"].append(torch.stack(self._losses).mean().item())
         self.forget_losses()
 
+    @property
+    def epochs_done(self) -> int:
+        """Number of epochs that have ended."""
+        return len(self.history["train_loss"])
+
+    def latest(self) -> dict[str, float]:
+        """Return the last value of each series of the history that has one."""
+        return {name: values[-1] for name, values in self.history.items() if values}
+
     def forget_losses(self) -> None:
         """Drop the losses of the steps since the last epoch; for those who call `training_step` themselves."""
         self._losses.clear()

@@ -1,6 +1,7 @@
 """Lightning's Trainer, as every world that trains by it starts it."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncnorm.config import Execution, Run, run_id
+from syncnorm.config import Execution, Run, run_id, silent
 from syncnorm.training.batches import Batches
 from syncnorm.training.classifier import Classifier
+from syncnorm.training.progress import Report
 from syncnorm.training.resume import Resume
 
 
@@ -19,14 +21,18 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
 
     A run that was killed goes on from its checkpoint, to the same bits.
     """
-    resume = execution.checkpoint and Resume(execution.checkpoint, run_id(run), execution.checkpoint_every)
+    callbacks: list[pl.Callback] = []
+    if execution.checkpoint:
+        callbacks.append(Resume(execution.checkpoint, run_id(run), execution.checkpoint_every))
+    if execution.report is not silent and int(os.environ.get("RANK", "0")) == 0:
+        callbacks.append(Report(execution))
     with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
             precision="64-true" if run.precision == "float64" else "32-true",
             barebones=True,
             use_distributed_sampler=False,
-            callbacks=[resume] if resume else [],
+            callbacks=callbacks,
             **placement,
         )
         trainer.fit(classifier, datamodule=batches)

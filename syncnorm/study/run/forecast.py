@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any
 
 from syncnorm.config import Run, describe, run_id
+from syncnorm.progress import span
 from syncnorm.study.plan.spec import Grid, Study, expand, grids_of
 from syncnorm.study.rows import ROWS, Row, read_rows
 from syncnorm.study.run.changes import changed_rows
-from syncnorm.study.run.progress import span
 from syncnorm.study.run.runner import default_jobs
 
 

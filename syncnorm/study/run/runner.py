@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from syncnorm.config import ClientEngine, Engine, Execution, Result, Run, describe, run_id
+from syncnorm.config import ClientEngine, Engine, Execution, Progress, Result, Run, describe, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
 from syncnorm.registry import refuse_while_importing
@@ -24,7 +24,7 @@ from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
 from syncnorm.study.run.store import Store
 from syncnorm.study.run.tracking import STALL_SECONDS, Mirror, Mode
-from syncnorm.study.run.workers import Ended, Started, work
+from syncnorm.study.run.workers import Advanced, Ended, Started, work
 
 INTERRUPTED_SECONDS = 3.0
 
@@ -103,6 +103,9 @@ class _Record:
     def started(self, run: Run) -> None:
         self.meter.started(self._label(run))
 
+    def advanced(self, run: Run, progress: Progress) -> None:
+        self.meter.advanced(self._label(run), progress)
+
     def ended(self, end: Ended) -> None:
         outcome = end.outcome
         if isinstance(outcome, Result):
@@ -172,6 +175,8 @@ def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, che
         for event in events:
             if isinstance(event, Started):
                 record.started(event.run)
+            elif isinstance(event, Advanced):
+                record.advanced(event.run, event.progress)
             else:
                 record.ended(event)
 
@@ -183,7 +188,7 @@ def default_jobs() -> int:
 
 def _events(
     todo: Sequence[Run], trainer: str, jobs: int, checkpoints: Path
-) -> Generator[Started | Ended, None, None]:
+) -> Generator[Started | Advanced | Ended, None, None]:
     alone = [run for run in todo if run.world.processes() is None]
     yield from work(alone, trainer, workers=jobs, checkpoints=checkpoints)
     launches: dict[int, list[Run]] = {}
@@ -222,7 +227,7 @@ def _train_together(todo: Sequence[Run], record: _Record, trainer: str) -> None:
             record.meter.say("a rank failed, and all ranks end with it: the same command goes on with other runs.")
             record.close(INTERRUPTED_SECONDS)
 
-    take_part(source(), load_trainer(trainer), emit)
+    take_part(source(), load_trainer(trainer), emit, record.advanced)
 
 
 def _silence() -> None:

@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from syncnorm.config import Execution, Result, Run, run_id, training_of
+from syncnorm.config import Execution, Progress, Result, Run, run_id, training_of
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
 from syncnorm.registry import environment_of_plugins
@@ -42,6 +42,14 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Advanced:
+    """A run told how far it is."""
+
+    run: Run
+    progress: Progress
+
+
+@dataclass(frozen=True)
 class Ended:
     """A run gave a result, or failed for good."""
 
@@ -53,7 +61,7 @@ class Ended:
 
 def work(
     runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, checkpoints: Path | None = None
-) -> Generator[Started | Ended, None, None]:
+) -> Generator[Started | Advanced | Ended, None, None]:
     """Train every run and yield what happens, as it happens.
 
     `workers` processes share the runs; with `ranks`, each is a torchrun launch of so many. A run whose
@@ -74,22 +82,22 @@ def work(
                     yield Started(worker.take(_due_for(worker, team, todo)))
             for worker in _with_news(team):
                 try:
-                    ended, suspect = worker.hear(), ranks is not None
+                    news, suspect = worker.hear(), ranks is not None
                 except _Lost as lost:
                     team.remove(worker)
                     worker.end()
                     stillborn += not worker.environment
                     if stillborn > workers:
                         raise UserError(f"workers cannot start: {lost.why.error}\n{lost.why.detail}") from None
-                    ended, suspect = worker.ended(lost.why), True
-                if ended is None:
-                    continue
-                tries[run_id(ended.run)] += 1
-                suspect = suspect and isinstance(ended.outcome, Failure) and not ended.outcome.users
-                if suspect and tries[run_id(ended.run)] < ATTEMPTS:
-                    todo.append(_Due(ended.run))
-                else:
-                    yield ended
+                    news, suspect = worker.ended(lost.why), True
+                if isinstance(news, Ended):
+                    tries[run_id(news.run)] += 1
+                    suspect = suspect and isinstance(news.outcome, Failure) and not news.outcome.users
+                    if suspect and tries[run_id(news.run)] < ATTEMPTS:
+                        todo.append(_Due(news.run))
+                        continue
+                if news:
+                    yield news
     finally:
         for worker in team:
             worker.end()
@@ -192,8 +200,8 @@ class _Worker:
             self.channel.send((run, Execution(checkpoint)))
         return run
 
-    def hear(self) -> Ended | None:
-        """Take one message and return the end of a run if it is that; `_Lost` when the worker is gone."""
+    def hear(self) -> Advanced | Ended | None:
+        """Take one message and return what it says of a run, if it does; `_Lost` when the worker is gone."""
         if isinstance(self.channel, socket.socket):
             if self.process.poll() is not None:
                 raise _Lost(self._last_words())
@@ -206,6 +214,8 @@ class _Worker:
         if isinstance(message, dict):
             self.environment = message
             return None
+        if isinstance(message, Progress):
+            return Advanced(self.run, message) if self.run else None
         if self.run is None:
             raise UserError(message.error)
         self._spent = self._ranks is not None and isinstance(message, Failure)  # its ranks end then
