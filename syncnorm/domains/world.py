@@ -36,6 +36,8 @@ class Trained:
     model: nn.Module
     history: dict[str, list[float]]
     steps: int
+    seconds_before: float
+    """What it took before it was killed."""
 
 
 _KEPT: dict[str, Trained] = {}
@@ -56,9 +58,11 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = prepare(run, device)
     key = f"{run_id(training_of(run))} {run.data.path} {device}"
+    before = 0.0
     if key not in _KEPT:
         _KEPT.clear()
-        _KEPT[key] = train(training_of(run), prepared, device)
+        _KEPT[key] = train(training_of(run), prepared, device, execution)
+        before = _KEPT[key].seconds_before
     trained = _KEPT[key]
     metrics, losses = {}, {}
     for index, name in enumerate(prepared.pool.names):
@@ -77,7 +81,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
             "steps": float(trained.steps),
         },
         evaluated_by=statistics_of(world.adapt, trained.model),
-        seconds=time.perf_counter() - started,
+        seconds=before + time.perf_counter() - started,
         environment=environment(),
         history=trained.history,
     )
@@ -89,9 +93,10 @@ class DomainClassifier(Classifier):
     def __init__(self, run: Run, prepared: Prepared) -> None:
         super().__init__(prepared.model, optim=run.optim)
         self._run, self._prepared = run, prepared
-        self.accuracies: dict[str, list[float]] = {"seen_accuracy": []}
+        self._groups = {"seen_accuracy": prepared.seen}
         if prepared.unseen:
-            self.accuracies["unseen_accuracy"] = []
+            self._groups["unseen_accuracy"] = prepared.unseen
+        self.history.update({name: [] for name in self._groups})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Return the loss of a batch of samples, labels and domains."""
@@ -102,20 +107,19 @@ class DomainClassifier(Classifier):
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains."""
         super().on_train_epoch_end()
-        groups = {"seen_accuracy": self._prepared.seen, "unseen_accuracy": self._prepared.unseen}
-        for name, values in self.accuracies.items():
-            scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in groups[name]]
-            values.append(fmean(scores))
+        for name, group in self._groups.items():
+            scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
+            self.history[name].append(fmean(scores))
 
 
-def train(run: Run, prepared: Prepared, device: torch.device) -> Trained:
+def train(run: Run, prepared: Prepared, device: torch.device, execution: Execution | None = None) -> Trained:
     """Train the prepared model, and return it with what its epochs gave."""
     torch.manual_seed(derive("training", run.seed, 0))
     classifier = DomainClassifier(run, prepared)
     batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, run.data.augment)
-    run_trainer(run, classifier, batches, accelerator=device.type, devices=1)
-    history = {"train_loss": classifier.train_loss, **classifier.accuracies}
-    return Trained(classifier.model.to(device), history, batches.steps * run.optim.epochs)
+    run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
+    steps, before = batches.steps * run.optim.epochs, classifier.seconds_before
+    return Trained(classifier.model.to(device), classifier.history, steps, before)
 
 
 def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: Adaptation) -> tuple[float, float]:

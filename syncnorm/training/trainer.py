@@ -8,18 +8,25 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncnorm.config import Run
+from syncnorm.config import Execution, Run, run_id
+from syncnorm.training.batches import Batches
 from syncnorm.training.classifier import Classifier
+from syncnorm.training.resume import Resume
 
 
-def run_trainer(run: Run, classifier: Classifier, batches: pl.LightningDataModule, **placement: Any) -> None:
-    """Train a run's classifier for its epochs; `placement` are the Trainer's arguments for where."""
+def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: Execution, **placement: Any) -> None:
+    """Train a run's classifier for its epochs; `placement` are the Trainer's arguments for where.
+
+    A run that was killed goes on from its checkpoint, to the same bits.
+    """
+    resume = execution.checkpoint and Resume(execution.checkpoint, run_id(run), execution.checkpoint_every)
     with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
             precision="64-true" if run.precision == "float64" else "32-true",
             barebones=True,
             use_distributed_sampler=False,
+            callbacks=[resume] if resume else [],
             **placement,
         )
         trainer.fit(classifier, datamodule=batches)

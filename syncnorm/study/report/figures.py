@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from syncnorm.files import write_file
 from syncnorm.study.exhibits import Curve, Gap, History, Trade
-from syncnorm.study.files import write_file
 from syncnorm.study.report.labels import setting
 from syncnorm.study.report.panels import (
     CHARACTER,

@@ -6,8 +6,8 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from syncnorm.files import write_file
 from syncnorm.study.exhibits import Exhibit
-from syncnorm.study.files import write_file
 from syncnorm.study.plan.spec import flatten
 from syncnorm.study.report.figures import write_image
 from syncnorm.study.report.labels import listing, value_label
