@@ -183,6 +183,10 @@ def try_command(words: list[str], *more: str) -> None:
             dry_run(rest[[word.endswith(".py") for word in rest].index(True) :], *more)
         case ["python", script]:
             assert (ROOT / script).is_file()
+        case ["pip", "install", what]:
+            extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
+            assert extra
+            assert not extra[1] or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
         case [".", _]:
             pass
         case _:
