@@ -83,6 +83,7 @@ def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run
     assert [run.world.method for run in asked] == ["fedbn"]
 
 
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
 def test_layers(names: dict[str, Any]) -> None:
     convert, synchronise, lightning, domains, rest = blocks(DOCS / "layers.md", "python")
     before = names["model"].eval()(names["x"])
