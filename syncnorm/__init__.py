@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.federated.algorithms import register_algorithm
+    from syncnorm.federated.policies import register_policy
     from syncnorm.moments import Moments
     from syncnorm.norms import (
         DomainBatchNorm,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         keep_domain,
         make_norm,
         norm_names,
+        register_norm,
         stream,
     )
     from syncnorm.surgery import (
@@ -41,6 +44,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "syncnorm.worlds": ["fit"],
+    "syncnorm.federated.algorithms": ["register_algorithm"],
+    "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -53,6 +58,7 @@ _HOMES = {
         "keep_domain",
         "make_norm",
         "norm_names",
+        "register_norm",
         "stream",
     ],
     "syncnorm.surgery": [
@@ -92,6 +98,9 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_algorithm",
+    "register_norm",
+    "register_policy",
     "revert",
     "stream",
     "tent",

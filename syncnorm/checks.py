@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from syncnorm.config import Run
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import UserError, unknown, with_article
 
 KINDS: dict[Any, tuple[Any, str]] = {
     Literal: (object, "one of its names"),
@@ -37,7 +37,9 @@ def check_types(node: Any, owner: str = "") -> None:
 def check_run(run: Any) -> None:
     """Raise `UserError` where `run` is no run, or where a field of it holds something of another type."""
     if not isinstance(run, Run):
-        raise UserError(f"this is {_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config.")
+        raise UserError(
+            f"this is {with_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config."
+        )
     check_types(run)
 
 
@@ -74,7 +76,7 @@ def _is_one(value: Any, hint: Any) -> bool:
 def _shown(value: Any) -> str:
     """Return a value as a sentence shows it: its kind, where its text would be long."""
     text = repr(value)
-    return text if len(text) <= 60 and "\n" not in text else _article(type(value).__name__)
+    return text if len(text) <= 60 and "\n" not in text else with_article(type(value).__name__)
 
 
 def _instead(value: Any, kinds: Sequence[Any], name: str) -> str:
@@ -87,14 +89,10 @@ def _instead(value: Any, kinds: Sequence[Any], name: str) -> str:
     return ""
 
 
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
-
-
 def _kind(hint: Any) -> tuple[Any, str]:
     """Return the classes that a hint stands for, and how a sentence calls them."""
     origin = get_origin(hint) or hint
-    return KINDS.get(origin, (origin, _article(getattr(origin, "__name__", str(origin)))))
+    return KINDS.get(origin, (origin, with_article(getattr(origin, "__name__", str(origin)))))
 
 
 def _check_plain(value: Any, name: str) -> None:

@@ -96,6 +96,14 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return len(self._items)
 
 
+def check_named(name: Any, decorator: str) -> None:
+    """Raise `UserError` where a decorator that takes a name was used without one."""
+    if callable(name):
+        raise UserError(
+            f'{decorator} needs a name: write @{decorator}("{getattr(name, "__name__", "name").lower()}").'
+        )
+
+
 REGISTRIES: dict[str, Registry[Any]] = {}
 """The registries that are imported, by what they hold."""
 HOMES = {

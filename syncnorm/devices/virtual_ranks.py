@@ -18,13 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from syncnorm.errors import UserError
+from syncnorm.norms import norm_spec
+from syncnorm.norms.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.convert import converted_layers, replace_modules
-
-BY_CHANNEL = {
-    *("alpha_bn", "brn", "diminishing_bn", "eval_norm", "evonorm_b0", "example_bn", "full_norm", "hybrid_bn", "iabn"),
-    *("mabn", "online_bn", "prediction_bn"),
-}
-"""Norms that treat every channel by itself, by what one device's batch has of it."""
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
@@ -33,9 +29,9 @@ def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
     Raises:
         UserError: a model that has to be copied, and cannot be.
     """
-    if norm not in BY_CHANNEL:
+    norms = [layer for layer in converted_layers(model) if not isinstance(layer, CONVOLUTIONS)]
+    if not norm_spec(norm).by_channel or not all(hasattr(layer, "num_features") for layer in norms):
         return ModelCopies(model, ranks)
-    norms = [layer for layer in converted_layers(model) if hasattr(layer, "num_features")]
     return replace_modules(model, {layer: RanksAsChannels(layer, ranks) for layer in norms})
 
 

@@ -11,7 +11,7 @@ from syncnorm.data.domain_pool import Pool, load_pool
 from syncnorm.domains.adaptation import Test, check_adaptation, logits_of
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
-from syncnorm.norms import domain, norm_options
+from syncnorm.norms import domain, norm_spec
 from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
 from syncnorm.worlds import expect
 
@@ -37,12 +37,11 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_world(world)
     check_optim(run.optim)
     training = len(world.domains) - len(world.unseen)
-    told = run.norm.options.get("domains", training)
-    if told != training:
-        raise UserError(
-            f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
-        )
-    norm_options(run.norm.name)
+    for option, fact in norm_spec(run.norm.name).from_world.items():
+        if fact == "domains" and (told := run.norm.options.get(option, training)) != training:
+            raise UserError(
+                f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
+            )
     pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision])
     unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)

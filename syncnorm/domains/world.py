@@ -24,6 +24,7 @@ from syncnorm.domains.batches import Batch, DomainBatches
 from syncnorm.domains.prepare import Prepared, domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
+from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
 from syncnorm.training.trainer import run_trainer
@@ -173,14 +174,9 @@ class DomainsWorld:
         return ["accuracy", "accuracy_seen", *by_domain, "loss", "train_loss", "steps"]
 
     def norm_layer(self, norm: Norm, world: Domains) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`.
-
-        A norm that tells domains apart has as many as train, and one that asks for the batch size of training gets
-        it.
-        """
+        """Return the layer that plays `norm`, told the number of training domains and the batch size."""
         seen = len(world.domains) - len(world.unseen)
-        counted = {"domain_bn": {"domains": seen}, "eval_norm": {"batch": world.batch}}.get(norm.name, {})
-        return norm.name, {**counted, **norm.options}
+        return norm.name, options_in_world(norm.name, norm.options, {"domains": seen, "batch": world.batch})
 
 
 WORLD = DomainsWorld()

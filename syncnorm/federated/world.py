@@ -16,10 +16,11 @@ from syncnorm.data.partitions.population import forget as forget_population
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.norms.make import options_in_world
 from syncnorm.worlds import expect
 
 METRICS = [
@@ -54,7 +55,7 @@ def simulate(
     if world.engine == "flower":
         return _with_flower(run)
     federation = Federation(run)
-    engine = Chosen(world.engine)
+    engine = AutoEngine(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
     rounds = Rounds(federation, network)
     folder = execution.checkpoint if execution else None
@@ -82,8 +83,8 @@ def _with_flower(run: Run) -> Result:
 
 
 def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> ClientStates:
-    count, model = len(federation.trainees), federation.model.state_dict()
-    kept = sum(model[name].numel() * model[name].element_size() for name in federation.kept_names)
+    count, model = len(federation.schedule.trainees), federation.models.template.state_dict()
+    kept = sum(model[name].numel() * model[name].element_size() for name in federation.layout.kept)
     on_disk = count * kept > IN_MEMORY if store == "auto" else store == "disk"
     return OnDisk(count, device=federation.device) if on_disk else InMemory()
 
@@ -98,8 +99,8 @@ class ClientsWorld:
     def check(self, run: Run) -> None:
         """Raise what the run would end with, without training it."""
         federation = Federation(run, torch.device("cpu"))
-        for client in {*federation.cohort(0), *federation.trainees[:CHECKED]}:
-            federation.plan(client, 0)
+        for client in {*federation.schedule.cohort(0), *federation.schedule.trainees[:CHECKED]}:
+            federation.schedule.plan(client, 0)
 
     def forget(self) -> None:
         """Drop the data sets that this process keeps."""
@@ -111,8 +112,8 @@ class ClientsWorld:
         return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
 
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`: clients are no ranks, so it is the one of that name."""
-        return norm.name, norm.options
+        """Return the layer that plays `norm`, told the batch size of training: clients are no ranks."""
+        return norm.name, options_in_world(norm.name, norm.options, {"batch": world.batch})
 
 
 WORLD = ClientsWorld()

@@ -243,7 +243,6 @@ def test_a_grid_that_varies_the_world_names_fields_of_its_own() -> None:
         ({"vary": {"domains": [(1,)]}}, "one of world.domains is 1: it must be a text."),
         ({"vary": {"keep_momentum": [1]}}, "world.keep_momentum is 1: it must be True or False."),
         ({"vary": {"rounds": [True]}}, "world.rounds is True: it must be a whole number."),
-        ({"vary": {"algorithm": ["fedporx"]}}, "unknown world.algorithm 'fedporx': did you mean 'fedprox'?"),
         ({"vary": {"method_options": [{"frozen_from": object()}]}}, "it must hold plain numbers"),
         ({"figures": (Curve("alpha", 3),)}, "one of figures.line is 3"),
         ({"figures": (Curve("alpha", ("method", 3)),)}, "one of"),

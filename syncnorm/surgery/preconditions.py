@@ -1,9 +1,8 @@
-"""Which models can be operated on: what is asked of one before anything of it is changed."""
+"""What a model has to be before its layers are changed or measured."""
 
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from syncnorm._torch import compiler_is_loaded
 from syncnorm.errors import UserError
 
 _QUANTISED = re.compile(r"torch\.ao\.nn\..*(quantized|qat)")
@@ -77,5 +77,4 @@ def in_a_line(error: Exception) -> str:
 
 def uncompiled() -> AbstractContextManager[Any]:
     """Let compiled parts run as they were written: compiled code looks for no hooks, and cannot be traced."""
-    # Importing the compiler takes seconds: where it is not there yet, nothing is compiled.
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    return torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext()
