@@ -94,7 +94,7 @@ class Rounds:
 
     def latest(self) -> dict[str, float]:
         """Return what the last round gave, by series of the history."""
-        return {name: values[-1] for name, values in self._history.items()}
+        return {name: values[-1] for name, values in self.log.history.items()}
 
     def remember(self) -> dict[str, Any]:
         """Return everything that the coming rounds depend on, as plain data and tensors."""
