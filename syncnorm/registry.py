@@ -109,7 +109,7 @@ REGISTRIES: dict[str, Registry[Any]] = {}
 HOMES = {
     "norm": ("syncnorm.norms.registry", "norm"),
     "model": ("syncnorm.models.registry", "model"),
-    "policy": ("syncnorm.federated.policies", "policy"),
+    "policy": ("syncnorm.federated.policies", "federated policy"),
     "algorithm": ("syncnorm.federated.algorithms", "algorithm"),
     "partition": ("syncnorm.data", "partition"),
     "data": ("syncnorm.data", "data set"),
