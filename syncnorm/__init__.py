@@ -1,6 +1,7 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below need torch alone, and import it when they are first used, so that the command line starts at once.
+The names below import torch when they are first used, so that the command line starts at once, and, `fit` and
+`register_adaptation` apart, need torch alone.
 `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
@@ -8,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.domains.adaptation import register_adaptation
+    from syncnorm.models.registry import register_model
     from syncnorm.moments import Moments
     from syncnorm.norms import (
         DomainBatchNorm,
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "syncnorm.worlds": ["fit"],
+    "syncnorm.domains.adaptation": ["register_adaptation"],
+    "syncnorm.models.registry": ["register_model"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -92,6 +97,8 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_adaptation",
+    "register_model",
     "register_norm",
     "revert",
     "stream",
