@@ -1,6 +1,7 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below need torch alone, and import it when they are first used, so that the command line starts at once.
+The names below import torch when they are first used, so that the command line starts at once, and, `fit` and
+`register_adaptation` apart, need torch alone.
 `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
@@ -8,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.domains.adaptation import register_adaptation
     from syncnorm.federated.algorithms import register_algorithm
     from syncnorm.federated.policies import register_policy
+    from syncnorm.models.registry import register_model
     from syncnorm.moments import Moments
     from syncnorm.norms import (
         DomainBatchNorm,
@@ -47,6 +50,8 @@ _HOMES = {
     "syncnorm.worlds": ["fit"],
     "syncnorm.federated.algorithms": ["register_algorithm"],
     "syncnorm.federated.policies": ["register_policy"],
+    "syncnorm.domains.adaptation": ["register_adaptation"],
+    "syncnorm.models.registry": ["register_model"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -100,7 +105,9 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_adaptation",
     "register_algorithm",
+    "register_model",
     "register_norm",
     "register_plot",
     "register_policy",

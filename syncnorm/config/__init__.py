@@ -4,7 +4,6 @@ from syncnorm.config.execution import Execution, Progress, silent
 from syncnorm.config.parts import Data, Norm, Optim
 from syncnorm.config.run import LATER, Result, Run, default_of, describe, run_id, training_of
 from syncnorm.config.worlds import (
-    Adaptation,
     ClientEngine,
     Clients,
     Devices,
@@ -16,7 +15,6 @@ from syncnorm.config.worlds import (
 
 __all__ = [
     "LATER",
-    "Adaptation",
     "ClientEngine",
     "Clients",
     "Data",

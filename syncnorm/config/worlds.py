@@ -7,7 +7,6 @@ from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
 ClientEngine = Literal["auto", "cohort", "loop", "flower"]
-Adaptation = Literal["none", "pooled", "ensemble", "adabn", "prediction", "mix", "alpha", "online", "tent"]
 
 
 class WorldConfig:
@@ -176,12 +175,12 @@ class Domains(WorldConfig):
     """Samples in a step of training."""
     batches: Literal["mixed", "one_domain"] = "mixed"
     """Whether a step's samples are drawn from all domains together, or from one domain at a time."""
-    adapt: Adaptation = "none"
+    adapt: str = "none"
     """What is done at test time, where labels are not known. none: statistics as trained, those of a seen domain its
     own where the norm tells domains apart. pooled: those of all domains together. ensemble: domains weighed by their
     resemblance (BNE). adabn: statistics of the domain's samples. prediction: of each test batch. mix: of both
     (Schneider et al.). alpha: of both, in fixed shares. online: of a stream of samples, from the source's on. tent:
-    of each test batch, with entropy minimised."""
+    of each test batch, with entropy minimised. Or the name of a registered one."""
     adapt_options: dict[str, Any] = field(default_factory=dict)
     """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
     adapt_samples: int | None = None

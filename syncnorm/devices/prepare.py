@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from syncnorm.config import Data, Devices, Norm, Run, layout
 from syncnorm.data import Dataset, load, partition, rank_batches
-from syncnorm.devices.virtual_ranks import copy_sharing_parameters
+from syncnorm.devices.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
@@ -148,8 +148,11 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
 
 
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
-    """Where the ranks will each have a copy of the model, run one device's first batch through one, in training."""
-    if not needs_virtual_ranks(run.norm.name, devices(run)) or norm_spec(run.norm.name).by_channel:
+    """Check what virtual ranks need: where each has a copy of the model, run one device's first batch through one."""
+    if not needs_virtual_ranks(run.norm.name, devices(run)):
+        return
+    if norm_spec(run.norm.name).by_channel:
+        check_by_channel(model, run.norm.name)
         return
     try:
         with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from syncnorm.config import Domains, Run
 from syncnorm.data.domain_pool import Pool, load_pool
-from syncnorm.domains.adaptation import Test, check_adaptation, logits_of
+from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_of
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
@@ -101,7 +101,7 @@ def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
     sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
     smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # of the domains' last batches
     stream = pool.x[: min(world.adapt_samples or 2, 2)]
-    test = Test([pool.test_x[: min(smallest, 2)]], stream, None, world.test_batch, world.adapt_options)
+    test = TargetBatches([pool.test_x[: min(smallest, 2)]], stream, None, world.test_batch, world.adapt_options)
     try:
         logits_of(world.adapt, copy.deepcopy(model), test)
     except UserError:

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncnorm.config import Adaptation, Domains, Execution, Norm, Result, Run, describe, run_id, training_of
+from syncnorm.config import Domains, Execution, Norm, Result, Run, describe, run_id, training_of
 from syncnorm.data.domain_pool import load_pool
-from syncnorm.domains.adaptation import Test, logits_of, statistics_of
+from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
 from syncnorm.domains.prepare import Prepared, domains, prepare
 from syncnorm.environment import environment
@@ -123,7 +123,7 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     return Trained(classifier.model.to(device), classifier.history, steps, before)
 
 
-def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: Adaptation) -> tuple[float, float]:
+def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
     """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation.
 
     The model stays as it is: what adapts is a copy.
@@ -134,7 +134,7 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: A
     order = _order(world, pool.test_y[tests].cpu(), derive("test order", run.seed, name)) + tests.start
     unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
     device = pool.x.device
-    test = Test(
+    test = TargetBatches(
         batches=pool.test_x[order.to(device)].split(world.test_batch),  # type: ignore[no-untyped-call]
         unlabelled=pool.x[unlabelled[: world.adapt_samples].to(device)],
         known=prepared.seen.index(index) if index in prepared.seen else None,

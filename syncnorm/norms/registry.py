@@ -62,7 +62,7 @@ NORMS: Registry[NormSpec] = Registry("norm", {
     "mixstyle": NormSpec(MixStyleBatchNorm, fold=running_affine),
     # Small and skewed batches.
     "brn": NormSpec(BatchRenorm, by_channel=True, fold=running_affine),
-    "evonorm_b0": NormSpec(EvoNormB0, by_channel=True, fold=None),
+    "evonorm_b0": NormSpec(EvoNormB0, by_channel=True, evaluates="corrected", fold=None),
     "mabn": NormSpec(MovingAverageBatchNorm, by_channel=True, weight=centre_weight, fold=running_square_affine),
     "cbn": NormSpec(CrossIterationBatchNorm, fold=running_affine),
     "diminishing_bn": NormSpec(DiminishingBatchNorm, by_channel=True, fold=running_affine),
