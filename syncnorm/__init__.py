@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.data import register_data, register_partition
     from syncnorm.moments import Moments
     from syncnorm.norms import (
         DomainBatchNorm,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from syncnorm.worlds import fit
 
 _HOMES = {
+    "syncnorm.data": ["register_data", "register_partition"],
     "syncnorm.worlds": ["fit"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
@@ -90,6 +92,8 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_data",
+    "register_partition",
     "revert",
     "stream",
     "tent",

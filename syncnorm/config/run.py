@@ -4,16 +4,12 @@ Everything above reads these. The attribute docstrings are the help texts of the
 """
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
 from syncnorm.config.parts import Data, Norm, Optim
 from syncnorm.config.worlds import Clients, Devices, Domains
-
-LATER = {"added": True}
-"""Metadata of a field that was added when results existed: a description holds it only where it is not its default,
-so that the ids of the runs before it stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +66,13 @@ def _plain(node: Any) -> Any:
     plain = {}
     for item in fields(node):
         value = getattr(node, item.name)
-        if not item.metadata.get("added") or value != item.default:
+        if not item.metadata.get("added") or value != _default(item):
             plain[item.name] = float(value) if item.type is float else _plain(value)
     return plain
+
+
+def _default(item: Field[Any]) -> Any:
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def run_id(run: Run) -> str:

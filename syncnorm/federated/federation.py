@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.config import Clients, Norm, Run
-from syncnorm.data import make_population
+from syncnorm.data import make_federated_dataset
 from syncnorm.errors import UserError
 from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.local import Local
@@ -64,7 +64,7 @@ class Federation:
         self.options = policy_options(run.world.method, run.world.method_options)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = DTYPES[run.precision]
-        self.population = make_population(run.data, run.world, run.seed, self.device, dtype)
+        self.population = make_federated_dataset(run.data, run.world, run.seed, self.device, dtype)
         self._dtype = dtype
         self.model = self._build()
         inspect_model(self.model, self.population.x[:2], self.population.classes, run.model)

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from syncnorm.config import Result, describe, run_id
+from syncnorm.data import partition_card
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.aggregation import combine, normalised_weights
@@ -93,7 +94,7 @@ class Rounds:
             seconds=seconds,
             environment=environment(),
             history=self._history,
-            details={"partition": self.federation.population.card(), **details},
+            details={"partition": partition_card(self.federation.population), **details},
         )
 
     def remember(self) -> dict[str, Any]:
