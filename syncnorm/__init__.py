@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.data import register_data, register_partition
     from syncnorm.domains.adaptation import register_adaptation
     from syncnorm.federated.algorithms import register_algorithm
     from syncnorm.federated.policies import register_policy
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "syncnorm.data": ["register_data", "register_partition"],
     "syncnorm.worlds": ["fit"],
     "syncnorm.federated.algorithms": ["register_algorithm"],
     "syncnorm.federated.policies": ["register_policy"],
@@ -107,8 +109,10 @@ __all__ = [
     "recalibrate",
     "register_adaptation",
     "register_algorithm",
+    "register_data",
     "register_model",
     "register_norm",
+    "register_partition",
     "register_plot",
     "register_policy",
     "revert",

@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
 from syncnorm.config.execution import Execution, Progress, silent
-from syncnorm.config.parts import Data, Norm, Optim
-from syncnorm.config.run import LATER, Result, Run, default_of, describe, run_id, training_of
+from syncnorm.config.parts import LATER, Data, Norm, Optim
+from syncnorm.config.run import Result, Run, default_of, describe, run_id, training_of
 from syncnorm.config.worlds import (
     ClientEngine,
     Clients,

@@ -11,10 +11,6 @@ from typing import Any, Literal
 from syncnorm.config.parts import Data, Norm, Optim
 from syncnorm.config.worlds import Clients, Devices, Domains
 
-LATER = {"added": True}
-"""Metadata of a field that was added when results existed: a description holds it only where it is not its default,
-so that the ids of the runs before it stay what they are."""
-
 
 @dataclass(frozen=True)
 class Run:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.config import Data, Devices, Norm, Run, layout
-from syncnorm.data import Dataset, load, partition, rank_batches
+from syncnorm.data import ON_REGISTRATION, Dataset, load_config, partition, rank_batches
 from syncnorm.devices.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
@@ -96,15 +96,10 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 @lru_cache(maxsize=2)
 def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
     """Load a run's data set onto the device; the last two stay in memory."""
-    loaded = load(
-        data.name,
-        path=data.path,
-        size=data.size,
-        train_limit=data.train_limit,
-        test_limit=data.test_limit,
-        augment=data.augment,
-    )
-    return loaded.to(device, dtype)
+    return load_config(data).to(device, dtype)
+
+
+ON_REGISTRATION.append(load_data.cache_clear)
 
 
 def _all(labels: Tensor) -> Tensor:

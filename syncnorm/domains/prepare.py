@@ -42,7 +42,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
             raise UserError(
                 f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
             )
-    pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision])
+    pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision], world.unseen)
     unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
     check_batch(pool, seen, world)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.config import Clients, Run
-from syncnorm.data import Population
+from syncnorm.data import FederatedDataset
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.policies import policy_named, policy_options
@@ -36,7 +36,7 @@ class Plan:
 class Schedule:
     """The rounds of a run."""
 
-    def __init__(self, run: Run, population: Population, algorithm: Algorithm) -> None:
+    def __init__(self, run: Run, population: FederatedDataset, algorithm: Algorithm) -> None:
         self.run, self.world = run, expect(run, Clients)
         self._population, self._algorithm = population, algorithm
         policy = policy_named(self.world.method)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from syncnorm.config import Clients, Execution, Norm, Result, Run
-from syncnorm.data.partitions.population import forget as forget_population
+from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
@@ -108,7 +108,7 @@ class ClientsWorld:
 
     def forget(self) -> None:
         """Drop the data sets that this process keeps."""
-        forget_population()
+        forget_data()
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from syncnorm.config import Result, describe, run_id
+from syncnorm.data import partition_card
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.federation import Federation
@@ -89,7 +90,7 @@ class Rounds:
             seconds=seconds,
             environment=environment(),
             history=self.log.history,
-            details={"partition": federation.population.card(), **details},
+            details={"partition": partition_card(federation.population), **details},
         )
 
     def latest(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which samples of its domain a client holds: dealt once, or drawn whenever they are asked for.
+"""Which samples of its domain a client holds: all partitioned at once, or drawn whenever they are asked for.
 
 Sample indices here count within the client's domain, so that they do not change when domains are added.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from syncnorm.data.partitions.client_skew import check_positive
-from syncnorm.data.partitions.deal import deal
+from syncnorm.data.partitions.methods import draw_partition
 from syncnorm.errors import UserError, unknown
 from syncnorm.seeds import derive
 
@@ -24,7 +24,7 @@ SAMPLES = 32
 
 
 @dataclass(frozen=True)
-class Homes:
+class DomainAssignment:
     """Which domain each client holds samples of, without a list of clients.
 
     Clients 0 .. count-1 train, the next `held_out` ones never do. Client k holds domain k mod `domains`; where there
@@ -54,7 +54,7 @@ class Homes:
         return [client for client in range(self.total) if self.of(client) == domain]
 
 
-class Holdings(Protocol):
+class Partition(Protocol):
     """What clients hold. `draws`: by domain, how often it was drawn; `options`: of the method, with defaults."""
 
     options: dict[str, Any]
@@ -69,41 +69,47 @@ class Holdings(Protocol):
         ...
 
 
-class Dealt:
-    """Every sample of a domain lies with exactly one of its clients, held-out ones included.
+class DisjointPartition:
+    """Every sample of a domain lies with one of its clients at most, held-out ones included.
 
-    A domain's deal depends on the seed, its name and the number of its clients, and on no other domain.
+    A domain's partition depends on the seed, its name, its columns and the number of its clients, and on no other
+    domain.
     """
 
     def __init__(
-        self, homes: Homes, labels: Mapping[str, Tensor], method: str, seed: int, options: dict[str, Any]
+        self,
+        assignment: DomainAssignment,
+        labels: Mapping[str, Tensor],
+        method: str,
+        seed: int,
+        options: dict[str, Any],
+        columns: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Deal each domain's samples, in the order in which `homes` numbers the domains."""
-        self.count = homes.count
+        """Partition each domain's samples, in the order in which `assignment` numbers the domains.
+
+        `columns` has for each domain the columns that a method may ask for, see `methods.COLUMNS`.
+        """
+        self.count = assignment.count
         self.draws: dict[str, int] = {}
         self.parts: dict[int, Indices] = {}
         for number, (name, y) in enumerate(labels.items()):
-            clients = homes.clients(number)
+            clients = assignment.clients(number)
             where = f"domain '{name}': " if len(labels) > 1 else ""
             if len(clients) > len(y):
                 raise UserError(
                     f"{where}{len(y)} training samples cannot be dealt to {len(clients)} clients: use fewer clients, "
                     f"or the skew {RESAMPLED}, which lets clients share samples."
                 )
+            own_seed = derive("clients", seed, name)
             try:
-                dealt = deal(y, method, len(clients), derive("clients", seed, name), **options)
+                drawn = draw_partition(y, method, len(clients), own_seed, options, columns[number], clients)
             except UserError as error:
                 raise UserError(f"{where}{error}") from error
-            self.options, self.draws[name] = dealt.options, dealt.draws
-            # Some methods deal class by class: without a shuffle, the first half of a client's samples is half
-            # its classes.
+            self.options, self.draws[name] = drawn.options, drawn.draws
+            # Some methods go class by class: without a shuffle, the first half of a client's samples is half its
+            # classes.
             rng = np.random.default_rng(derive("clients' order", seed, name))
-            for client, part in zip(clients, dealt.parts, strict=True):
-                if len(part) == 0:
-                    raise UserError(
-                        f"{where}client {client} got no sample from the {method} partition: use fewer clients, or "
-                        "more samples."
-                    )
+            for client, part in zip(clients, drawn.parts, strict=True):
                 self.parts[client] = rng.permutation(part.numpy())
 
     def samples(self, client: int) -> Indices:
@@ -115,7 +121,7 @@ class Dealt:
         return min(len(self.parts[client]) for client in range(self.count))
 
 
-class Resampled:
+class SampledPartition:
     """Each client draws its own samples of its domain; clients may share samples, and nothing is kept per client.
 
     For populations far larger than the data. Client k draws `samples` indices by a seed of its own, without
@@ -123,8 +129,10 @@ class Resampled:
     where `prior` is the share of each class in the domain (as in Hsu, Qi & Brown, arXiv 1909.06335).
     """
 
-    def __init__(self, homes: Homes, labels: Sequence[Tensor], seed: int, options: dict[str, Any]) -> None:
-        """Take the labels of each domain, in the order in which `homes` numbers the domains."""
+    def __init__(
+        self, assignment: DomainAssignment, labels: Sequence[Tensor], seed: int, options: dict[str, Any]
+    ) -> None:
+        """Take the labels of each domain, in the order in which `assignment` numbers the domains."""
         self.options = {"samples": SAMPLES, "alpha": None, **options}
         for option in options:
             if option not in ("samples", "alpha"):
@@ -134,13 +142,13 @@ class Resampled:
             raise UserError(f"samples of the {RESAMPLED} skew is {self.count!r}: it must be a whole number from 1.")
         if self.alpha is not None:
             check_positive("alpha", self.alpha)
-        self.homes, self.seed, self.draws = homes, seed, dict[str, int]()
+        self.assignment, self.seed, self.draws = assignment, seed, dict[str, int]()
         self.sizes = [len(y) for y in labels]
         self.classes = [_by_class(y.numpy()) for y in labels]
 
     def samples(self, client: int) -> Indices:
         """Return the client's samples in random order, as indices in its domain."""
-        domain = self.homes.of(client)
+        domain = self.assignment.of(client)
         rng = np.random.default_rng(derive("client's samples", self.seed, client))
         if self.alpha is None:
             return _draw(rng, self.sizes[domain], self.count)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from syncnorm.config import Clients, Data
-from syncnorm.data import load, make_population
-from syncnorm.data.partitions.population import forget
+from syncnorm.data import load, make_federated_dataset, partition_card
+from syncnorm.data.partitions.build import forget
 from syncnorm.seeds import derive
 
 DIGITS = Data("digits")
@@ -40,7 +40,7 @@ def test_every_sample_of_every_domain_lies_with_one_client_of_that_domain(skew, 
     world = Clients(
         count=15, held_out=3, domains=domains, skew=skew, skew_options=SKEWS[skew], validation=0.3, alpha=None
     )
-    population = make_population(DIGITS, world, seed=1)
+    population = make_federated_dataset(DIGITS, world, seed=1)
     held = parts(population)
     assert torch.equal(torch.cat(held).sort().values, torch.arange(len(population.y)))
     names = domains or ("digits",)
@@ -52,7 +52,7 @@ def test_every_sample_of_every_domain_lies_with_one_client_of_that_domain(skew, 
 
 def test_without_limits_of_size_a_population_deals_what_the_partition_method_says():
     """Sets of samples against the method's own law: two classes a client, all classes dealt."""
-    population = make_population(DIGITS, Clients(count=20, skew="pathological"), seed=0)
+    population = make_federated_dataset(DIGITS, Clients(count=20, skew="pathological"), seed=0)
     classes = [population.y[population.train(k)].unique().tolist() for k in range(20)]
     assert all(len(one) == 2 for one in classes)
     assert set().union(*classes) == set(range(10))
@@ -60,21 +60,21 @@ def test_without_limits_of_size_a_population_deals_what_the_partition_method_say
 
 
 def test_one_domain_is_normalised_by_itself_and_several_by_the_same_numbers():
-    alone = make_population(DIGITS, Clients(count=4), seed=0)
+    alone = make_federated_dataset(DIGITS, Clients(count=4), seed=0)
     own = load("digits")
     assert torch.equal(alone.x, own.train_x)
     assert torch.equal(alone.global_test[0], own.test_x)
-    together = make_population(DIGITS, Clients(count=4, domains=("digits", "digits-inverted")), seed=0)
+    together = make_federated_dataset(DIGITS, Clients(count=4, domains=("digits", "digits-inverted")), seed=0)
     clean, inverted = together.x[:1437], together.x[1437:]
     assert (clean + inverted).abs().max() < 0.02  # an inverted image is the negative of the clean one
-    assert together.card()["scale"] == "fixed"
-    assert alone.card()["scale"] == "own"
+    assert partition_card(together)["scale"] == "fixed"
+    assert partition_card(alone)["scale"] == "own"
 
 
 def test_one_more_domain_moves_no_sample_of_another():
     world = {"skew": "dirichlet_by_class", "alpha": 0.3, "noise": 0.0}
-    two = make_population(DIGITS, Clients(count=8, domains=THREE[:2], **world), seed=5)
-    three = make_population(DIGITS, Clients(count=12, domains=THREE, **world), seed=5)
+    two = make_federated_dataset(DIGITS, Clients(count=8, domains=THREE[:2], **world), seed=5)
+    three = make_federated_dataset(DIGITS, Clients(count=12, domains=THREE, **world), seed=5)
     for d in range(2):
         for j in range(4):
             before, after = 2 * j + d, 3 * j + d
@@ -83,9 +83,9 @@ def test_one_more_domain_moves_no_sample_of_another():
 
 
 def test_validation_and_equal_sizes_move_no_sample_between_clients():
-    plain = make_population(DIGITS, Clients(count=6, skew="quantity"), seed=2)
+    plain = make_federated_dataset(DIGITS, Clients(count=6, skew="quantity"), seed=2)
     world = Clients(count=6, skew="quantity", equal_size=0.5, validation=0.4)
-    cut = make_population(DIGITS, world, seed=2)
+    cut = make_federated_dataset(DIGITS, world, seed=2)
     smallest = min(len(plain.train(k)) for k in range(6))
     for client in range(6):
         whole = plain.train(client)
@@ -96,21 +96,21 @@ def test_validation_and_equal_sizes_move_no_sample_between_clients():
 def test_the_first_half_of_a_client_has_its_mix_of_classes():
     """Sorted and Dirichlet partitions deal class by class; cutting must not cut classes."""
     world = Clients(count=2, skew="dirichlet_by_class", alpha=100.0, equal_size=0.5)
-    half = make_population(DIGITS, world, seed=0)
+    half = make_federated_dataset(DIGITS, world, seed=0)
     assert (half.histogram(0) > 10).all()
 
 
 def test_seeds_decide_and_nothing_else():
     world = Clients(count=5, skew="dirichlet_by_client", alpha=0.5, noise=0.3)
-    first, again, other = (make_population(DIGITS, world, seed) for seed in (3, 3, 4))
-    assert first.card() == again.card()
+    first, again, other = (make_federated_dataset(DIGITS, world, seed) for seed in (3, 3, 4))
+    assert partition_card(first) == partition_card(again)
     assert torch.equal(first.x, again.x)
     assert torch.equal(first.test(4)[0], again.test(4)[0])
-    assert first.card()["sha256"] != other.card()["sha256"]
-    double = make_population(DIGITS, world, 3, dtype=torch.float64)
+    assert partition_card(first)["sha256"] != partition_card(other)["sha256"]
+    double = make_federated_dataset(DIGITS, world, 3, dtype=torch.float64)
     assert double.x.dtype == torch.float64
     assert (double.x - first.x).abs().max() < 1e-5
-    assert double.card() == first.card()
+    assert partition_card(double) == partition_card(first)
 
 
 def fingerprint():
@@ -119,7 +119,10 @@ def fingerprint():
         "domains": Clients(count=6, domains=THREE, skew="sorted", equal_size=0.5),
         "resampled": Clients(count=40, skew="resampled", alpha=0.5),
     }
-    return {name: make_population(DIGITS, world, seed=7).card()["sha256"] for name, world in worlds.items()}
+    return {
+        name: partition_card(make_federated_dataset(DIGITS, world, seed=7))["sha256"]
+        for name, world in worlds.items()
+    }
 
 
 @pytest.mark.dist
@@ -143,8 +146,8 @@ def test_the_card_says_what_the_clients_hold():
     world = Clients(
         count=6, held_out=3, domains=THREE[:2], unseen=THREE[2:], skew="quantity", validation=0.5, noise=0.8
     )
-    population = make_population(DIGITS, world, seed=0)
-    card = population.card()
+    population = make_federated_dataset(DIGITS, world, seed=0)
+    card = partition_card(population)
     assert json.loads(json.dumps(card)) == card
     assert [one["domain"] for one in card["clients"]] == [*THREE[:2] * 3, *THREE[2:] * 3]
     assert [one["held_out"] for one in card["clients"]] == [False] * 6 + [True] * 3
@@ -162,7 +165,7 @@ def test_the_card_says_what_the_clients_hold():
 
 
 def test_the_card_states_the_alpha_that_was_used_also_when_it_is_the_default():
-    card = make_population(DIGITS, Clients(count=4, skew="dirichlet_by_class"), seed=0).card()
+    card = partition_card(make_federated_dataset(DIGITS, Clients(count=4, skew="dirichlet_by_class"), seed=0))
     assert (card["alpha"], card["options"]) == (0.5, {"balance": False, "min_size": 1})
 
 
@@ -171,7 +174,7 @@ def test_the_card_states_the_alpha_that_was_used_also_when_it_is_the_default():
     [("dirichlet_by_class", {"alpha": 0.3}), ("pathological", {}), ("resampled", {"alpha": 0.3}), ("sorted", {})],
 )
 def test_weights_reproduce_a_clients_mix_of_classes(skew, options):
-    population = make_population(DIGITS, Clients(count=10, skew=skew, **options), seed=0)
+    population = make_federated_dataset(DIGITS, Clients(count=10, skew=skew, **options), seed=0)
     for client in range(10):
         x, y, weights = population.test(client)
         assert (len(x), len(y), len(weights), weights.dtype) == (360, 360, 360, torch.float64)
@@ -184,13 +187,13 @@ def test_weights_reproduce_a_clients_mix_of_classes(skew, options):
 
 @pytest.mark.parametrize("world", [Clients(skew="iid"), Clients(count=6, skew="quantity"), Clients(skew="resampled")])
 def test_weights_are_uniform_where_labels_are_alike(world):
-    x, _, weights = make_population(DIGITS, world, seed=0).test(3)
+    x, _, weights = make_federated_dataset(DIGITS, world, seed=0).test(3)
     assert torch.equal(weights, torch.full((len(x),), 1 / len(x), dtype=torch.float64))
 
 
 def test_weighted_accuracy_is_unbiased_for_the_clients_own_labels():
     """A classifier that is right on some classes alone: its accuracy on the client's labels is known exactly."""
-    population = make_population(DIGITS, Clients(count=5, skew="dirichlet_by_class", alpha=0.3), seed=1)
+    population = make_federated_dataset(DIGITS, Clients(count=5, skew="dirichlet_by_class", alpha=0.3), seed=1)
     for client in range(5):
         _, y, weights = population.test(client)
         train = population.y[population.train(client)]
@@ -200,7 +203,7 @@ def test_weighted_accuracy_is_unbiased_for_the_clients_own_labels():
 def test_a_class_without_test_images_leaves_its_weight_to_the_others():
     data = Data("digits", test_limit=6)
     tested = load("digits", test_limit=6).test_y
-    population = make_population(data, Clients(count=2, skew="dirichlet_by_class", alpha=5.0), seed=0)
+    population = make_federated_dataset(data, Clients(count=2, skew="dirichlet_by_class", alpha=5.0), seed=0)
     _, y, weights = population.test(0)
     assert torch.equal(y, tested)
     assert weights.sum().item() == pytest.approx(1, abs=1e-12)
@@ -212,7 +215,7 @@ def test_a_class_without_test_images_leaves_its_weight_to_the_others():
 
 def test_the_global_test_set_is_that_of_the_training_domains_and_clean():
     world = Clients(count=4, held_out=1, domains=THREE[:2], unseen=THREE[2:], noise=1.0)
-    x, y = make_population(DIGITS, world, seed=0).global_test
+    x, y = make_federated_dataset(DIGITS, world, seed=0).global_test
     sets = [load(name, scale="fixed") for name in THREE[:2]]
     assert torch.equal(x, torch.cat([one.test_x for one in sets]))
     assert torch.equal(y, torch.cat([one.test_y for one in sets]))
@@ -221,8 +224,8 @@ def test_the_global_test_set_is_that_of_the_training_domains_and_clean():
 def test_noise_grows_with_the_client_in_training_validation_and_own_test():
     data = Data("digits-photo")
     world = Clients(count=5, held_out=2, validation=0.3)
-    clean = make_population(data, world, seed=0)
-    noisy = make_population(data, Clients(count=5, held_out=2, validation=0.3, noise=0.8), seed=0)
+    clean = make_federated_dataset(data, world, seed=0)
+    noisy = make_federated_dataset(data, Clients(count=5, held_out=2, validation=0.3, noise=0.8), seed=0)
     assert torch.equal(clean.train(3), noisy.train(3))
     levels = [0, 0.2, 0.4, 0.6, 0.8, 0.2, 0.6]  # the held-out clients': a quarter and three quarters of 0.8
     for client, level in enumerate(levels):
@@ -239,45 +242,49 @@ def test_noise_grows_with_the_client_in_training_validation_and_own_test():
     one, other = (noisy.test(k)[0] - clean.test(k)[0] for k in (3, 4))
     assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.01
     assert torch.equal(noisy.global_test[0], clean.global_test[0])
-    assert [one["noise"] for one in noisy.card()["clients"]] == pytest.approx(levels)
+    assert [one["noise"] for one in partition_card(noisy)["clients"]] == pytest.approx(levels)
 
 
 def test_noise_leaves_the_data_that_other_runs_share_alone():
-    make_population(DIGITS, Clients(count=3, noise=1.0), seed=0)
-    assert torch.equal(make_population(DIGITS, Clients(count=3), seed=0).x, load("digits").train_x)
+    make_federated_dataset(DIGITS, Clients(count=3, noise=1.0), seed=0)
+    assert torch.equal(make_federated_dataset(DIGITS, Clients(count=3), seed=0).x, load("digits").train_x)
 
 
 def test_a_million_clients_cost_nothing_until_they_are_asked(monkeypatch):
     draws = []
     original = np.random.default_rng
-    make_population(DIGITS, Clients(), seed=0)
+    make_federated_dataset(DIGITS, Clients(), seed=0)
     monkeypatch.setattr(np.random, "default_rng", lambda seed: draws.append(seed) or original(seed))
     tracemalloc.start()
-    population = make_population(DIGITS, Clients(count=1_000_000, held_out=10, skew="resampled", alpha=0.1), seed=0)
+    population = make_federated_dataset(
+        DIGITS, Clients(count=1_000_000, held_out=10, skew="resampled", alpha=0.1), seed=0
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert draws == []
     assert peak < 500_000  # bytes: half of one a client
     assert len(population.train(999_999)) == len(population.train(1_000_009)) == 32
     assert draws == [derive("client's samples", 0, 999_999), derive("client's samples", 0, 1_000_009)]
-    card = population.card()
+    card = partition_card(population)
     assert "clients" not in card
     assert card["summary"] == {"first": 1000, "train": 32_000, "smallest": 32, "median": 32, "largest": 32}
     assert len(draws) < 5000
 
 
 def test_resampled_clients_draw_without_replacement_for_themselves():
-    population = make_population(DIGITS, Clients(count=3, skew="resampled", skew_options={"samples": 1437}), seed=0)
+    population = make_federated_dataset(
+        DIGITS, Clients(count=3, skew="resampled", skew_options={"samples": 1437}), seed=0
+    )
     for client in range(3):
         assert torch.equal(population.train(client).sort().values, torch.arange(1437))
-    more = make_population(DIGITS, Clients(count=3, skew="resampled", skew_options={"samples": 2000}), seed=0)
+    more = make_federated_dataset(DIGITS, Clients(count=3, skew="resampled", skew_options={"samples": 2000}), seed=0)
     counts = torch.bincount(more.train(1), minlength=1437)
     assert (counts.min(), counts.max(), counts.sum()) == (1, 2, 2000)
 
 
 def test_resampled_clients_hold_their_own_domain_and_follow_the_seed():
     world = Clients(count=9, domains=THREE, skew="resampled", skew_options={"samples": 50})
-    first, other = (make_population(DIGITS, world, seed) for seed in (0, 1))
+    first, other = (make_federated_dataset(DIGITS, world, seed) for seed in (0, 1))
     for client in range(9):
         assert set((first.train(client) // 1437).tolist()) == {client % 3}
         assert torch.equal(first.train(client), first.train(client))
@@ -289,7 +296,7 @@ def test_resampled_mixes_have_the_spread_of_their_dirichlet(alpha):
     """For q ~ Dirichlet(alpha p) and n draws, E[sum f_c^2] = 1/n + (1 - 1/n) (alpha sum p_c^2 + 1) / (alpha + 1)."""
     clients, n = 3000, 20
     world = Clients(count=clients, skew="resampled", alpha=alpha, skew_options={"samples": n})
-    population = make_population(DIGITS, world, seed=0)
+    population = make_federated_dataset(DIGITS, world, seed=0)
     shares = torch.stack([population.histogram(k) for k in range(clients)]).double() / n
     prior = torch.bincount(population.y, minlength=10).double() / len(population.y)
     expected = 1 / n + (1 - 1 / n) * (alpha * prior.square().sum() + 1) / (alpha + 1)
@@ -300,7 +307,7 @@ def test_resampled_mixes_have_the_spread_of_their_dirichlet(alpha):
 
 def test_validation_of_resampled_clients_is_disjoint_from_training_even_where_samples_repeat():
     world = Clients(count=20, skew="resampled", alpha=0.01, skew_options={"samples": 400}, validation=0.25)
-    population = make_population(DIGITS, world, seed=0)
+    population = make_federated_dataset(DIGITS, world, seed=0)
     for client in range(20):
         train, validation = population.train(client), population.validation(client)
         assert len(train) == 300
@@ -310,7 +317,7 @@ def test_validation_of_resampled_clients_is_disjoint_from_training_even_where_sa
 def test_the_office_protocol_in_units_of_the_smallest_domain():
     data = Data("mixed", size=16)
     world = Clients(count=3, domains=("digits", "digits-photo", "digits-fonts"), equal_size=0.5, validation=0.4)
-    population = make_population(data, world, seed=0)
+    population = make_federated_dataset(data, world, seed=0)
     smallest = min(len(load(name).train_y) for name in world.domains)
     for client in range(3):
         train, validation = population.train(client), population.validation(client)
@@ -320,13 +327,15 @@ def test_the_office_protocol_in_units_of_the_smallest_domain():
 
 def test_held_out_clients_neither_choose_the_round_nor_set_the_sizes():
     world = Clients(count=2, held_out=4, domains=THREE[:1], unseen=THREE[1:2], equal_size=1.0)
-    population = make_population(DIGITS, world, seed=0)
+    population = make_federated_dataset(DIGITS, world, seed=0)
     assert [len(population.train(k)) for k in range(6)] == [718, 718, 360, 359, 359, 359]
-    assert len(make_population(DIGITS, Clients(count=2, held_out=1, validation=0.5), seed=0).validation(2)) == 0
+    assert (
+        len(make_federated_dataset(DIGITS, Clients(count=2, held_out=1, validation=0.5), seed=0).validation(2)) == 0
+    )
 
 
 def test_forget_drops_what_was_loaded():
-    first = make_population(DIGITS, Clients(), seed=0)
-    assert make_population(DIGITS, Clients(), seed=1).x is first.x
+    first = make_federated_dataset(DIGITS, Clients(), seed=0)
+    assert make_federated_dataset(DIGITS, Clients(), seed=1).x is first.x
     forget()
-    assert make_population(DIGITS, Clients(), seed=0).x is not first.x
+    assert make_federated_dataset(DIGITS, Clients(), seed=0).x is not first.x

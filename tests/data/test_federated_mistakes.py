@@ -3,7 +3,7 @@
 import pytest
 
 from syncnorm.config import Clients, Data
-from syncnorm.data import make_population
+from syncnorm.data import make_federated_dataset
 from syncnorm.errors import UserError
 
 DIGITS = Data("digits", train_limit=100, test_limit=50)
@@ -40,7 +40,7 @@ DIGITS = Data("digits", train_limit=100, test_limit=50)
 )
 def test_mistakes_get_a_sentence(world, words):
     with pytest.raises(UserError) as error:
-        make_population(DIGITS, Clients(**world), seed=0)
+        make_federated_dataset(DIGITS, Clients(**world), seed=0)
     sentence = str(error.value)
     assert all(word in sentence for word in words), sentence
     assert sentence.endswith(".")
@@ -50,4 +50,4 @@ def test_mistakes_get_a_sentence(world, words):
 def test_a_client_none_of_whose_classes_is_tested_is_found_before_training():
     world = Clients(count=10, skew="pathological", skew_options={"classes_per_client": 1})
     with pytest.raises(UserError, match=r"no class that client \d trains on has a test image.*data\.test_limit"):
-        make_population(Data("digits", test_limit=3), world, seed=0)
+        make_federated_dataset(Data("digits", test_limit=3), world, seed=0)
