@@ -76,7 +76,7 @@ def test_where_all_diverged_there_is_no_number(small: Study, fill: Fill) -> None
 def test_a_difference_to_a_line_that_diverged_names_that_line(small: Study, fill: Fill) -> None:
     results = read(filled(small, fill, lambda run: run.norm.name == "bn" and run.seed == 0))
     _, difference = small.figures[0].collect(results).tables()
-    assert cells(difference)["gn"].note == "bn diverged (1 of 3)"
+    assert cells(difference)["gn"].note == "n = 2; bn diverged (1 of 3)"
 
 
 def test_a_line_with_runs_that_diverged_is_never_the_best(small: Study, fill: Fill) -> None:

@@ -120,6 +120,27 @@ def test_what_is_no_plot_is_refused() -> None:
     assert not {"test-int", "test-forgotten"} & set(PLOTS)
 
 
+@dataclass(frozen=True)
+class Unregistered(Seconds):
+    """A kind of its own, which nobody could read back."""
+
+
+@syncnorm.register_plot("test-any")
+@dataclass(frozen=True)
+class AnyUnit(Seconds):
+    """A plot with a field that may hold anything."""
+
+    unit: Any = 60.0
+
+
+def test_what_the_study_cannot_keep_is_refused(study: Study, fill: Fill) -> None:
+    with pytest.raises(UserError, match=r"the plot Unregistered is not registered: write @syncnorm\.register_plot"):
+        fill(replace(study, figures=(Unregistered(),)))
+    with pytest.raises(UserError, match=r"plot 1 of the study is .*: it must hold plain numbers, texts, lists"):
+        fill(replace(study, figures=(AnyUnit(unit=object()),)))
+    assert fill(replace(study, figures=(AnyUnit(unit=7),)), runs=[]).is_dir()
+
+
 def example() -> str:
     """Return the example of register_plot's docstring."""
     lines = (register_plot.__doc__ or "").splitlines()

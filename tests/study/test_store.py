@@ -105,7 +105,7 @@ def test_rows_of_runs_that_the_study_no_longer_has_stay_and_are_not_reported(sma
         pass
     results = read(folder)
     assert {row["config"]["norm"]["name"] for row in results.finished} == {"gn"}
-    assert results.strangers == 2
+    assert results.orphans == 2
     assert len((folder / "runs.jsonl").read_text().splitlines()) == 4
 
 

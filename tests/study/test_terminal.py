@@ -1,5 +1,8 @@
 """What the terminal shows, whatever signs it has."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -49,3 +52,12 @@ def test_headings_and_bold_stay() -> None:
         "block +-",
         "bn         1.0 +- 0.1 (n = 2)*",
     ]
+
+
+def test_the_command_ends_well_on_an_ascii_terminal(study: Study, fill: Fill) -> None:
+    study = replace(study, vary={**study.vary, "norm": ["bn", "gn"]}, seeds=2, also=())
+    command = [sys.executable, "-m", "syncnorm", "report", str(fill(study))]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b" +- " in done.stdout
