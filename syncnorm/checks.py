@@ -15,6 +15,7 @@ from syncnorm.config import Run
 from syncnorm.errors import UserError, unknown, with_article
 
 KINDS: dict[Any, tuple[Any, str]] = {
+    Any: (object, "anything"),
     Literal: (object, "one of its names"),
     bool: (bool, "True or False"),
     int: (int, "a whole number"),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from syncnorm.errors import UserError
 from syncnorm.study.rows import Results
 from syncnorm.study.table import Table
 
@@ -116,7 +117,14 @@ def agrees(fields: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 
 def as_plain(plot: Plot) -> dict[str, Any]:
-    """Return a plot as plain data: its kind and its fields."""
+    """Return a plot as plain data: its kind and its fields.
+
+    Raises:
+        UserError: a class of plots that is not registered.
+    """
+    if "kind" not in type(plot).__dict__:  # an inherited kind is another class's
+        name = type(plot).__name__
+        raise UserError(f"the plot {name} is not registered: write @syncnorm.register_plot(...) above class {name}.")
     values = asdict(plot)
     common = {name: values.pop(name) for name in ("where", "title")}
     return {"kind": plot.kind, **values, **common}

@@ -109,6 +109,20 @@ def test_numbers_are_named_the_bases_too(write: Any) -> None:
     assert points.lines[:3] == [f"fedavg + Dirichlet alpha {alpha}" for alpha in ("0.05", "0.3", "1")]
 
 
+def test_values_that_do_not_say_what_they_are_all_have_their_names(write: Any) -> None:
+    table = MetricTable("method", ("accuracy",), panel=("alpha", "lr"), where={"norm": "bn", "algorithm": "fedavg"})
+    study = showing(table)
+    rates = {"method": ["fedavg", "fedbn"], "alpha": [0.05, 0.3], "lr": [0.0125, study.base.optim.lr]}
+    study = replace(study, vary=rates, also=(), seeds=1)
+    means, _ = table.collect(read(write(study))).tables()
+    base = f"{study.base.optim.lr:g}"
+    assert [heading for heading, _ in means.blocks] == [
+        f"Dirichlet alpha {alpha}, learning rate {rate}" for alpha in ("0.05", "0.3") for rate in ("0.0125", base)
+    ]
+    points = gather(Curve("method", ("alpha", "lr")), read(write(study, keep=lambda run: False)))
+    assert points.line_label == "Dirichlet alpha and learning rate"
+
+
 def test_several_fields_may_be_panels_and_x_too(write: Any) -> None:
     view = view_of(write, Curve(ARM, "alpha", panel=("norm", "algorithm")))
     points = view.points

@@ -1,5 +1,8 @@
 """What a report needs to know of a study, kept beside its rows."""
 
+from typing import Any
+
+from syncnorm.checks import check_value
 from syncnorm.config import describe, run_id
 from syncnorm.study.plan.spec import KIND, Study, expand, field_path, has, value_at, values_at
 from syncnorm.study.plot import as_plain, names_of
@@ -10,7 +13,7 @@ def about_study(study: Study, command: str = "") -> About:
     """Return what a report needs to know of a study.
 
     Raises:
-        UserError: a plot or an agreement names a field that no run has.
+        UserError: a plot or an agreement names a field that no run has; a plot that `study.json` cannot hold.
     """
     for agreement in study.agreements:
         field_path(study.base, agreement.over)
@@ -24,4 +27,6 @@ def about_study(study: Study, command: str = "") -> About:
     config = describe(study.base)
     base = {name: value_at(config, name) for name in sorted(shared) if has(config, name)}
     figures = tuple(as_plain(plot) for plot in study.figures)
+    for number, plain in enumerate(figures, start=1):
+        check_value(plain, dict[str, Any], f"plot {number} of the study")
     return About(study.name, study.question, command, points, figures, study.agreements, base)
