@@ -1,6 +1,7 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below need torch alone, and import it when they are first used, so that the command line starts at once.
+The names below need torch alone (`load_run` what a study needs), and import it when they are first used, so that the
+command line starts at once.
 `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
 
 _HOMES = {
     "syncnorm.worlds": ["fit"],
+    "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -73,6 +76,7 @@ __all__ = [
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "HybridBatchNorm",
+    "LoadedRun",
     "Moments",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
@@ -87,6 +91,7 @@ __all__ = [
     "fold_report",
     "keep_domain",
     "layer_moments",
+    "load_run",
     "make_norm",
     "norm_names",
     "recalibrate",

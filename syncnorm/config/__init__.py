@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
-from syncnorm.config.execution import Execution, Progress, silent
+from syncnorm.config.execution import MODELS, Execution, Progress, silent
 from syncnorm.config.parts import Data, Norm, Optim
-from syncnorm.config.run import LATER, Result, Run, describe, run_id, training_of
+from syncnorm.config.run import LATER, Result, Run, describe, run_from, run_id, training_of
 from syncnorm.config.worlds import (
     Adaptation,
     ClientEngine,
@@ -16,6 +16,7 @@ from syncnorm.config.worlds import (
 
 __all__ = [
     "LATER",
+    "MODELS",
     "Adaptation",
     "ClientEngine",
     "Clients",
@@ -32,6 +33,7 @@ __all__ = [
     "WorldConfig",
     "describe",
     "layout",
+    "run_from",
     "run_id",
     "silent",
     "training_of",
