@@ -1,7 +1,7 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below import torch when they are first used, so that the command line starts at once, and, `fit` and
-`register_adaptation` apart, need torch alone.
+The names below import torch when they are first used, so that the command line starts at once. Most need torch alone;
+`fit`, `load_run` and `register_adaptation` need what a study needs.
 `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ _HOMES = {
     "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
     "syncnorm.models.registry": ["register_model"],
+    "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -90,6 +92,7 @@ __all__ = [
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "HybridBatchNorm",
+    "LoadedRun",
     "Moments",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
@@ -104,6 +107,7 @@ __all__ = [
     "fold_report",
     "keep_domain",
     "layer_moments",
+    "load_run",
     "make_norm",
     "norm_names",
     "recalibrate",

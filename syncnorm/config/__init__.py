@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
-from syncnorm.config.execution import Execution, Progress, silent
+from syncnorm.config.execution import MODELS, Execution, Progress, silent
 from syncnorm.config.parts import LATER, Data, Norm, Optim
-from syncnorm.config.run import Result, Run, default_of, describe, run_id, training_of
+from syncnorm.config.run import Result, Run, default_of, describe, run_from, run_id, training_of
 from syncnorm.config.worlds import (
     ClientEngine,
     Clients,
@@ -15,6 +15,7 @@ from syncnorm.config.worlds import (
 
 __all__ = [
     "LATER",
+    "MODELS",
     "ClientEngine",
     "Clients",
     "Data",
@@ -31,6 +32,7 @@ __all__ = [
     "default_of",
     "describe",
     "layout",
+    "run_from",
     "run_id",
     "silent",
     "training_of",

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+MODELS = "models"
+"""In a results folder, the folder of the trained models, each in one of its run's id."""
+
 
 @dataclass(frozen=True)
 class Progress:

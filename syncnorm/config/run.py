@@ -62,6 +62,20 @@ def describe(run: Run) -> dict[str, Any]:
     return config
 
 
+def run_from(config: dict[str, Any], path: str = "") -> Run:
+    """Return the run of a description (`describe`), with its data at `path`."""
+    worlds: dict[str, type[Any]] = {kind.kind: kind for kind in (Devices, Clients, Domains)}
+    world = dict(config["world"])
+    kind = worlds[world.pop("kind")]
+    parts = {
+        "data": Data(**{**config["data"], "path": path}),
+        "norm": Norm(**config["norm"]),
+        "optim": Optim(**config["optim"]),
+        "world": kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in world.items()}),
+    }
+    return Run(**{**config, **parts})
+
+
 def _plain(node: Any) -> Any:
     if not is_dataclass(node):
         return list(node) if isinstance(node, tuple) else node

@@ -36,6 +36,7 @@ from syncnorm.surgery.convert import layers_with_statistics
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import evaluate
 from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import run_trainer
 
 
@@ -52,6 +53,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         UserError: for anything in `run` that does not work, before training starts.
     """
     started = time.perf_counter()
+    check_saving(execution)
     rank = _check_world(run)
     device = _device()
     prepared = prepare(run, device)
@@ -62,7 +64,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
     metrics, evaluated_by = _measure(run, classifier.model.to(device), prepared.data)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
-    return Result(
+    result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={**metrics, "train_loss": train_loss[-1], "steps": float(batches.steps * run.optim.epochs)},
@@ -72,6 +74,9 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         history={"train_loss": train_loss},
         details={"profiles": profiles} if initial and final else {},
     )
+    if execution and execution.model and not rank:
+        save_model(execution.model, run, result, classifier.model, prepared.data.shape, prepared.data.classes)
+    return result
 
 
 def _check_world(run: Run) -> int | None:

@@ -27,6 +27,7 @@ from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
+from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import run_trainer
 
 
@@ -55,6 +56,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         UserError: for anything in `run` that does not work, before training starts.
     """
     started = time.perf_counter()
+    check_saving(execution)
     world = domains(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = prepare(run, device)
@@ -70,7 +72,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         metrics[f"accuracy_{name}"], losses[name] = measure(run, prepared, trained.model, index, world.adapt)
     seen = fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in prepared.seen)
     tested = prepared.unseen or prepared.seen
-    return Result(
+    result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
@@ -86,6 +88,10 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history=trained.history,
     )
+    if execution and execution.model:
+        shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
+        save_model(execution.model, run, result, trained.model, shape, classes)
+    return result
 
 
 class DomainClassifier(Classifier):

@@ -7,6 +7,7 @@ print(simulate(Run(world=Clients(count=10, method="fedbn", skew="dirichlet_by_cl
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
+from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
 
 METRICS = [
@@ -53,7 +55,10 @@ def simulate(
     """
     started = time.perf_counter()
     world = expect(run, Clients)
+    check_saving(execution)
     if world.engine == "flower":
+        if execution and execution.model:
+            raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
         return _with_flower(run)
     federation = Federation(run)
     engine = AutoEngine(world.engine)
@@ -72,7 +77,19 @@ def simulate(
             kept.save_if_due()
     before = kept.seconds_before if kept else 0.0
     result = rounds.result(before + time.perf_counter() - started)
-    return replace(result, environment={**result.environment, "engine": engine.name})
+    result = replace(result, environment={**result.environment, "engine": engine.name})
+    if execution and execution.model:
+        _save(execution.model, federation, rounds, result)
+    return result
+
+
+def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
+    """Write the global model, and what clients keep of theirs."""
+    state, clients = rounds.final()
+    layer = ("hybrid_bn", federation.run.norm.options) if federation.policy.training == "hybrid" else None
+    shape, classes = federation.population.shape, federation.population.classes
+    model = federation.model_with(state)
+    save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
 def _with_flower(run: Run) -> Result:

@@ -35,6 +35,20 @@ TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the runs of a study keep what they write, each in a folder of its id."""
+
+    checkpoints: Path | None = None
+    checkpoint_every: float = Execution.checkpoint_every
+    models: Path | None = None
+
+    def of(self, run: Run) -> Execution:
+        """Return how a run is carried out."""
+        checkpoint, model = (folder and folder / run_id(run) for folder in (self.checkpoints, self.models))
+        return Execution(checkpoint, self.checkpoint_every, model)
+
+
+@dataclass(frozen=True)
 class Started:
     """A worker took a run."""
 
@@ -60,14 +74,14 @@ class Ended:
 
 
 def work(
-    runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, checkpoints: Path | None = None
+    runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, how: "Placement | None" = None
 ) -> Generator[Started | Advanced | Ended, None, None]:
     """Train every run and yield what happens, as it happens.
 
     `workers` processes share the runs; with `ranks`, each is a torchrun launch of so many. A run whose
     worker dies under it is tried once more, after the others. So is one that raises on a rank of a launch,
-    since ranks that lose a peer raise too. A run keeps its checkpoint in the folder of its id under `checkpoints`,
-    and goes on where a lost worker left it. Closing the iterator ends all workers. Workers that
+    since ranks that lose a peer raise too. `how` says where runs keep what they write: a run goes on from its
+    checkpoint where a lost worker left it. Closing the iterator ends all workers. Workers that
     cannot start raise `UserError`.
     """
     todo, tries, stillborn, numbers = deque(map(_Due, runs)), Counter[str](), 0, count()
@@ -76,7 +90,7 @@ def work(
         while todo or any(worker.run for worker in team):
             busy = sum(worker.run is not None for worker in team)
             while len(team) < min(workers, busy + len(todo)):
-                team.append(_Worker(trainer, ranks, checkpoints, next(numbers)))
+                team.append(_Worker(trainer, ranks, how or Placement(), next(numbers)))
             for worker in team:
                 if worker.idle and todo:
                     yield Started(worker.take(_due_for(worker, team, todo)))
@@ -149,14 +163,14 @@ class _Lost(Exception):
 class _Worker:
     """One process or launch: starting until it has sent its environment, then idle or with a run in hand."""
 
-    def __init__(self, trainer: str, ranks: int | None, checkpoints: Path | None, number: int) -> None:
+    def __init__(self, trainer: str, ranks: int | None, how: Placement, number: int) -> None:
         self.run: Run | None = None
         self.training = ""
         """The id of its last run's training."""
         self.environment: dict[str, str] = {}
         self._since = 0.0
         self._ranks = ranks
-        self._checkpoints = checkpoints
+        self._how = how
         self._spent = False
         self._token = secrets.token_hex()
         self._log = TemporaryFile()  # noqa: SIM115 - open as long as the worker lives
@@ -195,9 +209,8 @@ class _Worker:
         """Start a run. That the worker has just died shows when it is heard."""
         assert isinstance(self.channel, Connection)
         self.run, self._since = run, time.monotonic()
-        checkpoint = self._checkpoints / run_id(run) if self._checkpoints else None
         with suppress(OSError):
-            self.channel.send((run, Execution(checkpoint)))
+            self.channel.send((run, self._how.of(run)))
         return run
 
     def hear(self) -> Advanced | Ended | None:
