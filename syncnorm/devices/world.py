@@ -34,8 +34,9 @@ from syncnorm.norms import SyncBatchNorm
 from syncnorm.seeds import derive
 from syncnorm.surgery.convert import layers_with_statistics
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.evaluation import evaluate
+from syncnorm.training.evaluation import accuracy_and_loss, evaluate, predict
 from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import run_trainer
 
@@ -150,7 +151,9 @@ def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float
             use_statistics(model, statistics, whose)
             metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
         use_statistics(model, statistics, chosen)
-    metrics["accuracy"], metrics["loss"] = evaluate(model, data.test_x, data.test_y)
+    logits = predict(model, data.test_x)
+    metrics["accuracy"], metrics["loss"] = accuracy_and_loss(logits, data.test_y)
+    metrics |= own_metrics(logits, data.test_y)
     squares = [p.detach().double().square().sum() for p in model.parameters()]
     metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
     return metrics, _evaluated_by(run, model, chosen if statistics else "rank0")
@@ -194,7 +197,7 @@ class DevicesWorld:
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         whose = ["accuracy_rank0", "accuracy_pooled"]
-        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps"]
+        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.config import Domains, Execution, Norm, Result, Run, describe, run_id, training_of
@@ -27,6 +26,8 @@ from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
+from syncnorm.training.evaluation import accuracy_and_loss
+from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import run_trainer
 
@@ -67,19 +68,11 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         _KEPT[key] = train(training_of(run), prepared, device, execution)
         before = _KEPT[key].seconds_before
     trained = _KEPT[key]
-    metrics, losses = {}, {}
-    for index, name in enumerate(prepared.pool.names):
-        metrics[f"accuracy_{name}"], losses[name] = measure(run, prepared, trained.model, index, world.adapt)
-    seen = fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in prepared.seen)
-    tested = prepared.unseen or prepared.seen
     result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
-            "accuracy": fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in tested),
-            "accuracy_seen": seen,
-            **metrics,
-            "loss": fmean(losses[prepared.pool.names[index]] for index in tested),
+            **_test(run, prepared, trained.model),
             "train_loss": trained.history["train_loss"][-1],
             "steps": float(trained.steps),
         },
@@ -92,6 +85,26 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
         save_model(execution.model, run, result, trained.model, shape, classes)
     return result
+
+
+def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
+    """Return the metrics of a trained model on every domain, and their means over the domains that count."""
+    by_domain: dict[str, list[float]] = {}
+    for index in range(len(prepared.pool.names)):
+        logits, y = predicted(run, prepared, model, index, domains(run).adapt)
+        accuracy, loss = accuracy_and_loss(logits, y)
+        for name, value in {"accuracy": accuracy, "loss": loss, **own_metrics(logits, y)}.items():
+            by_domain.setdefault(name, []).append(value)
+    tested = prepared.unseen or prepared.seen
+    means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
+    named = {
+        f"{name}_{domain}": value
+        for name, values in by_domain.items()
+        if name != "loss"
+        for domain, value in zip(prepared.pool.names, values, strict=True)
+    }
+    seen = fmean(by_domain["accuracy"][index] for index in prepared.seen)
+    return {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
 
 
 class DomainClassifier(Classifier):
@@ -130,7 +143,12 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
 
 
 def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation.
+    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation."""
+    return accuracy_and_loss(*predicted(run, prepared, model, index, adapt))
+
+
+def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[Tensor, Tensor]:
+    """Return logits (n, classes) and labels (n,) of the test set of a domain, under an adaptation.
 
     The model stays as it is: what adapts is a copy.
     """
@@ -147,9 +165,7 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: s
         chunk=world.test_batch,
         options=world.adapt_options if adapt == world.adapt else {},
     )
-    logits = logits_of(adapt, copy.deepcopy(model), test)
-    y = pool.test_y[order.to(device)]
-    return (logits.argmax(1) == y).double().mean().item(), F.cross_entropy(logits, y).item()
+    return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(device)]
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:
@@ -176,8 +192,8 @@ class DomainsWorld:
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        by_domain = [f"accuracy_{name}" for name in domains(run).domains]
-        return ["accuracy", "accuracy_seen", *by_domain, "loss", "train_loss", "steps"]
+        named = [f"{metric}_{name}" for metric in ("accuracy", *METRICS) for name in domains(run).domains]
+        return ["accuracy", "accuracy_seen", *named, *METRICS, "loss", "train_loss", "steps"]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""

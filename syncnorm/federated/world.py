@@ -23,6 +23,7 @@ from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
+from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
 
@@ -130,7 +131,8 @@ class ClientsWorld:
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         world = expect(run, Clients)
-        return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
+        own = [name for metric in OWN_METRICS for name in (metric, f"global_{metric}")]
+        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""

@@ -10,15 +10,17 @@ from torch import Tensor
 from syncnorm.federated.aggregation import combine, normalised_weights
 from syncnorm.federated.client.client import section, statistics_entries
 from syncnorm.federated.client.states import ClientState
-from syncnorm.federated.federation import Federation
+from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.federated.messages import Broadcast, size
 from syncnorm.federated.policies import Reduction
-from syncnorm.federated.server.evaluation import drift, score, summary, uniform, weighted
+from syncnorm.federated.server.evaluation import drift, score, summary, uniform
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
+from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.metrics import own_metrics
 
 EVALUATED = 1000
 """At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
@@ -88,7 +90,9 @@ class Evaluator:
         if not federation.policy.personal or world.global_norm != "none":
             x, y = federation.population.global_test
             model = federation.models.with_state(self.global_state())
-            metrics["global_accuracy"], metrics["global_loss"] = weighted(model, x, y, uniform(len(y)))
+            logits = predict(model, x, CHUNK)
+            metrics["global_accuracy"], metrics["global_loss"] = accuracy_and_loss(logits, y, uniform(len(y)))
+            metrics |= {f"global_{name}": value for name, value in own_metrics(logits, y).items()}
         if world.held_out:
             metrics |= self._held_out()
         return metrics, details
