@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode on samples (N, ...) and labels (N,)."""
+    """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode; samples (N, ...), labels (N,)."""
     return accuracy_and_loss(predict(model, x, batch), y)
 
 

@@ -147,6 +147,7 @@ def pack_score(score: Score) -> RecordDict:
 def unpack_score(client: int, content: RecordDict, device: torch.device) -> Score:
     """Return an evaluation."""
     metrics = content[METRICS]
+    own = [name for name in metrics if name.startswith(REGISTERED)]
     return Score(
         client,
         accuracy=number(content, METRICS, "accuracy"),
@@ -154,11 +155,7 @@ def unpack_score(client: int, content: RecordDict, device: torch.device) -> Scor
         samples=int(number(content, METRICS, EXAMPLES)),
         reestimated=number(content, METRICS, "reestimated") if "reestimated" in metrics else None,
         moments=unpack_moments(content, device),
-        metrics={
-            name.removeprefix(REGISTERED): number(content, METRICS, name)
-            for name in metrics
-            if name.startswith(REGISTERED)
-        },
+        metrics={name.removeprefix(REGISTERED): number(content, METRICS, name) for name in own},
     )
 
 
