@@ -1,4 +1,4 @@
-"""A federated run's state in one file, so that what was killed goes on to the bit-identical end.
+"""A federated run's state in one file: interrupted runs resume bit-identically.
 
 Every random choice is derived from the run's seed, round and client, so no generator's state is among it.
 """
@@ -27,10 +27,10 @@ class Checkpoint:
         self._seconds = seconds
         self._began = self._last = time.monotonic()
         self.seconds_before = 0.0
-        """What the run took before it was killed."""
+        """Seconds that the run took before it was interrupted."""
 
     def save_if_due(self) -> None:
-        """Save, if the last time is long enough ago."""
+        """Save if the last save was long enough ago."""
         if time.monotonic() - self._last >= self._seconds:
             self.save()
             self._last = time.monotonic()
@@ -56,10 +56,10 @@ class Checkpoint:
         temporary.replace(newest)
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint that can be read; return whether there was one of this run."""
+        """Resume from the newest readable checkpoint; return whether there was one of this run."""
         for name in ("newest.pt", "previous.pt"):
             content = _read(self._folder / name)
-            if content is not None and content.get("run_id") == self._id:
+            if content is not None and self._fits(content):
                 self.seconds_before = content["seconds"]
                 self._network.engine.name = content["engine"]
                 self._rounds.recall(content["rounds"])
@@ -68,13 +68,18 @@ class Checkpoint:
                 return True
         return False
 
+    def _fits(self, content: dict[str, Any]) -> bool:
+        """Return whether a checkpoint is of this run, and written by a version that keeps the same parts."""
+        same_parts = content.get("rounds", {}).keys() == self._rounds.remember().keys()
+        return bool(same_parts) and content.get("run_id") == self._id
+
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint holds; None where there is none, or where it is torn."""
+    """Return the content of a checkpoint; None where there is none, or where it is damaged."""
     if not path.exists():
         return None
     try:
         content: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception:  # whatever a torn file makes of itself: the one before it is whole
+    except Exception:  # a damaged file may raise anything; the one before it is whole
         return None
     return content
