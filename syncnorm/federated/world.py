@@ -35,9 +35,9 @@ METRICS = [
     *("train_loss", "never_sampled", "staleness", "batch_norms"),
 ]
 CHECKED = 1000
-"""Clients whose batches are looked at before a study starts, and those of the first round."""
+"""Number of clients whose batches are checked before a study starts, beside those of the first round."""
 IN_MEMORY = 1 << 28
-"""Bytes of client states that are held in memory, if every client were sampled."""
+"""Bytes of client states, if every client were sampled, up to which they are held in memory."""
 
 
 def simulate(
@@ -45,14 +45,14 @@ def simulate(
 ) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
-    The engine "auto" goes by a short measurement, and may take the one time `cohort` and another time `loop`, whose
-    results differ by rounding: name one for the same bits. The result's environment says which it was.
+    The engine "auto" measures which of `cohort` and `loop` is faster. Their results differ by rounding, so name one
+    to get the same bits. The result's environment says which it was.
 
-    `execution` says where the run keeps its checkpoint: a run that was killed goes on from there, to the same bits.
-    `store` says where clients' states are kept between rounds.
+    `execution` says where the run keeps its checkpoint: an interrupted run resumes from it bit-identically. `store`
+    says where clients' states are kept between rounds.
 
     Raises:
-        UserError: for anything in `run` that does not work, before training starts; a round that failed.
+        UserError: anything in `run` that does not work, before training starts; a round that failed.
     """
     started = time.perf_counter()
     world = expect(run, Clients)

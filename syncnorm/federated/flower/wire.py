@@ -20,7 +20,7 @@ from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower.records import from_record, to_record
 from syncnorm.federated.messages import Broadcast, Reply
-from syncnorm.federated.server.evaluation import Score
+from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
 from syncnorm.registry import load_plugins
 

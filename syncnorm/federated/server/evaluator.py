@@ -13,9 +13,9 @@ from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.federated.messages import Broadcast, size
 from syncnorm.federated.policies import Reduction
-from syncnorm.federated.server.evaluation import drift, score, summary, uniform
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
+from syncnorm.federated.server.scores import drift, score, summary, uniform
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive

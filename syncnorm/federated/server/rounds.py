@@ -9,10 +9,10 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast
-from syncnorm.federated.server.evaluation import evaluated_by
 from syncnorm.federated.server.evaluator import Evaluator
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
+from syncnorm.federated.server.scores import evaluated_by
 from syncnorm.federated.server.server import Server
 
 

@@ -124,7 +124,7 @@ def evaluated_by(federation: Federation) -> str:
         return "none"
     if not federation.layout.has_statistics:
         return "batch (the test images at hand)"
-    if federation.world.method == "centralised":
+    if federation.policy.data == "all":
         return "own (one client with all data)"
     if policy.statistics == "local":
         return "own (each client)"
