@@ -66,12 +66,13 @@ def _plain(node: Any) -> Any:
     plain = {}
     for item in fields(node):
         value = getattr(node, item.name)
-        if not item.metadata.get("added") or value != _default(item):
+        if not item.metadata.get("added") or value != default_of(item):
             plain[item.name] = float(value) if item.type is float else _plain(value)
     return plain
 
 
-def _default(item: Field[Any]) -> Any:
+def default_of(item: Field[Any]) -> Any:
+    """Return the value of a dataclass's field that is left out."""
     return item.default if item.default_factory is MISSING else item.default_factory()
 
 

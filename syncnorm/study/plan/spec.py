@@ -9,6 +9,7 @@ from typing import Any
 
 from syncnorm.checks import check_types
 from syncnorm.config import Clients, Devices, Domains, Norm, Run, run_id
+from syncnorm.config.run import default_of
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.exhibits import Agreement, Exhibit
 
@@ -143,7 +144,7 @@ def _default_at(kind: str, path: tuple[str, ...], name: str) -> Any:
         if item is None:
             break
         if item.metadata.get("added"):
-            return item.default
+            return default_of(item)
         node = getattr(node, part)
     raise UserError(f"'{name}' is not part of what names a run, so nothing can be told apart by it.")
 
