@@ -4,6 +4,7 @@ from syncnorm.config import Clients, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.policies import POLICIES, Policy
+from syncnorm.norms import norm_spec
 from syncnorm.training.building import check_optim
 from syncnorm.worlds import expect
 
