@@ -9,10 +9,10 @@ import pytest
 from made_up_har import make_har
 from PIL import Image
 
-from syncnorm.cli import load_study
 from syncnorm.config import Clients, Devices, Domains, Run, layout
 from syncnorm.data import DOMAINS
 from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.spec import expand, quicker
 from syncnorm.study.report.plots.check import check_plots
 from syncnorm.worlds import fit

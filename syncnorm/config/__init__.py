@@ -1,10 +1,9 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
-from syncnorm.config.execution import Execution, Progress
-from syncnorm.config.parts import Data, Norm, Optim
-from syncnorm.config.run import LATER, Result, Run, describe, run_id, training_of
+from syncnorm.config.execution import MODELS, Execution, Progress, silent
+from syncnorm.config.parts import LATER, Data, Norm, Optim
+from syncnorm.config.run import Result, Run, default_of, describe, run_from, run_id, training_of
 from syncnorm.config.worlds import (
-    Adaptation,
     ClientEngine,
     Clients,
     Devices,
@@ -16,7 +15,7 @@ from syncnorm.config.worlds import (
 
 __all__ = [
     "LATER",
-    "Adaptation",
+    "MODELS",
     "ClientEngine",
     "Clients",
     "Data",
@@ -30,8 +29,11 @@ __all__ = [
     "Result",
     "Run",
     "WorldConfig",
+    "default_of",
     "describe",
     "layout",
+    "run_from",
     "run_id",
+    "silent",
     "training_of",
 ]

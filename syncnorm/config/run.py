@@ -4,16 +4,12 @@ Everything above reads these. The attribute docstrings are the help texts of the
 """
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
 from syncnorm.config.parts import Data, Norm, Optim
 from syncnorm.config.worlds import Clients, Devices, Domains
-
-LATER = {"added": True}
-"""Metadata of a field that was added when results existed: a description holds it only where it is not its default,
-so that the ids of the runs before it stay what they are."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,8 @@ class Result:
     """One value an epoch or round, e.g. {"train_loss": [...]}."""
     details: dict[str, Any] = field(default_factory=dict)
     """Plain data that no single number holds, e.g. who held what in a federated run ("partition")."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Hashes of the source and the data that made it, by what they are of (`worlds.fingerprints`)."""
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -64,15 +62,34 @@ def describe(run: Run) -> dict[str, Any]:
     return config
 
 
+def run_from(config: dict[str, Any], path: str = "") -> Run:
+    """Return the run of a description (`describe`), with its data at `path`."""
+    worlds: dict[str, type[Any]] = {kind.kind: kind for kind in (Devices, Clients, Domains)}
+    world = dict(config["world"])
+    kind = worlds[world.pop("kind")]
+    parts = {
+        "data": Data(**{**config["data"], "path": path}),
+        "norm": Norm(**config["norm"]),
+        "optim": Optim(**config["optim"]),
+        "world": kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in world.items()}),
+    }
+    return Run(**{**config, **parts})
+
+
 def _plain(node: Any) -> Any:
     if not is_dataclass(node):
         return list(node) if isinstance(node, tuple) else node
     plain = {}
     for item in fields(node):
         value = getattr(node, item.name)
-        if not item.metadata.get("added") or value != item.default:
+        if not item.metadata.get("added") or value != default_of(item):
             plain[item.name] = float(value) if item.type is float else _plain(value)
     return plain
+
+
+def default_of(item: Field[Any]) -> Any:
+    """Return the default of a dataclass's field."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def run_id(run: Run) -> str:

@@ -36,6 +36,7 @@ from syncnorm.surgery.convert import layers_with_statistics
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import evaluate
 from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import run_trainer
 
 
@@ -52,26 +53,30 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         UserError: for anything in `run` that does not work, before training starts.
     """
     started = time.perf_counter()
+    check_saving(execution)
     rank = _check_world(run)
     device = _device()
     prepared = prepare(run, device)
     first = _first_batch(run, prepared) if rank is None else None
     initial = first and gradient_profile(prepared.model, *first)
-    classifier, batches = train(run, prepared, rank)
+    classifier, batches = train(run, prepared, rank, execution)
     final = first and gradient_profile(classifier.model.to(device), *first)
     profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
     metrics, evaluated_by = _measure(run, classifier.model.to(device), prepared.data)
-    train_loss = _mean_over_ranks(classifier.train_loss)
-    return Result(
+    train_loss = _mean_over_ranks(classifier.history["train_loss"])
+    result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={**metrics, "train_loss": train_loss[-1], "steps": float(batches.steps * run.optim.epochs)},
         evaluated_by=evaluated_by,
-        seconds=time.perf_counter() - started,
+        seconds=classifier.seconds_before + time.perf_counter() - started,
         environment=environment(),
         history={"train_loss": train_loss},
         details={"profiles": profiles} if initial and final else {},
     )
+    if execution and execution.model and not rank:
+        save_model(execution.model, run, result, classifier.model, prepared.data.shape, prepared.data.classes)
+    return result
 
 
 def _check_world(run: Run) -> int | None:
@@ -94,7 +99,9 @@ def _device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, RankBatches]:
+def train(
+    run: Run, prepared: Prepared, rank: int | None, execution: Execution | None = None
+) -> tuple[Classifier, RankBatches]:
     """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
     ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
@@ -102,7 +109,7 @@ def train(run: Run, prepared: Prepared, rank: int | None) -> tuple[Classifier, R
     model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
     classifier = Classifier(model, optim=run.optim)
     batches = _batches(run, prepared, rank)
-    run_trainer(run, classifier, batches, **_placement(run))
+    run_trainer(run, classifier, batches, execution or Execution(), **_placement(run))
     classifier.model = rank_0(classifier.model)
     return classifier, batches
 

@@ -17,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncnorm.config import Adaptation, Domains, Execution, Norm, Result, Run, describe, run_id, training_of
+from syncnorm.config import Domains, Execution, Norm, Result, Run, describe, run_id, training_of
 from syncnorm.data.domain_pool import load_pool
-from syncnorm.domains.adaptation import Test, logits_of, statistics_of
+from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
 from syncnorm.domains.prepare import Prepared, domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
+from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
+from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import run_trainer
 
 
@@ -36,6 +38,8 @@ class Trained:
     model: nn.Module
     history: dict[str, list[float]]
     steps: int
+    seconds_before: float
+    """What it took before it was killed."""
 
 
 _KEPT: dict[str, Trained] = {}
@@ -52,20 +56,23 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         UserError: for anything in `run` that does not work, before training starts.
     """
     started = time.perf_counter()
+    check_saving(execution)
     world = domains(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = prepare(run, device)
     key = f"{run_id(training_of(run))} {run.data.path} {device}"
+    before = 0.0
     if key not in _KEPT:
         _KEPT.clear()
-        _KEPT[key] = train(training_of(run), prepared, device)
+        _KEPT[key] = train(training_of(run), prepared, device, execution)
+        before = _KEPT[key].seconds_before
     trained = _KEPT[key]
     metrics, losses = {}, {}
     for index, name in enumerate(prepared.pool.names):
         metrics[f"accuracy_{name}"], losses[name] = measure(run, prepared, trained.model, index, world.adapt)
     seen = fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in prepared.seen)
     tested = prepared.unseen or prepared.seen
-    return Result(
+    result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
@@ -77,10 +84,14 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
             "steps": float(trained.steps),
         },
         evaluated_by=statistics_of(world.adapt, trained.model),
-        seconds=time.perf_counter() - started,
+        seconds=before + time.perf_counter() - started,
         environment=environment(),
         history=trained.history,
     )
+    if execution and execution.model:
+        shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
+        save_model(execution.model, run, result, trained.model, shape, classes)
+    return result
 
 
 class DomainClassifier(Classifier):
@@ -89,9 +100,10 @@ class DomainClassifier(Classifier):
     def __init__(self, run: Run, prepared: Prepared) -> None:
         super().__init__(prepared.model, optim=run.optim)
         self._run, self._prepared = run, prepared
-        self.accuracies: dict[str, list[float]] = {"seen_accuracy": []}
+        self._groups = {"seen_accuracy": prepared.seen}
         if prepared.unseen:
-            self.accuracies["unseen_accuracy"] = []
+            self._groups["unseen_accuracy"] = prepared.unseen
+        self.history.update({name: [] for name in self._groups})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Return the loss of a batch of samples, labels and domains."""
@@ -102,23 +114,22 @@ class DomainClassifier(Classifier):
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains."""
         super().on_train_epoch_end()
-        groups = {"seen_accuracy": self._prepared.seen, "unseen_accuracy": self._prepared.unseen}
-        for name, values in self.accuracies.items():
-            scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in groups[name]]
-            values.append(fmean(scores))
+        for name, group in self._groups.items():
+            scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
+            self.history[name].append(fmean(scores))
 
 
-def train(run: Run, prepared: Prepared, device: torch.device) -> Trained:
+def train(run: Run, prepared: Prepared, device: torch.device, execution: Execution | None = None) -> Trained:
     """Train the prepared model, and return it with what its epochs gave."""
     torch.manual_seed(derive("training", run.seed, 0))
     classifier = DomainClassifier(run, prepared)
     batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, run.data.augment)
-    run_trainer(run, classifier, batches, accelerator=device.type, devices=1)
-    history = {"train_loss": classifier.train_loss, **classifier.accuracies}
-    return Trained(classifier.model.to(device), history, batches.steps * run.optim.epochs)
+    run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
+    steps, before = batches.steps * run.optim.epochs, classifier.seconds_before
+    return Trained(classifier.model.to(device), classifier.history, steps, before)
 
 
-def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: Adaptation) -> tuple[float, float]:
+def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
     """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation.
 
     The model stays as it is: what adapts is a copy.
@@ -129,7 +140,7 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: A
     order = _order(world, pool.test_y[tests].cpu(), derive("test order", run.seed, name)) + tests.start
     unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
     device = pool.x.device
-    test = Test(
+    test = TargetBatches(
         batches=pool.test_x[order.to(device)].split(world.test_batch),  # type: ignore[no-untyped-call]
         unlabelled=pool.x[unlabelled[: world.adapt_samples].to(device)],
         known=prepared.seen.index(index) if index in prepared.seen else None,
@@ -177,14 +188,9 @@ class DomainsWorld:
         return []
 
     def norm_layer(self, norm: Norm, world: Domains) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`.
-
-        A norm that tells domains apart has as many as train, and one that asks for the batch size of training gets
-        it.
-        """
+        """Return the layer that plays `norm`, told the number of training domains and the batch size."""
         seen = len(world.domains) - len(world.unseen)
-        counted = {"domain_bn": {"domains": seen}, "eval_norm": {"batch": world.batch}}.get(norm.name, {})
-        return norm.name, {**counted, **norm.options}
+        return norm.name, options_in_world(norm.name, norm.options, {"domains": seen, "batch": world.batch})
 
 
 WORLD = DomainsWorld()

@@ -105,7 +105,7 @@ def read(directory: str | Path) -> Results:
 def finished_row(study: str, result: Result) -> Row:
     """Return the row of a run that gave a result."""
     row = {"run_id": result.run_id, "study": study, **strict(asdict(result)), "finished": _now()}
-    return {name: value for name, value in row.items() if value or name not in ("history", "details")}
+    return {name: value for name, value in row.items() if value or name not in ("history", "details", "fingerprints")}
 
 
 def diverged(row: Row) -> bool:

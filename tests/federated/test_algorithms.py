@@ -55,7 +55,7 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
     sampled = set()
     for round_ in range(4):
         rate = 0.1 * (1 + cos(pi * round_ / 4)) / 2
-        clients = rounds.federation.cohort(round_)
+        clients = rounds.federation.schedule.cohort(round_)
         sampled |= set(clients)
         states, weights = [], []
         moved: State = {name: torch.zeros_like(value) for name, value in c.items()}
@@ -71,14 +71,14 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
             moved = {name: moved[name] + new[name] - own[k][name] for name in names}
             own[k] = new
             states.append(trained)
-            weights.append(1 if "weighting" in world else len(rounds.federation.train(k)))
+            weights.append(1 if "weighting" in world else len(rounds.federation.schedule.samples(k)))
         state = weighted_mean(states, weights)
         c = {name: c[name] + moved[name] / 4 for name in names}
         rounds.play()
         assert_same(rounds.server.state, state)
-        assert_same(rounds.server.control, c)
+        assert_same(rounds.server.memory["control"], c)
         for k in clients:
-            assert_same(section(rounds.network.kept([k])[k], "control"), own[k])
+            assert_same(section(rounds.network.client_states([k])[k], "algorithm"), own[k])
     assert sampled == {0, 1, 2, 3}
     mean = {name: torch.stack([mine[name] for mine in own]).mean(0) for name in names}
     assert_same(c, mean)  # the paper's invariant
@@ -87,7 +87,7 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
 @ENGINES
 def test_controls_of_a_personal_policy_are_those_of_what_is_averaged(engine: str) -> None:
     rounds = play(small_run(method="fedbn", algorithm="scaffold", engine=engine))
-    assert rounds.server.control.keys() == {
+    assert rounds.server.memory["control"].keys() == {
         name for name in rounds.server.state if not is_affine(name) and not is_statistics(name)
     }
     alone = play(small_run(method="fedbn", algorithm="scaffold", engine=engine, rounds=1))
@@ -107,7 +107,7 @@ def replies_of(rounds: Rounds, round_: int) -> list[Reply]:
             if value.is_floating_point()
             else torch.tensor(round_ + client)
             for name, value in rounds.server.state.items()
-            if rounds.federation.kinds[name] in SENT
+            if rounds.federation.layout.reductions[name] in SENT
         }
         replies.append(Reply(client, state, samples=10 * (client + 1)))
     return replies
@@ -183,9 +183,11 @@ def test_a_server_goes_on_from_what_it_remembers() -> None:
         again.recall(rounds.server.remember())
         replies = replies_of(rounds, 5)
         if algorithm == "scaffold":
-            control: dict[str, Tensor] = rounds.server.control
-            replies = [Reply(r.client, r.state, r.samples, control=control) for r in replies]
+            control: dict[str, Tensor] = rounds.server.memory["control"]
+            replies = [Reply(r.client, r.state, r.samples, extra=control) for r in replies]
         for server in (rounds.server, again):
             server.receive(1, replies)
         assert bits(rounds.server.state) == bits(again.state)
-        assert bits(rounds.server.control) == bits(again.control)
+        assert rounds.server.memory.keys() == again.memory.keys()
+        for part, tensors in rounds.server.memory.items():
+            assert bits(tensors) == bits(again.memory[part])

@@ -301,5 +301,5 @@ def test_a_row_of_ones_own_is_a_policy() -> None:
     mine = Policy("local", "pooled", "mine")
     assert mine not in POLICIES.values()
     strategy = NormFedAvg(make_model(), mine)
-    assert strategy.kinds["1.weight"] == "local"
-    assert strategy.kinds["1.running_var"] == "pooled"
+    assert strategy.reductions["1.weight"] == "local"
+    assert strategy.reductions["1.running_var"] == "pooled"

@@ -20,10 +20,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from syncnorm.config import Clients, Result
+from syncnorm.config import Result
 from syncnorm.errors import UserError
 from syncnorm.federated.client.client import Started, finish, measure, start, start_state
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import failure, sentence
@@ -31,7 +31,6 @@ from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
 from syncnorm.federated.server.evaluation import score, validate
 from syncnorm.federated.server.rounds import Rounds
-from syncnorm.worlds import expect
 
 
 class TogetherApp(ClientApp):
@@ -42,7 +41,7 @@ class TogetherApp(ClientApp):
         begun: list[tuple[Federation, Started] | Message] = []
         for message, context in zip(messages, contexts, strict=True):
             try:
-                begun.append(_begin(message, context))
+                begun.append(begin(message, context))
             except Exception as error:  # this client's alone
                 begun.append(failure(message, sentence(error)))
         ready = [one for one in begun if not isinstance(one, Message) and one[1].task.batches]
@@ -68,7 +67,7 @@ in `context.state["result"]["json"]`."""
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train for a round."""
-    federation, started = _begin(message, context)
+    federation, started = begin(message, context)
     if not started.task.batches:
         return _end(message, context, federation, started, None)
     (update,) = _trained([(federation, started)], "loop")
@@ -141,26 +140,33 @@ def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIM
 @lru_cache(maxsize=1)
 def federation_of(text: str) -> Federation:
     """Return the federation of the run that JSON describes; a process keeps the last."""
-    run = wire.run_from_text(text)
-    expect(run, Clients)
-    return Federation(run)
+    return Federation(wire.run_from_text(text))
 
 
 @lru_cache(maxsize=1)
-def _chosen(federation: Federation, engine: str) -> Chosen:
-    return Chosen(engine)
+def _engine(federation: Federation, engine: str) -> AutoEngine:
+    return AutoEngine(engine)
 
 
 def forget() -> None:
     """Drop the federation that this process keeps for its next message."""
     federation_of.cache_clear()
-    _chosen.cache_clear()
+    _engine.cache_clear()
 
 
 def _federation(message: Message, context: Context) -> Federation:
     config = message.content.get(wire.CONFIG)
     sent = config.get(wire.RUN) if isinstance(config, ConfigRecord) else None
-    return federation_of(str(sent or context.run_config.get("run", "{}")))
+    text = str(sent or context.run_config.get("run", "{}"))
+    try:
+        return federation_of(text)
+    except UserError as error:
+        if not str(error).startswith("unknown "):
+            raise
+        raise UserError(
+            f"{str(error).removesuffix('.')}; the app that this SuperNode runs has to carry the module that "
+            "registers it."
+        ) from error
 
 
 def _client(context: Context) -> int:
@@ -182,7 +188,8 @@ def _received(message: Message, context: Context) -> tuple[Federation, int, dict
     return federation, _client(context), start_state(federation, received, own)
 
 
-def _begin(message: Message, context: Context) -> tuple[Federation, Started]:
+def begin(message: Message, context: Context) -> tuple[Federation, Started]:
+    """Return the federation of a train message's run, and its client about to train."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
     return federation, start(federation, _client(context), received, wire.kept(context.state, federation.device))
@@ -191,14 +198,14 @@ def _begin(message: Message, context: Context) -> tuple[Federation, Started]:
 def _trained(begun: Sequence[tuple[Federation, Started]], engine: str) -> list[Update]:
     federation, first = begun[0]
     pool, local = federation.population, federation.local(first.received.round)
-    return _chosen(federation, engine).train(local, pool.x, pool.y, [started.task for _, started in begun])
+    return _engine(federation, engine).train(local, pool.x, pool.y, [started.task for _, started in begun])
 
 
 def _end(
     message: Message, context: Context, federation: Federation, started: Started, update: Update | None
 ) -> Message:
     if update is None:
-        samples = len(federation.train(started.task.client))
+        samples = len(federation.schedule.samples(started.task.client))
         return Message(wire.pack_idle(started.received, samples), reply_to=message)
     reply, own = finish(federation, started, update)
     if reply.error:

@@ -23,8 +23,8 @@ from flwr.supercore.run import Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.flower.identity import SERVER, act_as_server, empty_run, stamp
 from syncnorm.federated.flower.logs import hush_flower
-from syncnorm.federated.flower.patience import GivenUp, Patience
 from syncnorm.federated.flower.records import decoded
+from syncnorm.federated.flower.timeout import TimedOut, TimeoutRunner
 from syncnorm.seeds import derive
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class CohortGrid(Grid):
         self._sent = 0
         self._exchanges = 0
         self._lock = RLock()
-        self._patience = Patience()
+        self._runner = TimeoutRunner()
         if seed is not None:
             random.seed(derive("flower sampling", seed))
 
@@ -199,10 +199,10 @@ class CohortGrid(Grid):
             if left is None:
                 reply = self.client_app(delivered, context)
             else:
-                reply = self._patience.wait(lambda: self.client_app(delivered, context), left)
+                reply = self._runner.run(lambda: self.client_app(delivered, context), left)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
-        except GivenUp:
+        except TimedOut:
             log.debug("client %d did not reply in time", node)
             return None
         except (Exception, SystemExit) as error:  # the client's alone: the round goes on

@@ -59,7 +59,7 @@ class NormFedAvg(FedAvg):
             raise UserError(f"enough is {enough}: it is a fraction of a round's clients, from 0 to 1.")
         self.policy = check_policy(policy)
         self.enough = enough
-        self.kinds = rules(model, self.policy)
+        self.reductions = rules(model, self.policy)
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
         self.left_out: dict[int, list[str]] = {}
@@ -109,7 +109,7 @@ class NormFedAvg(FedAvg):
         states = [from_record(arrays_in(reply.content)) for reply in usable]
         shares = normalised_weights(states, [self._weight(reply) for reply in usable])
         try:
-            combined = combine(self._state, self.kinds, states, shares)
+            combined = combine(self._state, self.reductions, states, shares)
         except UserError as error:
             self._report(server_round, [f"all clients: {error}"])
             log(WARNING, "round %d: the model stays as it is", server_round)
@@ -153,7 +153,7 @@ class NormFedAvg(FedAvg):
             raise ValueError(f"its weight '{self.weighted_by_key}' is {weight}, which is no positive number")
         if train:
             state = from_record(arrays_in(reply.content))
-            check_update(self._state, state, self.kinds, str(reply.metadata.src_node_id))
+            check_update(self._state, state, self.reductions, str(reply.metadata.src_node_id))
 
     def _weight(self, reply: Message) -> float:
         metrics = _metrics(reply)
@@ -183,7 +183,7 @@ def check_policy(policy: str | Policy) -> Policy:
 
 
 def _is_averaging(row: Policy) -> bool:
-    return (row.rest, row.training, row.gathered) == ("shared", "batch", "ema") and not row.options
+    return (row.rest, row.training, row.statistics_source) == ("shared", "batch", "ema") and not row.options
 
 
 def _shape(value: Tensor | None) -> torch.Size | None:

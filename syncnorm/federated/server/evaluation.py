@@ -1,4 +1,4 @@
-"""What a federated run is worth: for every client on its own test data, globally, and at a site never seen."""
+"""Scores of models: of a client on its own test data, their summary, and the drift of statistics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
-from syncnorm.federated.policies import STATISTICS, batch_norm_entries
 from syncnorm.moments import Moments
 from syncnorm.surgery import layer_moments
 
@@ -19,7 +18,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Score:
-    """How a model does on one client's own test data."""
+    """The score of a model on one client's own test data."""
 
     client: int
     accuracy: float
@@ -33,17 +32,17 @@ class Score:
 
 
 def score(federation: Federation, client: int, state: State) -> Score:
-    """Return how a model with these entries does at a client, as it is and with its batch norms re-estimated."""
+    """Score a model with these entries at a client, as it is and with its batch norms re-estimated."""
     x, y, weights = federation.population.test(client)
-    accuracy, loss = weighted(federation.model_with(state), x, y, weights)
+    accuracy, loss = weighted(federation.models.with_state(state), x, y, weights)
     own = federation.population.x[federation.population.train(client)]
-    # One sample has statistics over positions at the most, and a linear layer's none at all.
-    if not federation.layers or len(own) < 2:
+    # With one sample, a linear layer's statistics have no variance.
+    if not federation.layout.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own))
-    # Parts as equal as can be: a last one of one sample would have no variance in a linear layer.
-    moments = layer_moments(federation.model_with(state), own.tensor_split(-(-len(own) // CHUNK)))
-    again = {**state, **federation.with_aliases(statistics_entries(moments))}
-    reestimated, _ = weighted(federation.model_with(again), x, y, weights)
+    # Equal parts: a last one with a single sample would have no variance in a linear layer.
+    moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
+    again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
+    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
     return Score(client, accuracy, loss, len(own), reestimated, moments)
 
 
@@ -51,7 +50,7 @@ def validate(federation: Federation, client: int, state: State) -> float:
     """Return a model's accuracy on a client's validation samples."""
     index = federation.population.validation(client)
     x, y = federation.population.x[index], federation.population.y[index]
-    accuracy, _ = weighted(federation.model_with(state), x, y, uniform(len(index)))
+    accuracy, _ = weighted(federation.models.with_state(state), x, y, uniform(len(index)))
     return accuracy
 
 
@@ -117,19 +116,19 @@ def drift(scores: Sequence[Score]) -> dict[str, object]:
 
 
 def evaluated_by(federation: Federation) -> str:
-    """Say whose statistics the norm layers used for a run's accuracy."""
-    policy, layers = federation.policy, federation.layers
+    """Return whose statistics the norm layers used for a run's accuracy."""
+    policy, layers = federation.policy, federation.layout.layers
     if not layers:
         return "none"
-    if not set(STATISTICS) & set(batch_norm_entries(federation.model).values()):
+    if not federation.layout.has_statistics:
         return "batch (the test images at hand)"
     if federation.world.method == "centralised":
         return "own (one client with all data)"
     if policy.statistics == "local":
         return "own (each client)"
-    if policy.gathered in ("before", "after"):
+    if policy.statistics_source in ("before", "after"):
         return "gathered by a pass (all clients)"
     if policy.training == "frozen":
         return "averaged, then frozen (clients)"
-    moving = ", moving average" if policy.gathered == "seen" else ""
+    moving = ", moving average" if policy.statistics_source == "seen" else ""
     return f"{'pooled' if policy.statistics == 'pooled' else 'averaged'}{moving} (clients)"

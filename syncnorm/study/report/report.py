@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from syncnorm.errors import unknown
-from syncnorm.study.files import write_file
+from syncnorm.files import write_file
 from syncnorm.study.plan.spec import flatten
 from syncnorm.study.plot import Plot, View
 from syncnorm.study.report.analysis.agreement import agreement_table

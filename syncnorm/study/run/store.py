@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from syncnorm.errors import UserError
-from syncnorm.study.files import write_file
+from syncnorm.files import write_file
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.spec import Study
 from syncnorm.study.rows import ABOUT, FORMAT, ROWS, About, Row, read_rows, stored_about, strict

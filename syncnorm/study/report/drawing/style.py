@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from syncnorm.study.files import write_file
+from syncnorm.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
