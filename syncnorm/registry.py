@@ -5,7 +5,6 @@ point in the group `syncnorm.plugins`) is imported again wherever a run goes: `e
 process gives to those that it starts, and `load_plugins` is what they do with it.
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -111,7 +110,7 @@ HOMES = {
     "model": ("syncnorm.models.registry", "model"),
     "policy": ("syncnorm.federated.policies", "federated policy"),
     "algorithm": ("syncnorm.federated.algorithms", "algorithm"),
-    "partition": ("syncnorm.data", "partition"),
+    "partition": ("syncnorm.data", "partition method"),
     "data": ("syncnorm.data", "data set"),
     "metric": ("syncnorm.training.metrics", "metric"),
     "adaptation": ("syncnorm.domains.adaptation", "adaptation"),
@@ -123,9 +122,8 @@ HOMES = {
 def registry_of(kind: str) -> Registry[Any]:
     """Return the registry of a kind of name, one of `HOMES`."""
     module, what = HOMES[kind]
-    with contextlib.suppress(ModuleNotFoundError):
-        import_module(module)
-    return REGISTRIES.get(what) or Registry(what, {})
+    import_module(module)
+    return REGISTRIES[what]
 
 
 def sources() -> list[Source]:

@@ -85,10 +85,10 @@ def simulate(
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
     """Write the global model, and what clients keep of theirs."""
-    state, clients = rounds.final()
     layer = ("hybrid_bn", federation.run.norm.options) if federation.policy.training == "hybrid" else None
     shape, classes = federation.population.shape, federation.population.classes
-    model = federation.model_with(state)
+    model = federation.models.with_state(rounds.evaluator.global_state())
+    clients = rounds.evaluator.kept_state()
     save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 

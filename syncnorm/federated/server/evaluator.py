@@ -106,6 +106,12 @@ class Evaluator:
         rule = self.federation.world.global_norm
         return {**self.server.state, **self._average_kept("average" if rule == "none" else rule)}
 
+    def kept_state(self) -> dict[int, dict[str, Tensor]]:
+        """Return, by client, the model's entries that each evaluated client keeps, of those that keep any."""
+        kept = self.network.client_states(self.clients) if self.chosen is None else self.chosen
+        own = {client: section(known, "state") for client, known in kept.items()}
+        return {client: state for client, state in own.items() if state}
+
     def _held_out(self) -> dict[str, float]:
         """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""
         state, count = self.global_state(), self.federation.world.count

@@ -93,12 +93,6 @@ class Rounds:
             details={"partition": partition_card(federation.population), **details},
         )
 
-    def final(self) -> tuple[dict[str, Tensor], dict[int, dict[str, Tensor]]]:
-        """Return what `result` evaluated: the global model's entries, and what each client keeps of its model."""
-        kept = self.network.kept(self._evaluated()) if self._kept is None else self._kept
-        own = {client: section(known, "state") for client, known in kept.items()}
-        return self._global_state(), {client: state for client, state in own.items() if state}
-
     def latest(self) -> dict[str, float]:
         """Return what the last round gave, by series of the history."""
         return {name: values[-1] for name, values in self.log.history.items()}
