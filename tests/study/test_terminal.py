@@ -57,7 +57,7 @@ def test_headings_and_bold_stay() -> None:
 def test_the_command_ends_well_on_an_ascii_terminal(study: Study, fill: Fill) -> None:
     study = replace(study, vary={**study.vary, "norm": ["bn", "gn"]}, seeds=2, also=())
     command = [sys.executable, "-m", "syncnorm", "report", str(fill(study))]
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, env=environment, capture_output=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b" +- " in done.stdout

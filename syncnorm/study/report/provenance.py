@@ -1,6 +1,5 @@
 """What a reader must know of where rows come from, beside their environment."""
 
-import json
 from collections import Counter, defaultdict
 
 from syncnorm.study.report.analysis.labels import listing
@@ -27,25 +26,14 @@ def _dirty(rows: list[Row]) -> list[str]:
 
 
 def _fingerprints(rows: list[Row]) -> list[str]:
-    """Say of what rows have several fingerprints, where runs have the same model or data."""
-    seen: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    """Say what has several fingerprints, such as "model mynet": the same name stood for several things."""
+    seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for name, value in (row.get("fingerprints") or {}).items():
-            seen[name][_alike(name, row)][str(value)] += 1
-    sentences = []
-    for name, groups in seen.items():
-        if differing := next((found for found in groups.values() if len(found) > 1), None):
-            counts = listing(f"{value[:12]} ({count} runs)" for value, count in differing.items())
-            sentences.append(
-                f"Runs that should differ in their settings alone were made with different versions of their {name}: "
-                f"{counts}. Compare them with care, or remove the rows of the older and start the study again."
-            )
-    return sentences
-
-
-def _alike(name: str, row: Row) -> str:
-    """Return what runs have in common that should have the same fingerprint of this name."""
-    config = row["config"]
-    if name == "data":
-        return json.dumps([config["data"], config["world"].get("domains"), config["world"].get("unseen")])
-    return str(config["model"]) if name == "model" else ""
+            seen[name][str(value)[:12]] += 1
+    return [
+        f"Different versions of {name} made these runs: "
+        f"{listing(f'{value} ({count} runs)' for value, count in found.items())}. Means over them mix versions."
+        for name, found in seen.items()
+        if len(found) > 1
+    ]
