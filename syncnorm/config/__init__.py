@@ -1,8 +1,8 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
 from syncnorm.config.execution import MODELS, Execution, Progress, silent
-from syncnorm.config.parts import Data, Norm, Optim
-from syncnorm.config.run import LATER, Result, Run, describe, run_from, run_id, training_of
+from syncnorm.config.parts import LATER, Data, Norm, Optim
+from syncnorm.config.run import Result, Run, describe, evaluated_at, marked, run_from, run_id, training_of
 from syncnorm.config.worlds import (
     Adaptation,
     ClientEngine,
@@ -32,7 +32,9 @@ __all__ = [
     "Run",
     "WorldConfig",
     "describe",
+    "evaluated_at",
     "layout",
+    "marked",
     "run_from",
     "run_id",
     "silent",

@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+LATER = {"added": True}
+"""Metadata of a field that was added when results existed: a description holds it only where it is not its default,
+so that the ids of the runs before it stay what they are."""
+
 
 @dataclass(frozen=True)
 class Data:
@@ -51,3 +55,7 @@ class Optim:
     """Learning rate over the run: constant, or a half cosine down to zero after the warm-up."""
     warmup: float = 0.05
     """Fraction of all steps over which the learning rate rises linearly from zero."""
+    clip_norm: float = field(default=0.0, metadata=LATER)
+    """Largest Euclidean norm of all gradients together; longer ones are scaled down to it. 0 is off."""
+    accumulate: int = field(default=1, metadata=LATER)
+    """Batches whose mean gradient makes one step; what is left at the end of an epoch makes a smaller one."""

@@ -14,7 +14,7 @@ from syncnorm.devices.virtual_ranks import BY_CHANNEL, copy_sharing_parameters
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_options, sees_batch
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
 
 
@@ -34,7 +34,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
         UserError: whatever in `run` is unknown, out of range or does not go together.
     """
     ranks, per_device_batch = layout(devices(run))
-    check_optim(run.optim)
+    check_training(run)
     norm_options(run.norm.name)
     _check_buffers(run, ranks)
     data = load_data(run.data, device, DTYPES[run.precision])

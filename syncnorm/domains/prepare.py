@@ -12,7 +12,7 @@ from syncnorm.domains.adaptation import Test, check_adaptation, logits_of
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_options
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
 
 
@@ -35,7 +35,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     """
     world = domains(run)
     check_world(world)
-    check_optim(run.optim)
+    check_training(run)
     training = len(world.domains) - len(world.unseen)
     told = run.norm.options.get("domains", training)
     if told != training:

@@ -5,11 +5,11 @@ from math import inf
 from typing import Any
 
 from syncnorm.checks import check_types
-from syncnorm.config import Clients, Run
+from syncnorm.config import Clients, Optim, Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.policies import policy_named, policy_options
 from syncnorm.norms import norm_options
-from syncnorm.training.building import check_optim
+from syncnorm.training.building import check_training
 
 ALGORITHMS: dict[str, Mapping[str, Any]] = {
     "fedavg": {},
@@ -32,13 +32,29 @@ def check_run(run: Run) -> None:
     world = run.world
     assert isinstance(world, Clients)
     check_types(run)
-    check_optim(run.optim)
+    check_training(run)
+    _check_training_options(run)
     _check_numbers(world)
     policy_options(world.method, world.method_options)
     algorithm_options(world)
     _check_norm(run)
     _check_algorithm(run, world)
     _check_engine(world)
+
+
+def _check_training_options(run: Run) -> None:
+    """Clients train by loops of their own, which know no more of a trainer than they need."""
+    if run.precision not in ("float32", "float64"):
+        raise UserError(f"clients cannot train in precision {run.precision}: choose float32 or float64.")
+    plain = Optim()
+    for name, value, off in (
+        ("optim.clip_norm", run.optim.clip_norm, plain.clip_norm),
+        ("optim.accumulate", run.optim.accumulate, plain.accumulate),
+        ("compile", run.compile, False),
+    ):
+        if value != off:
+            instead = "; world.clip is their gradient clipping" if name == "optim.clip_norm" else ""
+            raise UserError(f"{name} is {value}, which clients do not have: leave it at {off}{instead}.")
 
 
 def algorithm_options(world: Clients) -> dict[str, Any]:

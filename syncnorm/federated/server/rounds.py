@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from syncnorm.config import Result, describe, run_id
+from syncnorm.config import Result, describe, evaluated_at, run_id
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.aggregation import combine, normalised_weights
@@ -20,6 +20,7 @@ from syncnorm.federated.server.network import Network
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
+from syncnorm.training.classifier import latest
 
 EVALUATED = 1000
 """At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
@@ -67,6 +68,8 @@ class Rounds:
         self.next += 1
         if self.federation.world.validation:
             self._validate()
+        if evaluated_at(self.federation.run, self.next, self.federation.world.rounds):
+            self._follow()
 
     def result(self, seconds: float) -> Result:
         """Evaluate what the rounds came to, or take the round that validation chose."""
@@ -104,7 +107,7 @@ class Rounds:
 
     def latest(self) -> dict[str, float]:
         """Return what the last round gave, by series of the history."""
-        return {name: values[-1] for name, values in self._history.items()}
+        return latest(self._history, self.next)
 
     def remember(self) -> dict[str, Any]:
         """Return everything that the coming rounds depend on, as plain data and tensors."""
@@ -147,6 +150,18 @@ class Rounds:
             self._best = {"accuracy": accuracy, "round": self.next, "server": server, "kept": kept}
         self.server.state = trained  # training goes on from what it made: nobody but evaluation gathers here
 
+    def _follow(self) -> None:
+        """Take the accuracy at clients, and the global model's, into the history; nothing else changes."""
+        trained, counts = self.server.state, dict(self._counts)
+        self._gather()
+        scores = self.network.score(self._evaluated(), self._to_be_evaluated, self._fallback())
+        metrics = summary(self.federation, scores) | self._global_scores()
+        self._history.setdefault("accuracy_at", []).append(float(self.next))
+        for name in ("accuracy", "global_accuracy"):
+            if name in metrics:
+                self._history.setdefault(name, []).append(metrics[name])
+        self.server.state, self._counts = trained, counts
+
     def _return_to_best(self) -> dict[str, float]:
         """Go back to the round that validation chose, and return what to say of it; else gather for the last."""
         if self._best is None:
@@ -165,14 +180,18 @@ class Rounds:
         seen = [one for one in scores if one.moments]
         if seen:
             details["drift"] = drift(seen)
-        world = federation.world
-        if not federation.policy.personal or world.global_norm != "none":
-            x, y = federation.population.global_test
-            model = federation.model_with(self._global_state())
-            metrics["global_accuracy"], metrics["global_loss"] = weighted(model, x, y, uniform(len(y)))
-        if world.held_out:
+        metrics |= self._global_scores()
+        if federation.world.held_out:
             metrics |= self._held_out()
         return metrics, details
+
+    def _global_scores(self) -> dict[str, float]:
+        """Evaluate the global model on all test data, where there is one."""
+        if self.federation.policy.personal and self.federation.world.global_norm == "none":
+            return {}
+        x, y = self.federation.population.global_test
+        accuracy, loss = weighted(self.federation.model_with(self._global_state()), x, y, uniform(len(y)))
+        return {"global_accuracy": accuracy, "global_loss": loss}
 
     def _held_out(self) -> dict[str, float]:
         """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""
