@@ -16,7 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from syncnorm.config import Domains, Execution, Norm, Result, Run, describe, run_id, training_of
+from syncnorm.config import (
+    Domains,
+    Execution,
+    Norm,
+    Result,
+    Run,
+    describe,
+    evaluated_at,
+    marked,
+    run_id,
+    training_of,
+)
 from syncnorm.data.domain_pool import load_pool
 from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
@@ -29,7 +40,7 @@ from syncnorm.training import Classifier
 from syncnorm.training.evaluation import accuracy_and_loss
 from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
-from syncnorm.training.trainer import run_trainer
+from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history=trained.history,
     )
+    result = marked(result)
     if execution and execution.model:
         shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
         save_model(execution.model, run, result, trained.model, shape, classes)
@@ -108,7 +120,7 @@ def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
 
 
 class DomainClassifier(Classifier):
-    """A classifier whose batches say each sample's domain; after every epoch it is tested as it is."""
+    """A classifier whose batches say each sample's domain; it is tested after its epochs, as it is."""
 
     def __init__(self, run: Run, prepared: Prepared) -> None:
         super().__init__(prepared.model, optim=run.optim)
@@ -116,7 +128,9 @@ class DomainClassifier(Classifier):
         self._groups = {"seen_accuracy": prepared.seen}
         if prepared.unseen:
             self._groups["unseen_accuracy"] = prepared.unseen
-        self.history.update({name: [] for name in self._groups})
+        self.history |= {name: [] for name in self._groups}
+        if run.evaluate_every:
+            self.history["accuracy_at"] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Return the loss of a batch of samples, labels and domains."""
@@ -125,8 +139,12 @@ class DomainClassifier(Classifier):
             return super().training_step((x, y), batch_idx)
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains."""
+        """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains if it is due."""
         super().on_train_epoch_end()
+        if self._run.evaluate_every:
+            if not evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
+                return
+            self.history["accuracy_at"].append(float(self.epochs_done))
         for name, group in self._groups.items():
             scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
             self.history[name].append(fmean(scores))
@@ -138,7 +156,7 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     classifier = DomainClassifier(run, prepared)
     batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, run.data.augment)
     run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
-    steps, before = batches.steps * run.optim.epochs, classifier.seconds_before
+    steps, before = optimiser_steps(run, batches), classifier.seconds_before
     return Trained(classifier.model.to(device), classifier.history, steps, before)
 
 

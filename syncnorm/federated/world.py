@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from syncnorm.config import Clients, Execution, Norm, Result, Run
+from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
 from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ def simulate(
     if world.engine == "flower":
         if execution and execution.model:
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
-        return _with_flower(run)
+        return marked(_with_flower(run))
     federation = Federation(run)
     engine = AutoEngine(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
@@ -78,7 +78,7 @@ def simulate(
             kept.save_if_due()
     before = kept.seconds_before if kept else 0.0
     result = rounds.result(before + time.perf_counter() - started)
-    result = replace(result, environment={**result.environment, "engine": engine.name})
+    result = marked(replace(result, environment={**result.environment, "engine": engine.name}))
     if execution and execution.model:
         _save(execution.model, federation, rounds, result)
     return result
