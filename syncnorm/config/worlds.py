@@ -7,7 +7,6 @@ from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
 ClientEngine = Literal["auto", "cohort", "loop", "flower"]
-Adaptation = Literal["none", "pooled", "ensemble", "adabn", "prediction", "mix", "alpha", "online", "tent"]
 
 
 class WorldConfig:
@@ -21,6 +20,10 @@ class WorldConfig:
     """The names that its field `engine` may have."""
     step: ClassVar[str] = "epoch"
     """What a history counts."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return what this world names, as pairs of a kind (a key of `registry.HOMES`) and a name."""
+        return []
 
     def complete(self, config: dict[str, Any]) -> None:
         """Make a run's description (`config.describe`) the same, however the run is written."""
@@ -143,6 +146,11 @@ class Clients(WorldConfig):
     """cohort: all clients of a round in one batched step; loop: one client after the other; auto: the faster of these
     two; flower: Flower's own simulation, on Ray."""
 
+    def names(self) -> list[tuple[str, str]]:
+        """Return the policy, the algorithm, the partition and the data sets that this world names."""
+        named = [("policy", self.method), ("algorithm", self.algorithm), ("partition", self.skew)]
+        return [*named, *(("data", name) for name in self.domains)]
+
     def complete(self, config: dict[str, Any]) -> None:
         """Leave out the epochs: clients train in rounds."""
         del config["optim"]["epochs"]
@@ -167,12 +175,12 @@ class Domains(WorldConfig):
     """Samples in a step of training."""
     batches: Literal["mixed", "one_domain"] = "mixed"
     """Whether a step's samples are drawn from all domains together, or from one domain at a time."""
-    adapt: Adaptation = "none"
+    adapt: str = "none"
     """What is done at test time, where labels are not known. none: statistics as trained, those of a seen domain its
     own where the norm tells domains apart. pooled: those of all domains together. ensemble: domains weighed by their
     resemblance (BNE). adabn: statistics of the domain's samples. prediction: of each test batch. mix: of both
     (Schneider et al.). alpha: of both, in fixed shares. online: of a stream of samples, from the source's on. tent:
-    of each test batch, with entropy minimised."""
+    of each test batch, with entropy minimised. Or the name of a registered one."""
     adapt_options: dict[str, Any] = field(default_factory=dict)
     """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
     adapt_samples: int | None = None
@@ -182,6 +190,10 @@ class Domains(WorldConfig):
     stream."""
     test_order: Literal["shuffled", "sorted"] = "shuffled"
     """In which order a domain's samples come, in adaptation and test: at random, or sorted by label."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return the adaptation and the data sets that this world names."""
+        return [("adaptation", self.adapt), *(("data", name) for name in self.domains)]
 
     def training(self) -> Self:
         """Return this world with the defaults of everything that the test alone reads."""

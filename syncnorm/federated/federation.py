@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.config import Clients, Run
-from syncnorm.data import make_population
+from syncnorm.data import make_federated_dataset
 from syncnorm.federated.algorithms import algorithm_of
 from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.layout import Layout
@@ -43,7 +43,7 @@ class Federation:
         self.algorithm = algorithm_of(self.world, self.policy, self.options)
         check_clients(run, self.policy, self.algorithm)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.population = make_population(run.data, self.world, run.seed, self.device, DTYPES[run.precision])
+        self.population = make_federated_dataset(run.data, self.world, run.seed, self.device, DTYPES[run.precision])
         shape, classes = self.population.shape, self.population.classes
         self.models = Models(run, self.policy, shape, classes, self.device)
         inspect_model(self.models.template, self.population.x[:2], classes, run.model)

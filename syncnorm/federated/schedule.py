@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.config import Clients, Run
-from syncnorm.data import Population
+from syncnorm.data import FederatedDataset
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.policies import Policy
@@ -38,7 +38,12 @@ class Schedule:
     """The rounds of a run."""
 
     def __init__(
-        self, run: Run, population: Population, policy: Policy, options: Mapping[str, float], algorithm: Algorithm
+        self,
+        run: Run,
+        population: FederatedDataset,
+        policy: Policy,
+        options: Mapping[str, float],
+        algorithm: Algorithm,
     ) -> None:
         self.run, self.world = run, expect(run, Clients)
         self._population, self._algorithm = population, algorithm

@@ -1,23 +1,39 @@
 """Checks of a run of clients: each mistake gets its sentence before anything starts."""
 
-from syncnorm.config import Clients, Run
+from syncnorm.config import Clients, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.policies import POLICIES, Policy
-from syncnorm.norms import norm_options
-from syncnorm.training.building import check_optim
+from syncnorm.norms import norm_spec
+from syncnorm.training.building import check_training
 from syncnorm.worlds import expect
 
 
 def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
     """Raise `UserError` for anything in a run of clients that is out of range or does not go together."""
     world = expect(run, Clients)
-    check_optim(run.optim)
+    check_training(run)
+    _check_training_options(run)
     _check_numbers(world)
     _check_norm(run.norm.name, world.method, policy)
     _check_momentum(run, world)
     _check_engine(world, algorithm)
     algorithm.check(run)
+
+
+def _check_training_options(run: Run) -> None:
+    """Clients train by loops of their own, which know no more of a trainer than they need."""
+    if run.precision not in ("float32", "float64"):
+        raise UserError(f"clients cannot train in precision {run.precision}: choose float32 or float64.")
+    plain = Optim()
+    for name, value, off in (
+        ("optim.clip_norm", run.optim.clip_norm, plain.clip_norm),
+        ("optim.accumulate", run.optim.accumulate, plain.accumulate),
+        ("compile", run.compile, False),
+    ):
+        if value != off:
+            instead = "; world.clip is their gradient clipping" if name == "optim.clip_norm" else ""
+            raise UserError(f"{name} is {value}, which clients do not have: leave it at {off}{instead}.")
 
 
 def _check_numbers(world: Clients) -> None:
@@ -46,10 +62,9 @@ def _check_numbers(world: Clients) -> None:
 
 
 def _check_norm(norm: str, method: str, policy: Policy) -> None:
-    norm_options(norm)
-    if norm == "sync_bn":
+    if norm_spec(norm).over_ranks:
         raise UserError(
-            "norm sync_bn synchronises ranks, and clients are none: choose bn, with the method "
+            f"norm {norm} synchronises ranks, and clients are none: choose bn, with the method "
             f"{_methods('synchronised')} if clients are to share batch statistics while they train."
         )
     if norm == "ghost_bn" and policy.training != "batch":

@@ -7,12 +7,13 @@ print(simulate(Run(world=Clients(count=10, method="fedbn", skew="dirichlet_by_cl
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from syncnorm.config import Clients, Execution, Norm, Result, Run
-from syncnorm.data.partitions.population import forget as forget_population
+from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
+from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
@@ -20,6 +21,10 @@ from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.norms.make import options_in_world
+from syncnorm.progress import Pace
+from syncnorm.training.metrics import METRICS as OWN_METRICS
+from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
 
 METRICS = [
@@ -51,8 +56,11 @@ def simulate(
     """
     started = time.perf_counter()
     world = expect(run, Clients)
+    check_saving(execution)
     if world.engine == "flower":
-        return _with_flower(run)
+        if execution and execution.model:
+            raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
+        return marked(_with_flower(run))
     federation = Federation(run)
     engine = AutoEngine(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
@@ -61,13 +69,28 @@ def simulate(
     kept = Checkpoint(folder, run, rounds, network, execution.checkpoint_every) if execution and folder else None
     if kept:
         kept.resume()
+    pace = Pace(execution or Execution(), "round", world.rounds, begin=rounds.next)
     for _ in range(rounds.next, world.rounds):
         rounds.play()
+        latest = rounds.latest()
+        pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
     before = kept.seconds_before if kept else 0.0
     result = rounds.result(before + time.perf_counter() - started)
-    return replace(result, environment={**result.environment, "engine": engine.name})
+    result = marked(replace(result, environment={**result.environment, "engine": engine.name}))
+    if execution and execution.model:
+        _save(execution.model, federation, rounds, result)
+    return result
+
+
+def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
+    """Write the global model, and what clients keep of theirs."""
+    layer = ("hybrid_bn", federation.run.norm.options) if federation.policy.training == "hybrid" else None
+    shape, classes = federation.population.shape, federation.population.classes
+    model = federation.models.with_state(rounds.evaluator.global_state())
+    clients = rounds.evaluator.kept_state()
+    save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
 def _with_flower(run: Run) -> Result:
@@ -103,16 +126,26 @@ class ClientsWorld:
 
     def forget(self) -> None:
         """Drop the data sets that this process keeps."""
-        forget_population()
+        forget_data()
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         world = expect(run, Clients)
-        return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
+        own = [name for metric in OWN_METRICS for name in (metric, f"global_{metric}")]
+        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains)]
+
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        chosen = ["validation_accuracy"] if expect(run, Clients).validation else []
+        return ["train_loss", "left_out", *chosen]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: none."""
+        return []
 
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`: clients are no ranks, so it is the one of that name."""
-        return norm.name, norm.options
+        """Return the layer that plays `norm`, told the batch size of training: clients are no ranks."""
+        return norm.name, options_in_world(norm.name, norm.options, {"batch": world.batch})
 
 
 WORLD = ClientsWorld()

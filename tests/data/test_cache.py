@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from syncnorm.data.dataset import Pixels
+from syncnorm.data.raw import Pixels
 from syncnorm.data.sources.cache import cached, folder
 
 
@@ -86,7 +86,7 @@ def test_processes_that_want_the_same_data_at_once_build_it_once(empty_cache, tm
         "import os, time, sys, numpy as np\n"
         "from pathlib import Path\n"
         "from syncnorm.data.sources.cache import cached\n"
-        "from syncnorm.data.dataset import Pixels\n"
+        "from syncnorm.data.raw import Pixels\n"
         "def build():\n"
         "    print('built', flush=True)\n"
         "    while len(list(there.iterdir())) < 2: time.sleep(0.01)\n"

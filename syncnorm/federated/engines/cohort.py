@@ -132,8 +132,7 @@ class _Cohort:
         values = state | leaves
         values |= {name: values[known] for name, known in self._tied.items()}
         inputs = {Step.PREFIX + name: value for name, value in values.items()}
-        # With tie_weights, torch leaves the values of this step in a module that has two names.
-        run = partial(functional_call, self._step, tie_weights=False)
+        run = partial(_call_in_place, self._step)
         losses: Tensor
         if alone:  # vmap costs more than it saves
             losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
@@ -212,6 +211,18 @@ def step_groups(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[lis
         yield group, [at[row] for row in group]
         for row in group:
             at[row] += 1
+
+
+def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, Tensor]) -> Tensor:
+    """Call `step` with parameters and buffers in place of its own; buffers that it assigns anew are copied back."""
+    after = dict(values)
+    # torch's own way with tied weights leaves the values of this step in a module that has two names.
+    loss: Tensor = functional_call(step, after, inputs, tie_weights=False)
+    with torch.no_grad():
+        for name, value in values.items():
+            if after[name] is not value:
+                value.copy_(after[name])
+    return loss
 
 
 def _tied(model: nn.Module) -> dict[str, str]:

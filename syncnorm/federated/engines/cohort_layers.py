@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import _add_batch_dim, _unwrap_batched
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.overrides import TorchFunctionMode
+
+from syncnorm._torch import outside_vmap
 
 POOLING = (F.max_pool2d, F.adaptive_avg_pool2d)
 """For pooling to one position, vmap falls back to a loop over clients, with a warning."""
@@ -59,9 +59,9 @@ class ClientsTogether(TorchFunctionMode):
         if func is F.group_norm:
             return self._group_norm(*args, **kwargs)
         if func in POOLING and not kwargs.get("return_indices"):
-            return _of_all_clients(partial(_pool, func, args[1:], kwargs), args[0])
+            return outside_vmap(partial(_pool, func, args[1:], kwargs), args[0])
         if func is F.cross_entropy and len(args) == 2 and not kwargs and args[0].dim() == 2:
-            return _of_all_clients(_cross_entropy, *args).mean()
+            return outside_vmap(_cross_entropy, *args).mean()
         return func(*args, **kwargs)
 
     def _batch_norm(
@@ -79,38 +79,12 @@ class ClientsTogether(TorchFunctionMode):
             call = partial(_synchronised_batch_norm, momentum, eps)
         else:
             call = partial(_batch_norm, training, momentum, eps)
-        return _of_all_clients(call, x, mean, var, weight, bias)
+        return outside_vmap(call, x, mean, var, weight, bias)
 
     def _group_norm(
         self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
     ) -> Any:
-        return _of_all_clients(partial(_group_norm, groups, eps), x, weight, bias)
-
-
-def _of_all_clients(call: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """Call a function on all clients' tensors from under vmap, where other code sees one client's.
-
-    The function gets its first tensor as (B, K, ...), further ones as (K, ...), and returns (B, K, ...). Autograd
-    records what it does.
-
-    Torch does the same for a `torch.autograd.Function` with a vmap rule; that class costs an eighth of a round of
-    small clients.
-    """
-    vmap: Any = retrieve_current_functorch_interpreter()
-    level, clients = vmap.level(), vmap.batch_size()
-    first, *others = (
-        None if tensor is None else _clients_at(int(place == 0), *_unwrap_batched(tensor, level), clients)
-        for place, tensor in enumerate(tensors)
-    )
-    with vmap.lower():
-        result = call(first, *others)
-    return _add_batch_dim(result, 1, level)
-
-
-def _clients_at(place: int, tensor: Tensor, dim: int | None, clients: int) -> Tensor:
-    if dim is None:  # the same for all
-        tensor, dim = tensor.expand(clients, *tensor.shape), 0
-    return tensor.movedim(dim, place)
+        return outside_vmap(partial(_group_norm, groups, eps), x, weight, bias)
 
 
 def _pool(func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
