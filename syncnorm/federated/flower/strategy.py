@@ -37,9 +37,9 @@ class NormFedAvg(FedAvg):
     Clients are sent every entry of the model, so that one that comes for the first time has all of them. For policies
     that keep a part at home (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the client's side.
 
-    A reply that is an error, has no positive weight, or a model that is not finite or does not fit, is left out,
-    named in the log and in `left_out`, and counted in the metric "clients-left-out". Where fewer than `enough` of a
-    round's clients gave a usable reply, the global model stays as it is.
+    A reply that is an error, has no positive weight, or a model that is not finite or does not fit, is left out. The
+    log and `left_out` name it, and the metric "clients-left-out" counts it. Where fewer than `enough` of a round's
+    clients gave a usable reply, the global model stays as it is.
 
     Args:
         model: says which entries are batch norm, and in which shape and type entries are; it is not changed.
