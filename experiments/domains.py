@@ -21,8 +21,7 @@ from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Norm, Optim, Run
 from syncnorm.data import DOMAINS
-from syncnorm.study import Columns, Curve, Grid, Study, Trade
-from syncnorm.study.exhibits import Exhibit
+from syncnorm.study import Curve, Grid, MetricTable, Plot, Study, Tradeoff
 
 LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
@@ -53,7 +52,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
             Grid({**mixing, "unseen": unseen, "adapt": ["none", "adabn"]}),
             Grid({"norm": ["iabn"], "unseen": unseen, "test_order": ["shuffled", "sorted"]}),
         ),
-        figures=exhibits(base),
+        figures=plots(base),
         quick={
             "base": replace(base, optim=replace(base.optim, epochs=quick_epochs)),
             "vary": {"norm": ["bn"], "unseen": unseen[-2:], "adapt": ["none", "adabn", "prediction", "tent"]},
@@ -66,17 +65,17 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
     )
 
 
-def exhibits(base: Run) -> tuple[Exhibit, ...]:
+def plots(base: Run) -> tuple[Plot, ...]:
     """Return what the study of `base` shows."""
     return (
-        Columns(
+        MetricTable(
             line=LINE,
             metrics=("accuracy", "accuracy_seen"),
             mean_over=("unseen",),
             where=SHUFFLED,
             title="Accuracy on the domain left out, and on those seen, mean over which one is left out",
         ),
-        Trade(
+        Tradeoff(
             line=LINE,
             x_metric="accuracy_seen",
             mean_over=("unseen",),

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_channels, check_values
 
 
@@ -82,12 +83,12 @@ class DiminishingBatchNorm(_BatchNorm):
         if self.training:
             check_values(self, self.num_features, x)
             refuse_recomputation("DiminishingBatchNorm")
-            self._follow(x)
+            self._update_running(x)
             mean, var = mean.clone(), var.clone()  # the backward needs those of this step
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
-    def _follow(self, x: Tensor) -> None:
+    def _update_running(self, x: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -100,9 +101,8 @@ class DiminishingBatchNorm(_BatchNorm):
             )
         self.num_batches_tracked.copy_(step)
         newest = self.alpha / step.double() ** self.power
-        self.running_mean.copy_(self.running_mean + newest * (batch.mean - self.running_mean))
-        before = (self.running_var + self.eps).sqrt()
-        sigma = before + newest * ((batch.var() + self.eps).sqrt() - before)
+        update_running(self.running_mean, batch.mean, newest)
+        sigma = moved((self.running_var + self.eps).sqrt(), (batch.var() + self.eps).sqrt(), newest)
         self.running_var.copy_((sigma.square() - self.eps).clamp(min=0))
 
     def extra_repr(self) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncnorm.moments import accumulator
-from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.moments import acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.shapes import by_sample, check_channels
+from syncnorm.norms.core.running import moved, newest_weight
+from syncnorm.norms.core.shapes import check_channels
 from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
@@ -33,12 +34,10 @@ class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
             if not recomputing():
                 self._see(x)
             return y
-        values = x.to(accumulator(x.dtype))
-        flat = _positions_last(values)
+        flat = _positions_last(x.to(acc_dtype(x.dtype)))
         own = flat.mean(2)
         mean, var = self.corrected(own, (flat - own.unsqueeze(2)).square().mean(2))
-        y = (values - by_sample(mean, x)) * by_sample(torch.rsqrt(var + self.eps), x)
-        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
+        return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @abstractmethod
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,19 +179,18 @@ class EvalNorm(_SampleCorrectedBatchNorm):
 
     @torch.no_grad()
     def _see(self, x: Tensor) -> None:
-        """Let the variances within and between samples follow this batch; one sample says nothing of the latter."""
+        """Update the variances within and between samples; the latter needs two samples."""
         if len(x) < 2:
             return
-        flat = _positions_last(x.to(accumulator(x.dtype)))
+        flat = _positions_last(x.to(acc_dtype(x.dtype)))
         self.spreads_seen.add_(1)
         first = self.spreads_seen == 1
-        newest = 1.0 / self.spreads_seen.double() if self.momentum is None else self.momentum
+        newest = newest_weight(self.momentum, self.spreads_seen)
         for running, new in (
             (self.running_within, flat.var(2, correction=0).mean(0)),
             (self.running_between, flat.mean(2).var(0)),
         ):
-            followed = running + newest * (new - running)
-            running.copy_(torch.where(first, new, followed))  # there is no value to start from but the first
+            running.copy_(torch.where(first, new, moved(running, new, newest)))  # it starts from the first value
 
     def extra_repr(self) -> str:
         """Show n beside what every batch norm shows."""

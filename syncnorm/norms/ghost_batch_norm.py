@@ -83,7 +83,7 @@ class GhostBatchNorm(_BatchNorm):
         weight, bias = (None if p is None else p.repeat(self.virtual_ranks) for p in (self.weight, self.bias))
         y = F.batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps)
         if mean is not None and var is not None and not recomputing():
-            self._follow(mean, var)
+            self._update_running(mean, var)
         return y.reshape(x.shape)
 
     def _check(self, x: Tensor) -> None:
@@ -117,7 +117,7 @@ class GhostBatchNorm(_BatchNorm):
         return self.rank_mean.view(-1), self.rank_var.view(-1), newest
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
+    def _update_running(self, mean: Tensor, var: Tensor) -> None:
         """Set the running statistics from the ranks', (R * C,) each."""
         assert self.running_mean is not None
         assert self.running_var is not None

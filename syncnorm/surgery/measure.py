@@ -18,7 +18,7 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.operable import check_model, in_a_line, uncompiled
+from syncnorm.surgery.preconditions import check_model, in_a_line, uncompiled
 
 Normaliser = Literal["batch", "running"]
 Take = Callable[[str, Moments], Moments]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.surgery import convert
 
 LossWeighting = Literal["rank_mean", "global_mean"]
@@ -47,8 +47,10 @@ class Classifier(pl.LightningModule):
         self.model = model if norm is None else convert(model, norm.name, **norm.options)
         self.optim = optim or Optim()
         self.loss_weighting = loss_weighting
-        self.train_loss: list[float] = []
-        """Mean training loss of each epoch over the steps of this rank, in nats."""
+        self.history: dict[str, list[float]] = {"train_loss": []}
+        """One value an epoch: "train_loss" is the mean over the steps of this rank, in nats."""
+        self.seconds_before = 0.0
+        """What the training took in processes that were killed, whose checkpoint this one goes on from."""
         self._losses: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,12 +71,30 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean loss; the one place where the host waits for the device."""
-        self.train_loss.append(torch.stack(self._losses).mean().item())
+        self.history["train_loss"].append(torch.stack(self._losses).mean().item())
         self.forget_losses()
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of epochs that have ended."""
+        return len(self.history["train_loss"])
+
+    def latest(self) -> dict[str, float]:
+        """Return what the last epoch gave, by series of the history."""
+        return latest(self.history, self.epochs_done)
 
     def forget_losses(self) -> None:
         """Drop the losses of the steps since the last epoch; for those who call `training_step` themselves."""
         self._losses.clear()
+
+    def remember(self) -> dict[str, Any]:
+        """Return what the epochs gave so far, as plain data and tensors, for `recall` to take up."""
+        return {"history": self.history, "losses": list(self._losses)}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Go on from what `remember` returned."""
+        self.history = {name: list(values) for name, values in state["history"].items()}
+        self._losses = [loss.to(self.device) for loss in state["losses"]]
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser, and its schedule over the steps of the whole run."""
@@ -84,9 +104,19 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
+    """Return what epoch or round `now`, counted from 1, gave by series; one with gaps may have given nothing."""
+    evaluated = history.get("accuracy_at", [])[-1:] == [now]
+    return {
+        name: values[-1]
+        for name, values in history.items()
+        if values and name != "accuracy_at" and (evaluated or len(values) == now)
+    }
+
+
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:
     """Return n_r * W / N for `loss`: this rank's samples, over the mean of all ranks' samples. 1 for one rank."""
-    mine = loss.new_tensor(float(samples), dtype=accumulator(loss.dtype))
+    mine = loss.new_tensor(float(samples), dtype=acc_dtype(loss.dtype))
     if not dist.is_available() or not dist.is_initialized():
         return torch.ones_like(mine)
     total = mine.clone()

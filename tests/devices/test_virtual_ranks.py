@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from syncnorm import convert
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.devices.prepare import norm_layer
-from syncnorm.devices.virtual_ranks import BY_CHANNEL, ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
+from syncnorm.devices.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
+from syncnorm.norms import NORMS as ROWS
 from syncnorm.surgery import batch_norms
 from syncnorm.training import fit
 from syncnorm.training.classifier import make_optimizer
@@ -118,6 +119,7 @@ def made(norm: str, way: str) -> nn.Module:
     )
 
 
+BY_CHANNEL = {name for name, spec in ROWS.items() if spec.by_channel}
 WAYS = [*product(NORMS, ["copies"]), *product(sorted(BY_CHANNEL & NORMS.keys()), ["channels"])]
 
 

@@ -4,8 +4,8 @@ from random import Random
 from typing import Any
 
 from syncnorm.config import Clients, Result, Run, describe, run_id
-from syncnorm.study.exhibits import Columns, Curve, Drift, History, Trade
 from syncnorm.study.plan.spec import Grid, Study
+from syncnorm.study.report.plots import Curve, Drift, History, MetricTable, Tradeoff
 from syncnorm.study.rows import Row, finished_row
 
 ARM = ("method", "norm", "algorithm")
@@ -15,7 +15,7 @@ CLIENTS = 9
 
 
 def clients_study() -> Study:
-    """Return a study with an exhibit of every kind."""
+    """Return a study with a plot of every kind."""
     return Study(
         name="who-shares",
         question="Which part of a batch-norm layer should stay at home?",
@@ -26,9 +26,9 @@ def clients_study() -> Study:
         figures=(
             Curve("alpha", ARM),
             History(ARM, "validation_accuracy", where={"alpha": 0.3}),
-            Trade(ARM, where={"alpha": 0.3}),
-            Columns(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), where={"alpha": 0.3}),
-            Columns(("method", "norm"), ("accuracy", "client_accuracy_worst", "staleness"), panel="alpha"),
+            Tradeoff(ARM, where={"alpha": 0.3}),
+            MetricTable(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), where={"alpha": 0.3}),
+            MetricTable(("method", "norm"), ("accuracy", "client_accuracy_worst", "staleness"), panel="alpha"),
             Drift("method", where={"alpha": 0.3, "algorithm": "fedavg"}),
         ),
     )

@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 from syncnorm.config import Clients, Data
 from syncnorm.data import make_federated_dataset, partition_card
 from syncnorm.errors import UserError
-from syncnorm.study.report.partition_figure import partition_figure
+from syncnorm.study.report.drawing.partition_figure import partition_figure
 
 TWO = ("digits", "digits-noisy")
 

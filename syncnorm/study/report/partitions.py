@@ -1,11 +1,13 @@
 """Who held what in the runs of clients: one figure for every way that a study deals its data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from syncnorm.study.report.figures import write_image
-from syncnorm.study.report.labels import setting
+from syncnorm.study.report.analysis.labels import setting
+from syncnorm.study.report.drawing.partition_figure import partition_figure
+from syncnorm.study.report.drawing.style import write_image
 from syncnorm.study.rows import Results, Row
 
 DEALING = ("count", "domains", "skew", "alpha", "skew_options", "noise", "equal_size", "held_out", "unseen")
@@ -25,13 +27,9 @@ def partitions(results: Results) -> list[tuple[str, dict[str, Any]]]:
     return list(first.values())
 
 
-def write_partition(card: dict[str, Any], folder: Path, name: str) -> str:
-    """Write the figure of a card as NAME.png, NAME.svg and NAME.pdf, and return the SVG's text."""
-    from syncnorm.study.report.partition_figure import (
-        partition_figure,  # torch: not a cost of a report without clients
-    )
-
-    return write_image(lambda: partition_figure(card), folder, name)
+def write_partition(card: dict[str, Any], folder: Path, name: str, formats: Sequence[str]) -> None:
+    """Write the figure of a card as NAME.FORMAT, once a format."""
+    write_image(lambda: partition_figure(card), folder, name, formats)
 
 
 def _words(row: Row) -> str:
