@@ -20,7 +20,7 @@ REGISTRATIONS = "\n".join(block.partition("\nBASE = ")[0].partition("\nWORLD = "
 
 STUDY = """
 from syncnorm.config import Clients, Data, Devices, Domains, Norm, Optim, Run
-from syncnorm.study import Columns, Grid, Study
+from syncnorm.study import MetricTable, Grid, Study
 
 MINE = {{"method": "affine_home", "algorithm": "half_step", "skew": "parity"}}
 SITES = Clients(count=2, rounds=2, batch=8, engine={engine!r}, **MINE)
@@ -32,7 +32,7 @@ BASE = Run(
     optim=Optim(epochs=1),
 )
 STUDY = Study("own", "Does it work?", BASE, {{"lr": [0.01, 0.05]}}, seeds=2,
-              figures=(Columns("lr", ("accuracy", "top2")),))
+              figures=(MetricTable("lr", ("accuracy", "top2")),))
 """
 
 

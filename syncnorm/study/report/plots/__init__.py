@@ -5,7 +5,7 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from syncnorm.errors import UserError
-from syncnorm.registry import Registry
+from syncnorm.registry import Registry, check_named
 from syncnorm.study.plot import Plot
 from syncnorm.study.report.plots.curve import Curve
 from syncnorm.study.report.plots.drift import Drift
@@ -67,6 +67,7 @@ def register_plot(kind: str) -> Callable[[Kind], Kind]:
     Raises:
         UserError: a name that is taken; a class that is no plot, or no frozen dataclass.
     """
+    check_named(kind, "register_plot")
 
     def register(plot: Kind) -> Kind:
         if not (isinstance(plot, type) and issubclass(plot, Plot)):

@@ -21,7 +21,7 @@ class MetricTable(Chart):
     kind: ClassVar[str] = "columns"
 
     line: Axis
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
     panel: Axis | None = None
     mean_over: tuple[str, ...] = ()
 
