@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.training.metrics import register_metric
     from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
 
@@ -55,6 +56,7 @@ _HOMES = {
     "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
     "syncnorm.models.registry": ["register_model"],
+    "syncnorm.training.metrics": ["register_metric"],
     "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
@@ -114,6 +116,7 @@ __all__ = [
     "register_adaptation",
     "register_algorithm",
     "register_data",
+    "register_metric",
     "register_model",
     "register_norm",
     "register_partition",

@@ -19,6 +19,17 @@ from syncnorm.registry import registry_of
 Config = TypeVar("Config", bound=WorldConfig)
 
 
+class Loaded(Protocol):
+    """The data of a run, in memory."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the content: samples, labels and split."""
+
+    def summary(self) -> str:
+        """Return one line that says what was loaded, and what was dropped or converted."""
+
+
 class World(Protocol):
     """What a world brings, beside its configuration."""
 
@@ -30,6 +41,9 @@ class World(Protocol):
 
     def forget(self) -> None:
         """Drop what this process keeps for its next run."""
+
+    def data(self, run: Run) -> Loaded:
+        """Return a run's data; loaded once, as for `check`."""
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
@@ -44,6 +58,8 @@ class World(Protocol):
         """Return the name and options of the layer that plays `norm` where `world` is the run's configuration."""
 
 
+SAMPLES = "samples of the data"
+"""What the fingerprint of a run's samples, labels and split is of."""
 WORLDS = {
     "devices": "syncnorm.devices.world",
     "clients": "syncnorm.federated.world",
@@ -66,7 +82,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     """
     check_run(run)
     result = world_of(run).fit(run, execution or Execution())
-    return replace(result, fingerprints={**result.fingerprints, **fingerprints(run)})
+    return replace(result, fingerprints=fingerprints(run, samples=True))
 
 
 def check(run: Run) -> None:
@@ -82,11 +98,17 @@ def forget() -> None:
             loaded.WORLD.forget()
 
 
-def fingerprints(run: Run) -> dict[str, str]:
+def summary(run: Run) -> str:
+    """Return one line that says what data a run has."""
+    return world_of(run).data(run).summary()
+
+
+def fingerprints(run: Run, samples: bool = False) -> dict[str, str]:
     """Return hashes of what makes a run beside its configuration and syncnorm itself, by what they are of.
 
     These are: the source of a model, norm, algorithm, partition, data set, adaptation or metric of other people's, a
-    policy's row, and the files at `data.path`. The same run with another hash is another run.
+    policy's row, the files at `data.path`, and the samples themselves where `samples` asks for them or somebody
+    else's code makes them. The same run with another hash is another run.
     """
     names = [("model", run.model), ("norm", run.norm.name), ("data", run.data.name), *run.world.names()]
     names += [("metric", name) for name in registry_of("metric")]
@@ -98,6 +120,8 @@ def fingerprints(run: Run) -> dict[str, str]:
             found[f"{kind} {name}"] = code_fingerprint(registry[name])
     if run.data.path and Path(run.data.path).exists():
         found[f"files of data {run.data.name}"] = files_fingerprint(Path(run.data.path))
+    if samples or any(what.startswith("data ") for what in found):
+        found[SAMPLES] = world_of(run).data(run).fingerprint
     return found
 
 

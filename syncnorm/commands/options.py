@@ -5,7 +5,7 @@ tyro shows the help. Reading is ours, so that a value of the wrong kind gets the
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -75,7 +75,8 @@ def read_options(default: Options, given: Sequence[Given], prog: str) -> Options
         elif several:
             if not texts:
                 raise UserError(f"{one.flag} needs a value: see {prog} --help.")
-            values[name] = (*values.get(name, ()), *texts)
+            kind = get_args(hints[name])[0]
+            values[name] = (*values.get(name, ()), *(read_value(kind, [text], one.flag) for text in texts))
         else:
             values[name] = read_value(hints[name], texts, one.flag)
     changed: Options = replace(default, **values)  # type: ignore[type-var]

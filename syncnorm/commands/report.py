@@ -14,6 +14,9 @@ PROG = "syncnorm report DIR"
 class ReportOptions:
     """Write tables, figures and page again from the rows of a results folder DIR: the --out folder of a run."""
 
+    formats: tuple[str, ...] = ("png",)
+    """Formats of the figures: png, pdf, svg. The page shows the PNG, which is always written."""
+
 
 def report(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
@@ -24,6 +27,6 @@ def report(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         raise UserError("write the results folder first: syncnorm report DIR.")
     directory, *rest = arguments
-    read_options(ReportOptions(), given_options(rest, PROG), PROG)
-    write_report(Path(directory))
+    options = read_options(ReportOptions(), given_options(rest, PROG), PROG)
+    write_report(Path(directory), [name for text in options.formats for name in text.split(",")])
     return show(Path(directory))

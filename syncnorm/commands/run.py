@@ -10,7 +10,7 @@ import tyro
 
 from syncnorm.commands.options import Given, given_options, option_names, read_options, show_help
 from syncnorm.commands.show import show
-from syncnorm.config import ClientEngine, Engine, Run
+from syncnorm.config import ClientEngine, Engine, Execution, Run
 from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.override import refuse_varied, with_vary
@@ -18,7 +18,7 @@ from syncnorm.study.plan.spec import Study, quicker, with_engine
 from syncnorm.study.run.forecast import forecast
 from syncnorm.study.run.ranks import rank
 from syncnorm.study.run.runner import run_study
-from syncnorm.study.run.tracking import Mode
+from syncnorm.study.run.tracking import Kind, Mode
 
 PROG = "syncnorm run EXPERIMENT.py"
 
@@ -50,8 +50,14 @@ class RunOptions:
     """The engine of every run: virtual or torchrun for devices, cohort, loop, flower or auto for clients."""
     keep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Keep finished runs that other source of a model or plugin, or other data, has made; else they run again."""
+    checkpoint_every: float = Execution.checkpoint_every
+    """Seconds between two checkpoints of a run: one that is killed goes on from its last, to the same bits."""
+    save_models: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep the trained weights of every run that is trained, under OUT/models: syncnorm.load_run(OUT, RUN_ID)."""
     wandb: Mode = "auto"
-    """Weights & Biases mirror of the rows; auto is online where WANDB_API_KEY is set, else offline."""
+    """Weights & Biases follows runs while they train; auto is online where WANDB_API_KEY is set, else offline."""
+    track: tuple[Kind, ...] = ()
+    """Further trackers: tensorboard."""
     base: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
 
 
@@ -76,7 +82,17 @@ def run(arguments: list[str]) -> int:
         print(forecast(study, out, jobs=options.jobs, keep=options.keep))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])
-    run_study(study, out, jobs=options.jobs, wandb=options.wandb, keep=options.keep, command=command)
+    run_study(
+        study,
+        out,
+        jobs=options.jobs,
+        wandb=options.wandb,
+        track=options.track,
+        keep=options.keep,
+        save_models=options.save_models,
+        checkpoint_every=options.checkpoint_every,
+        command=command,
+    )
     return show(out) if rank() == 0 else 0
 
 

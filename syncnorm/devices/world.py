@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
+from syncnorm.data import Dataset
 from syncnorm.devices.batches import RankBatches
 from syncnorm.devices.measure import DevicesClassifier, measure
 from syncnorm.devices.prepare import (
@@ -29,6 +30,7 @@ from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
+from syncnorm.training.building import DTYPES
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.metrics import METRICS
@@ -158,6 +160,10 @@ class DevicesWorld:
     def forget(self) -> None:
         """Drop the data sets that this process keeps."""
         load_data.cache_clear()
+
+    def data(self, run: Run) -> Dataset:
+        """Return a run's data."""
+        return load_data(run.data, torch.device("cpu"), DTYPES[run.precision])
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

@@ -42,7 +42,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
             raise UserError(
                 f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
             )
-    pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision], world.unseen)
+    pool = load_domains(run, device)
     unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
     check_batch(pool, seen, world)
@@ -53,6 +53,12 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_adaptation(world, run.norm, model)
     _check_test(world, model, pool)
     return Prepared(pool, model, seen, unseen)
+
+
+def load_domains(run: Run, device: torch.device) -> Pool:
+    """Load a run's domains onto the device; the last two pools stay in memory."""
+    world, by_folder = domains(run), bool(run.data.path)
+    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen)
 
 
 def domains(run: Run) -> Domains:

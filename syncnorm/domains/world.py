@@ -28,10 +28,10 @@ from syncnorm.config import (
     run_id,
     training_of,
 )
-from syncnorm.data.domain_pool import load_pool
+from syncnorm.data.domain_pool import Pool, load_pool
 from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
-from syncnorm.domains.prepare import Prepared, domains, prepare
+from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
@@ -207,6 +207,10 @@ class DomainsWorld:
         """Drop the data sets and the trainings that this process keeps."""
         load_pool.cache_clear()
         _KEPT.clear()
+
+    def data(self, run: Run) -> Pool:
+        """Return a run's data."""
+        return load_domains(run, torch.device("cpu"))
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

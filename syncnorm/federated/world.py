@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
+from syncnorm.data import FederatedDataset, make_federated_dataset
 from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
@@ -23,6 +24,7 @@ from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
+from syncnorm.training.building import DTYPES
 from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
@@ -127,6 +129,11 @@ class ClientsWorld:
     def forget(self) -> None:
         """Drop the data sets that this process keeps."""
         forget_data()
+
+    def data(self, run: Run) -> FederatedDataset:
+        """Return a run's data."""
+        cpu, dtype = torch.device("cpu"), DTYPES[run.precision]
+        return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype)
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

@@ -27,6 +27,8 @@ from syncnorm.study.run.store import Store
 from syncnorm.study.run.tracking import STALL_SECONDS, Kind, Mode, Tracker
 from syncnorm.study.run.workers import Advanced, Ended, Placement, Started, work
 
+DATA_LINES = 5
+"""At most so many lines say what was loaded."""
 INTERRUPTED_SECONDS = 3.0
 
 
@@ -78,8 +80,9 @@ def run_study(
     label = _labeller(study, runs)
     changes = _changes(runs, Path(out), trainer)
     stale = set() if keep else {run for change in changes for run in change.runs}
+    data: list[str] = []
     if unfinished := _unfinished(runs, Path(out), stale):
-        refuse_mistakes(unfinished, load_trainer(trainer), label)
+        data = refuse_mistakes(unfinished, load_trainer(trainer), label)
     with Store.open(out, study, command) as store:
         store.finished -= stale
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
@@ -89,8 +92,8 @@ def run_study(
         how = Placement(store.checkpoints, checkpoint_every, models)
         try:
             with record.meter:
-                for change in changes:
-                    record.meter.say(f"note: {change.sentence(keep)}.")
+                for line in [*_listed(data), *(f"note: {change.sentence(keep)}." for change in changes)]:
+                    record.meter.say(line)
                 if size is None:
                     _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
                 else:
@@ -99,6 +102,12 @@ def run_study(
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
+
+
+def _listed(data: Sequence[str]) -> list[str]:
+    """Return what is said of the data that were loaded; of many, the first."""
+    more = [f"data: {len(data) - DATA_LINES} more, of other runs"] if len(data) > DATA_LINES else []
+    return [*(f"data: {line}" for line in data[:DATA_LINES]), *more]
 
 
 def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[str, str]) -> list[Tracker]:
