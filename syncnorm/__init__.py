@@ -1,7 +1,7 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below import torch when they are first used, so that the command line starts at once, and, `fit` and
-`register_adaptation` apart, need torch alone.
+The names below import torch when they are first used, so that the command line starts at once. Most need torch alone;
+`fit`, `load_run` and `register_adaptation` need what a study needs.
 `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
@@ -9,7 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.data import register_data, register_partition
     from syncnorm.domains.adaptation import register_adaptation
+    from syncnorm.federated.algorithms import register_algorithm
+    from syncnorm.federated.policies import register_policy
     from syncnorm.models.registry import register_model
     from syncnorm.moments import Moments
     from syncnorm.norms import (
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
         register_norm,
         stream,
     )
+    from syncnorm.study.report.plots import register_plot
     from syncnorm.surgery import (
         adaptive_gradient_clip,
         batch_norms,
@@ -39,12 +43,19 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
 
+__version__ = "0.1.0"
+
 _HOMES = {
+    "syncnorm.data": ["register_data", "register_partition"],
     "syncnorm.worlds": ["fit"],
+    "syncnorm.federated.algorithms": ["register_algorithm"],
+    "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
     "syncnorm.models.registry": ["register_model"],
+    "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
         "DomainBatchNorm",
@@ -60,6 +71,7 @@ _HOMES = {
         "register_norm",
         "stream",
     ],
+    "syncnorm.study.report.plots": ["register_plot"],
     "syncnorm.surgery": [
         "adaptive_gradient_clip",
         "batch_norms",
@@ -80,6 +92,7 @@ __all__ = [
     "FrozenBatchNorm",
     "GhostBatchNorm",
     "HybridBatchNorm",
+    "LoadedRun",
     "Moments",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
@@ -94,12 +107,18 @@ __all__ = [
     "fold_report",
     "keep_domain",
     "layer_moments",
+    "load_run",
     "make_norm",
     "norm_names",
     "recalibrate",
     "register_adaptation",
+    "register_algorithm",
+    "register_data",
     "register_model",
     "register_norm",
+    "register_partition",
+    "register_plot",
+    "register_policy",
     "revert",
     "stream",
     "tent",

@@ -1,8 +1,18 @@
 """What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
 
-from syncnorm.config.execution import Execution, Progress
-from syncnorm.config.parts import Data, Norm, Optim
-from syncnorm.config.run import LATER, Result, Run, describe, run_id, training_of
+from syncnorm.config.execution import MODELS, Execution, Progress, silent
+from syncnorm.config.parts import LATER, Data, Norm, Optim
+from syncnorm.config.run import (
+    Result,
+    Run,
+    default_of,
+    describe,
+    evaluated_at,
+    marked,
+    run_from,
+    run_id,
+    training_of,
+)
 from syncnorm.config.worlds import (
     ClientEngine,
     Clients,
@@ -15,6 +25,7 @@ from syncnorm.config.worlds import (
 
 __all__ = [
     "LATER",
+    "MODELS",
     "ClientEngine",
     "Clients",
     "Data",
@@ -28,8 +39,13 @@ __all__ = [
     "Result",
     "Run",
     "WorldConfig",
+    "default_of",
     "describe",
+    "evaluated_at",
     "layout",
+    "marked",
+    "run_from",
     "run_id",
+    "silent",
     "training_of",
 ]

@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+MODELS = "models"
+"""In a results folder, the folder of the trained models, each in one of its run's id."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -16,11 +19,17 @@ class Progress:
     """"epoch" or "round"."""
     fraction: float
     """Of the whole training, from 0 to 1."""
+    steps_per_second: float = 0.0
+    """Optimiser steps of this process in a second; rounds where a run has rounds. 0 until it is known."""
+    loss: float | None = None
+    """The last step's or round's training loss, in nats."""
+    seconds_left: float | None = None
+    """Until the training ends at this pace; None until that is known."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What the last epoch or round gave, e.g. {"train_loss": 0.3}; empty between them."""
 
 
-def _nobody(progress: Progress) -> None:
+def silent(progress: Progress) -> None:
     """Hear of progress, and do nothing."""
 
 
@@ -34,5 +43,6 @@ class Execution:
     """Seconds between two checkpoints."""
     model: Path | None = None
     """Folder for the trained weights and the config that rebuilds them."""
-    report: Callable[[Progress], None] = _nobody
-    """Called now and then while the run trains; what it raises ends the run."""
+    report: Callable[[Progress], None] | None = None
+    """Called about twice a second, and at the end of each epoch or round, by the process that trains (by rank 0 of a
+    launch); what it raises ends the run. None shows a line where standard error is a terminal, `silent` nothing."""

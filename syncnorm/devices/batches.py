@@ -1,15 +1,15 @@
 """Batches by index from tensors that lie on the device: no workers, no copies to wait for."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import lightning.pytorch as pl
 from torch import Tensor
 
 from syncnorm.data import Dataset, augment, rank_batches
 from syncnorm.data.augment import Kind
+from syncnorm.training.batches import Batches
 
 
-class RankBatches(pl.LightningDataModule):
+class RankBatches(Batches):
     """Training batches of ranks that each hold a shard, for one real rank or for all ranks in one process.
 
     All ranks together see, in step s of an epoch, the samples that `rank_batches` deals; a real rank takes its
@@ -38,26 +38,11 @@ class RankBatches(pl.LightningDataModule):
         self.seed, self.kind, self.rank = seed, kind, rank
         self.steps = len(rank_batches(shards, per_device_batch, seed, epoch=0))
 
-    def train_dataloader(self) -> "_Epochs":
-        """Return an iterable that deals the Trainer's current epoch anew each time it is iterated."""
-        return _Epochs(self.steps, self._deal)
-
-    def _deal(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch = self.trainer.current_epoch if self.trainer else 0
+    def deal(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch from step `first` on."""
         dealt = rank_batches(self.shards, self.per_device_batch, self.seed, epoch)
         mine = dealt.flatten(1) if self.rank is None else dealt[:, :, self.rank]
         rank, ranks = (0, 1) if self.rank is None else (self.rank, len(self.shards))
-        for step, index in enumerate(mine.to(self.data.train_x.device)):
+        for step, index in enumerate(mine[first:].to(self.data.train_x.device), first):
             x = self.data.train_x[index]
             yield augment(x, self.kind, self.seed, epoch, step, rank, ranks), self.data.train_y[index]
-
-
-class _Epochs:
-    def __init__(self, steps: int, deal: Callable[[], Iterator[tuple[Tensor, Tensor]]]) -> None:
-        self.steps, self.deal = steps, deal
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.deal()

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.config import Data, Devices, Norm, Run, layout
-from syncnorm.data import Dataset, load, partition, rank_batches
+from syncnorm.data import ON_REGISTRATION, Dataset, load_config, partition, rank_batches
 from syncnorm.devices.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
 
 
@@ -35,7 +35,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
         UserError: whatever in `run` is unknown, out of range or does not go together.
     """
     ranks, per_device_batch = layout(devices(run))
-    check_optim(run.optim)
+    check_training(run)
     norm_spec(run.norm.name)
     _check_buffers(run, ranks)
     data = load_data(run.data, device, DTYPES[run.precision])
@@ -96,15 +96,10 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 @lru_cache(maxsize=2)
 def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
     """Load a run's data set onto the device; the last two stay in memory."""
-    loaded = load(
-        data.name,
-        path=data.path,
-        size=data.size,
-        train_limit=data.train_limit,
-        test_limit=data.test_limit,
-        augment=data.augment,
-    )
-    return loaded.to(device, dtype)
+    return load_config(data).to(device, dtype)
+
+
+ON_REGISTRATION.append(load_data.cache_clear)
 
 
 def _all(labels: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from syncnorm.data.augment import Kind
 from syncnorm.data.domain_pool import Pool
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
+from syncnorm.training.batches import Batches
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Samples (b, ...), labels (b,) and domains (b,), counted over those that train."""
@@ -55,7 +55,7 @@ def check_batch(pool: Pool, seen: Sequence[int], world: Domains) -> None:
             )
 
 
-class DomainBatches(pl.LightningDataModule):
+class DomainBatches(Batches):
     """The batches of `deal`, epoch by epoch, from tensors that lie on the device."""
 
     def __init__(self, pool: Pool, seen: Sequence[int], world: Domains, seed: int, kind: Kind) -> None:
@@ -63,17 +63,11 @@ class DomainBatches(pl.LightningDataModule):
         self.pool, self.seen, self.world, self.seed, self.kind = pool, seen, world, seed, kind
         self.steps = len(deal(pool, seen, world, seed, epoch=0))
 
-    def train_dataloader(self) -> "DomainBatches":
-        """Return what deals the Trainer's current epoch anew each time it is iterated."""
-        return self
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = self.trainer.current_epoch if self.trainer else 0
+    def deal(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step `first` on."""
         device = self.pool.x.device
-        for step, (index, ids) in enumerate(deal(self.pool, self.seen, self.world, self.seed, epoch)):
+        dealt = deal(self.pool, self.seen, self.world, self.seed, epoch)
+        for step, (index, ids) in enumerate(dealt[first:], first):
             index = index.to(device)
             x = augment(self.pool.x[index], self.kind, self.seed, epoch, step)
             yield x, self.pool.y[index], ids.to(device)

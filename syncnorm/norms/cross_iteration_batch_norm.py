@@ -183,6 +183,15 @@ class CrossIterationBatchNorm(_BatchNorm):
         super()._load_from_state_dict(*args, **options)
         self._past = []
 
+    def remember(self) -> list[list[Tensor]]:
+        """Return the window as tensors, for `recall` to take up: no state_dict holds it."""
+        return [list(vars(step).values()) for step in self._past]
+
+    def recall(self, window: list[list[Tensor]]) -> None:
+        """Go on with what `remember` returned."""
+        place = next(self.buffers(), None)
+        self._past = [_Step(*(t if place is None else t.to(place.device) for t in step)) for step in window]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossIterationBatchNorm:
         """Move the window where the layer goes."""
         self._past = [_Step(*map(fn, vars(step).values())) for step in getattr(self, "_past", [])]

@@ -47,8 +47,10 @@ class Classifier(pl.LightningModule):
         self.model = model if norm is None else convert(model, norm.name, **norm.options)
         self.optim = optim or Optim()
         self.loss_weighting = loss_weighting
-        self.train_loss: list[float] = []
-        """Mean training loss of each epoch over the steps of this rank, in nats."""
+        self.history: dict[str, list[float]] = {"train_loss": []}
+        """One value an epoch: "train_loss" is the mean over the steps of this rank, in nats."""
+        self.seconds_before = 0.0
+        """What the training took in processes that were killed, whose checkpoint this one goes on from."""
         self._losses: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,12 +71,30 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Keep the epoch's mean loss; the one place where the host waits for the device."""
-        self.train_loss.append(torch.stack(self._losses).mean().item())
+        self.history["train_loss"].append(torch.stack(self._losses).mean().item())
         self.forget_losses()
+
+    @property
+    def epochs_done(self) -> int:
+        """Number of epochs that have ended."""
+        return len(self.history["train_loss"])
+
+    def latest(self) -> dict[str, float]:
+        """Return what the last epoch gave, by series of the history."""
+        return latest(self.history, self.epochs_done)
 
     def forget_losses(self) -> None:
         """Drop the losses of the steps since the last epoch; for those who call `training_step` themselves."""
         self._losses.clear()
+
+    def remember(self) -> dict[str, Any]:
+        """Return what the epochs gave so far, as plain data and tensors, for `recall` to take up."""
+        return {"history": self.history, "losses": list(self._losses)}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Go on from what `remember` returned."""
+        self.history = {name: list(values) for name, values in state["history"].items()}
+        self._losses = [loss.to(self.device) for loss in state["losses"]]
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser, and its schedule over the steps of the whole run."""
@@ -82,6 +102,16 @@ class Classifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
+    """Return what epoch or round `now`, counted from 1, gave by series; one with gaps may have given nothing."""
+    evaluated = history.get("accuracy_at", [])[-1:] == [now]
+    return {
+        name: values[-1]
+        for name, values in history.items()
+        if values and name != "accuracy_at" and (evaluated or len(values) == now)
+    }
 
 
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:

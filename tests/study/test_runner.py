@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from drive import small
 
-from syncnorm.config import Run, run_id
+from syncnorm.config import Progress, Run, run_id
 from syncnorm.errors import UserError
+from syncnorm.progress import span
 from syncnorm.study.plan.spec import Grid, Study, expand
 from syncnorm.study.rows import read
-from syncnorm.study.run.progress import Meter, span
-from syncnorm.study.run.runner import _default_jobs, run_study
+from syncnorm.study.run.progress import Meter
+from syncnorm.study.run.runner import default_jobs, run_study
 
 TRAINER = "fake_fit"
 
@@ -148,10 +149,10 @@ def test_a_figure_without_runs_is_left_out(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(("devices", "jobs"), [("", 6), ("0", 4), ("0,1", 6)])
-def test_default_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def testdefault_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     monkeypatch.setattr("syncnorm.study.run.runner.cores", lambda: 6)
-    assert _default_jobs() == jobs
+    assert default_jobs() == jobs
 
 
 class Clock:
@@ -211,9 +212,27 @@ def test_on_a_terminal_there_is_a_bar(clock: Clock, monkeypatch: pytest.MonkeyPa
         clock.now = 80
         meter.ended("norm bn, seed 0", "boom [bold]")
         meter.started("norm gn, seed 0")
+        meter.advanced("norm gn, seed 0", Progress(2, 5, "round", 0.4, 3.0))
         meter.say("a line")
+    assert "round 3/5, 3 rounds/s" in stream.getvalue()
     assert "2/4 runs, 1 failed, 2 min 40 s left" in stream.getvalue()
     assert "failed: norm bn, seed 0: boom [bold]" in stream.getvalue()
+
+
+def test_a_long_run_says_how_far_it_is(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Meter(2, 0, stream, clock) as meter:
+        meter.started("norm bn")
+        for second in range(0, 700, 10):
+            clock.now = second
+            meter.advanced("norm bn", Progress(second // 100, 7, "epoch", second / 700, 12.5, 0.31, 700.0 - second))
+            meter.advanced("no such run", Progress(0, 1, "epoch", 0.0))
+        meter.ended("norm bn", diverged=True)
+    assert stream.getvalue().splitlines() == [
+        "0/2 runs, 0 failed; norm bn: epoch 4/7, 12.5 steps/s, loss 0.31, 6 min 40 s left",
+        "0/2 runs, 0 failed; norm bn: epoch 7/7, 12.5 steps/s, loss 0.31, 1 min 40 s left",
+        "1/2 runs, 0 failed, 1 diverged, 11 min 30 s left",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from syncnorm.data.dataset import Pixels, stratified_fifth
+from syncnorm.data.raw import Pixels, stratified_fifth
 from syncnorm.data.sources.fonts import font_files, render_digit
 from syncnorm.seeds import derive
 

@@ -8,8 +8,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from syncnorm.study.files import write_file
-from syncnorm.study.report.tables import MINUS, Cell, Table
+from syncnorm.files import write_file
+from syncnorm.study.table import MINUS, Cell, Table
 
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\|*`<>[]"})
 _LATEX = {

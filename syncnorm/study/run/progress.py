@@ -1,4 +1,4 @@
-"""How far a study is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a study is: bars on a terminal, a line now and then elsewhere."""
 
 import sys
 import textwrap
@@ -9,19 +9,25 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
+
+from syncnorm.config import Progress
+from syncnorm.progress import span, words
 
 BAR_WIDTH = 20
+SHOWN = 8
+"""Runs that have a bar of their own at a time; of more, the first."""
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.05
 LINE_SECONDS_AT_MOST = 300.0
 
 
 class Meter:
-    """Counts the ends of runs and shows them on `stream`; a context manager.
+    """Counts the ends of runs and shows them on `stream`, with how far each run is; a context manager.
 
-    Without a terminal a line comes every 5 % but not within 10 seconds of the last, and at least every 5
-    minutes in which a run ended. An error is shown once, however many runs it ends.
+    Without a terminal a line comes every 5 % but not within 10 seconds of the last, and every 5 minutes in which a
+    run ended or went on. An error is shown once, however many runs it ends.
     """
 
     def __init__(
@@ -34,44 +40,61 @@ class Meter:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._begin = clock()
-        self._before, self._done, self._total, self._failed = done, done, total, 0
-        self._running: list[str] = []
+        self._before, self._done, self._total = done, done, total
+        self._failed = self._diverged = 0
+        self._running: dict[str, str] = {}
+        """By label, how far a run is."""
         self._errors: set[str] = set()
         self._line_done, self._line_at = done, self._begin
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bars: Bars | None = None
+        self._study = TaskID(0)
+        self._tasks: dict[str, TaskID] = {}
         if self._stream.isatty():
-            columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), TextColumn("{task.fields[running]}")
-            self._bar = Progress(*columns, console=Console(file=self._stream), refresh_per_second=2)
-            self._task = self._bar.add_task("", total=total, completed=done, running="")
+            columns = TextColumn("{task.description}"), BarColumn(BAR_WIDTH), TextColumn("{task.fields[text]}")
+            self._bars = Bars(*columns, console=Console(file=self._stream), refresh_per_second=2)
+            self._study = self._bars.add_task("", total=total, completed=done, text="")
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
+        if self._bars:
+            self._bars.start()
         self._show()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._running.clear()
+        for label in list(self._running):
+            self._leave(label)
         self._show()
-        if self._bar:
-            self._bar.stop()
+        if self._bars:
+            self._bars.stop()
         elif self._line_done < self._done:
             self._line()
 
     def started(self, label: str) -> None:
         """A run started."""
-        self._running.append(label)
+        self._running[label] = ""
+        if self._bars and len(self._tasks) < SHOWN:
+            shown = textwrap.shorten(label, max(20, self._bars.console.width // 2 - BAR_WIDTH), placeholder=" ...")
+            self._tasks[label] = self._bars.add_task(f"  {shown}", total=1.0, text="")
         self._show()
 
-    def ended(self, label: str, error: str = "") -> None:
-        """A run ended, with `error` if it failed."""
-        if label in self._running:
-            self._running.remove(label)
+    def advanced(self, label: str, progress: Progress) -> None:
+        """A run told how far it is."""
+        if label not in self._running:
+            return
+        self._running[label] = words(progress)
+        if self._bars and label in self._tasks:
+            self._bars.update(self._tasks[label], completed=progress.fraction, text=self._running[label])
+        if not self._bars and self._clock() - self._line_at >= LINE_SECONDS_AT_MOST:
+            self._line()
+
+    def ended(self, label: str, error: str = "", diverged: bool = False) -> None:
+        """A run ended, with `error` if it failed; `diverged` says that it gave numbers that are not finite."""
+        self._leave(label)
         self._done += 1
         self._failed += bool(error)
+        self._diverged += diverged
         if error and error not in self._errors:
             self._errors.add(error)
             self.say(f"failed: {label}: {error}")
@@ -79,41 +102,37 @@ class Meter:
         since = self._clock() - self._line_at
         step = (self._done - self._line_done) / max(self._total, 1)
         due = (since >= LINE_SECONDS and step >= LINE_SHARE) or since >= LINE_SECONDS_AT_MOST
-        if due and not self._bar:
+        if due and not self._bars:
             self._line()
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one; where nobody reads it any more, go on."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line, above the bars if there are some; where nobody reads it any more, go on."""
+        if self._bars:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bars.refresh()
         else:
             with suppress(OSError):
                 print(text, file=self._stream, flush=True)
 
     def text(self) -> str:
-        """Return e.g. "12/48 runs, 0 failed, 1 min 20 s left"."""
+        """Return e.g. "12/48 runs, 0 failed, 1 diverged, 1 min 20 s left"; none diverged is not worth a word."""
         counts = f"{self._done}/{self._total} runs, {self._failed} failed"
+        counts += f", {self._diverged} diverged" if self._diverged else ""
         elapsed, new = self._clock() - self._begin, self._done - self._before
         if self._done == self._total:
             return f"{counts}, {span(elapsed)}"
         return f"{counts}, {span(elapsed / new * (self._total - self._done))} left" if new else counts
 
+    def _leave(self, label: str) -> None:
+        self._running.pop(label, None)
+        if self._bars and label in self._tasks:
+            self._bars.remove_task(self._tasks.pop(label))
+
     def _line(self) -> None:
         self._line_done, self._line_at = self._done, self._clock()
-        self.say(self.text())
+        running = [f"{label}: {text}" for label, text in self._running.items() if text]
+        self.say("; ".join([self.text(), *running[:SHOWN]]))
 
     def _show(self) -> None:
-        if self._bar:
-            text = self.text()
-            room = max(0, self._bar.console.width - len(text) - BAR_WIDTH - 3)
-            running = textwrap.shorten("; ".join(self._running), room, placeholder=" ...") if room > 4 else ""
-            self._bar.update(self._task, description=text, completed=self._done, running=running)
-
-
-def span(seconds: float) -> str:
-    """Return a length of time in its two largest units: "45 s", "1 min 20 s", "2 h 5 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+        if self._bars:
+            self._bars.update(self._study, description=self.text(), completed=self._done)

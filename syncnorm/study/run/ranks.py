@@ -14,19 +14,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from json import dumps, loads
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import NoReturn
 
-from syncnorm.config import Execution, Result, Run
+from syncnorm.config import Execution, Progress, Result, Run, silent
 from syncnorm.environment import environment
+from syncnorm.errors import UserError
+from syncnorm.registry import load_plugins
 from syncnorm.study.run.attempt import Failure, Trainer, attempt, load_trainer
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
 
 Emit = Callable[[Run, Result | Failure], None]
+Tell = Callable[[Run, Progress], None]
 Job = tuple[Run, Execution]
 
 
@@ -42,8 +46,10 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit) -> None:
-    """Train the runs of `jobs` on all ranks together; every rank calls this, rank 0's `jobs` and `emit` are used.
+def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | None = None) -> None:
+    """Train the runs of `jobs` on all ranks together; every rank calls this, what rank 0 gives is used.
+
+    `emit` gets the end of each run, `tell` its progress.
 
     A run counts once all its ranks have ended it. Collectives that one rank has left would wait for it for
     minutes, so an exception on any rank ends all of them: rank 0 emits the first failure, and the process
@@ -63,7 +69,7 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit) -> None:
             break
         run, execution = job
         alarm.run = run
-        outcome = attempt(trainer, run, execution)
+        outcome = attempt(trainer, run, listening(execution, run, tell))
         if isinstance(outcome, Failure):
             alarm.ring(outcome)
         dist.barrier()
@@ -71,6 +77,11 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit) -> None:
             emit(run, outcome)
     alarm.over.set()
     dist.destroy_process_group()
+
+
+def listening(execution: Execution, run: Run, tell: Tell | None) -> Execution:
+    """Return an execution whose progress `tell` hears, or nobody."""
+    return replace(execution, report=partial(tell, run) if tell else silent)
 
 
 class _Alarm:
@@ -126,7 +137,12 @@ def main() -> None:
     die_with_parent()
     link = _Link(address) if rank() == 0 else None
     try:
+        load_plugins()
         trainer = load_trainer(trainer_name)
+    except UserError as error:
+        if link:
+            link.send(Failure(str(error)))
+        raise
     except Exception as error:
         if link:
             link.send(Failure(f"cannot import {trainer_name}: {type(error).__name__}: {error}."))
@@ -135,11 +151,12 @@ def main() -> None:
         link.send(environment())
     jobs = link.jobs() if link else iter(())
     emit: Emit = link.emit if link else _nothing
+    tell = link.tell if link else None
     if world_size() is None:
         for run, execution in jobs:
-            emit(run, attempt(trainer, run, execution))
+            emit(run, attempt(trainer, run, listening(execution, run, tell)))
     else:
-        take_part(jobs, trainer, emit)
+        take_part(jobs, trainer, emit, tell)
 
 
 class _Link:
@@ -150,15 +167,22 @@ class _Link:
         self._connection = Connection(socket.create_connection((host, int(port))).detach())
         self._connection.send_bytes(os.environ[TOKEN].encode())
         self._inbox: SimpleQueue[Job] = SimpleQueue()
-        self.send = self._connection.send
+        self._sending = threading.Lock()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def jobs(self) -> Iterator[Job]:
         while True:
             yield self._inbox.get()
 
+    def send(self, message: object) -> None:
+        with self._sending:  # a failure on another rank may come while this one tells of its progress
+            self._connection.send(message)
+
     def emit(self, run: Run, outcome: Result | Failure) -> None:
         self.send(outcome)
+
+    def tell(self, run: Run, progress: Progress) -> None:
+        self.send(progress)
 
     def _receive(self) -> None:
         try:

@@ -9,21 +9,23 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from math import inf
 from pathlib import Path
 
-from syncnorm.config import ClientEngine, Engine, Execution, Result, Run, describe, run_id
+from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Progress, Result, Run, describe, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Gap
-from syncnorm.study.plan.about import about_study
+from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
-from syncnorm.study.rows import failed_row, finished_row, read
+from syncnorm.study.report.plots.check import check_plots
+from syncnorm.study.rows import ROWS, failed_row, finished_row, read, read_rows
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.changes import Change, changed_rows
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
 from syncnorm.study.run.store import Store
-from syncnorm.study.run.tracking import STALL_SECONDS, Mirror, Mode
-from syncnorm.study.run.workers import Ended, Started, work
+from syncnorm.study.run.tracking import STALL_SECONDS, Kind, Mode, Tracker
+from syncnorm.study.run.workers import Advanced, Ended, Placement, Started, work
 
 INTERRUPTED_SECONDS = 3.0
 
@@ -35,24 +37,36 @@ def run_study(
     jobs: int | None = None,
     engine: Engine | ClientEngine | None = None,
     wandb: Mode = "auto",
+    keep: bool = False,
+    track: Sequence[Kind] = (),
     trainer: str = TRAINER,
     command: str = "",
+    save_models: bool = False,
+    checkpoint_every: float = Execution.checkpoint_every,
 ) -> None:
     """Train what the results folder `out` lacks of a study, and write its report there.
 
     Virtual runs and runs of clients share `jobs` worker processes (by default one a core, four a CUDA device),
     torchrun runs of one size share a launch. `engine` puts every run on that engine. `trainer` names the module that
-    trains, `command` is kept for the report. A run that a killed study left goes on from its checkpoint.
+    trains, `command` is kept for the report. A run that a killed study left goes on from its checkpoint, of which one
+    is written every `checkpoint_every` seconds. `wandb` says how Weights & Biases follows, `track` names trackers
+    beside it. `save_models` keeps the trained weights of every run that is trained under `out`/models, for
+    `syncnorm.load_run`.
     In a process that torchrun started, the runs of exactly its number of ranks are trained by all
     ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
+    So is a finished run that other source of a model or plugin, or other data, has made, unless `keep` is set.
 
     Raises:
         UserError: a study, a folder or a world size that cannot be used, or a full disk.
     """
+    refuse_while_importing("run_study")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
+    if not 0 <= checkpoint_every < inf:
+        raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
     study = with_engine(study, engine) if engine else study
     runs = expand(study)
+    check_plots(study, runs, names=trainer == TRAINER)
     size = world_size()
     if size is not None:
         runs = _runs_of_size(runs, size)
@@ -62,45 +76,60 @@ def run_study(
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = _labeller(study, runs)
-    _refuse_gaps(study, runs)
-    if unfinished := _unfinished(runs, Path(out)):
+    changes = _changes(runs, Path(out), trainer)
+    stale = set() if keep else {run for change in changes for run in change.runs}
+    if unfinished := _unfinished(runs, Path(out), stale):
         refuse_mistakes(unfinished, load_trainer(trainer), label)
     with Store.open(out, study, command) as store:
+        store.finished -= stale
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
-        record = _Record(study, store, meter, Mirror(store.directory, wandb), label)
+        trackers = _trackers(store.directory, wandb, track, {run_id(run): label(run) for run in runs})
+        record = _Record(study, store, meter, trackers, label)
+        models = store.directory / MODELS if save_models else None
+        how = Placement(store.checkpoints, checkpoint_every, models)
         try:
             with record.meter:
+                for change in changes:
+                    record.meter.say(f"note: {change.sentence(keep)}.")
                 if size is None:
-                    _hand_out(_todo(runs, store), record, trainer, jobs or _default_jobs(), store.checkpoints)
+                    _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
                 else:
-                    _train_together(_todo(runs, store), record, trainer)
+                    _train_together(_todo(runs, store), record, trainer, how)
         except KeyboardInterrupt:
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
 
 
-def _refuse_gaps(study: Study, runs: Sequence[Run]) -> None:
-    """Raise the `UserError` that the report of a gap would end with."""
-    if any(isinstance(figure, Gap) for figure in study.figures):
-        from syncnorm.study.report.gap import check_gaps  # draws figures: not a cost of starting
-
-        check_gaps(about_study(study), runs)
+def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[str, str]) -> list[Tracker]:
+    """Start W&B's tracker as its mode says, and the others that are named."""
+    others: list[Kind] = [kind for kind in dict.fromkeys(track) if kind != "wandb"]
+    return [Tracker(directory, "wandb", wandb, labels), *(Tracker(directory, kind, labels=labels) for kind in others)]
 
 
 class _Record:
-    """Everything that hears of a run: the results folder, the progress shown, the W&B mirror."""
+    """Everything that hears of a run: the results folder, the progress shown, the trackers."""
 
-    def __init__(self, study: Study, store: Store, meter: Meter, mirror: Mirror, label: Callable[[Run], str]) -> None:
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        meter: Meter,
+        trackers: Sequence[Tracker],
+        label: Callable[[Run], str],
+    ) -> None:
         self.meter = meter
-        self._study, self._store, self._mirror, self._label = study, store, mirror, label
-
-    def checkpoint(self, run: Run) -> Path:
-        """Return the folder of a run's checkpoint."""
-        return self._store.checkpoints / run_id(run)
+        self._study, self._store, self._trackers, self._label = study, store, trackers, label
 
     def started(self, run: Run) -> None:
         self.meter.started(self._label(run))
+        for tracker in self._trackers:
+            tracker.started(run)
+
+    def advanced(self, run: Run, progress: Progress) -> None:
+        self.meter.advanced(self._label(run), progress)
+        for tracker in self._trackers:
+            tracker.advanced(run, progress)
 
     def ended(self, end: Ended) -> None:
         outcome = end.outcome
@@ -109,22 +138,26 @@ class _Record:
         else:
             row = failed_row(self._study.name, end.run, outcome.error, end.seconds, end.environment, outcome.detail)
         self._store.append(row)
-        self.meter.ended(self._label(end.run), outcome.error if isinstance(outcome, Failure) else "")
+        error = outcome.error if isinstance(outcome, Failure) else ""
+        self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
 
     def close(self, stall: float = STALL_SECONDS) -> None:
-        """Write the report of what there is, and let the mirror catch up for as long as it does not stall."""
+        """Write the report of what there is, and let the trackers catch up for as long as they do not stall."""
         from syncnorm.study.report.report import write_report  # draws figures: not a cost of starting
 
         try:
             write_report(self._store.directory)
+            for tracker in self._trackers:
+                tracker.reported()
         except UserError:
             raise
         except Exception as error:  # rows are the truth: whatever a figure cannot bear must not fail the study
             again = f"all rows are kept, try `syncnorm report {self._store.directory}`"
             self.meter.say(f"warning: there is no new report ({type(error).__name__}: {error}): {again}.")
-        self._mirror.close(stall)
-        if self._mirror.warning:
-            self.meter.say(f"warning: {self._mirror.warning}")
+        for tracker in self._trackers:
+            tracker.close(stall)
+            if tracker.warning:
+                self.meter.say(f"warning: {tracker.warning}")
 
 
 def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
@@ -143,11 +176,18 @@ def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
     return label
 
 
-def _unfinished(runs: Sequence[Run], out: Path) -> list[Run]:
-    """Return the runs that a results folder lacks; all, where there is no such folder yet."""
+def _changes(runs: Sequence[Run], out: Path, trainer: str) -> list[Change]:
+    """Return what has changed since finished runs were made; nothing, where another trainer than ours makes them."""
+    if trainer != TRAINER or not (out / ROWS).exists():
+        return []
+    return changed_rows(runs, read_rows(out))
+
+
+def _unfinished(runs: Sequence[Run], out: Path, stale: set[str]) -> list[Run]:
+    """Return the runs that a results folder lacks, and stale ones; all, where there is no such folder yet."""
     if not (out / "study.json").exists():
         return list(runs)
-    finished = {row["run_id"] for row in read(out).finished}
+    finished = {row["run_id"] for row in read(out).finished} - stale
     return [run for run in runs if run_id(run) not in finished]
 
 
@@ -158,32 +198,34 @@ def _todo(runs: Sequence[Run], store: Store) -> list[Run]:
     return sorted(todo, key=lambda run: run_id(run) in failed)
 
 
-def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, checkpoints: Path) -> None:
+def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, how: Placement) -> None:
     """Train runs in worker processes and torchrun launches of this process's own."""
-    with closing(_events(todo, trainer, jobs, checkpoints)) as events:
+    with closing(_events(todo, trainer, jobs, how)) as events:
         for event in events:
             if isinstance(event, Started):
                 record.started(event.run)
+            elif isinstance(event, Advanced):
+                record.advanced(event.run, event.progress)
             else:
                 record.ended(event)
 
 
-def _default_jobs() -> int:
+def default_jobs() -> int:
     """Return one worker a core; with CUDA at most four a device, each of which takes memory of it."""
     return min(cores(), 4 * len(cuda_devices()) or cores())
 
 
 def _events(
-    todo: Sequence[Run], trainer: str, jobs: int, checkpoints: Path
-) -> Generator[Started | Ended, None, None]:
+    todo: Sequence[Run], trainer: str, jobs: int, how: Placement
+) -> Generator[Started | Advanced | Ended, None, None]:
     alone = [run for run in todo if run.world.processes() is None]
-    yield from work(alone, trainer, workers=jobs, checkpoints=checkpoints)
+    yield from work(alone, trainer, workers=jobs, how=how)
     launches: dict[int, list[Run]] = {}
     for run in todo:
         if (ranks := run.world.processes()) is not None:
             launches.setdefault(ranks, []).append(run)
     for ranks, runs in launches.items():
-        yield from work(runs, trainer, ranks=ranks, checkpoints=checkpoints)
+        yield from work(runs, trainer, ranks=ranks, how=how)
 
 
 def _runs_of_size(runs: Sequence[Run], size: int) -> list[Run]:
@@ -197,7 +239,7 @@ def _runs_of_size(runs: Sequence[Run], size: int) -> list[Run]:
     return [run for run in runs if run.world.processes() == size]
 
 
-def _train_together(todo: Sequence[Run], record: _Record, trainer: str) -> None:
+def _train_together(todo: Sequence[Run], record: _Record, trainer: str, how: Placement) -> None:
     """Train runs as rank 0 of the torchrun that started this process; a failure ends the process."""
     begin = time.monotonic()
 
@@ -206,7 +248,7 @@ def _train_together(todo: Sequence[Run], record: _Record, trainer: str) -> None:
         for run in todo:
             begin = time.monotonic()
             record.started(run)
-            yield run, Execution(record.checkpoint(run))
+            yield run, how.of(run)
 
     def emit(run: Run, outcome: Result | Failure) -> None:
         record.ended(Ended(run, outcome, time.monotonic() - begin, environment()))
@@ -214,7 +256,7 @@ def _train_together(todo: Sequence[Run], record: _Record, trainer: str) -> None:
             record.meter.say("a rank failed, and all ranks end with it: the same command goes on with other runs.")
             record.close(INTERRUPTED_SECONDS)
 
-    take_part(source(), load_trainer(trainer), emit)
+    take_part(source(), load_trainer(trainer), emit, record.advanced)
 
 
 def _silence() -> None:

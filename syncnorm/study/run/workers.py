@@ -22,9 +22,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from syncnorm.config import Execution, Result, Run, run_id, training_of
+from syncnorm.config import Execution, Progress, Result, Run, run_id, training_of
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
+from syncnorm.registry import environment_of_plugins
 from syncnorm.study.run.attempt import Failure
 from syncnorm.study.run.ranks import TOKEN
 
@@ -34,10 +35,32 @@ TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True)
+class Placement:
+    """Where the runs of a study keep what they write, each in a folder of its id."""
+
+    checkpoints: Path | None = None
+    checkpoint_every: float = Execution.checkpoint_every
+    models: Path | None = None
+
+    def of(self, run: Run) -> Execution:
+        """Return how a run is carried out."""
+        checkpoint, model = (folder and folder / run_id(run) for folder in (self.checkpoints, self.models))
+        return Execution(checkpoint, self.checkpoint_every, model)
+
+
+@dataclass(frozen=True)
 class Started:
     """A worker took a run."""
 
     run: Run
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """A run told how far it is."""
+
+    run: Run
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -51,14 +74,14 @@ class Ended:
 
 
 def work(
-    runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, checkpoints: Path | None = None
-) -> Generator[Started | Ended, None, None]:
+    runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, how: "Placement | None" = None
+) -> Generator[Started | Advanced | Ended, None, None]:
     """Train every run and yield what happens, as it happens.
 
     `workers` processes share the runs; with `ranks`, each is a torchrun launch of so many. A run whose
     worker dies under it is tried once more, after the others. So is one that raises on a rank of a launch,
-    since ranks that lose a peer raise too. A run keeps its checkpoint in the folder of its id under `checkpoints`,
-    and goes on where a lost worker left it. Closing the iterator ends all workers. Workers that
+    since ranks that lose a peer raise too. `how` says where runs keep what they write: a run goes on from its
+    checkpoint where a lost worker left it. Closing the iterator ends all workers. Workers that
     cannot start raise `UserError`.
     """
     todo, tries, stillborn, numbers = deque(map(_Due, runs)), Counter[str](), 0, count()
@@ -67,28 +90,28 @@ def work(
         while todo or any(worker.run for worker in team):
             busy = sum(worker.run is not None for worker in team)
             while len(team) < min(workers, busy + len(todo)):
-                team.append(_Worker(trainer, ranks, checkpoints, next(numbers)))
+                team.append(_Worker(trainer, ranks, how or Placement(), next(numbers)))
             for worker in team:
                 if worker.idle and todo:
                     yield Started(worker.take(_due_for(worker, team, todo)))
             for worker in _with_news(team):
                 try:
-                    ended, suspect = worker.hear(), ranks is not None
+                    news, suspect = worker.hear(), ranks is not None
                 except _Lost as lost:
                     team.remove(worker)
                     worker.end()
                     stillborn += not worker.environment
                     if stillborn > workers:
                         raise UserError(f"workers cannot start: {lost.why.error}\n{lost.why.detail}") from None
-                    ended, suspect = worker.ended(lost.why), True
-                if ended is None:
-                    continue
-                tries[run_id(ended.run)] += 1
-                suspect = suspect and isinstance(ended.outcome, Failure) and not ended.outcome.users
-                if suspect and tries[run_id(ended.run)] < ATTEMPTS:
-                    todo.append(_Due(ended.run))
-                else:
-                    yield ended
+                    news, suspect = worker.ended(lost.why), True
+                if isinstance(news, Ended):
+                    tries[run_id(news.run)] += 1
+                    suspect = suspect and isinstance(news.outcome, Failure) and not news.outcome.users
+                    if suspect and tries[run_id(news.run)] < ATTEMPTS:
+                        todo.append(_Due(news.run))
+                        continue
+                if news:
+                    yield news
     finally:
         for worker in team:
             worker.end()
@@ -140,14 +163,14 @@ class _Lost(Exception):
 class _Worker:
     """One process or launch: starting until it has sent its environment, then idle or with a run in hand."""
 
-    def __init__(self, trainer: str, ranks: int | None, checkpoints: Path | None, number: int) -> None:
+    def __init__(self, trainer: str, ranks: int | None, how: Placement, number: int) -> None:
         self.run: Run | None = None
         self.training = ""
         """The id of its last run's training."""
         self.environment: dict[str, str] = {}
         self._since = 0.0
         self._ranks = ranks
-        self._checkpoints = checkpoints
+        self._how = how
         self._spent = False
         self._token = secrets.token_hex()
         self._log = TemporaryFile()  # noqa: SIM115 - open as long as the worker lives
@@ -167,6 +190,7 @@ class _Worker:
                 **os.environ,
                 **({} if ranks else _one_device(number)),
                 TOKEN: self._token,
+                **environment_of_plugins(),
                 "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 "PYTHONFAULTHANDLER": "1",
                 "OMP_NUM_THREADS": "1",
@@ -185,13 +209,12 @@ class _Worker:
         """Start a run. That the worker has just died shows when it is heard."""
         assert isinstance(self.channel, Connection)
         self.run, self._since = run, time.monotonic()
-        checkpoint = self._checkpoints / run_id(run) if self._checkpoints else None
         with suppress(OSError):
-            self.channel.send((run, Execution(checkpoint)))
+            self.channel.send((run, self._how.of(run)))
         return run
 
-    def hear(self) -> Ended | None:
-        """Take one message and return the end of a run if it is that; `_Lost` when the worker is gone."""
+    def hear(self) -> Advanced | Ended | None:
+        """Take one message and return what it says of a run, if it does; `_Lost` when the worker is gone."""
         if isinstance(self.channel, socket.socket):
             if self.process.poll() is not None:
                 raise _Lost(self._last_words())
@@ -204,6 +227,8 @@ class _Worker:
         if isinstance(message, dict):
             self.environment = message
             return None
+        if isinstance(message, Progress):
+            return Advanced(self.run, message) if self.run else None
         if self.run is None:
             raise UserError(message.error)
         self._spent = self._ranks is not None and isinstance(message, Failure)  # its ranks end then

@@ -1,0 +1,89 @@
+"""How far a run is, while it trains: for whoever listens, and as a line on a terminal."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from syncnorm.config import Execution, Progress, silent
+
+REPORT_SECONDS = 0.5
+"""Between two reports, but for those at the end of an epoch or a round."""
+
+
+class Pace:
+    """Reports on a training of so many steps, not more often than twice a second but at the end of each unit.
+
+    Args:
+        execution: says who listens.
+        unit: "epoch" or "round".
+        total: number of units.
+        steps: steps in a unit.
+        begin: number of the step at which this process starts.
+    """
+
+    def __init__(self, execution: Execution, unit: str, total: int, steps: int = 1, begin: int = 0) -> None:
+        self._listener = execution.report or line_on(sys.stderr)
+        self._unit, self._total, self._steps, self._begin = unit, total, steps, begin
+        self._started = self._last = time.monotonic()
+
+    @property
+    def heard(self) -> bool:
+        """Whether anybody listens."""
+        return self._listener is not silent
+
+    def due(self) -> bool:
+        """Return whether the last report is long enough ago."""
+        return self.heard and time.monotonic() - self._last >= REPORT_SECONDS
+
+    def tell(self, step: int, loss: float | None = None, metrics: dict[str, float] | None = None) -> None:
+        """Report that `step` steps are done; `metrics` are what the last unit gave, if one has just ended."""
+        if not self.heard:
+            return
+        self._last = time.monotonic()
+        rate = (step - self._begin) / max(self._last - self._started, 1e-9)
+        all_steps = self._steps * self._total
+        left = (all_steps - step) / rate if rate else None
+        done, fraction = step // self._steps, step / all_steps
+        self._listener(Progress(done, self._total, self._unit, fraction, rate, loss, left, metrics or {}))
+
+
+def line_on(stream: TextIO) -> Callable[[Progress], None]:
+    """Return what shows progress as a line on a terminal, each in place of the one before; `silent` without one."""
+    if not stream.isatty():
+        return silent
+    shown = 0
+
+    def show(progress: Progress) -> None:
+        nonlocal shown
+        text = words(progress)
+        end = "\n" if progress.done == progress.total else ""
+        stream.write(f"\r{text.ljust(shown)}{end}")
+        stream.flush()
+        shown = len(text)
+
+    return show
+
+
+def words(progress: Progress) -> str:
+    """Return e.g. "epoch 3/10, 120 steps/s, loss 0.31, 1 min 20 s left"."""
+    now = min(progress.done + 1, progress.total)
+    parts = [f"{progress.unit} {now}/{progress.total}"]
+    if progress.steps_per_second:
+        each = "rounds" if progress.unit == "round" else "steps"
+        parts.append(f"{progress.steps_per_second:.3g} {each}/s")
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3g}")
+    if progress.seconds_left is not None and math.isfinite(progress.seconds_left):
+        parts.append(f"{span(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def span(seconds: float) -> str:
+    """Return a length of time in its two largest units: "45 s", "1 min 20 s", "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

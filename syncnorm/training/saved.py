@@ -1,0 +1,150 @@
+"""The trained weights of a run on disk, and the model that they give back.
+
+A folder holds `model.safetensors` (parameters and buffers by name), `config.json` (what rebuilds the model, and how
+good it was), and for clients that keep a part of the model to themselves `clients.safetensors`, whose names are
+"CLIENT.NAME OF THE ENTRY".
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.config import MODELS, Execution, Result, Run, run_from
+from syncnorm.errors import UserError
+from syncnorm.files import write_file
+from syncnorm.surgery import convert
+from syncnorm.training.building import DTYPES, build_model
+from syncnorm.worlds import world_of
+
+WEIGHTS, CLIENTS, CONFIG = "model.safetensors", "clients.safetensors", "config.json"
+EXTRA = "_extra_state"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, read from disk."""
+
+    model: nn.Module
+    """In evaluation mode, on the CPU, with the statistics that evaluated it; for clients the global model. What they
+    keep to themselves is in it averaged, or pooled if the run says so."""
+    accuracy: float
+    """On the test data, as in the run's row: of domains with the run's adaptation, of clients the mean over them."""
+    run: Run
+    metrics: dict[str, float]
+    evaluated_by: str
+    """Whose statistics the norm layers used for `accuracy`."""
+    clients: dict[int, dict[str, Tensor]]
+    """What each client keeps of the model, by the name of the entry: put it over the model's to have the client's."""
+
+
+def check_saving(execution: Execution | None) -> None:
+    """Raise `UserError` where weights are to be saved and the package for it is not there."""
+    if execution and execution.model and find_spec("safetensors") is None:
+        raise UserError("saving models needs the package safetensors: pip install 'syncnorm[study]'.")
+
+
+def save_model(
+    folder: Path,
+    run: Run,
+    result: Result,
+    model: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    *,
+    layer: tuple[str, dict[str, Any]] | None = None,
+    clients: Mapping[int, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write a trained model, with what rebuilds it: the run, the samples' shape and the number of classes.
+
+    `layer` is the norm layer's name and options where they are not those of the run's world; `clients` are the
+    entries that clients keep to themselves.
+
+    Raises:
+        UserError: a folder that cannot be written, or a layer's extra state that is no plain data.
+    """
+    from safetensors.torch import save
+
+    state = model.state_dict()
+    extra = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    tensors = {name: _own(value) for name, value in state.items() if isinstance(value, Tensor)}
+    name, options = layer or world_of(run).norm_layer(run.norm, run.world)
+    config = {
+        "run_id": result.run_id,
+        "run": result.config,
+        "data_path": run.data.path,
+        "shape": list(shape),
+        "classes": classes,
+        "norm": {"layer": name, "options": options},
+        "evaluated_by": result.evaluated_by,
+        "metrics": result.metrics,
+        "environment": result.environment,
+        "extra_state": extra,
+    }
+    try:
+        text = json.dumps(config, indent=1)
+    except TypeError as error:
+        raise UserError(f"model '{run.model}' has an extra state that JSON cannot hold: {error}.") from error
+    write_file(folder / WEIGHTS, save(tensors))
+    if clients:
+        own = ((f"{client}.{name}", value) for client, kept in clients.items() for name, value in kept.items())
+        entries = {name: _own(value) for name, value in own}
+        write_file(folder / CLIENTS, save(entries))
+    write_file(folder / CONFIG, text + "\n")  # last: where it is, the folder is whole
+
+
+def load_run(directory: str | Path, run_id: str) -> LoadedRun:
+    """Return the trained model of a run from a results folder whose study was run with --save-models.
+
+    Raises:
+        UserError: a run without a saved model.
+    """
+    models = Path(directory) / MODELS
+    if not (models / run_id / CONFIG).exists():
+        there = sorted(path.name for path in models.iterdir()) if models.is_dir() else []
+        known = f"it has {len(there)}, the first of run {there[0]}" if there else "it has none"
+        raise UserError(
+            f"{directory} has no model of run '{run_id}' ({known}): train the run with --save-models to have it."
+        )
+    return load_model(models / run_id)
+
+
+def load_model(folder: str | Path) -> LoadedRun:
+    """Return the trained model that a run left in its `Execution.model` folder.
+
+    Raises:
+        UserError: a folder without one, or files that do not fit each other.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds no trained model: it has no {CONFIG}.")
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / CONFIG).read_text())
+    run = run_from(config["run"], config["data_path"])
+    model = build_model(run, tuple(config["shape"]), config["classes"])
+    layer, options = config["norm"]["layer"], config["norm"]["options"]
+    if (layer, options) != world_of(run).norm_layer(run.norm, run.world):
+        model = convert(model, layer, **options)
+    model = model.to(DTYPES[run.precision])
+    try:
+        model.load_state_dict({**load_file(folder / WEIGHTS), **config["extra_state"]})
+    except RuntimeError as error:
+        raise UserError(f"{folder / WEIGHTS} does not fit the model '{run.model}': {error}") from error
+    clients: dict[int, dict[str, Tensor]] = {}
+    if (folder / CLIENTS).exists():
+        for path, value in load_file(folder / CLIENTS).items():
+            client, _, name = path.partition(".")
+            clients.setdefault(int(client), {})[name] = value
+    metrics = config["metrics"]
+    return LoadedRun(model.eval(), metrics["accuracy"], run, metrics, config["evaluated_by"], clients)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a copy that shares its memory with no other, as the format asks."""
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

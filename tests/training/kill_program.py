@@ -1,0 +1,160 @@
+"""Trains runs that are killed and resumed: python kill_program.py FOLDER SEED NAME...
+
+One process imports, which takes seconds, and a forked one is each rank. Prints a line of JSON a run: the steps at
+which its three lives started, and the results and the states of the resumed and of an uninterrupted run.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+
+from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Run
+from syncnorm.devices import world as devices_world
+from syncnorm.domains import world as domains_world
+from syncnorm.training.checkpoints import module_state
+from syncnorm.training.classifier import Classifier
+from syncnorm.worlds import fit
+
+PAUSE = 0.01
+"""Seconds before a step, so that a kill comes before the end."""
+STEPS = 30
+DATA = Data("digits", train_limit=160, test_limit=60, augment="shift")
+OPTIM = Optim(epochs=3)
+
+
+def devices(norm: str, engine: Any, ranks: int = 2, batch: int = 8, **options: Any) -> Run:
+    world = Devices(ranks=ranks, per_device_batch=batch, engine=engine)
+    return Run(data=DATA, model_options={"width": 4}, norm=Norm(norm, options), world=world, optim=OPTIM)
+
+
+def domains() -> Run:
+    world = Domains(("digits", "digits-inverted", "digits-noisy"), unseen=("digits-noisy",), batch=16, test_batch=20)
+    data = Data("few", train_limit=80, test_limit=40, augment="shift")
+    return Run(data=data, model_options={"width": 4}, norm=Norm("domain_bn"), world=world, optim=OPTIM)
+
+
+RUNS: dict[str, tuple[Run, int]] = {
+    "virtual": (devices("bn", "virtual"), 1),
+    "virtual, by channel": (devices("brn", "virtual", warmup=5, r_end=20, d_end=20), 1),
+    "virtual, copies": (devices("cbn", "virtual", window=4), 1),
+    "domains": (domains(), 1),
+    "two ranks": (devices("bn", "torchrun"), 2),
+    "two ranks, one killed": (devices("sync_bn", "torchrun"), 2),
+    "four ranks": (devices("mixstyle", "torchrun", ranks=4, batch=4), 4),
+}
+"""By name, a run and in how many processes it trains."""
+
+
+def train(run: Run, checkpoint: Path | None, answer: Path) -> None:
+    """Train a run, and write its first step, its result and what its modules end with to `answer`."""
+    first: list[int] = []
+    ends = {"state": ""}
+
+    def slowly(self: Classifier, batch: Any, batch_idx: int) -> None:
+        first.append(self.trainer.current_epoch * (STEPS // 3) + batch_idx)
+        answer.with_suffix(".first").write_text(str(first[0]))
+        time.sleep(PAUSE if checkpoint else 0)
+
+    def run_trainer(*args: Any, inner: Any, **options: Any) -> None:
+        inner(*args, **options)
+        tensors = module_state(args[1])["tensors"]
+        ends["state"] = sha256(b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))).hexdigest()
+
+    torch.set_num_threads(1)
+    Classifier.on_train_batch_start = slowly  # type: ignore[assignment]
+    for world in (devices_world, domains_world):
+        inner = world.run_trainer
+        world.run_trainer = lambda *args, inner=inner, **options: run_trainer(*args, inner=inner, **options)  # type: ignore[attr-defined]
+    result = fit(run, Execution(checkpoint, checkpoint_every=0.0))
+    found = {"metrics": result.metrics, "history": result.history, "details": result.details, **ends}
+    answer.write_text(json.dumps({"first": first[0], "result": found}))
+
+
+def start(run: Run, ranks: int, checkpoint: Path | None, answer: Path) -> list[int]:
+    """Train a run in processes of its own, one a rank; return their ids."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+    def work(rank: int) -> None:
+        if ranks > 1:
+            values = {**world, "RANK": rank, "LOCAL_RANK": rank}
+            os.environ.update({name: str(value) for name, value in values.items()})
+            os.environ["TORCHELASTIC_RUN_ID"] = "test"  # as torchrun does
+        train(run, checkpoint, answer.with_name(f"{answer.name} {rank}"))
+
+    return [forked(lambda rank=rank: work(rank)) for rank in range(ranks)]  # type: ignore[misc]
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do something in a process of its own, and return its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def kill(children: list[int], victims: list[int], checkpoint: Path, random: Random) -> None:
+    """Let all ranks save, then kill some of them; those that are left end by themselves, or are ended."""
+    before = _stamps(checkpoint)
+    saved: set[str] = set()
+    while len(saved) < len(children):
+        time.sleep(0.001)
+        saved |= {name for name, stamp in _stamps(checkpoint).items() if stamp != before.get(name)}
+    time.sleep(random.uniform(0, 6 * PAUSE))
+    for child in victims:
+        os.kill(child, signal.SIGKILL)
+    time.sleep(0.1)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        assert status, "it ended before it was killed"
+
+
+def _stamps(checkpoint: Path) -> dict[str, int]:
+    """Return when each rank saved last."""
+    stamps = {}
+    for path in checkpoint.glob("*newest.pt"):
+        with suppress(FileNotFoundError):  # while it becomes the one before
+            stamps[path.name] = path.stat().st_mtime_ns
+    return stamps
+
+
+def main(folder: Path, seed: int, names: list[str]) -> None:
+    """Train the runs of those names."""
+    random = Random(seed)
+    for name in names:
+        run, ranks = RUNS[name]
+        checkpoint, answers, firsts = folder / name, {}, []
+        for _ in range(2):
+            children = start(run, ranks, checkpoint, folder / f"{name} killed")
+            victims = [random.choice(children)] if name.endswith("one killed") else children
+            kill(children, victims, checkpoint, random)
+            firsts.append(int((folder / f"{name} killed 0.first").read_text()))
+        for kind, kept in (("resumed", checkpoint), ("whole", None)):
+            for child in start(run, ranks, kept, folder / f"{name} {kind}"):
+                assert os.waitpid(child, 0)[1] == 0, name
+            answers[kind] = [json.loads((folder / f"{name} {kind} {rank}").read_text()) for rank in range(ranks)]
+        firsts.append(answers["resumed"][0]["first"])
+        print(json.dumps({"firsts": firsts, **{kind: [a["result"] for a in answers[kind]] for kind in answers}}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,38 @@
+"""Trainings that are killed at random moments end as if they had not been."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("kill_program.py")
+STEPS = 30
+
+
+def play(folder: Path, *names: str) -> None:
+    seed = int.from_bytes(os.urandom(4))
+    print("seed", seed)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), str(folder), str(seed), *names]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(names)
+    for name, row in zip(names, rows, strict=True):
+        assert 0 == row["firsts"][0] < row["firsts"][1] < row["firsts"][2] < STEPS, (name, row["firsts"])
+        assert row["resumed"] == row["whole"], name
+
+
+@pytest.mark.fault
+def test_in_one_process(tmp_path: Path) -> None:
+    play(tmp_path, "virtual", "virtual, by channel", "virtual, copies", "domains")
+
+
+@pytest.mark.dist
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["two ranks", "two ranks, one killed", "four ranks"])
+def test_on_ranks(name: str, tmp_path: Path) -> None:
+    play(tmp_path, name)
