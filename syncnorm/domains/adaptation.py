@@ -267,7 +267,7 @@ def check_adaptation(world: Domains, norm: Norm, model: nn.Module) -> None:
         raise UserError(f"norm '{norm.name}' adapts at test time itself, and adapt '{world.adapt}' would replace it.")
     if row.apart and not apart:
         raise UserError(f"adaptation '{world.adapt}' goes by each domain's own statistics: set norm to domain_bn.")
-    if not apart and not batch_norms(model):
+    if (row.from_running or row.replaces) and not apart and not batch_norms(model):
         raise UserError(f"adaptation '{world.adapt}' changes batch norms, and the model has none: set adapt to none.")
     if row.from_running and any(layer.running_mean is None for layer in batch_norms(model).values()):
         raise UserError(f"adaptation '{world.adapt}' needs running statistics: leave track_running_stats at True.")

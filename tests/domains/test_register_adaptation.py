@@ -78,6 +78,11 @@ def test_gradients_are_on_where_the_row_says_so() -> None:
     assert all(found)
 
 
+def test_one_that_leaves_norms_alone_needs_none() -> None:
+    register_adaptation("mine", statistics="own")(as_it_is)
+    assert syncnorm.fit(replace(SHORT, norm=Norm("none"))).evaluated_by == "none"
+
+
 def fails(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
     raise KeyError("gone")
 
@@ -92,7 +97,12 @@ def fails(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
         (lambda model, test: ["x" for _ in test.batches], {}, {}, "gave a str for a batch of 2"),
         (as_it_is, {"apart": True}, {}, "adaptation 'mine' goes by each domain's own statistics"),
         (as_it_is, {"replaces": True}, {"norm": Norm("iabn")}, "norm 'iabn' adapts at test time itself"),
-        (as_it_is, {}, {"norm": Norm("none")}, "adaptation 'mine' changes batch norms, and the model has none"),
+        (
+            as_it_is,
+            {"replaces": True},
+            {"norm": Norm("none")},
+            "adaptation 'mine' changes batch norms, and the model has none",
+        ),
         (as_it_is, {}, {"world": replace(WORLD, adapt="mien")}, "unknown adaptation 'mien': did you mean 'mine'?"),
         (as_it_is, {}, {"world": replace(WORLD, adapt_options={"x": 1})}, "adaptation 'mine' has no options"),
     ],
