@@ -15,7 +15,7 @@ initialisations do where scales are seen. SGD stands beside Adam, since the step
 from dataclasses import replace
 
 from syncnorm.config import Data, Devices, Optim, Run
-from syncnorm.study import Curve, Grid, MetricTable, Profile, Study
+from syncnorm.study import Columns, Curve, Grid, Profile, Study
 
 BINARY, INIT, SCALED = "model_options.binary", "model_options.init", "model_options.scaled"
 NORMS = ["bn", "ln", "none"]
@@ -41,14 +41,14 @@ FIGURES = (
         )
     ),
     Curve(x=INIT, line=LINE, panel=BINARY, where={"optim": "adam"}, title="Accuracy by initialisation"),
-    MetricTable(
+    Columns(
         line=LINE,
         metrics=("accuracy", "loss", "train_loss"),
         panel=INIT,
         where={BINARY: True, "optim": "adam"},
         title="Binary networks, Adam",
     ),
-    MetricTable(
+    Columns(
         line=LINE,
         metrics=("accuracy", "loss", "train_loss"),
         panel="optim",

@@ -14,7 +14,7 @@ The signals are GENERATED (see `syncnorm.data.sources.biosignal`): nothing here 
 from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Optim, Run
-from syncnorm.study import Curve, Grid, History, MetricTable, Study
+from syncnorm.study import Columns, Curve, Grid, History, Study
 
 SUBJECTS = tuple(f"biosignal-{number:02d}" for number in range(1, 9))
 LEFT_OUT = [(subject,) for subject in SUBJECTS]
@@ -49,7 +49,7 @@ STUDY = Study(
             where={"adapt": "none"},
             title="Accuracy on other windows of the subjects seen, epoch by epoch",
         ),
-        MetricTable(
+        Columns(
             line=LINE,
             metrics=("accuracy", "accuracy_seen"),
             mean_over=("unseen",),

@@ -16,7 +16,7 @@ has its default groups, so a line that falls behind here may only need other val
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.study import Curve, Drift, Grid, History, MetricTable, Study, Tradeoff
+from syncnorm.study import Columns, Curve, Drift, Grid, History, Study, Trade
 
 DOMAINS = ("digits", "digits-fonts", "digits-rotated", "digits-inverted", "digits-noisy")
 ALPHAS = [0.05, 0.1, 0.3, 1, 100]
@@ -94,26 +94,26 @@ FIGURES = (
         where={**PLAIN, "method": AT_HOME},
         title="Accuracy at the worst client: what of batch norm stays at home",
     ),
-    Tradeoff(
+    Trade(
         line=LINE,
         panel="domains",
         where={**PLAIN, "alpha": 0.1, "method": [*AT_HOME[:-1], *IN_TRAINING]},
         title="Accuracy against bytes sent, at alpha 0.1: methods",
     ),
-    Tradeoff(
+    Trade(
         line=LINE,
         panel="domains",
         where={"method": "fedavg", "alpha": 0.1},
         title="Accuracy against bytes sent, at alpha 0.1: norms and algorithms",
     ),
-    MetricTable(
+    Columns(
         line=LINE,
         metrics=("accuracy", "client_accuracy_worst", "global_accuracy", "reestimated_accuracy"),
         panel="domains",
         where={"alpha": 0.1},
         title="At alpha 0.1: mean and worst client, one global model, re-estimated statistics",
     ),
-    MetricTable(
+    Columns(
         line=LINE,
         metrics=("heldout_accuracy", "heldout_reestimated_accuracy"),
         panel="domains",

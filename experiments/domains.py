@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Norm, Optim, Run
 from syncnorm.data import DOMAINS
-from syncnorm.study import Curve, Grid, MetricTable, Plot, Study, Tradeoff
+from syncnorm.study import Columns, Curve, Grid, Plot, Study, Trade
 
 LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
@@ -68,14 +68,14 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
 def plots(base: Run) -> tuple[Plot, ...]:
     """Return what the study of `base` shows."""
     return (
-        MetricTable(
+        Columns(
             line=LINE,
             metrics=("accuracy", "accuracy_seen"),
             mean_over=("unseen",),
             where=SHUFFLED,
             title="Accuracy on the domain left out, and on those seen, mean over which one is left out",
         ),
-        Tradeoff(
+        Trade(
             line=LINE,
             x_metric="accuracy_seen",
             mean_over=("unseen",),

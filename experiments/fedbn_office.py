@@ -16,7 +16,7 @@ authors' code for this data does.
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.study import Grid, History, MetricTable, Study
+from syncnorm.study import Columns, Grid, History, Study
 
 DOMAINS = ("amazon", "caltech10", "dslr", "webcam")
 LINE = ("method", "norm", "algorithm")
@@ -49,13 +49,13 @@ STUDY = Study(
     seeds=5,
     also=OTHERS,
     figures=(
-        MetricTable(line=LINE, metrics=("accuracy", *BY_DOMAIN), title="Accuracy on each domain's own test images"),
-        MetricTable(
+        Columns(line=LINE, metrics=("accuracy", *BY_DOMAIN), title="Accuracy on each domain's own test images"),
+        Columns(
             line=LINE,
             metrics=("accuracy", "reestimated_accuracy", "global_accuracy"),
             title="As trained, with re-estimated statistics, and one model on all domains",
         ),
-        MetricTable(line=LINE, metrics=("round",), title="The round that validation chose"),
+        Columns(line=LINE, metrics=("round",), title="The round that validation chose"),
         History(line=LINE, metric="validation_accuracy", title="Validation accuracy, mean over domains"),
     ),
     quick={

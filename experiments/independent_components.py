@@ -15,7 +15,7 @@ and of digits blended into photographs; one learning rate for all.
 from dataclasses import replace
 
 from syncnorm.config import Data, Devices, Optim, Run
-from syncnorm.study import Curve, Grid, MetricTable, Study
+from syncnorm.study import Columns, Curve, Grid, Study
 
 ORDER, SKIP, DROPOUT = "model_options.order", "model_options.skip", "model_options.dropout"
 DATA = ["digits", "digits-photo"]
@@ -46,7 +46,7 @@ FIGURES = (
         )
         for data in DATA
     ),
-    MetricTable(
+    Columns(
         line=("norm", ORDER, SKIP),
         metrics=("accuracy", "loss", "train_loss"),
         panel=DROPOUT,

@@ -15,7 +15,7 @@ the rest: running statistics re-estimated on the client's own images, without th
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.study import Curve, Grid, MetricTable, Study
+from syncnorm.study import Columns, Curve, Grid, Study
 
 DOMAINS = ("digits", "digits-fonts", "digits-rotated", "digits-inverted", "digits-noisy")
 METHODS = ["fedavg", "stats_shared", "silobn", "fedbn"]
@@ -31,7 +31,7 @@ BASE = Run(
 
 CORNERS = ("accuracy", "client_accuracy_worst", "reestimated_accuracy", "reestimated_accuracy_worst")
 FIGURES = (
-    MetricTable(
+    Columns(
         line=LINE,
         metrics=CORNERS,
         panel="participation",
@@ -50,7 +50,7 @@ FIGURES = (
         title="Accuracy at the worst client, with re-estimated statistics",
     ),
     Curve(x="participation", line=LINE, title="Accuracy, mean over clients"),
-    MetricTable(
+    Columns(
         line="participation",
         metrics=("never_sampled", "staleness"),
         where={"method": "fedavg"},

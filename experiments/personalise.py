@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Optim, Run
-from syncnorm.study import Curve, Grid, MetricTable, Plot, Study
+from syncnorm.study import Columns, Curve, Grid, Plot, Study
 
 LINE = ("norm", "batches", "adapt")
 OVER = ("unseen",)
@@ -93,7 +93,7 @@ def plots(most: int) -> tuple[Plot, ...]:
             where={"norm": "bn", "adapt": ["adabn", "online"]},
             title="The same stream shuffled, and sorted by activity",
         ),
-        MetricTable(
+        Columns(
             line=LINE,
             panel="adapt_samples",
             metrics=("accuracy", "accuracy_seen"),

@@ -176,11 +176,12 @@ class Domains(WorldConfig):
     batches: Literal["mixed", "one_domain"] = "mixed"
     """Whether a step's samples are drawn from all domains together, or from one domain at a time."""
     adapt: str = "none"
-    """What is done at test time, where labels are not known. none: statistics as trained, those of a seen domain its
-    own where the norm tells domains apart. pooled: those of all domains together. ensemble: domains weighed by their
-    resemblance (BNE). adabn: statistics of the domain's samples. prediction: of each test batch. mix: of both
-    (Schneider et al.). alpha: of both, in fixed shares. online: of a stream of samples, from the source's on. tent:
-    of each test batch, with entropy minimised. Or the name of a registered one."""
+    """What the model does at test time, without labels. none: evaluate by the statistics of training; by a seen
+    domain's own where the norm tells domains apart. pooled: by those of all domains together. ensemble: mix the
+    outputs for each domain, weighted by resemblance (BNE). adabn: by statistics of the domain's samples. prediction:
+    by those of each test batch. mix: by both, weighted by size (Schneider et al.). alpha: by both, in fixed shares.
+    online: by the source's, updated by a stream of samples. tent: by each test batch's, minimising the entropy of
+    predictions. Or the name of an adaptation of your own (`syncnorm.register_adaptation`)."""
     adapt_options: dict[str, Any] = field(default_factory=dict)
     """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
     adapt_samples: int | None = None

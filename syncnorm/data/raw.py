@@ -13,8 +13,7 @@ Labels = NDArray[np.int64]
 
 
 class Groups(NamedTuple):
-    """A column that says where each sample comes from, e.g. which client or domain: indices into `names`, by
-    split."""
+    """A column that says where each sample comes from, e.g. which client: indices into `names`, by split."""
 
     names: tuple[str, ...]
     train: Labels

@@ -6,9 +6,9 @@
 - Where it does not, each rank has a copy of the model. Cross-iteration batch norm, for one, follows the weight of the
   convolution before it.
 
-Either way the ranks share their parameters, and each has statistics of its own. The gradient of the whole batch's
-mean loss is then the mean of the ranks' gradients, as under DDP on R devices without `broadcast_buffers`. (A norm
-that keeps gradients keeps 1 / R of what a device would.) Evaluation uses rank 0's statistics, which DDP would save.
+Either way the ranks share their parameters, and each has statistics of its own. The gradient of the batch's mean
+loss is then the mean of the ranks' gradients, as under DDP on R devices without `broadcast_buffers`. (A norm that
+keeps gradients keeps 1 / R of what a device would.) Evaluation uses rank 0's statistics, which DDP would save.
 """
 
 import copy

@@ -66,7 +66,7 @@ class Adaptation:
 
 
 def as_trained(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Evaluate by running statistics: where the norm has them a domain's own, of an unseen one all pooled."""
+    """Evaluate by running statistics: the domain's own where the norm has them, for an unseen domain all pooled."""
     apart = tells_domains_apart(model)
     if apart and test.known is None:
         model = revert(model)
@@ -77,19 +77,19 @@ def as_trained(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
 
 
 def pooled(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Evaluate by the running statistics of all domains pooled: what is left where nobody knows the domain."""
+    """Evaluate by the running statistics of all domains pooled, as where the domain is unknown."""
     model = revert(model).eval()
     yield from map(model, test.batches)
 
 
 def ensemble(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Mix the domains' outputs, each as far as it resembles a sample (`domain_ensemble`)."""
+    """Mix the outputs for each domain, weighted by its resemblance to a sample (`domain_ensemble`)."""
     for x in test.batches:
         yield domain_ensemble(model, x)[0]
 
 
 def adabn(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Set running statistics to those of the unlabelled samples, in one batch if they are 512 at the most."""
+    """Set running statistics to those of the unlabelled samples, in batches of at most 512."""
     parts = test.unlabelled.tensor_split(-(-len(test.unlabelled) // 512))
     model = recalibrate(_one_for_all(model), parts, **test.options).eval()
     yield from map(model, test.batches)
@@ -106,7 +106,7 @@ def of_each_batch(name: str, **defaults: float) -> Adapt:
 
 
 def online(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Let statistics follow a stream of the unlabelled samples, from the source's on; keep them for the test."""
+    """Update the statistics by a stream of the unlabelled samples, from the source's on; keep them for the test."""
     model = convert(_one_for_all(model), "online_bn", **test.options).eval()
     with stream(model, keep=True):
         for x in test.unlabelled.split(test.chunk):  # type: ignore[no-untyped-call]
@@ -237,7 +237,7 @@ def tells_domains_apart(model: nn.Module) -> bool:
 
 
 def statistics_of(adapt: str, model: nn.Module) -> str:
-    """Return in words whose statistics normalise under an adaptation."""
+    """Return in words whose statistics normalise under an adaptation; "none" for a model without any."""
     if not layers_with_statistics(model):
         return "none"
     if adapt == "none" and tells_domains_apart(model):

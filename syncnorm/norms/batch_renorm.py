@@ -1,4 +1,4 @@
-"""Batch renormalisation: batch norm whose training output is that of its running statistics, within bounds.
+"""Batch renormalisation: batch norm corrected, within bounds, to what its running statistics would give.
 
 model = syncnorm.convert(model, "brn", warmup=500, r_end=4000, d_end=2500)
 """
@@ -28,7 +28,7 @@ class BatchRenorm(_BatchNorm):
     The bounds start at r_max = 1, d_max = 0, which is batch norm, for `warmup` steps, and then grow along a line to
     the bounds given, reached at step `r_end` and `d_end`. Steps are those that num_batches_tracked has counted.
 
-    Running statistics follow after each batch,
+    Running statistics are updated after each batch,
 
         mu <- mu + momentum (m - mu),   sigma <- sigma + momentum (s - sigma)
 

@@ -1,4 +1,4 @@
-"""Diminishing batch norm: statistics of all batches so far, each new one counting for less.
+"""Diminishing batch norm: running statistics that each new batch moves by less.
 
 model = syncnorm.convert(model, "diminishing_bn")                           # alpha_m = 1 / m
 model = syncnorm.convert(model, "diminishing_bn", alpha=0.25, power=0)      # alpha_m = 0.25
@@ -18,7 +18,7 @@ from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 class DiminishingBatchNorm(_BatchNorm):
-    """Batch norm that trains with its running statistics, which follow the batches by a schedule.
+    """Batch norm that trains with its running statistics, which each batch moves by less than the one before.
 
     At step m = 1, 2, ... (num_batches_tracked counts them), with the batch's mean and its standard deviation
     s = sqrt(var + eps) (biased),

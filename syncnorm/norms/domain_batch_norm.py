@@ -30,12 +30,13 @@ class DomainBatchNorm(nn.Module):
 
         y = (x - mean_d) / sqrt(var_d + eps) * weight + bias
 
-    Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics follow as
-    in PyTorch's layer, `momentum` being the weight of the new ones, the variance unbiased; a domain that a batch
-    lacks stays as it is. Under DDP, statistics are those of each process's own samples, as in PyTorch's layer.
+    Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics are
+    updated as in PyTorch's layer: `momentum` is the weight of the new ones, and the variance is unbiased. A domain
+    with no sample in the batch keeps its own. Under DDP, statistics are those of each process's own samples, as in
+    PyTorch's layer.
 
-    This is no `_BatchNorm`: it has no one running_mean. What reads that (recalibrate, fold, federated policies)
-    passes it by.
+    This is no subclass of torch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
+    federated policies, which read that, leave the layer alone.
 
     Shapes: domain_mean and domain_var (D, C), domain_count (D,) values seen in training, domain_batches (D,).
 

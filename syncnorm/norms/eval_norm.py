@@ -1,4 +1,4 @@
-"""Batch norm that trains as ever, and in evaluation lets each sample correct the statistics it is normalised with.
+"""Batch norm whose running statistics each sample corrects in evaluation; training is batch norm's.
 
 model = syncnorm.convert(model, "eval_norm", batch=2)           # what a batch of 2 with this sample would expect
 model = syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share for the sample
@@ -23,7 +23,7 @@ from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
     """Batch norm that evaluates sample i with statistics made from the running ones and its own, (N, C) each.
 
-    Training is PyTorch's batch norm. Each sample is evaluated alike in any batch.
+    Training is PyTorch's batch norm. In evaluation a sample's output does not depend on its batch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
         """Return mean and variance to normalise each sample with, from its own (biased), (N, C) each."""
 
     def _see(self, x: Tensor) -> None:
-        """Take in what the running statistics do not hold: nothing, unless a subclass has more."""
+        """Update further statistics of a subclass from a training batch."""
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         E[var | i] = s_i^2 / n + (n - 1) / n E[s^2] + (n - 1) / n^2 (mu_i - mu)^2 + ((n - 1) / n)^2 Var(mu_j)
 
     with the population's mu = running_mean, E[s^2] = running_within and Var(mu_j) = running_between, the variance of
-    the samples' means; the latter two follow with `momentum` in training, unbiased over the samples. n = `batch` is
-    the size that the model was trained with: the smaller it is, the further training is from running statistics.
+    the samples' means; the latter two are updated with `momentum` in training, unbiased over the samples. n = `batch`
+    is the size that the model was trained with: the smaller it is, the further training is from running statistics.
 
     Until a batch was seen in training, the running variance counts as within samples, and none as between: so it is
     for a converted layer, or one that has loaded a batch norm's state, which knows their sum alone. (`recalibrate`

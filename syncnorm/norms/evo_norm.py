@@ -67,10 +67,10 @@ class EvoNormB0(ChannelAffine):
         y = x / max(sqrt(var_b + eps), v x + sqrt(var_i + eps)) * weight + bias
 
     with the biased variances of a channel over the batch, var_b over (N, H, W), and over one sample, var_i over
-    (H, W); v is learnt per channel, 1 at first. Evaluation takes the running variance for var_b; it follows with
-    `momentum` as PyTorch means it, unbiased as in torch's batch norm (timm does so; the source is not confirmed).
+    (H, W); v is learnt per channel, 1 at first. Evaluation takes the running variance for var_b; it is updated
+    with `momentum` as in PyTorch, unbiased as in torch's batch norm (timm does so; the source is not confirmed).
     The nonlinearity is inside: the layer is meant to stand for batch norm and the ReLU after it, while `convert`
-    replaces the norm alone. There is no running mean, so this is no batch norm to what looks for those by type.
+    replaces the norm alone. There is no running mean, so this is no subclass of torch's batch norm.
 
     Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
 

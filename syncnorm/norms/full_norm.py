@@ -1,4 +1,4 @@
-"""Full normalisation: norm by the data set's moments, as far as the batches so far tell.
+"""Full normalisation: norm by the data set's moments, estimated from the batches so far.
 
 model = syncnorm.convert(model, "full_norm")
 """
@@ -61,7 +61,7 @@ class FullNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...); in training, take its moments in before."""
+        """Normalise `x` of shape (N, C, ...); in training, update the running moments first."""
         check_channels(self, self.num_features, x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
@@ -78,7 +78,7 @@ class FullNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a batch's moments in; return the estimates, in their type."""
+        """Update the running moments by a batch's, and return them in the type of the batch's."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

@@ -1,4 +1,4 @@
-"""Batch norm that moves towards a sample's own statistics as far as chance does not explain them.
+"""Batch norm that uses a sample's own statistics as far as they differ from the batch's by more than chance.
 
 model = syncnorm.convert(model, "iabn", k=4.0)
 """
@@ -28,12 +28,12 @@ class InstanceAwareBatchNorm(_BatchNorm):
 
     so that a sample is normalised as in batch norm unless its own statistics lie more than k standard errors off:
     k = infinity is batch norm, k = 0 instance norm. (The source clips var_i at 0, below which it never is.) A sample
-    is normalised alone in evaluation, whatever else is in its batch. Running statistics follow as in PyTorch's layer,
-    unbiased.
+    is normalised alone in evaluation, whatever else is in its batch. Running statistics are updated as in PyTorch's
+    layer, unbiased.
 
     Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs, s2 and s2_i unbiased as in their code. From
-    memory and not confirmed: that k = 4 is the article's value (their class has 3). The memory that their running
-    statistics follow at test time is `BalancedMemory`.
+    memory and not confirmed: that k = 4 is the article's value (their class has 3). `BalancedMemory` is the memory
+    that updates their running statistics at test time.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).

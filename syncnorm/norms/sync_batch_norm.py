@@ -30,8 +30,8 @@ class SyncBatchNorm(_BatchNorm):
 
         y = (x - mean) / sqrt(M2 / N + eps) * weight + bias,
 
-    whatever share of it each rank holds, none included. Running statistics follow them with `momentum` as PyTorch
-    means it (weight of the new value; None: cumulative average), the running variance being the unbiased
+    whatever share of it each rank holds, none included. Running statistics are updated with `momentum` as in PyTorch
+    (the weight of the new value; None: the mean of all batches), the running variance with the unbiased
     M2 / (N - 1); they are the same on all ranks. One collective forward, one backward, nothing sent in eval or with
     one rank, and no host synchronisation but where this rank holds at most one value per channel. Statistics are
     float32 for float16, bfloat16 and float32 input, float64 for float64.

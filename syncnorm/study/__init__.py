@@ -3,13 +3,13 @@
 from syncnorm.study.plan.spec import Grid, Study
 from syncnorm.study.plot import Plot, View
 from syncnorm.study.report.plots import (
+    Columns,
     Curve,
     Drift,
     Gap,
     History,
-    MetricTable,
     Profile,
-    Tradeoff,
+    Trade,
     register_plot,
 )
 from syncnorm.study.rows import Agreement
@@ -19,17 +19,17 @@ from syncnorm.study.table import Cell, Table
 __all__ = [
     "Agreement",
     "Cell",
+    "Columns",
     "Curve",
     "Drift",
     "Gap",
     "Grid",
     "History",
-    "MetricTable",
     "Plot",
     "Profile",
     "Study",
     "Table",
-    "Tradeoff",
+    "Trade",
     "View",
     "register_plot",
     "run_study",

@@ -39,7 +39,7 @@ class About:
     command: str
     """What the user typed; empty when the study was run from Python."""
     runs: dict[str, dict[str, Any]]
-    """By run id, in the study's order: the seed, the kind of world and those fields that figures name and it has.
+    """By run id, in the study's order: its seed, its kind of world, and its values of the fields that plots name.
 
     Rows of runs that are not (or no longer) among these stay in the folder and are not reported.
     """

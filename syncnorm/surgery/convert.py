@@ -39,7 +39,7 @@ class _Origin:
     """The layer that a converted layer stands in for. (No module: it must not show in state_dict or parameters.)
 
     `norm` is the name of the norm that replaced it. What the stand-in does not hold is not moved with the model.
-    `place` is where the stand-in started, so that the layer can follow it on its way back.
+    `place` is where the stand-in started, so that `revert` can move the layer to where it is by then.
     """
 
     layer: nn.Module

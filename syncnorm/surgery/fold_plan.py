@@ -157,7 +157,7 @@ class _Trace:
 def _trace(model: nn.Module) -> _Trace:
     """Trace the forward as it runs with its required arguments alone.
 
-    A part without batch norms that cannot be traced becomes opaque: what goes on inside is none of our business.
+    A part without batch norms that cannot be traced becomes opaque: it is not looked into.
     """
     defaults = {
         name: parameter.default

@@ -1,4 +1,4 @@
-"""Measure what enters a model's batch norms on some data, and let running statistics be that.
+"""Set the running statistics of a model's batch norms to the exact statistics of given batches.
 
 model = syncnorm.recalibrate(model, batches)                    # PreciseBN; on a new domain's batches, AdaBN
 moments = syncnorm.layer_moments(model, batches, "running")     # the same without touching the model, to be merged

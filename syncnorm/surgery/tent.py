@@ -1,4 +1,4 @@
-"""Adapt a model to the batches that it predicts, by making its predictions surer.
+"""Adapt a model to the batches that it predicts, by minimising the entropy of its predictions.
 
 adapt = syncnorm.tent(model)
 for x in stream:

@@ -1,5 +1,7 @@
 """Data sets that other people's modules register: what their functions may return, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,13 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
 import syncnorm
-from syncnorm.config import Clients, Data, Devices, Domains, Optim, Run
+from syncnorm.config import Clients, Data, Devices, Domains, Optim, Run, describe, run_id
 from syncnorm.data import load, make_federated_dataset
 from syncnorm.data.domain_pool import load_pool
 from syncnorm.data.sources.registered import SOURCES
 from syncnorm.devices.prepare import prepare
 from syncnorm.errors import UserError
+from syncnorm.study.plan.spec import value_at
 from syncnorm.worlds import fit
 
 RNG = np.random.default_rng(0)
@@ -205,6 +208,17 @@ def sites(shift=0.0):
     x = np.random.default_rng(1).normal(0, 1, (120, 5)) + 10 * (site == "south")[:, None] + shift
     x += 3 * np.eye(4, 5)[y]
     return {"x": x, "y": y, "natural": site}
+
+
+def test_only_what_is_set_names_a_run():
+    """Runs from before these fields keep their ids."""
+    plain = describe(Run())
+    assert {"label", "natural", "options"}.isdisjoint(plain["data"])
+    assert value_at(plain, "data.options") == {}
+    set_ = Run(data=Data("sites", natural="site", label="kind", options={"shift": 1}))
+    assert {"label": "kind", "natural": "site", "options": {"shift": 1}}.items() <= describe(set_)["data"].items()
+    assert run_id(set_) != run_id(Run(data=Data("sites", natural="site", label="kind")))
+    assert len({set_.data, Data("sites", natural="site", label="kind"), replace(set_.data)}) == 2
 
 
 def test_what_is_registered_anew_is_loaded_anew(register):

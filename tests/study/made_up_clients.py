@@ -5,7 +5,7 @@ from typing import Any
 
 from syncnorm.config import Clients, Result, Run, describe, run_id
 from syncnorm.study.plan.spec import Grid, Study
-from syncnorm.study.report.plots import Curve, Drift, History, MetricTable, Tradeoff
+from syncnorm.study.report.plots import Columns, Curve, Drift, History, Trade
 from syncnorm.study.rows import Row, finished_row
 
 ARM = ("method", "norm", "algorithm")
@@ -26,9 +26,9 @@ def clients_study() -> Study:
         figures=(
             Curve("alpha", ARM),
             History(ARM, "validation_accuracy", where={"alpha": 0.3}),
-            Tradeoff(ARM, where={"alpha": 0.3}),
-            MetricTable(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), where={"alpha": 0.3}),
-            MetricTable(("method", "norm"), ("accuracy", "client_accuracy_worst", "staleness"), panel="alpha"),
+            Trade(ARM, where={"alpha": 0.3}),
+            Columns(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), where={"alpha": 0.3}),
+            Columns(("method", "norm"), ("accuracy", "client_accuracy_worst", "staleness"), panel="alpha"),
             Drift("method", where={"alpha": 0.3, "algorithm": "fedavg"}),
         ),
     )

@@ -6,7 +6,7 @@ from typing import Any
 from syncnorm.config import Domains, Norm, Result, Run, describe, run_id
 from syncnorm.study.plan.spec import Grid, Study
 from syncnorm.study.plot import Plot
-from syncnorm.study.report.plots import Curve, Gap, History, MetricTable, Profile
+from syncnorm.study.report.plots import Columns, Curve, Gap, History, Profile
 from syncnorm.study.rows import Row, finished_row
 
 DOMAINS = ("digits", "digits-photo", "digits-fonts")
@@ -24,9 +24,7 @@ def domains_study(*figures: Plot) -> Study:
         Curve("unseen", ARM, where={"adapt": ["none", "tent"]}),
         ADAPTED,
         Gap("unseen", ARM, low=LOW, high={"norm": "domain_bn", "adapt": "tent"}, where={"adapt": ["none", "tent"]}),
-        MetricTable(
-            ARM, ("accuracy", "accuracy_seen", *(f"accuracy_{name}" for name in DOMAINS)), where=PROFILE.where
-        ),
+        Columns(ARM, ("accuracy", "accuracy_seen", *(f"accuracy_{name}" for name in DOMAINS)), where=PROFILE.where),
         History("norm", "unseen_accuracy", where=PROFILE.where),
         PROFILE,
     )

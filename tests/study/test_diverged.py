@@ -11,7 +11,7 @@ from made_up import Fill, fake_metrics, fake_row
 from made_up_domains import ADAPTED, PROFILE, domain_row, domains_study
 
 from syncnorm.config import Run
-from syncnorm.study import Curve, MetricTable, Study
+from syncnorm.study import Columns, Curve, Study
 from syncnorm.study.plan.spec import expand
 from syncnorm.study.report.console import main_table
 from syncnorm.study.report.plots.gap import GapView
@@ -65,7 +65,7 @@ def test_a_run_that_diverged_is_in_no_mean_and_its_cell_says_so(small: Study, fi
 
 
 def test_where_all_diverged_there_is_no_number(small: Study, fill: Fill) -> None:
-    chart = MetricTable("norm", ("accuracy", "test_loss"))
+    chart = Columns("norm", ("accuracy", "test_loss"))
     results = read(filled(replace(small, figures=(chart,)), fill, lambda run: run.norm.name == "gn"))
     table, difference = chart.collect(results).tables()
     assert cells(table)["gn"] == Cell("—", note="diverged (3 of 3)")

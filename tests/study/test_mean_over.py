@@ -10,22 +10,20 @@ from made_up import Fill, fake_metrics
 from syncnorm.study.plan.spec import Study, expand
 from syncnorm.study.plot import as_plain
 from syncnorm.study.report.analysis.points import gather
-from syncnorm.study.report.plots import Curve, History, MetricTable, from_plain
+from syncnorm.study.report.plots import Columns, Curve, History, from_plain
 from syncnorm.study.rows import read
 
 SKEWS = ("skew",)
 VIRTUAL = {"engine": "virtual"}
 CHARTS = (
     Curve(x="per_device_batch", line="norm", mean_over=SKEWS, where=VIRTUAL),
-    MetricTable(line="norm", panel="per_device_batch", metrics=("accuracy",), mean_over=SKEWS, where=VIRTUAL),
+    Columns(line="norm", panel="per_device_batch", metrics=("accuracy",), mean_over=SKEWS, where=VIRTUAL),
     History(line="norm", panel="per_device_batch", mean_over=SKEWS, where=VIRTUAL),
 )
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: type(chart).__name__)
-def test_a_seeds_value_is_the_mean_of_its_runs(
-    chart: Curve | MetricTable | History, study: Study, fill: Fill
-) -> None:
+def test_a_seeds_value_is_the_mean_of_its_runs(chart: Curve | Columns | History, study: Study, fill: Fill) -> None:
     points = gather(chart, read(fill(replace(study, figures=(chart,)))))
     assert points.lines == ["bn", "sync_bn", "gn", "ln", "none"]
     assert points.cases == 3

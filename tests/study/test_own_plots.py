@@ -115,6 +115,8 @@ def test_what_is_no_plot_is_refused() -> None:
         register_plot("test-forgotten")(Forgotten)
     with pytest.raises(UserError, match="plot 'curve' is registered already, by syncnorm itself"):
         register_plot("curve")(Seconds)
+    with pytest.raises(UserError, match="register_plot needs a name"):
+        register_plot(Seconds)  # type: ignore[arg-type]
     assert Curve.kind == "curve"
     assert Seconds.kind == "test-seconds"
     assert not {"test-int", "test-forgotten"} & set(PLOTS)

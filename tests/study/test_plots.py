@@ -27,7 +27,7 @@ from syncnorm.study.report.drawing.figures import footnote
 from syncnorm.study.report.drawing.panels import positions
 from syncnorm.study.report.drawing.style import STYLE
 from syncnorm.study.report.partitions import partitions
-from syncnorm.study.report.plots import Curve, Drift, History, MetricTable, Tradeoff, from_plain
+from syncnorm.study.report.plots import Columns, Curve, Drift, History, Trade, from_plain
 from syncnorm.study.report.plots.drift import DriftView
 from syncnorm.study.report.report import write_report
 from syncnorm.study.report.runs import run_records
@@ -110,7 +110,7 @@ def test_numbers_are_named_the_bases_too(write: Any) -> None:
 
 
 def test_values_that_do_not_say_what_they_are_all_have_their_names(write: Any) -> None:
-    table = MetricTable("method", ("accuracy",), panel=("alpha", "lr"), where={"norm": "bn", "algorithm": "fedavg"})
+    table = Columns("method", ("accuracy",), panel=("alpha", "lr"), where={"norm": "bn", "algorithm": "fedavg"})
     study = showing(table)
     rates = {"method": ["fedavg", "fedbn"], "alpha": [0.05, 0.3], "lr": [0.0125, study.base.optim.lr]}
     study = replace(study, vary=rates, also=(), seeds=1)
@@ -155,7 +155,7 @@ def test_a_history_in_training_is_evaluated_by_nobody(write: Any) -> None:
 
 
 def test_a_trade_is_a_point_a_line_with_intervals_both_ways(write: Any) -> None:
-    view = view_of(write, Tradeoff(ARM, where={"alpha": 0.3}))
+    view = view_of(write, Trade(ARM, where={"alpha": 0.3}))
     metrics = [client_metrics(run) for run in runs(method="fedbn", alpha=0.3)]
     sent, accuracy = (summarise([one[name] for one in metrics]) for name in ("bytes_total", "accuracy"))
     (ax,) = drawn(view).axes
@@ -174,7 +174,7 @@ def test_a_trade_is_a_point_a_line_with_intervals_both_ways(write: Any) -> None:
 
 
 def test_columns_have_a_metric_each(write: Any) -> None:
-    view = view_of(write, MetricTable(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), panel="alpha"))
+    view = view_of(write, Columns(ARM, (*(f"accuracy_{name}" for name in DOMAINS), "accuracy"), panel="alpha"))
     table, difference = view.tables()
     assert table.span == "accuracy (%)"
     assert table.header == [*DOMAINS, "mean over clients"]
@@ -187,9 +187,7 @@ def test_columns_have_a_metric_each(write: Any) -> None:
 
 
 def test_columns_of_several_units_say_them_and_a_missing_metric_is_a_dash(write: Any) -> None:
-    chart = MetricTable(
-        "norm", ("bytes_up", "reestimated_accuracy"), where={"method": "fedavg", "algorithm": "fedavg"}
-    )
+    chart = Columns("norm", ("bytes_up", "reestimated_accuracy"), where={"method": "fedavg", "algorithm": "fedavg"})
     points = points_of(write, replace(chart, where={**chart.where, "alpha": 0.3}))
     table = means(points)
     assert table.header == [

@@ -13,8 +13,7 @@ LISTED = 1000
 
 
 def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
-    """Return what another group needs to partition the same data the same way, and to see how skewed it is: plain
-    data.
+    """Return, as plain data, what another group needs to make the same partition and to see how skewed it is.
 
     `draws` says by domain how often the partition was drawn until no client was too small (which conditions its
     distribution), `options` all options of the method. `clients` has for each client, held-out ones last, its domain,

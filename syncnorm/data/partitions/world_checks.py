@@ -1,4 +1,4 @@
-"""Each mistake in who is to hold what, found before anything is loaded."""
+"""Mistakes in a configuration of clients, found before anything is loaded."""
 
 from math import isfinite
 
@@ -9,8 +9,7 @@ from syncnorm.errors import UserError, unknown
 
 
 def check_world(world: Clients) -> None:
-    """Raise `UserError` for clients, domains, sizes and skews that are unknown, out of range or do not go
-    together."""
+    """Raise `UserError` for what is unknown or out of range, and for what does not go together."""
     for name, value, holds, rule in (
         ("count", world.count, world.count >= 1, "at least 1"),
         ("held_out", world.held_out, world.held_out >= 0, "0 or more"),

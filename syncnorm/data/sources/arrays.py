@@ -1,5 +1,4 @@
-"""What a registered data set may be: arrays, torch data sets, or a `Dataset`; in, checked, and as any source gives
-it.
+"""What the function of a registered data set may return: arrays, torch data sets, or a `Dataset`.
 
 The forms, for training and test or for one whole that is split (a fifth, stratified, by seed 0):
 

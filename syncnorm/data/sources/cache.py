@@ -55,7 +55,7 @@ def _read(path: Path) -> Any:
         with np.load(path, allow_pickle=False) as file:
             kind = KINDS[str(file["kind"])]
             return kind(**{name: _field(file, name) for name in kind._fields if name not in file["absent"]})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile):
         return None
 
 

@@ -80,8 +80,7 @@ def load(
 
 
 def load_config(data: Data, name: str | None = None, path: str | None = None, scale: Scale = "own") -> Dataset:
-    """Return the data set that a run's `data` asks for; `name` and `path` stand in for its own where they are
-    given."""
+    """Return the data set that a run's `data` asks for; a `name` and a `path` that are given replace its own."""
     return load(
         data.name if name is None else name,
         path=data.path if path is None else path,

@@ -27,8 +27,7 @@ class Wanted(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which column holds the images (empty in a table of features), which the labels, and which says whose they
-    are."""
+    """Which column holds the images (empty in a table of features), the labels, and who a sample belongs to."""
 
     image: str
     label: str

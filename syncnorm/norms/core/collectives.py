@@ -1,4 +1,4 @@
-"""What ranks tell each other: moments, sums, and once, before the first sum, the shapes they are about to send.
+"""Collectives: moments, sums, and, once before the first of them, a check that ranks agree on shapes.
 
 Collectives here are differentiable or plain, eager or compiled; every function is the identity for one rank.
 """

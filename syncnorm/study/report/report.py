@@ -142,7 +142,7 @@ def _figure(name: str, view: View, formats: Sequence[str]) -> str:
 
 
 def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Return the part of the page that says who held what: the first way of dealing, and the others folded."""
+    """Return the part of the page that says who held what: the first partition, and the others folded."""
     parts = []
     for number, (words, card) in enumerate(partitions(results), start=1):
         name = f"partition{number}"

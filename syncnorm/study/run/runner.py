@@ -24,7 +24,7 @@ from syncnorm.study.run.changes import Change, changed_rows
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
 from syncnorm.study.run.store import Store
-from syncnorm.study.run.tracking import STALL_SECONDS, Mirror, Mode
+from syncnorm.study.run.tracking import STALL_SECONDS, Kind, Mode, Tracker
 from syncnorm.study.run.workers import Advanced, Ended, Placement, Started, work
 
 INTERRUPTED_SECONDS = 3.0
@@ -38,6 +38,7 @@ def run_study(
     engine: Engine | ClientEngine | None = None,
     wandb: Mode = "auto",
     keep: bool = False,
+    track: Sequence[Kind] = (),
     trainer: str = TRAINER,
     command: str = "",
     save_models: bool = False,
@@ -48,8 +49,9 @@ def run_study(
     Virtual runs and runs of clients share `jobs` worker processes (by default one a core, four a CUDA device),
     torchrun runs of one size share a launch. `engine` puts every run on that engine. `trainer` names the module that
     trains, `command` is kept for the report. A run that a killed study left goes on from its checkpoint, of which one
-    is written every `checkpoint_every` seconds. `save_models` keeps the trained weights of every run that is trained
-    under `out`/models, for `syncnorm.load_run`.
+    is written every `checkpoint_every` seconds. `wandb` says how Weights & Biases follows, `track` names trackers
+    beside it. `save_models` keeps the trained weights of every run that is trained under `out`/models, for
+    `syncnorm.load_run`.
     In a process that torchrun started, the runs of exactly its number of ranks are trained by all
     ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
     So is a finished run that other source of a model or plugin, or other data, has made, unless `keep` is set.
@@ -81,7 +83,8 @@ def run_study(
     with Store.open(out, study, command) as store:
         store.finished -= stale
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
-        record = _Record(study, store, meter, Mirror(store.directory, wandb), label)
+        trackers = _trackers(store.directory, wandb, track, {run_id(run): label(run) for run in runs})
+        record = _Record(study, store, meter, trackers, label)
         models = store.directory / MODELS if save_models else None
         how = Placement(store.checkpoints, checkpoint_every, models)
         try:
@@ -98,18 +101,35 @@ def run_study(
         record.close()
 
 
-class _Record:
-    """Everything that hears of a run: the results folder, the progress shown, the W&B mirror."""
+def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[str, str]) -> list[Tracker]:
+    """Start W&B's tracker as its mode says, and the others that are named."""
+    others: list[Kind] = [kind for kind in dict.fromkeys(track) if kind != "wandb"]
+    return [Tracker(directory, "wandb", wandb, labels), *(Tracker(directory, kind, labels=labels) for kind in others)]
 
-    def __init__(self, study: Study, store: Store, meter: Meter, mirror: Mirror, label: Callable[[Run], str]) -> None:
+
+class _Record:
+    """Everything that hears of a run: the results folder, the progress shown, the trackers."""
+
+    def __init__(
+        self,
+        study: Study,
+        store: Store,
+        meter: Meter,
+        trackers: Sequence[Tracker],
+        label: Callable[[Run], str],
+    ) -> None:
         self.meter = meter
-        self._study, self._store, self._mirror, self._label = study, store, mirror, label
+        self._study, self._store, self._trackers, self._label = study, store, trackers, label
 
     def started(self, run: Run) -> None:
         self.meter.started(self._label(run))
+        for tracker in self._trackers:
+            tracker.started(run)
 
     def advanced(self, run: Run, progress: Progress) -> None:
         self.meter.advanced(self._label(run), progress)
+        for tracker in self._trackers:
+            tracker.advanced(run, progress)
 
     def ended(self, end: Ended) -> None:
         outcome = end.outcome
@@ -122,19 +142,22 @@ class _Record:
         self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
 
     def close(self, stall: float = STALL_SECONDS) -> None:
-        """Write the report of what there is, and let the mirror catch up for as long as it does not stall."""
+        """Write the report of what there is, and let the trackers catch up for as long as they do not stall."""
         from syncnorm.study.report.report import write_report  # draws figures: not a cost of starting
 
         try:
             write_report(self._store.directory)
+            for tracker in self._trackers:
+                tracker.reported()
         except UserError:
             raise
         except Exception as error:  # rows are the truth: whatever a figure cannot bear must not fail the study
             again = f"all rows are kept, try `syncnorm report {self._store.directory}`"
             self.meter.say(f"warning: there is no new report ({type(error).__name__}: {error}): {again}.")
-        self._mirror.close(stall)
-        if self._mirror.warning:
-            self.meter.say(f"warning: {self._mirror.warning}")
+        for tracker in self._trackers:
+            tracker.close(stall)
+            if tracker.warning:
+                self.meter.say(f"warning: {tracker.warning}")
 
 
 def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:

@@ -1,49 +1,75 @@
-"""A study's rows in Weights & Biases: a mirror of the results folder that can neither fail nor delay a run.
+"""Experiment trackers that follow a study while it trains, and can neither fail nor delay a run.
 
-    python -m syncnorm.study.run.tracking DIR online|offline
-
-follows `runs.jsonl` in a process of its own until its standard input closes. Which rows it has mirrored
-stands in `DIR/wandb/mirrored`, so that a killed study's rows follow when the study is started again. Files
-lie under `DIR/wandb`; `wandb sync DIR/wandb/offline-run-*` sends offline ones.
+Each tracker is a process of its own (`syncnorm.study.run.tracker`), which gets what happens over a pipe. A thread
+writes to that pipe from a queue of bounded length: where the process is slow, the oldest news is dropped. The rows of
+the results folder are the truth: at the end, and at the study's next start, the tracker gets what it lacks of them.
 """
 
+import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from syncnorm.study.rows import read
+from syncnorm.config import Progress, Run, describe, run_id
+from syncnorm.files import write_file
+from syncnorm.study.rows import strict
 
 Mode = Literal["auto", "off", "offline", "online"]
+Kind = Literal["wandb", "tensorboard"]
+NAMES: dict[Kind, tuple[str, str]] = {"wandb": ("W&B", "wandb"), "tensorboard": ("TensorBoard", "tensorboard")}
+"""By tracker, how a sentence calls it, and the package that it needs."""
 
 STALL_SECONDS = 20.0
-PAUSE_SECONDS = 1.0
+WAITING = 1000
+"""News that wait for a tracker at most."""
+NEWS_SECONDS = 10.0
+"""Between two news of a run, but for those at the end of an epoch or a round."""
+FOLDER = ".tracking"
 
 
-class Mirror:
-    """The mirror process of a results folder, seen from the study."""
+class Tracker:
+    """One tracker's process, seen from the study.
 
-    def __init__(self, directory: Path, mode: Mode) -> None:
+    Args:
+        directory: the results folder.
+        kind: which tracker.
+        mode: of W&B, "online" or "offline"; "auto" is online where WANDB_API_KEY is set, "off" starts nothing.
+        labels: by id, the readable names of the study's runs.
+    """
+
+    def __init__(
+        self, directory: Path, kind: Kind = "wandb", mode: Mode = "auto", labels: Mapping[str, str] | None = None
+    ) -> None:
+        self._name, package = NAMES[kind]
+        self._marks = marks(directory, kind)
         self._process: subprocess.Popen[str] | None = None
-        self._marks = _marks(directory)
+        self._news: deque[dict[str, Any]] = deque([{"labels": dict(labels or {})}], WAITING)
+        self._waiting = threading.Condition()
+        self._closing = False
+        self._last: dict[str, float] = {}
         self.warning = ""
         """One line that says what went wrong, or empty."""
         if mode == "auto":
             mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         if mode == "off":
             return
-        if find_spec("wandb") is None:
-            self.warning = "W&B mirror is off: wandb is not installed."
+        if find_spec(package) is None:
+            self.warning = f"{self._name} is off: {package} is not installed."
             return
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "syncnorm.study.run.tracking", str(directory), mode],
+                [sys.executable, "-m", "syncnorm.study.run.tracker", str(directory), kind, mode],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -52,16 +78,34 @@ class Mirror:
                 start_new_session=True,
             )
         except OSError as error:
-            self.warning = f"W&B mirror is off: {error.strerror}."
+            self.warning = f"{self._name} is off: {error.strerror}."
+            return
+        threading.Thread(target=self._write, args=(self._process,), daemon=True).start()
+
+    def started(self, run: Run) -> None:
+        """Tell of a run that started."""
+        self._tell({"started": run_id(run), "config": describe(run)})
+
+    def advanced(self, run: Run, progress: Progress) -> None:
+        """Tell of a run's progress, not too often."""
+        name, now = run_id(run), time.monotonic()
+        if progress.metrics or now - self._last.get(name, 0.0) >= NEWS_SECONDS:
+            self._last[name] = now
+            self._tell({"advanced": name, **strict(asdict(progress))})
+
+    def reported(self) -> None:
+        """Tell of a new report in the results folder."""
+        self._tell({"reported": True})
 
     def close(self, stall: float = STALL_SECONDS) -> None:
-        """Wait until all rows are mirrored, or none was for `stall` seconds; then end the process."""
+        """Wait until the tracker has everything, or nothing came to it for `stall` seconds; then end its process."""
         process = self._process
-        if process is None or process.stdin is None or process.stdout is None:
+        if process is None or process.stdout is None:
             return
         self._process = None
-        with suppress(OSError):
-            process.stdin.close()
+        with self._waiting:
+            self._closing = True
+            self._waiting.notify()
         try:
             size = -1
             while size < (size := _size(self._marks)):
@@ -76,87 +120,43 @@ class Mirror:
         lines = [] if stalled else process.stdout.read().splitlines()
         if stalled or lines or process.returncode:
             why = "no answer" if stalled else lines[0] if lines else f"ended with code {process.returncode}"
-            self.warning = f"W&B mirror: {why}; what is missing there follows at the study's next start."
+            self.warning = f"{self._name}: {why}; what is missing there follows at the study's next start."
+
+    def _tell(self, news: dict[str, Any]) -> None:
+        if self._process:
+            with self._waiting:
+                self._news.append(news)
+                self._waiting.notify()
+
+    def _write(self, process: subprocess.Popen[str]) -> None:
+        """Write the news to the process as they come; the end of the study closes the pipe."""
+        assert process.stdin is not None
+        with suppress(OSError, ValueError):  # a process that ended is not told any more
+            while True:
+                with self._waiting:
+                    self._waiting.wait_for(lambda: self._news or self._closing)
+                    if not self._news:
+                        break
+                    news = self._news.popleft()
+                process.stdin.write(json.dumps(news) + "\n")
+                process.stdin.flush()
+        with suppress(OSError):
+            process.stdin.close()
 
 
-def main() -> None:
-    """Mirror rows as they come until standard input closes, then those that are left."""
-    directory = Path(sys.argv[1])
-    mode: Literal["online", "offline"] = "online" if sys.argv[2] == "online" else "offline"
-    os.nice(10)
-    closed = threading.Event()
-    threading.Thread(target=_watch, args=(os.getppid(), closed), daemon=True).start()
-    reports, sys.stdout = sys.stdout, sys.stderr
-    failed = False
-    while True:
-        last = closed.is_set()
-        try:
-            if last or not failed:
-                _mirror_missing(directory, mode)
-        except BaseException as error:
-            if not failed or last:
-                words = " ".join(str(error).split())
-                print(f"{type(error).__name__}: {words[:200]}", file=reports, flush=True)
-            failed = True
-        if last:
-            os._exit(0)
-        closed.wait(PAUSE_SECONDS)
+def folder_id(directory: Path) -> str:
+    """Return what tells a results folder from every other, drawn at random when it is first asked for."""
+    path = directory / FOLDER
+    if not path.exists():
+        write_file(path, json.dumps({"id": secrets.token_hex(4)}) + "\n")
+    name: str = json.loads(path.read_text())["id"]
+    return name
 
 
-def _watch(parent: int, closed: threading.Event) -> None:
-    """Notice the end of the study; when it was killed, allow a bounded time for what is left."""
-    sys.stdin.read()
-    closed.set()
-    time.sleep(STALL_SECONDS)
-    if os.getppid() != parent:
-        os.killpg(0, signal.SIGKILL)
-
-
-def _mirror_missing(directory: Path, mode: Literal["online", "offline"]) -> None:
-    """Send every row that has no mark yet, and mark it."""
-    marks = _marks(directory)
-    marks.parent.mkdir(exist_ok=True)
-    marked = set(marks.read_text().splitlines()) if marks.exists() else set()
-    for run_id, row in read(directory).rows.items():
-        mark = f"{run_id} {'failed' if 'error' in row else 'finished'}"
-        if mark not in marked:
-            _send(row, directory, mode)
-            with marks.open("a") as file:
-                file.write(f"{mark}\n")
-
-
-def _send(row: dict[str, Any], directory: Path, mode: Literal["online", "offline"]) -> None:
-    """Write one row as one W&B run: grouped by study, named by its run id."""
-    import wandb
-
-    quiet = wandb.Settings(silent=True, console="off", save_code=False, disable_git=True, x_disable_stats=True)
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "syncnorm"),
-        group=row["study"],
-        id=row["run_id"],
-        name=row["run_id"],
-        config=row["config"],
-        dir=str(directory),
-        mode=mode,
-        resume="allow",
-        settings=quiet,
-    )
-    history = row.get("history", {})
-    step_name = "round" if row["config"]["world"]["kind"] == "clients" else "epoch"
-    for step in range(max(map(len, history.values()), default=0)):
-        values = {name: series[step] for name, series in history.items() if step < len(series)}
-        run.log({step_name: step + 1, **values}, step=step + 1)
-    run.summary.update(row.get("metrics", {"error": row.get("error", "")}))
-    run.finish(exit_code=1 if "error" in row else 0)
-
-
-def _marks(directory: Path) -> Path:
-    return directory / "wandb" / "mirrored"
+def marks(directory: Path, kind: str) -> Path:
+    """Return the file that says which rows a tracker has."""
+    return directory / kind / "mirrored"
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-if __name__ == "__main__":
-    main()

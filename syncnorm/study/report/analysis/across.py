@@ -21,7 +21,7 @@ class Across(ABC):
     several: ClassVar[bool] = False
     """Whether every x has a metric of its own."""
     after_training: ClassVar[bool] = True
-    """Whether values of a run that diverged mean nothing."""
+    """Whether training decides the values, so that those of a run that diverged are left out."""
 
     @abstractmethod
     def values(self, row: Row, at: Any) -> Iterator[tuple[Any, float | None]]:
@@ -183,7 +183,7 @@ class Metrics(Across):
 
 @dataclass(frozen=True)
 class Layers(Across):
-    """A model's layers, in the order of the model: of a profile taken before training, or of one after it."""
+    """A model's layers, in the order of the model. Runs that diverged count: what was measured before training is sound."""
 
     after_training: ClassVar[bool] = False
 

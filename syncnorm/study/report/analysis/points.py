@@ -55,7 +55,7 @@ class Points:
     planned: frozenset[Place]
     """Places where the study has runs, finished or not."""
     values: dict[Place, dict[int, float]]
-    """The metric by seed, without runs that diverged where that is what they came to."""
+    """The metric by seed. Runs that diverged are left out, except from profiles by layer."""
     evaluated_by: dict[str, list[str]]
     """By line: whose statistics the norm layers used."""
     without_value: int

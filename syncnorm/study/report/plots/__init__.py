@@ -5,32 +5,32 @@ from dataclasses import is_dataclass
 from typing import Any, TypeVar
 
 from syncnorm.errors import UserError
-from syncnorm.registry import Registry
+from syncnorm.registry import Registry, check_named
 from syncnorm.study.plot import Plot
+from syncnorm.study.report.plots.columns import Columns
 from syncnorm.study.report.plots.curve import Curve
 from syncnorm.study.report.plots.drift import Drift
 from syncnorm.study.report.plots.gap import Gap
 from syncnorm.study.report.plots.history import History
-from syncnorm.study.report.plots.metric_table import MetricTable
 from syncnorm.study.report.plots.profile import Profile
-from syncnorm.study.report.plots.tradeoff import Tradeoff
+from syncnorm.study.report.plots.trade import Trade
 
 __all__ = [
     "PLOTS",
+    "Columns",
     "Curve",
     "Drift",
     "Gap",
     "History",
-    "MetricTable",
     "Profile",
-    "Tradeoff",
+    "Trade",
     "from_plain",
     "register_plot",
 ]
 
 Kind = TypeVar("Kind", bound=type[Plot])
 
-BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Tradeoff, MetricTable, Drift, Gap, Profile)
+BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Gap, Profile)
 PLOTS: Registry[type[Plot]] = Registry("plot", {plot.kind: plot for plot in BUILT_IN})
 """By what `study.json` calls them."""
 
@@ -67,6 +67,7 @@ def register_plot(kind: str) -> Callable[[Kind], Kind]:
     Raises:
         UserError: a name that is taken; a class that is no plot, or no frozen dataclass.
     """
+    check_named(kind, "register_plot")
 
     def register(plot: Kind) -> Kind:
         if not (isinstance(plot, type) and issubclass(plot, Plot)):

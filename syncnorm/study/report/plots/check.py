@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from syncnorm.config import Run, describe, run_id
 from syncnorm.errors import UserError, unknown
+from syncnorm.registry import registry_of
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.spec import Study
 from syncnorm.study.plot import Reads
@@ -35,7 +36,7 @@ def _check_names(plot: str, reads: Reads, shown: Sequence[Run]) -> None:
     """Raise `UserError` for a name that no run of those shown will have."""
     first = [run for run in shown if run.seed == shown[0].seed]  # other seeds give the same
     parts: list[tuple[str, tuple[str, ...], Callable[[Run], list[str]]]] = [
-        ("metric", reads.metrics, lambda run: world_of(run).metrics(run)),
+        ("metric", reads.metrics, lambda run: [*world_of(run).metrics(run), *_registered(run)]),
         ("history", reads.histories, lambda run: world_of(run).histories(run)),
         ("profile", reads.profiles, lambda run: world_of(run).profiles(run)),
     ]
@@ -47,3 +48,9 @@ def _check_names(plot: str, reads: Reads, shown: Sequence[Run]) -> None:
             if not known:
                 raise UserError(f"{plot} shows the {what} '{name}': none of its runs gives any {what}.")
             raise UserError(f"{plot}: {unknown(what, name, known)}")
+
+
+def _registered(run: Run) -> list[str]:
+    """Return the names that registered metrics have in a run's row: their own, and one a domain."""
+    names = list(registry_of("metric"))
+    return names + [f"{name}_{domain}" for name in names for domain in getattr(run.world, "domains", ())]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tradeoff(Chart):
+class Trade(Chart):
     """A figure: `metric` against another metric, one point a value of `line`, with intervals both ways.
 
     Runs that differ in the fields of `mean_over` alone count as one.
@@ -33,9 +33,9 @@ class Tradeoff(Chart):
     panel: Axis | None = None
     mean_over: tuple[str, ...] = ()
 
-    def collect(self, results: Results) -> "TradeoffView":
+    def collect(self, results: Results) -> "TradeView":
         """Collect both metrics of every run, by panel and line."""
-        return TradeoffView(**named(gather(self, results)))
+        return TradeView(**named(gather(self, results)))
 
     def averaged(self) -> tuple[str, ...]:
         """Return `mean_over`."""
@@ -60,7 +60,7 @@ class Tradeoff(Chart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TradeoffView(ChartView):
+class TradeView(ChartView):
     """The points of a trade-off: the mean of every line, its intervals both ways, every seed as a dot."""
 
     def tables(self) -> list[Table]:

@@ -12,7 +12,7 @@ from syncnorm.study.table import Table
 
 
 @dataclass(frozen=True)
-class MetricTable(Chart):
+class Columns(Chart):
     """A table: one row a value of `line`, one column a metric, one block a value of `panel`.
 
     Runs that differ in the fields of `mean_over` alone count as one.
@@ -21,13 +21,13 @@ class MetricTable(Chart):
     kind: ClassVar[str] = "columns"
 
     line: Axis
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
     panel: Axis | None = None
     mean_over: tuple[str, ...] = ()
 
-    def collect(self, results: Results) -> "MetricTableView":
+    def collect(self, results: Results) -> "ColumnsView":
         """Collect the metrics of every run, by panel and line."""
-        return MetricTableView(**named(gather(self, results)))
+        return ColumnsView(**named(gather(self, results)))
 
     def averaged(self) -> tuple[str, ...]:
         """Return `mean_over`."""
@@ -51,7 +51,7 @@ class MetricTable(Chart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetricTableView(ChartView):
+class ColumnsView(ChartView):
     """The tables of means and of differences; there is no figure."""
 
     def tables(self) -> list[Table]:
