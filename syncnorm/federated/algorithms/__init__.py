@@ -32,8 +32,8 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
     """Register a subclass of `syncnorm.federated.Algorithm` as `name`, a decorator.
 
     Raises:
-        UserError: a name that is taken or no name, a class that is no `Algorithm`, an option that is no `Option`, or a
-            public method that is no hook: a misspelt hook would never be called.
+        UserError: a name that is taken or no name, a class that is no `Algorithm`, an option that is no `Option`, or
+            a public method that is no hook: a misspelt hook would never be called.
     """
 
     def register(kind: Kind) -> Kind:
