@@ -164,12 +164,20 @@ def misspelt() -> None:
     syncnorm.register_algorithm("mine")(Mine)
 
 
+def plain_option() -> None:
+    class Mine(Algorithm):
+        OPTIONS = {"mu": 0.1}  # type: ignore[dict-item]  # noqa: RUF012
+
+    syncnorm.register_algorithm("mine")(Mine)
+
+
 @pytest.mark.parametrize(
     ("mistake", "sentence"),
     [
         (lambda: syncnorm.register_algorithm("fedprox")(FedProx), "algorithm 'fedprox' is registered already, by"),
         (lambda: syncnorm.register_algorithm("my prox")(FedProx), "a name is a text without spaces"),
         (lambda: syncnorm.register_algorithm("mine")(int), "make it a subclass of syncnorm.federated.Algorithm."),  # type: ignore[type-var]
+        (plain_option, "option mu of algorithm 'mine' is 0.1: write Option(0.1)."),
         (misspelt, "'local_terms': did you mean 'local_term'?"),
         (lambda: syncnorm.register_policy("fedbn", POLICIES["fedbn"]), "policy 'fedbn' is registered already, by"),
         (lambda: syncnorm.register_policy("mine", "fedbn"), "federated policy 'mine' is 'fedbn': write Policy("),  # type: ignore[arg-type]

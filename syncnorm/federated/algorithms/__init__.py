@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from syncnorm.config import Clients
 from syncnorm.errors import UserError, unknown
-from syncnorm.federated.algorithms.base import Algorithm, algorithm_options
+from syncnorm.federated.algorithms.base import Algorithm, Option, algorithm_options
 from syncnorm.federated.algorithms.fedadam import FedAdam
 from syncnorm.federated.algorithms.fedap import FedAP
 from syncnorm.federated.algorithms.fedavg import FedAvg
@@ -32,8 +32,8 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
     """Register a subclass of `syncnorm.federated.Algorithm` as `name`, a decorator.
 
     Raises:
-        UserError: a name that is taken or no name, a class that is no `Algorithm`, or a public method of it that is
-            no hook: a misspelt hook would never be called.
+        UserError: a name that is taken or no name, a class that is no `Algorithm`, an option that is no `Option`, or
+            a public method that is no hook: a misspelt hook would never be called.
     """
 
     def register(kind: Kind) -> Kind:
@@ -43,6 +43,9 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
         for own in dir(kind):
             if not own.startswith("_") and own not in hooks:
                 raise unknown(f"hook of algorithm '{name}', whose helpers must begin with an underscore:", own, hooks)
+        for option, value in kind.OPTIONS.items():
+            if not isinstance(value, Option):
+                raise UserError(f"option {option} of algorithm '{name}' is {value!r}: write Option({value!r}).")
         ALGORITHMS.add(name, kind)
         return kind
 
