@@ -1,5 +1,9 @@
 """Data sets that other people's modules register: what their functions may return, and what is refused."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -192,7 +196,7 @@ def test_mistakes_in_what_is_returned_get_a_sentence(register, case):
 
 
 def test_a_name_is_needed_and_must_be_free(register):
-    with pytest.raises(UserError, match=r'write @syncnorm.register_data\("name"\)'):
+    with pytest.raises(UserError, match=r"syncnorm.register_data needs a name: write @syncnorm.register_data"):
         register(lambda: (X, Y))
     with pytest.raises(UserError, match="data set 'digits' is registered already, by syncnorm itself"):
         register("digits")(lambda: (X, Y))
@@ -208,6 +212,32 @@ def sites(shift=0.0):
     x = np.random.default_rng(1).normal(0, 1, (120, 5)) + 10 * (site == "south")[:, None] + shift
     x += 3 * np.eye(4, 5)[y]
     return {"x": x, "y": y, "natural": site}
+
+
+PROGRAM = """
+import sys
+from syncnorm.config import Data, Run
+from syncnorm.worlds import fingerprints
+print(fingerprints(Run(data=Data("mine")))["data mine"])
+"""
+
+
+def test_the_source_of_a_registered_function_names_it_in_every_process(tmp_path):
+    """Its fingerprint is the same in two processes, and another one once it was edited."""
+    said = []
+    for factor in (1, 1, 2):
+        file = tmp_path / "own.py"
+        file.write_text(
+            "import syncnorm\n@syncnorm.register_data('mine')\n"
+            f"def mine():\n    return [[{factor}.0], [2.0]] * 10, [0, 1] * 10\n"
+        )
+        plugins = json.dumps([{"module": "own", "file": str(file)}])
+        environment = {**os.environ, "SYNCNORM_PLUGINS": plugins}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
+        said.append(done.stdout)
+    assert said[0] == said[1] != said[2]
 
 
 def test_only_what_is_set_names_a_run():

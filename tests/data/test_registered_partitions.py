@@ -112,7 +112,9 @@ def test_a_sentence_calls_a_client_by_its_number_in_the_run(register):
 
 
 def test_what_cannot_be_a_method_is_refused(register):
-    with pytest.raises(UserError, match=r'write @syncnorm.register_partition\("name"\)'):
+    with pytest.raises(
+        UserError, match=r'syncnorm.register_partition needs a name: write @syncnorm.register_partition\("parity"\)'
+    ):
         register(parity)
     with pytest.raises(UserError, match="the short partition must take labels, clients and seed"):
         register("short")(lambda labels, clients: [])

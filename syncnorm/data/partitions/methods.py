@@ -25,7 +25,7 @@ from syncnorm.data.partitions.client_skew import (
     shards,
 )
 from syncnorm.errors import UserError, unknown
-from syncnorm.registry import Registry
+from syncnorm.registry import Registry, check_named
 from syncnorm.seeds import derive
 
 Indices = NDArray[np.int64]
@@ -77,7 +77,7 @@ def natural_clients(
 class Method:
     """A way to partition; `registered` ones take the seed where ours take a random generator."""
 
-    draw: Callable[..., Any]
+    partition: Callable[..., Any]
     registered: bool = False
 
 
@@ -113,8 +113,7 @@ def register_partition(name: str) -> Callable[[Function], Function]:
     Raises:
         UserError: a name that is taken, or no name.
     """
-    if not isinstance(name, str):
-        raise UserError('write @syncnorm.register_partition("name"), with the name of the method.')
+    check_named(name, "syncnorm.register_partition")
 
     def register(function: Function) -> Function:
         positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -198,7 +197,9 @@ def draw_partition(
     way = METHODS[method]
     for draws in range(1, DRAWS + 1):
         try:
-            found = way.draw(labels.cpu().numpy().copy(), clients, seed % SEEDS if way.registered else rng, **given)
+            found = way.partition(
+                labels.cpu().numpy().copy(), clients, seed % SEEDS if way.registered else rng, **given
+            )
         except TooSmall as small:
             last = small
         else:
@@ -217,7 +218,7 @@ def default_options(method: str) -> dict[str, Any]:
 
 def _parameters(method: str) -> dict[str, Parameter]:
     """Return the parameters of a method after labels, clients and the generator or seed."""
-    return dict(list(signature(METHODS[method].draw).parameters.items())[3:])
+    return dict(list(signature(METHODS[method].partition).parameters.items())[3:])
 
 
 def _is_option(parameter: Parameter) -> bool:

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources.arrays import from_registered
 from syncnorm.data.sources.cache import cached
-from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE
+from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE, SUMMARIES
 from syncnorm.data.sources.signals import SIGNALS
 from syncnorm.errors import UserError, unknown
-from syncnorm.registry import Registry
+from syncnorm.registry import Registry, check_named
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OFFERED = ("path", "size")
@@ -77,12 +76,45 @@ def without_size(request: Request, signals: Signals) -> Signals:
     return signals
 
 
+@dataclass(frozen=True)
+class BuiltIn:
+    """What reads an embedded or generated data set, and what that is, in a line."""
+
+    read: Read
+    summary: str
+
+    def __call__(self, request: Request) -> Pixels | Signals:
+        """Read the data set."""
+        return self.read(request)
+
+
+def _generated(name: str) -> BuiltIn:
+    kind, _, number = name.partition("-")
+    what = {"activity": "wearable activity", "biosignal": "physiological signals"}[kind]
+    return BuiltIn(_read_generated, f"generated {what} of person {int(number)}")
+
+
 SOURCES: Registry[Read] = Registry(
-    "data set", {**dict.fromkeys(DOMAINS, _read_embedded), **dict.fromkeys(SIGNALS, _read_generated)}
+    "data set",
+    {
+        **{name: BuiltIn(_read_embedded, SUMMARIES[name]) for name in DOMAINS},
+        **{name: _generated(name) for name in SIGNALS},
+    },
 )
 """What reads a data set, by its name."""
 ON_REGISTRATION: list[Callable[[], None]] = []
 """Drop the data sets that are kept in memory: called when a name is registered, which may be one of theirs anew."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What reads a registered data set: its function, whose source is part of what names a row."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, request: Request) -> Pixels | Signals:
+        """Call the function with what it asks for, and check what it returns."""
+        return _read_registered(self.function, request)
 
 
 def register_data(name: str) -> Callable[[Function], Function]:
@@ -100,11 +132,10 @@ def register_data(name: str) -> Callable[[Function], Function]:
     Raises:
         UserError: a name that is taken, or no name.
     """
-    if not isinstance(name, str):
-        raise UserError('write @syncnorm.register_data("name"), with the name of the data set.')
+    check_named(name, "syncnorm.register_data")
 
     def register(function: Function) -> Function:
-        SOURCES.add(name, partial(_read_registered, function))
+        SOURCES.add(name, Registered(function))
         for drop in ON_REGISTRATION:
             drop()
         return function
