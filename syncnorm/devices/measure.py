@@ -54,6 +54,7 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
 
 
 def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
+    """Return what a row says of whose statistics evaluated a model, where they are "rank0"'s or "pooled"."""
     layers = layers_with_statistics(model)
     if not layers:
         return "none"

@@ -5,10 +5,12 @@ The study may be killed at any moment: started again it goes on, having lost no 
 """
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 
@@ -55,11 +57,9 @@ def run_study(
 
     Raises:
         UserError: a study, a folder or a world size that cannot be used, or a full disk.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of what there is.
     """
-    if jobs is not None and jobs < 1:
-        raise UserError(f"jobs is {jobs}: it must be at least 1.")
-    if not 0 <= checkpoint_every < inf:
-        raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
+    _check_numbers(jobs, checkpoint_every)
     study = with_engine(study, engine) if engine else study
     runs = expand(study)
     size = world_size()
@@ -78,10 +78,9 @@ def run_study(
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
         trackers = _trackers(store.directory, wandb, track, {run_id(run): label(run) for run in runs})
         record = _Record(study, store, meter, trackers, label)
-        models = store.directory / MODELS if save_models else None
-        how = Placement(store.checkpoints, checkpoint_every, models)
+        how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
         try:
-            with record.meter:
+            with _terminable(), record.meter:
                 if size is None:
                     _hand_out(_todo(runs, store), record, trainer, jobs or _default_jobs(), how)
                 else:
@@ -90,6 +89,30 @@ def run_study(
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
+
+
+def _check_numbers(jobs: int | None, checkpoint_every: float) -> None:
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}: it must be at least 1.")
+    if not 0 <= checkpoint_every < inf:
+        raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM interrupt the study as Ctrl-C does; schedulers send it before they kill."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[str, str]) -> list[Tracker]:
