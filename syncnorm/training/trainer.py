@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,8 +50,21 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
             callbacks=callbacks,
             **placement,
         )
-        trainer.fit(classifier, datamodule=batches)
+        _fit(trainer, classifier, batches)
     classifier.model._compiled_call_impl = None  # evaluation is the same with and without
+
+
+def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
+    """Train; an interrupt stays one, where Lightning would exit with 1 and ignore every further Ctrl-C."""
+    heard = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(classifier, datamodule=batches)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, heard)
+        raise error.__context__ from None
 
 
 def optimiser_steps(run: Run, batches: Batches) -> int:

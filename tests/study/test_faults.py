@@ -108,12 +108,15 @@ def test_workers_end_when_the_study_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault
-def test_an_interrupted_study_keeps_its_rows_reports_them_and_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_keeps_its_rows_reports_them_and_leaves_no_process(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     out, pids = tmp_path / "out", tmp_path / "pids"
     pids.mkdir()
     process = start(out, "sleep=0.3", f"pids={pids}")
     until(lambda: rows(out) >= 3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert said.splitlines()[-1] == "KeyboardInterrupt"
     assert all_gone(pids)

@@ -1,5 +1,6 @@
 """A training that was cut short goes on from its checkpoint to the same bits, whatever its norm keeps."""
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from syncnorm import norm_names
-from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Run
+from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Progress, Run
 from syncnorm.devices import world as devices_world
 from syncnorm.domains import world as domains_world
 from syncnorm.training.checkpoints import Checkpoints, load_module_state, module_state
@@ -126,6 +127,18 @@ def test_domains_go_on_to_the_same_bits(
     assert isinstance(DOMAINS.world, Domains)
     run = replace(DOMAINS, norm=Norm(norm), world=replace(DOMAINS.world, batches=batches))
     check(run, 9, tmp_path, ends, monkeypatch)
+
+
+def test_an_interrupt_stays_an_interrupt(tmp_path: Path) -> None:
+    heard = signal.getsignal(signal.SIGINT)
+
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(DEVICES, Execution(tmp_path, checkpoint_every=0.0, report=interrupt))
+    assert signal.getsignal(signal.SIGINT) is heard
+    assert fit(DEVICES, Execution(tmp_path)).metrics == fit(DEVICES).metrics
 
 
 def test_nothing_is_saved_before_its_time(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ from syncnorm.registry import load_plugins
 from syncnorm.study.run.attempt import Failure, Trainer, attempt, load_trainer
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
+NOTED_SECONDS = 60.0
+"""How long a rank that failed waits until rank 0 has written the row and the report: its end ends rank 0 too."""
 
 Emit = Callable[[Run, Result | Failure], None]
 Tell = Callable[[Run, Progress], None]
@@ -106,9 +108,8 @@ class _Alarm:
     def ring(self, failure: Failure) -> NoReturn:
         if rank() != 0:
             self._store.set("failure", dumps(asdict(failure)))
-            for _ in range(100):
-                if self._store.check(["noted"]):
-                    break
+            end = time.monotonic() + NOTED_SECONDS
+            while time.monotonic() < end and not self._store.check(["noted"]):
                 time.sleep(0.1)
             os._exit(1)
         time.sleep(0.5)  # a rank that failed first makes the others fail too: its words are the ones to keep

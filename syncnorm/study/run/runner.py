@@ -5,10 +5,12 @@ The study may be killed at any moment: started again it goes on, having lost no 
 """
 
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from math import inf
 from pathlib import Path
 
@@ -60,12 +62,10 @@ def run_study(
 
     Raises:
         UserError: a study, a folder or a world size that cannot be used, or a full disk.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of what there is.
     """
     refuse_while_importing("run_study")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"jobs is {jobs}: it must be at least 1.")
-    if not 0 <= checkpoint_every < inf:
-        raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
+    _check_numbers(jobs, checkpoint_every)
     study = with_engine(study, engine) if engine else study
     runs = expand(study)
     check_plots(study, runs, names=trainer == TRAINER)
@@ -78,22 +78,17 @@ def run_study(
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = _labeller(study, runs)
-    changes = _changes(runs, Path(out), trainer)
-    stale = set() if keep else {run for change in changes for run in change.runs}
-    data: list[str] = []
-    if unfinished := _unfinished(runs, Path(out), stale):
-        data = refuse_mistakes(unfinished, load_trainer(trainer), label)
+    stale, notes = _examine(runs, Path(out), trainer, keep, label)
     with Store.open(out, study, command) as store:
         store.finished -= stale
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
         trackers = _trackers(store.directory, wandb, track, {run_id(run): label(run) for run in runs})
         record = _Record(study, store, meter, trackers, label)
-        models = store.directory / MODELS if save_models else None
-        how = Placement(store.checkpoints, checkpoint_every, models)
+        how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
         try:
-            with record.meter:
-                for line in [*_listed(data), *(f"note: {change.sentence(keep)}." for change in changes)]:
-                    record.meter.say(line)
+            with _terminable(), record.meter:
+                for note in notes:
+                    record.meter.say(note)
                 if size is None:
                     _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
                 else:
@@ -104,10 +99,49 @@ def run_study(
         record.close()
 
 
-def _listed(data: Sequence[str]) -> list[str]:
-    """Return what is said of the data that were loaded; of many, the first."""
+def _examine(
+    runs: Sequence[Run], out: Path, trainer: str, keep: bool, label: Callable[[Run], str]
+) -> tuple[set[str], list[str]]:
+    """Look at the runs that are to be trained before anything is, and at the finished ones.
+
+    Returns:
+        Ids of finished runs that other source or data has made, none if they are to be kept; and lines to print: what
+        was loaded, and what has changed.
+
+    Raises:
+        UserError: the first mistake in a run that is to be trained.
+    """
+    changes = _changes(runs, out, trainer)
+    stale = set() if keep else {run for change in changes for run in change.runs}
+    unfinished = _unfinished(runs, out, stale)
+    data = refuse_mistakes(unfinished, load_trainer(trainer), label) if unfinished else []
     more = [f"data: {len(data) - DATA_LINES} more, of other runs"] if len(data) > DATA_LINES else []
-    return [*(f"data: {line}" for line in data[:DATA_LINES]), *more]
+    notes = [f"note: {change.sentence(keep)}." for change in changes]
+    return stale, [*(f"data: {line}" for line in data[:DATA_LINES]), *more, *notes]
+
+
+def _check_numbers(jobs: int | None, checkpoint_every: float) -> None:
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}: it must be at least 1.")
+    if not 0 <= checkpoint_every < inf:
+        raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM interrupt the study as Ctrl-C does; schedulers send it before they kill."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no other thread may set a handler
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[str, str]) -> list[Tracker]:
