@@ -16,11 +16,11 @@ from syncnorm.study.rows import Results, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 BLOCKS = re.findall(r"## (?:A|An) (\w+)[^\n]*\n.*?```python\n(.*?)```", PAGE.read_text(), flags=re.S)
-REGISTRATIONS = "\n".join(block.partition("\nBASE = ")[0].partition("\nWORLD = ")[0] for _, block in BLOCKS)
+REGISTRATIONS = "\n".join(re.split("\n(?:BASE|WORLD|STUDY) = ", block)[0] for _, block in BLOCKS)
 
 STUDY = """
 from syncnorm.config import Clients, Data, Devices, Domains, Norm, Optim, Run
-from syncnorm.study import MetricTable, Grid, Study
+from syncnorm.study import Grid, MetricTable, Study
 
 MINE = {{"method": "affine_home", "algorithm": "half_step", "skew": "parity"}}
 SITES = Clients(count=2, rounds=2, batch=8, engine={engine!r}, **MINE)
@@ -32,7 +32,7 @@ BASE = Run(
     optim=Optim(epochs=1),
 )
 STUDY = Study("own", "Does it work?", BASE, {{"lr": [0.01, 0.05]}}, seeds=2,
-              figures=(MetricTable("lr", ("accuracy", "top2")),))
+              figures=(MetricTable("lr", ("accuracy", "top2")), Minutes()))
 """
 
 

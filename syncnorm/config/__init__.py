@@ -2,7 +2,17 @@
 
 from syncnorm.config.execution import MODELS, Execution, Progress, silent
 from syncnorm.config.parts import LATER, Data, Norm, Optim
-from syncnorm.config.run import Result, Run, default_of, describe, run_from, run_id, training_of
+from syncnorm.config.run import (
+    Result,
+    Run,
+    default_of,
+    describe,
+    evaluated_at,
+    marked,
+    run_from,
+    run_id,
+    training_of,
+)
 from syncnorm.config.worlds import (
     ClientEngine,
     Clients,
@@ -31,7 +41,9 @@ __all__ = [
     "WorldConfig",
     "default_of",
     "describe",
+    "evaluated_at",
     "layout",
+    "marked",
     "run_from",
     "run_id",
     "silent",

@@ -61,3 +61,7 @@ class Optim:
     """Learning rate over the run: constant, or a half cosine down to zero after the warm-up."""
     warmup: float = 0.05
     """Fraction of all steps over which the learning rate rises linearly from zero."""
+    clip_norm: float = field(default=0.0, metadata=LATER)
+    """Largest Euclidean norm of all gradients together; longer ones are scaled down to it. 0 is off."""
+    accumulate: int = field(default=1, metadata=LATER)
+    """Batches whose mean gradient makes one step; what is left at the end of an epoch makes a smaller one."""

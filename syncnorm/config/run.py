@@ -6,9 +6,10 @@ Everything above reads these. The attribute docstrings are the help texts of the
 import json
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
+from math import isfinite
 from typing import Any, Literal
 
-from syncnorm.config.parts import Data, Norm, Optim
+from syncnorm.config.parts import LATER, Data, Norm, Optim
 from syncnorm.config.worlds import Clients, Devices, Domains
 
 
@@ -24,10 +25,16 @@ class Run:
     norm: Norm = field(default_factory=Norm)
     world: Devices | Clients | Domains = field(default_factory=Devices)
     optim: Optim = field(default_factory=Optim)
-    precision: Literal["float32", "float64"] = "float32"
-    """Data type of parameters and activations."""
+    precision: Literal["float32", "float64", "bf16-mixed", "16-mixed"] = "float32"
+    """Data type of parameters and activations. Mixed: parameters in float32, activations of training in bfloat16, or
+    in float16 with a scaled loss (on CUDA); evaluation is in float32."""
     seed: int = 0
     """Seeds initialisation, order, partition and augmentation, each by a stream of its own."""
+    compile: bool = field(default=False, metadata=LATER)
+    """Train the model through torch.compile."""
+    evaluate_every: int | None = field(default=None, metadata=LATER)
+    """Measure the accuracy after every so many epochs or rounds, and after the last, for the run's history. None:
+    only at the end, and for domains after every epoch."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,27 @@ class Result:
     seconds: float
     environment: dict[str, str]
     history: dict[str, list[float]] = field(default_factory=dict)
-    """One value an epoch or round, e.g. {"train_loss": [...]}."""
+    """One value an epoch or round, e.g. {"train_loss": [...]}. A series with fewer values has one
+    for each number in "accuracy_at": the epochs or rounds that were evaluated, counted from 1."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Plain data that no single number holds, e.g. who held what in a federated run ("partition")."""
+    """Plain data that no single number holds, e.g. who held what in a federated run ("partition"). "diverged" is True
+    where a metric or a value of the history is not finite."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of the source and the data that made it, by what they are of (`worlds.fingerprints`)."""
+
+
+def marked(result: Result) -> Result:
+    """Return a result that says "diverged" in its details, if it has numbers that are not finite."""
+    numbers = [*result.metrics.values(), *(value for values in result.history.values() for value in values)]
+    if all(isfinite(number) for number in numbers):
+        return result
+    return replace(result, details={**result.details, "diverged": True})
+
+
+def evaluated_at(run: Run, step: int, total: int) -> bool:
+    """Return whether `evaluate_every` asks for the accuracy after so many epochs or rounds of `total`."""
+    every = run.evaluate_every
+    return every is not None and (step % every == 0 or step == total)
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
 
 
@@ -35,7 +35,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
         UserError: whatever in `run` is unknown, out of range or does not go together.
     """
     ranks, per_device_batch = layout(devices(run))
-    check_optim(run.optim)
+    check_training(run)
     norm_spec(run.norm.name)
     _check_buffers(run, ranks)
     data = load_data(run.data, device, DTYPES[run.precision])

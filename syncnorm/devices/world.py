@@ -12,32 +12,28 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
-from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, run_id
-from syncnorm.data import Dataset
+from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
 from syncnorm.devices.batches import RankBatches
+from syncnorm.devices.measure import DevicesClassifier, measure
 from syncnorm.devices.prepare import (
     Prepared,
     devices,
-    goes_by_device,
     load_data,
     needs_virtual_ranks,
     norm_layer,
     prepare,
 )
-from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
-from syncnorm.norms import SyncBatchNorm
 from syncnorm.seeds import derive
-from syncnorm.surgery.convert import layers_with_statistics
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.evaluation import evaluate
 from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.metrics import METRICS
 from syncnorm.training.saved import check_saving, save_model
-from syncnorm.training.trainer import run_trainer
+from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
 def fit(run: Run, execution: Execution | None = None) -> Result:
@@ -62,18 +58,19 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     classifier, batches = train(run, prepared, rank, execution)
     final = first and gradient_profile(classifier.model.to(device), *first)
     profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
-    metrics, evaluated_by = _measure(run, classifier.model.to(device), prepared.data)
+    metrics, evaluated_by = measure(run, classifier.model.to(device), prepared.data)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
         config=describe(run),
-        metrics={**metrics, "train_loss": train_loss[-1], "steps": float(batches.steps * run.optim.epochs)},
+        metrics={**metrics, "train_loss": train_loss[-1], "steps": float(optimiser_steps(run, batches))},
         evaluated_by=evaluated_by,
         seconds=classifier.seconds_before + time.perf_counter() - started,
         environment=environment(),
-        history={"train_loss": train_loss},
+        history={**classifier.history, "train_loss": train_loss},
         details={"profiles": profiles} if initial and final else {},
     )
+    result = marked(result)
     if execution and execution.model and not rank:
         save_model(execution.model, run, result, classifier.model, prepared.data.shape, prepared.data.classes)
     return result
@@ -107,7 +104,7 @@ def train(
     torch.manual_seed(derive("training", run.seed, rank or 0))
     several = needs_virtual_ranks(run.norm.name, devices(run))
     model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
-    classifier = Classifier(model, optim=run.optim)
+    classifier = DevicesClassifier(run, model, prepared.data)
     batches = _batches(run, prepared, rank)
     run_trainer(run, classifier, batches, execution or Execution(), **_placement(run))
     classifier.model = rank_0(classifier.model)
@@ -135,35 +132,6 @@ def _placement(run: Run) -> dict[str, Any]:
     # Each rank keeps its own running statistics; which of them evaluate is chosen afterwards.
     strategy = DDPStrategy(broadcast_buffers=False)
     return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
-
-
-def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
-    """Return the metrics of a trained model on the test set, and whose statistics gave `accuracy`.
-
-    Where ranks have running statistics of their own, both rank 0's and the pooled ones are measured.
-    """
-    metrics: dict[str, float] = {}
-    statistics = statistics_by_rank(model)
-    chosen = devices(run).buffers
-    if statistics:
-        for whose in ("rank0", "pooled"):
-            use_statistics(model, statistics, whose)
-            metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
-        use_statistics(model, statistics, chosen)
-    metrics["accuracy"], metrics["loss"] = evaluate(model, data.test_x, data.test_y)
-    squares = [p.detach().double().square().sum() for p in model.parameters()]
-    metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
-    return metrics, _evaluated_by(run, model, chosen if statistics else "rank0")
-
-
-def _evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
-    layers = layers_with_statistics(model)
-    if not layers:
-        return "none"
-    ranks, _ = layout(devices(run))
-    if ranks > 1 and goes_by_device(run.norm.name):
-        return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
-    return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
 
 
 def _mean_over_ranks(values: list[float]) -> list[float]:
@@ -194,7 +162,7 @@ class DevicesWorld:
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         whose = ["accuracy_rank0", "accuracy_pooled"]
-        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps"]
+        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""

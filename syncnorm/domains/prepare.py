@@ -12,7 +12,7 @@ from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_optim
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
 
 
@@ -35,7 +35,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     """
     world = domains(run)
     check_world(world)
-    check_optim(run.optim)
+    check_training(run)
     training = len(world.domains) - len(world.unseen)
     for option, fact in norm_spec(run.norm.name).from_world.items():
         if fact == "domains" and (told := run.norm.options.get(option, training)) != training:

@@ -14,10 +14,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncnorm.config import Domains, Execution, Norm, Result, Run, describe, run_id, training_of
+from syncnorm.config import (
+    Domains,
+    Execution,
+    Norm,
+    Result,
+    Run,
+    describe,
+    evaluated_at,
+    marked,
+    run_id,
+    training_of,
+)
 from syncnorm.data.domain_pool import load_pool
 from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
@@ -27,8 +37,10 @@ from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
+from syncnorm.training.evaluation import accuracy_and_loss
+from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
-from syncnorm.training.trainer import run_trainer
+from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
 @dataclass(frozen=True)
@@ -67,19 +79,11 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         _KEPT[key] = train(training_of(run), prepared, device, execution)
         before = _KEPT[key].seconds_before
     trained = _KEPT[key]
-    metrics, losses = {}, {}
-    for index, name in enumerate(prepared.pool.names):
-        metrics[f"accuracy_{name}"], losses[name] = measure(run, prepared, trained.model, index, world.adapt)
-    seen = fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in prepared.seen)
-    tested = prepared.unseen or prepared.seen
     result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
-            "accuracy": fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in tested),
-            "accuracy_seen": seen,
-            **metrics,
-            "loss": fmean(losses[prepared.pool.names[index]] for index in tested),
+            **_test(run, prepared, trained.model),
             "train_loss": trained.history["train_loss"][-1],
             "steps": float(trained.steps),
         },
@@ -88,14 +92,35 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history=trained.history,
     )
+    result = marked(result)
     if execution and execution.model:
         shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
         save_model(execution.model, run, result, trained.model, shape, classes)
     return result
 
 
+def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
+    """Return the metrics of a trained model on every domain, and their means over the domains that count."""
+    by_domain: dict[str, list[float]] = {}
+    for index in range(len(prepared.pool.names)):
+        logits, y = predicted(run, prepared, model, index, domains(run).adapt)
+        accuracy, loss = accuracy_and_loss(logits, y)
+        for name, value in {"accuracy": accuracy, "loss": loss, **own_metrics(logits, y)}.items():
+            by_domain.setdefault(name, []).append(value)
+    tested = prepared.unseen or prepared.seen
+    means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
+    named = {
+        f"{name}_{domain}": value
+        for name, values in by_domain.items()
+        if name != "loss"
+        for domain, value in zip(prepared.pool.names, values, strict=True)
+    }
+    seen = fmean(by_domain["accuracy"][index] for index in prepared.seen)
+    return {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
+
+
 class DomainClassifier(Classifier):
-    """A classifier whose batches say each sample's domain; after every epoch it is tested as it is."""
+    """A classifier whose batches say each sample's domain; it is tested after its epochs, as it is."""
 
     def __init__(self, run: Run, prepared: Prepared) -> None:
         super().__init__(prepared.model, optim=run.optim)
@@ -103,7 +128,9 @@ class DomainClassifier(Classifier):
         self._groups = {"seen_accuracy": prepared.seen}
         if prepared.unseen:
             self._groups["unseen_accuracy"] = prepared.unseen
-        self.history.update({name: [] for name in self._groups})
+        self.history |= {name: [] for name in self._groups}
+        if run.evaluate_every:
+            self.history["accuracy_at"] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # type: ignore[override]
         """Return the loss of a batch of samples, labels and domains."""
@@ -112,8 +139,12 @@ class DomainClassifier(Classifier):
             return super().training_step((x, y), batch_idx)
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains."""
+        """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains if it is due."""
         super().on_train_epoch_end()
+        if self._run.evaluate_every:
+            if not evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
+                return
+            self.history["accuracy_at"].append(float(self.epochs_done))
         for name, group in self._groups.items():
             scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
             self.history[name].append(fmean(scores))
@@ -125,12 +156,17 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     classifier = DomainClassifier(run, prepared)
     batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, run.data.augment)
     run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
-    steps, before = batches.steps * run.optim.epochs, classifier.seconds_before
+    steps, before = optimiser_steps(run, batches), classifier.seconds_before
     return Trained(classifier.model.to(device), classifier.history, steps, before)
 
 
 def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation.
+    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation."""
+    return accuracy_and_loss(*predicted(run, prepared, model, index, adapt))
+
+
+def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[Tensor, Tensor]:
+    """Return logits (n, classes) and labels (n,) of the test set of a domain, under an adaptation.
 
     The model stays as it is: what adapts is a copy.
     """
@@ -147,9 +183,7 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: s
         chunk=world.test_batch,
         options=world.adapt_options if adapt == world.adapt else {},
     )
-    logits = logits_of(adapt, copy.deepcopy(model), test)
-    y = pool.test_y[order.to(device)]
-    return (logits.argmax(1) == y).double().mean().item(), F.cross_entropy(logits, y).item()
+    return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(device)]
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:
@@ -176,8 +210,8 @@ class DomainsWorld:
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        by_domain = [f"accuracy_{name}" for name in domains(run).domains]
-        return ["accuracy", "accuracy_seen", *by_domain, "loss", "train_loss", "steps"]
+        named = [f"{metric}_{name}" for metric in ("accuracy", *METRICS) for name in domains(run).domains]
+        return ["accuracy", "accuracy_seen", *named, *METRICS, "loss", "train_loss", "steps"]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""

@@ -38,17 +38,17 @@ class Federation:
 
     def __init__(self, run: Run, device: torch.device | None = None) -> None:
         self.run, self.world = run, expect(run, Clients)
-        check_clients(run)
         self.policy = policy_named(self.world.method)
         self.options = policy_options(self.world.method, self.world.method_options)
-        self.algorithm = algorithm_of(self.world)
+        self.algorithm = algorithm_of(self.world, self.policy, self.options)
+        check_clients(run, self.policy, self.algorithm)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.population = make_federated_dataset(run.data, self.world, run.seed, self.device, DTYPES[run.precision])
         shape, classes = self.population.shape, self.population.classes
         self.models = Models(run, self.policy, shape, classes, self.device)
         inspect_model(self.models.template, self.population.x[:2], classes, run.model)
         self.layout = Layout(self.models.template, self.policy)
-        self.schedule = Schedule(run, self.population, self.algorithm)
+        self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 
     def local(self, round_: int) -> Local:
         """Return what local training is in a round."""

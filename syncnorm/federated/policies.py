@@ -52,6 +52,7 @@ class Policy:
         exact moments of all that its layers saw in training ("seen"), or a pass over its data: "before" it trains,
         with the model that it received, and once more with a model to be evaluated; or "after" training alone, with
         that model.
+    data: a client trains on its "own" samples; with "all" there is one client, which trains on the samples of all.
     options: what a run may set, with the defaults, from 0 to 1. "momentum" says how far the server's statistics move
         to the clients' in a round, "frozen_from" after which fraction of the rounds they are frozen, "own_share" what
         a client's own model weighs in its personal average.
@@ -69,6 +70,7 @@ class Policy:
     training: Literal["batch", "frozen", "running", "hybrid", "synchronised"] = "batch"
     statistics_source: Literal["ema", "seen", "before", "after"] = "ema"
     options: Mapping[str, float] = field(default_factory=dict)
+    data: Literal["own", "all"] = "own"
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Policy).items():
@@ -86,6 +88,11 @@ class Policy:
             raise UserError(
                 'a policy with statistics_source "seen" needs training="running", whose layer keeps them.'
             )
+
+    @property
+    def averages(self) -> bool:
+        """Whether clients average one model, which an algorithm can correct."""
+        return self.rest == "shared" and self.data == "own"
 
     @property
     def personal(self) -> bool:
@@ -145,7 +152,7 @@ POLICIES = Policies(
         ),
         fedap=Policy("local", "local", "Lu et al., arXiv 2112.00734", rest="wasserstein", options={"own_share": 0.5}),
         local_only=Policy("local", "local", "every client by itself", rest="local"),
-        centralised=Policy("shared", "average", "one client with the data of all: no federation"),
+        centralised=Policy("shared", "average", "one client with the data of all: no federation", data="all"),
     ),
 )
 """The policies by name."""

@@ -4,6 +4,7 @@ Everything follows from the run and its seed, each random choice by a stream of 
 knows the run can play any client in any round.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from syncnorm.config import Clients, Run
 from syncnorm.data import FederatedDataset
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
-from syncnorm.federated.policies import policy_named, policy_options
+from syncnorm.federated.policies import Policy
 from syncnorm.seeds import derive
 from syncnorm.training.classifier import learning_rate
 from syncnorm.worlds import expect
@@ -36,17 +37,23 @@ class Plan:
 class Schedule:
     """The rounds of a run."""
 
-    def __init__(self, run: Run, population: FederatedDataset, algorithm: Algorithm) -> None:
+    def __init__(
+        self,
+        run: Run,
+        population: FederatedDataset,
+        policy: Policy,
+        options: Mapping[str, float],
+        algorithm: Algorithm,
+    ) -> None:
         self.run, self.world = run, expect(run, Clients)
         self._population, self._algorithm = population, algorithm
-        policy = policy_named(self.world.method)
-        options = policy_options(self.world.method, self.world.method_options)
+        self._one_client = policy.data == "all"
         self._frozen_from = options["frozen_from"] if policy.training == "frozen" else None
 
     @cached_property
     def trainees(self) -> range:
         """The clients that train: all but those held out, or the one that holds everything."""
-        return range(1 if self.world.method == "centralised" else self.world.count)
+        return range(1 if self._one_client else self.world.count)
 
     def cohort(self, round_: int) -> list[int]:
         """Return the clients of a round, in ascending order: a sample without replacement."""
@@ -57,7 +64,7 @@ class Schedule:
 
     def samples(self, client: int) -> Tensor:
         """Return a client's training samples, as indices into the population's pool."""
-        if self.world.method != "centralised" or client >= len(self.trainees):
+        if not self._one_client or client >= len(self.trainees):
             return self._population.train(client)
         return self._all_samples
 

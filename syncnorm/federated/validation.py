@@ -1,24 +1,39 @@
 """Checks of a run of clients: each mistake gets its sentence before anything starts."""
 
-from syncnorm.config import Clients, Run
+from syncnorm.config import Clients, Optim, Run
 from syncnorm.errors import UserError
-from syncnorm.federated.algorithms import ALGORITHMS, algorithm_of
-from syncnorm.federated.policies import POLICIES, policy_named, policy_options
+from syncnorm.federated.algorithms.base import Algorithm
+from syncnorm.federated.policies import POLICIES, Policy
 from syncnorm.norms import norm_spec
-from syncnorm.training.building import check_optim
+from syncnorm.training.building import check_training
 from syncnorm.worlds import expect
 
 
-def check_clients(run: Run) -> None:
-    """Raise `UserError` for anything in a run of clients that is out of range, unknown, or does not go together."""
+def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
+    """Raise `UserError` for anything in a run of clients that is out of range or does not go together."""
     world = expect(run, Clients)
-    check_optim(run.optim)
+    check_training(run)
+    _check_training_options(run)
     _check_numbers(world)
-    policy_options(world.method, world.method_options)
-    algorithm_of(world)
-    _check_norm(run, world)
-    _check_algorithm(run, world)
-    _check_engine(world)
+    _check_norm(run.norm.name, world.method, policy)
+    _check_momentum(run, world)
+    _check_engine(world, algorithm)
+    algorithm.check(run)
+
+
+def _check_training_options(run: Run) -> None:
+    """Clients train by loops of their own, which know no more of a trainer than they need."""
+    if run.precision not in ("float32", "float64"):
+        raise UserError(f"clients cannot train in precision {run.precision}: choose float32 or float64.")
+    plain = Optim()
+    for name, value, off in (
+        ("optim.clip_norm", run.optim.clip_norm, plain.clip_norm),
+        ("optim.accumulate", run.optim.accumulate, plain.accumulate),
+        ("compile", run.compile, False),
+    ):
+        if value != off:
+            instead = "; world.clip is their gradient clipping" if name == "optim.clip_norm" else ""
+            raise UserError(f"{name} is {value}, which clients do not have: leave it at {off}{instead}.")
 
 
 def _check_numbers(world: Clients) -> None:
@@ -46,9 +61,7 @@ def _check_numbers(world: Clients) -> None:
             raise UserError(f"{name} is {value}: it must be {rule}.")
 
 
-def _check_norm(run: Run, world: Clients) -> None:
-    method, norm = world.method, run.norm.name
-    policy = policy_named(method)
+def _check_norm(norm: str, method: str, policy: Policy) -> None:
     if norm_spec(norm).over_ranks:
         raise UserError(
             f"norm {norm} synchronises ranks, and clients are none: choose bn, with the method "
@@ -67,21 +80,13 @@ def _methods(*training: str) -> str:
     return ", ".join(name for name, row in POLICIES.items() if row.training in training)
 
 
-def _check_algorithm(run: Run, world: Clients) -> None:
-    method, algorithm = world.method, world.algorithm
-    averages = policy_named(method).rest == "shared" and method != "centralised"
-    if ALGORITHMS[algorithm].needs_average and not averages:
-        raise UserError(
-            f"algorithm {algorithm} corrects what clients average, and with method {method} they do not average one "
-            f"model: choose algorithm {Clients.algorithm}."
-        )
-    algorithm_of(world).check(run)
+def _check_momentum(run: Run, world: Clients) -> None:
     if world.keep_momentum and (run.optim.name != "sgd" or run.optim.momentum == 0):
         raise UserError("keep_momentum needs a momentum to keep: set optim.name to sgd and optim.momentum above 0.")
 
 
-def _check_engine(world: Clients) -> None:
-    if algorithm_of(world).shares_statistics and world.engine in ("loop", "flower"):
+def _check_engine(world: Clients, algorithm: Algorithm) -> None:
+    if algorithm.shares_statistics and world.engine in ("loop", "flower"):
         raise UserError(
             f"method {world.method} has clients exchange statistics inside a step, which the engine {world.engine} "
             "cannot: choose the engine cohort."

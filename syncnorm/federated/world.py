@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from syncnorm.config import Clients, Execution, Norm, Result, Run
+from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
 from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
+from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
 
@@ -34,9 +35,9 @@ METRICS = [
     *("train_loss", "never_sampled", "staleness", "batch_norms"),
 ]
 CHECKED = 1000
-"""Clients whose batches are looked at before a study starts, and those of the first round."""
+"""Number of clients whose batches are checked before a study starts, beside those of the first round."""
 IN_MEMORY = 1 << 28
-"""Bytes of client states that are held in memory, if every client were sampled."""
+"""Bytes of client states, if every client were sampled, up to which they are held in memory."""
 
 
 def simulate(
@@ -44,14 +45,14 @@ def simulate(
 ) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
-    The engine "auto" goes by a short measurement, and may take the one time `cohort` and another time `loop`, whose
-    results differ by rounding: name one for the same bits. The result's environment says which it was.
+    The engine "auto" measures which of `cohort` and `loop` is faster. Their results differ by rounding, so name one
+    to get the same bits. The result's environment says which it was.
 
-    `execution` says where the run keeps its checkpoint: a run that was killed goes on from there, to the same bits.
-    `store` says where clients' states are kept between rounds.
+    `execution` says where the run keeps its checkpoint: an interrupted run resumes from it bit-identically. `store`
+    says where clients' states are kept between rounds.
 
     Raises:
-        UserError: for anything in `run` that does not work, before training starts; a round that failed.
+        UserError: anything in `run` that does not work, before training starts; a round that failed.
     """
     started = time.perf_counter()
     world = expect(run, Clients)
@@ -59,7 +60,7 @@ def simulate(
     if world.engine == "flower":
         if execution and execution.model:
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
-        return _with_flower(run)
+        return marked(_with_flower(run))
     federation = Federation(run)
     engine = AutoEngine(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
@@ -77,7 +78,7 @@ def simulate(
             kept.save_if_due()
     before = kept.seconds_before if kept else 0.0
     result = rounds.result(before + time.perf_counter() - started)
-    result = replace(result, environment={**result.environment, "engine": engine.name})
+    result = marked(replace(result, environment={**result.environment, "engine": engine.name}))
     if execution and execution.model:
         _save(execution.model, federation, rounds, result)
     return result
@@ -130,7 +131,8 @@ class ClientsWorld:
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         world = expect(run, Clients)
-        return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
+        own = [name for metric in OWN_METRICS for name in (metric, f"global_{metric}")]
+        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""

@@ -15,7 +15,13 @@ from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
 from syncnorm.worlds import world_of
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bf16-mixed": torch.float32,
+    "16-mixed": torch.float32,
+}
+"""By precision, the data type of parameters and data."""
 
 
 def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -35,14 +41,24 @@ def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
     return model if as_built else convert(model, layer, **options)
 
 
-def check_optim(optim: Optim) -> None:
-    """Raise `UserError` for a number that an optimiser cannot have."""
+def check_training(run: Run) -> None:
+    """Raise `UserError` for a number that an optimiser cannot have, and for what this machine cannot do."""
+    _check_optim(run.optim)
+    if run.evaluate_every is not None and run.evaluate_every < 1:
+        raise UserError(f"evaluate_every is {run.evaluate_every}: it must be at least 1, or None for the end alone.")
+    if run.precision == "16-mixed" and not torch.cuda.is_available():
+        raise UserError("precision 16-mixed needs a CUDA device: write bf16-mixed, which any machine can do.")
+
+
+def _check_optim(optim: Optim) -> None:
     for name, value, holds, rule in (
         ("lr", optim.lr, 0 < optim.lr < inf, "above 0 and finite"),
         ("momentum", optim.momentum, 0 <= optim.momentum < 1, "from 0 to below 1"),
         ("weight_decay", optim.weight_decay, 0 <= optim.weight_decay < inf, "at least 0 and finite"),
         ("epochs", optim.epochs, optim.epochs >= 1, "at least 1"),
         ("warmup", optim.warmup, 0 <= optim.warmup < 1, "from 0 to below 1"),
+        ("clip_norm", optim.clip_norm, 0 <= optim.clip_norm < inf, "at least 0 (off) and finite"),
+        ("accumulate", optim.accumulate, optim.accumulate >= 1, "at least 1"),
     ):
         if not holds:
             raise UserError(f"optim.{name} is {value}: it must be {rule}.")

@@ -80,8 +80,8 @@ class Classifier(pl.LightningModule):
         return len(self.history["train_loss"])
 
     def latest(self) -> dict[str, float]:
-        """Return the last value of each series of the history that has one."""
-        return {name: values[-1] for name, values in self.history.items() if values}
+        """Return what the last epoch gave, by series of the history."""
+        return latest(self.history, self.epochs_done)
 
     def forget_losses(self) -> None:
         """Drop the losses of the steps since the last epoch; for those who call `training_step` themselves."""
@@ -102,6 +102,16 @@ class Classifier(pl.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.optim))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
+    """Return what epoch or round `now`, counted from 1, gave by series; one with gaps may have given nothing."""
+    evaluated = history.get("accuracy_at", [])[-1:] == [now]
+    return {
+        name: values[-1]
+        for name, values in history.items()
+        if values and name != "accuracy_at" and (evaluated or len(values) == now)
+    }
 
 
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncnorm.errors import UserError
+from syncnorm.errors import UserError, where_raised
 from syncnorm.registry import Registry
 
 Metric = Callable[..., float]
@@ -19,10 +19,13 @@ METRICS: Registry[Metric] = Registry("metric", {})
 def register_metric(name: str) -> Callable[[Metric], Metric]:
     """Register a metric: a function `(logits, labels) -> float`, which appears in every row under its name.
 
-    It sees logits (N, classes) and labels (N,) of a test set, both on the device of the model, without gradients. In
-    the clients world it is measured at every client, and the row has the mean over clients; a function that has a
-    parameter `client` gets the client's number there, and None in other worlds. In the domains world the row has the
-    mean over the domains that `accuracy` is the mean of, and `NAME_DOMAIN` for each.
+    It sees logits (N, classes) and labels (N,) of a test set, both on the device of the model, without gradients.
+
+    In the clients world it is measured at every client, on the samples of the client's test whose weight is above 0,
+    and the row has the mean over clients; `global_NAME` is that of the global model. A function that has a parameter
+    `client` gets the client's number (None elsewhere), and one that has `weights` gets all samples and their weights
+    (N,), which sum to 1. In the domains world the row has the mean over the domains that `accuracy` is the mean of,
+    and `NAME_DOMAIN` for each.
 
     >>> @register_metric("top2")
     ... def top2(logits, labels):
@@ -42,14 +45,24 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
 
 
 @torch.no_grad()
-def own_metrics(logits: Tensor, labels: Tensor, client: int | None = None) -> dict[str, float]:
-    """Return the registered metrics of logits (N, classes) and labels (N,), by name."""
-    return {name: _measured(name, METRICS[name], logits, labels, client) for name in METRICS}
+def own_metrics(
+    logits: Tensor, labels: Tensor, client: int | None = None, weights: Tensor | None = None
+) -> dict[str, float]:
+    """Return the registered metrics of logits (N, classes) and labels (N,), by name; weights (N,) are a client's."""
+    return {name: _measured(name, METRICS[name], logits, labels, client, weights) for name in METRICS}
 
 
-def _measured(name: str, metric: Metric, logits: Tensor, labels: Tensor, client: int | None) -> float:
-    more: dict[str, Any] = {"client": client} if "client" in inspect.signature(metric).parameters else {}
-    value = metric(logits, labels, **more)
+def _measured(
+    name: str, metric: Metric, logits: Tensor, labels: Tensor, client: int | None, weights: Tensor | None
+) -> float:
+    asked = inspect.signature(metric).parameters
+    more: dict[str, Any] = {key: value for key, value in (("client", client), ("weights", weights)) if key in asked}
+    if weights is not None and "weights" not in asked:
+        logits, labels = logits[weights > 0], labels[weights > 0]
+    try:
+        value = metric(logits, labels, **more)
+    except Exception as error:
+        raise UserError(f"metric '{name}': {where_raised(error)}: {type(error).__name__}: {error}") from error
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import ceil
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,14 @@ from syncnorm.training.batches import Batches
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.progress import Report
 from syncnorm.training.resume import Resume
+
+PRECISIONS: dict[str, Any] = {
+    "float32": "32-true",
+    "float64": "64-true",
+    "bf16-mixed": "bf16-mixed",
+    "16-mixed": "16-mixed",
+}
+"""What the Trainer calls a run's precisions."""
 
 
 def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: Execution, **placement: Any) -> None:
@@ -26,16 +35,26 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
         callbacks.append(Resume(execution.checkpoint, run_id(run), execution.checkpoint_every))
     if execution.report is not silent and int(os.environ.get("RANK", "0")) == 0:
         callbacks.append(Report(execution))
+    if run.compile:
+        classifier.model.compile()
     with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
-            precision="64-true" if run.precision == "float64" else "32-true",
+            precision=PRECISIONS[run.precision],
+            gradient_clip_val=run.optim.clip_norm or None,
+            accumulate_grad_batches=run.optim.accumulate,
             barebones=True,
             use_distributed_sampler=False,
             callbacks=callbacks,
             **placement,
         )
         trainer.fit(classifier, datamodule=batches)
+    classifier.model._compiled_call_impl = None  # evaluation is the same with and without
+
+
+def optimiser_steps(run: Run, batches: Batches) -> int:
+    """Return how many optimiser steps a run takes."""
+    return ceil(batches.steps / run.optim.accumulate) * run.optim.epochs
 
 
 @contextmanager

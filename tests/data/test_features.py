@@ -161,3 +161,43 @@ def test_an_image_folder_has_no_columns(tmp_path):
             Image.new("L", (8, 8), index).save(tmp_path / name / f"{index}.png")
     with pytest.raises(UserError, match=r"data\.natural is site: it names a column of a table, and .* is none"):
         load("mine", path=str(tmp_path), natural="site")
+
+
+def test_a_table_of_images_may_have_a_natural_column(tmp_path):
+    """Writers are numbers here: client 2 comes before client 10."""
+    import io
+
+    from PIL import Image
+
+    cells = []
+    for row in range(40):
+        buffer = io.BytesIO()
+        Image.new("L", (4, 4), row).save(buffer, "PNG")
+        cells.append(buffer.getvalue())
+    writers = [10, 2] * 20
+    pq.write_table(pa.table({"image": cells, "label": [0, 0, 1, 1] * 10, "writer": writers}), tmp_path / "x.parquet")
+    data = Data("hands", path=str(tmp_path / "x.parquet"), natural="writer", label="label")
+    for _ in range(2):  # decoded, then from the cache
+        made = load("hands", path=data.path, natural="writer", label="label")
+        assert made.natural.names == ("2", "10")
+        fixed = load("hands", path=data.path, natural="writer", label="label", scale="fixed").train_x[:, 0, 0, 0]
+        rows = ((fixed + 1) / 2 * 255).round().long().tolist()
+        assert [made.natural.names[value] for value in made.natural.train] == [str(writers[row]) for row in rows]
+    assert make_federated_dataset(data, Clients(count=2, skew="natural"), seed=0).natural(1) == "10"
+    assert "2 natural clients" in made.summary()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"1,2,0\n3,4,1\n", "begins with numbers: its first line must be the names of the columns"),
+        ("é,y\n1,0\n2,1\n".encode("latin1"), "is not written in UTF-8"),
+        ("a,b,y\n1,é,0\n2,é,1\n".encode("latin1"), "is not written in UTF-8"),
+        (b"a,y\n1,0\n2\n", "cannot be read as CSV: .*Expected 2 columns, got 1"),
+        (b"a,y\n", "is empty: it has the columns y but no row"),
+    ],
+)
+def test_a_csv_file_that_is_none_gets_a_sentence(tmp_path, content, words):
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        load("mine", path=str(tmp_path / "x.csv"))

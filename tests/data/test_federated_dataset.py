@@ -94,7 +94,7 @@ def test_validation_and_equal_sizes_move_no_sample_between_clients():
 
 
 def test_the_first_half_of_a_client_has_its_mix_of_classes():
-    """Sorted and Dirichlet partitions deal class by class; cutting must not cut classes."""
+    """Sorted and Dirichlet partitions go class by class; cutting must not cut classes."""
     world = Clients(count=2, skew="dirichlet_by_class", alpha=100.0, equal_size=0.5)
     half = make_federated_dataset(DIGITS, world, seed=0)
     assert (half.histogram(0) > 10).all()
@@ -129,7 +129,7 @@ def fingerprint():
 def test_a_fresh_process_deals_the_same():
     code = (
         "import sys, json; sys.path.insert(0, sys.argv[1])\n"
-        "from test_population import fingerprint\n"
+        "from test_federated_dataset import fingerprint\n"
         "print(json.dumps(fingerprint()))"
     )
     run = subprocess.run(

@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 import syncnorm
 from syncnorm.config import Clients, Data, Devices, Domains, Optim, Run
-from syncnorm.data import load
+from syncnorm.data import load, make_federated_dataset
 from syncnorm.data.domain_pool import load_pool
 from syncnorm.data.sources.registered import SOURCES
 from syncnorm.devices.prepare import prepare
@@ -228,6 +228,19 @@ def test_domains_are_values_of_a_column_and_share_the_scale_of_those_that_train(
     assert pool.x[32:64].mean() > 3
     with pytest.raises(UserError, match="unknown domain of data set 'sites' 'nort': did you mean 'north'"):
         load_pool(Data("sites"), ("nort", "south"), False, torch.device("cpu"), torch.float32)
+
+
+def test_a_domain_column_is_apart_from_that_of_clients(register):
+    """Two hospitals are the domains, and six doctors, of whom each works in one, are the clients."""
+    made = sites()
+    keep = made["natural"] != "west"
+    hospital, doctor = made["natural"][keep], np.tile(np.repeat([0, 1, 2], 4), 7)[:80] + 3 * np.repeat([0, 1], 40)
+    register("mine")(lambda: {"x": made["x"][keep], "y": made["y"][keep], "natural": doctor, "domain": hospital})
+    world = Clients(count=6, domains=("north", "south"), skew="natural")
+    clients = make_federated_dataset(Data("mine"), world, seed=0)
+    assert [clients.natural(client) for client in range(6)] == ["0", "3", "1", "4", "2", "5"]
+    assert [clients.domain(client) for client in range(6)] == ["north", "south"] * 3
+    assert "6 natural clients, 2 domains" in load("mine").summary()
 
 
 SHAPES = {"mlp": (80,), "signal_cnn": (5, 16), "small_cnn": (5, 4, 4)}

@@ -1,6 +1,7 @@
 """SCAFFOLD and the server's optimisers, against their papers' formulas written out in float64."""
 
 from dataclasses import replace
+from itertools import product
 from math import cos, pi
 from typing import Any
 
@@ -24,9 +25,19 @@ from small_runs import (
 )
 from torch import Tensor
 
+from syncnorm.federated.algorithms.base import Algorithm
+from syncnorm.federated.algorithms.fedavg import FedAvg
+from syncnorm.federated.algorithms.fedprox import FedProx
+from syncnorm.federated.algorithms.fedtan import FedTAN
+from syncnorm.federated.algorithms.scaffold import Scaffold
+from syncnorm.federated.algorithms.together import Together
 from syncnorm.federated.client.client import section
+from syncnorm.federated.client.states import InMemory
+from syncnorm.federated.engines.engine import AutoEngine
+from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.policies import SENT
+from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.federated.server.server import Server
 
@@ -191,3 +202,24 @@ def test_a_server_goes_on_from_what_it_remembers() -> None:
         assert rounds.server.memory.keys() == again.memory.keys()
         for part, tensors in rounds.server.memory.items():
             assert bits(tensors) == bits(again.memory[part])
+
+
+BESIDE = [(FedAvg(), None), (None, FedProx({"mu": 0.0}))]
+
+
+@pytest.mark.parametrize(("engine", "others"), [*product(["loop", "cohort"], BESIDE), ("cohort", (None, FedTAN()))])
+def test_an_algorithm_beside_another_is_what_it_is_alone(
+    engine: str, others: tuple[Algorithm | None, Algorithm | None]
+) -> None:
+    """What two algorithms send, keep and remember in one run is apart; FedTAN does nothing without batch norm."""
+    run = small_run(algorithm="scaffold", engine=engine, norm="none", rounds=3)
+    alone = play(run)
+    federation = Federation(run, torch.device("cpu"))
+    federation.algorithm = Together([Scaffold() if other is None else other for other in others])
+    beside = Rounds(federation, InProcess(federation, InMemory(), AutoEngine(engine)))
+    for _ in range(3):
+        beside.play()
+    assert_same(beside.server.state, alone.server.state)
+    assert beside.log.counts == alone.log.counts
+    plain = play(small_run(engine=engine, norm="none", rounds=3)).server.state
+    assert not torch.allclose(plain["classifier.weight"], alone.server.state["classifier.weight"])

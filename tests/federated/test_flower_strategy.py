@@ -246,7 +246,7 @@ def test_clients_that_do_not_reply_are_counted() -> None:
 def test_a_bad_evaluation_is_left_out() -> None:
     app = plain_client_app()
     other = ClientApp()
-    other.train()(app._registered_funcs["train.default"])
+    other.train()(lambda message, context: app(message, context))
 
     @other.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

@@ -26,7 +26,6 @@ import torch
 import syncnorm
 from syncnorm.federated import AT_LEAST_0, POLICIES, Algorithm, Option, Policy
 
-syncnorm.register_policy("mine", Policy("local", "pooled", "a thesis"))
 POLICIES["mirror"] = Policy("shared", "local", "the same thesis")
 
 
@@ -63,14 +62,6 @@ class Thesis(Algorithm):
             for name, v in memory["velocity"].items()
         }
         return {name: round_.state[name] + v for name, v in velocity.items()}, {"velocity": velocity}
-
-
-@syncnorm.register_algorithm("my_prox")
-class MyProx(Algorithm):
-    """FedProx once more."""
-
-    def local_term(self, parameters, received, inputs):
-        return 0.1 * sum((value - received[name]).square().sum() for name, value in parameters.items())
 '''
 
 PROGRAM = """
@@ -99,7 +90,10 @@ print(json.dumps(found))
 
 def played(folder: Path, worlds: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the metrics of runs in a process of their own, which imports `thesis` from a folder."""
-    (folder / "thesis.py").write_text(THESIS)
+    page = (Path(syncnorm.__file__).parents[1] / "docs" / "policies.md").read_text()
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]  # register "mine" and "my_prox"
+    assert len(blocks) == 2
+    (folder / "thesis.py").write_text("\n".join([THESIS, *blocks]))
     (folder / "program.py").write_text(PROGRAM)
     path = os.pathsep.join([str(Path(syncnorm.__file__).parents[1]), *sys.path])
     done = subprocess.run(

@@ -31,10 +31,11 @@ def make_federated_dataset(
 ) -> FederatedDataset:
     """Load the domains and give every client what it holds.
 
-    Client k holds domain k mod D of `world.domains` (or of `data.name` alone); `world.skew` deals the training
-    samples of a domain to all of its clients, held-out ones included. With several domains `data.path` is a folder
-    in which each lies under its name, the limits of `data` hold for each, and all share the
-    fixed scale of `load`. The skew "resampled" lets clients share samples and costs nothing per client.
+    Client k holds domain k mod D of `world.domains` (or of `data.name` alone); `world.skew` partitions the training
+    samples of a domain among all of its clients, held-out ones included. Several domains are loaded as `load_pool`
+    says, and the limits of `data` hold for each. The skew "natural" makes each value of the natural column a client
+    with a test set of its own; held-out clients are the last of the values. The skew "resampled" lets clients share
+    samples and costs nothing per client.
 
     `world.equal_size` keeps the first samples of each client, in random order, and `world.validation` takes its
     samples off the end, both in units of the smallest training client (FedBN's protocol, arXiv 2102.07623).

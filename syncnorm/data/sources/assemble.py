@@ -195,16 +195,21 @@ def _groups(columns: Mapping[str, Values | None], what: str, called: str) -> Gro
             raise UserError(
                 f"{where(what, name)}: row {empty[0]} has no value of {called}: every sample must belong somewhere."
             )
-        texts[name] = values if values.dtype.kind in "biu" else np.array([_text(value) for value in values.tolist()])
+        texts[name] = _places(values)
+    if len({values.dtype.kind for values in texts.values()}) > 1:
+        texts = {name: values.astype(str) for name, values in texts.items()}
     names = np.unique(np.concatenate(list(texts.values())))
     indices = {name: np.searchsorted(names, values).astype(np.int64) for name, values in texts.items()}
     train = indices["whole" if "whole" in indices else "train"]
     return Groups(tuple(str(name) for name in names), train, indices.get("test", np.zeros(0, np.int64)))
 
 
-def _text(value: Any) -> str:
-    """Return a value of a column as text; 3.0, which a table may make of 3, is 3."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+def _places(values: Values) -> Values:
+    """Return the values of a column as int64, in whose order 2 comes before 10, or as text."""
+    values = np.array(values.tolist())
+    if values.dtype.kind == "f" and (values == np.floor(values)).all():  # a table may make 3.0 of 3
+        return values.astype(np.int64)
+    return values.astype(np.int64) if values.dtype.kind in "biu" else values.astype(str)
 
 
 def _strata(labels: Labels, natural: Labels | None) -> Labels:

@@ -24,14 +24,15 @@ def to_features(tables: Mapping[str, Any], columns: Columns, what: str, note: st
 
     Raises `UserError` for a table without a numeric column, for missing values, and for splits that differ.
     """
+    for split, table in tables.items():
+        if len(table) == 0:
+            raise UserError(f"{where(what, split)} is empty: it has the columns {columns.named()} but no row.")
     changes: list[str] = []
     first = next(iter(tables))
     names = _feature_names(tables[first], columns, where(what, first), changes)
     splits, class_names = {}, set()
     for split, table in tables.items():
         place = where(what, split)
-        if len(table) == 0:
-            raise UserError(f"{place} is empty: it has the columns {', '.join(table.column_names)} but no row.")
         labels, named = labels_of(table, columns, place)
         class_names.add(named)
         natural = np.asarray(table[columns.natural][:], dtype=object) if columns.natural else None
@@ -41,7 +42,8 @@ def to_features(tables: Mapping[str, Any], columns: Columns, what: str, note: st
 
 
 def _feature_names(table: Any, columns: Columns, where: str, changes: list[str]) -> list[str]:
-    candidates = [name for name in table.column_names if name not in columns]
+    taken = (columns.label, columns.natural or None)  # a column may be called "", as pandas' index is in a CSV file
+    candidates = [name for name in table.column_names if name not in taken]
     left_out = [name for name in candidates if not _is_numeric(table.features[name]) or _is_index(table, name)]
     names = [name for name in candidates if name not in left_out]
     if not names:

@@ -120,7 +120,8 @@ def _read_path(request: Request, path: str) -> Pixels | Signals:
     label = re.sub(r"\W+", "_", files.path.stem)
     key = f"{label}-{files.fingerprint()}-{request.size or 'own'}"
     if files.kind == "images":
-        request.refuse("label", "natural", because=no_table)
+        request.refuse("label", because=no_table)
+        request.refuse("natural", because=f"{no_table} (folders of domains are named in world.domains)")
         return cached(key, lambda: files.read_images(request.size))
     return _read_tables(request, files.tables, key, str(files.path), f"{files.kind} {files.path.name}")
 

@@ -87,12 +87,19 @@ def csv_table(files: Sequence[Path]) -> Any:
     for file in files:
         try:
             with file.open("rb") as lines:
-                header = lines.readline().decode("utf-8", "replace")
+                header = lines.readline().decode()
             options = csv.ParseOptions(delimiter=max(",;\t", key=header.count))
-            tables.append(csv.read_csv(file, parse_options=options))
+            table = csv.read_csv(file, parse_options=options)
+            if any(pa.types.is_binary(column.type) for column in table.schema):  # text that could not be decoded
+                raise UnicodeError
+        except UnicodeError as error:
+            raise UserError(f"{file} is not written in UTF-8: save it as UTF-8.") from error
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file} cannot be read as CSV: {_first_line(error)}") from error
+        tables.append(table)
     names = tables[0].column_names
+    if all(_is_number(name) for name in names):
+        raise UserError(f"{files[0]} begins with numbers: its first line must be the names of the columns.")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"{files[0]} has the column {', '.join(sorted(twice))} twice: give each its own name.")
     try:
@@ -205,6 +212,14 @@ def _find_label(columns: Mapping[str, Any], everything: Mapping[str, Any], what:
             f"its columns are {', '.join(everything)}: name one in data.label."
         )
     return whole[0]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_value(kind: Any, of: str) -> bool:

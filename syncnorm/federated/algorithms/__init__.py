@@ -14,7 +14,7 @@ from syncnorm.federated.algorithms.fedprox import FedProx
 from syncnorm.federated.algorithms.fedtan import FedTAN
 from syncnorm.federated.algorithms.scaffold import Scaffold
 from syncnorm.federated.algorithms.together import Together
-from syncnorm.federated.policies import policy_named, policy_options
+from syncnorm.federated.policies import Policy
 from syncnorm.registry import Registry
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry(
@@ -49,14 +49,18 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
     return register
 
 
-def algorithm_of(world: Clients) -> Algorithm:
-    """Return the algorithm of a run, with its options; where the method brings a part of its own, both as one.
+def algorithm_of(world: Clients, policy: Policy, options: Mapping[str, float]) -> Algorithm:
+    """Return the algorithm of a run; where its policy, with these options, brings one of its own, both as one.
 
     Raises:
-        UserError: an unknown algorithm or method, or options that it does not take.
+        UserError: an unknown algorithm, options that it does not take, or a policy that it cannot correct.
     """
     chosen = _chosen(world.algorithm, world.algorithm_options)
-    policy, options = policy_named(world.method), policy_options(world.method, world.method_options)
+    if chosen.needs_average and not policy.averages:
+        raise UserError(
+            f"algorithm {world.algorithm} corrects what clients average, and with method {world.method} they do not "
+            f"average one model: choose algorithm {Clients.algorithm}."
+        )
     kinds = [OF_POLICIES[value] for value in (policy.rest, policy.training) if value in OF_POLICIES]
     if not kinds:
         return chosen

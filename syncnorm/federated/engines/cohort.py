@@ -1,9 +1,8 @@
 """The batched engine: the clients of a round make their steps together, as one computation.
 
 Parameters and buffers are stacked, one row a client, and `torch.vmap` runs the model over the rows. Updates are those
-of the plain engine up to rounding. Clients are independent of each other within a round, so a step need not wait for
-its turn: what is batched is any clients whose next batches have the same size. (Padding a short batch would change
-its statistics.)
+of the plain engine up to rounding. Within a round clients are independent, so any clients whose next batches have the
+same size make a step together. (Padding a short batch would change its statistics.)
 """
 
 import warnings
@@ -25,7 +24,7 @@ from syncnorm.federated.local import Local, Step, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip
 
 TOGETHER = 64
-"""Clients that are batched at most: more need memory and are hardly faster."""
+"""Largest number of clients in one batch: more need memory and are hardly faster."""
 
 
 def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
@@ -60,7 +59,7 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
 
 
 def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
-    """Do what `train` does, and raise whatever the batched computation raises."""
+    """Do what `train` does, but raise whatever the batched computation raises."""
     together = len(tasks) if local.algorithm.shares_statistics else TOGETHER
     blocks = [tasks[start : start + together] for start in range(0, len(tasks), together)]
     try:
@@ -80,7 +79,7 @@ class _Cohort:
     """The clients of some tasks, stacked."""
 
     def __init__(self, local: Local, tasks: Sequence[Task]) -> None:
-        # Those with most steps first: the clients of a group are then mostly neighbours, and their rows a slice.
+        # Clients with most steps first: those of a group are then mostly neighbours, and their rows a slice.
         self._order = sorted(range(len(tasks)), key=lambda place: -len(tasks[place].batches))
         self._tasks = [tasks[place] for place in self._order]
         self._local = local
@@ -112,7 +111,7 @@ class _Cohort:
                 rows,
                 self._images(x, chosen),
                 labels,
-                # The very first goes through vmap in any case: it is vmap that refuses models that draw numbers.
+                # The first step always goes through vmap, which refuses models that draw random numbers.
                 alone=len(group) == 1 and number > 0,
                 synchronised=self._local.algorithm.shares_statistics and steps[0] == 0,
             )
@@ -167,7 +166,7 @@ class _Cohort:
         return torch.vmap(self._local.algorithm.local_term)(shared, received, inputs).sum()
 
     def _stack_some(self, entries: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:
-        """Stack what each client has by name of parameter; zeros for a client that has none."""
+        """Stack entries by parameter; zeros for a client that has none."""
         names = sorted({name for own in entries for name in own or {}})
         return {
             name: _stack([(own or {}).get(name, torch.zeros_like(like)) for own in entries], like)
@@ -189,10 +188,10 @@ class _Cohort:
 
 
 def step_groups(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield who makes a step together until nobody has any left: rows of tasks, and the step that each one is at.
+    """Yield the clients that make a step together, until no step is left: rows of tasks, and each one's step.
 
-    Clients go together whose batches have the same size and the same normaliser. First go those among whom is the
-    client with most steps left: it decides how long the others have to wait. With `synchronised` all go first.
+    Clients of a group have batches of the same size and the same normaliser. The group whose client has the most
+    steps left goes first, since the round ends with that client. With `synchronised` all make the first step at once.
     """
     at = [0] * len(tasks)
     while True:
@@ -227,7 +226,7 @@ def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, 
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the names of tensors that a further module of `model` holds, and the name that they are listed by."""
+    """Return the further names of tensors that several modules hold, and the name under which each is listed."""
     first: dict[int, str] = {}
     tied = {}
     for where, module in model.named_modules():

@@ -1,10 +1,10 @@
-"""Layers of all clients at once: what `torch.vmap` does slowly, or cannot do, handed to one kernel for all.
+"""Layers of all clients at once: one kernel for what `torch.vmap` does slowly or cannot do.
 
 Under vmap a convolution over K clients is one convolution with K groups, whose images are (B, K * C, H, W). Torch's
-CPU kernels like those best in channels_last: with 16 images of 8x8 for each of 20 clients, on one core, max pooling
-is 30 times as fast as in the default layout, a convolution from 1 to 16 channels 8 times, batch norm twice. vmap's
-own rules for max pooling and batch norm leave that layout, and its rule for group norm refuses it, so these are
-replaced here by the same functions on the folded images; cross-entropy, which it takes apart, by one on all samples.
+CPU kernels are fastest on those in channels_last: with 16 images of 8x8 for each of 20 clients, on one core, max
+pooling is 30 times as fast as in the default layout, a convolution from 1 to 16 channels 8 times, batch norm twice.
+vmap's own rules for max pooling and batch norm change that layout, and its rule for group norm refuses it. They are
+replaced here by the same functions on the folded images, and cross-entropy by one call on all samples.
 
 Legend: K clients, B samples a client, C channels.
 """
@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from syncnorm._torch import outside_vmap
 
 POOLING = (F.max_pool2d, F.adaptive_avg_pool2d)
-"""For the second, pooled to one position, vmap falls back to a loop over clients, with a warning."""
+"""For pooling to one position, vmap falls back to a loop over clients, with a warning."""
 
 
 def fold(x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def unfold(x: Tensor, clients: int) -> Tensor:
 
 
 class ClientsTogether(TorchFunctionMode):
-    """While active, what this file names is one kernel for all clients under `torch.vmap` over them.
+    """While active, the functions in this file run as one kernel for all clients under `torch.vmap` over clients.
 
     synchronised: batch norm in training normalises every client with the moments of all clients' samples, and moves
         running statistics to those (the variance unbiased by the count of all), as SyncBatchNorm does on as many
@@ -52,7 +52,7 @@ class ClientsTogether(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replace the functions that this file is about, and call any other."""
+        """Replace the functions of this file, and call any other."""
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)

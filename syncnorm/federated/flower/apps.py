@@ -29,8 +29,8 @@ from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import failure, sentence
 from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
-from syncnorm.federated.server.evaluation import score, validate
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.federated.server.scores import score, validate
 
 
 class TogetherApp(ClientApp):
@@ -60,7 +60,7 @@ client_app = TogetherApp()
 """A client of any run: plays the client that its node's "partition-id" names."""
 
 server_app = ServerApp()
-"""The server of the run that "run" in the run's config describes. It prints the metrics and keeps the result as JSON
+"""The server of the run that "run" in the run's config describes. It prints the metrics, and keeps the result as JSON
 in `context.state["result"]["json"]`."""
 
 
@@ -100,7 +100,7 @@ def query_moments(message: Message, context: Context) -> Message:
 
 @client_app.query("kept")
 def query_kept(message: Message, context: Context) -> Message:
-    """Return what the client keeps: asked for where a run averages over clients what stays with them."""
+    """Return what the client keeps, for a run that averages it over clients."""
     own = wire.kept(context.state, _federation(message, context).device)
     return Message(wire.pack_own(own), reply_to=message)
 
@@ -124,10 +124,10 @@ def serve(grid: Grid, context: Context) -> None:
 def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIMEOUT) -> Result:
     """Play the run that JSON describes on a grid and return its result.
 
-    `ended` is set where no reply will come any more: then waiting for one is a `ConnectionError`.
+    `ended` is set when no more replies will come; waiting for one then raises `ConnectionError`.
 
     Raises:
-        UserError: for anything in the run that does not work; a round that failed; clients that are not there.
+        UserError: anything in the run that does not work; a round that failed; missing clients.
     """
     started = time.perf_counter()
     federation = federation_of(text)
@@ -179,7 +179,7 @@ def _client(context: Context) -> int:
 
 
 def _received(message: Message, context: Context) -> tuple[Federation, int, dict[str, Tensor]]:
-    """Return what evaluates: what was received, with what the client keeps, or the message's stand-in for that."""
+    """Return the model's entries to evaluate: received ones, and kept ones or the message's stand-in for them."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
     own = wire.kept(context.state, federation.device)

@@ -1,4 +1,4 @@
-"""A client's side of a policy, in two lines of a ClientApp.
+"""The client's side of a policy, as two lines in a ClientApp.
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
@@ -24,7 +24,7 @@ HOME = "syncnorm-kept"
 def load_global(model: nn.Module, message: Message, context: Context, policy: str | Policy = "fedavg_pooled") -> None:
     """Load the model that a message brings, with the client's own entries in the place of those that stay at home.
 
-    A client that trains for the first time has no own yet and takes all entries from the message.
+    A client that trains for the first time takes all entries from the message.
     """
     state = from_record(arrays_in(message.content))
     kept = context.state.get(HOME)

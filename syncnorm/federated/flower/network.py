@@ -13,8 +13,8 @@ from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import CohortGrid, reason
 from syncnorm.federated.messages import Reply
-from syncnorm.federated.server.evaluation import Score
 from syncnorm.federated.server.network import To
+from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
 
 PATIENCE = 300.0

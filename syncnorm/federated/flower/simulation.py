@@ -22,10 +22,10 @@ from syncnorm.worlds import expect
 
 
 def simulate_with_flower(run: Run) -> Result:
-    """Train and evaluate one run with clients in Ray's processes, one a core; they share a GPU if there is one.
+    """Train and evaluate one run with clients in Ray's processes, one per core; they share a GPU if there is one.
 
     Raises:
-        UserError: for anything in `run` that does not work; a round that failed.
+        UserError: anything in `run` that does not work; a round that failed.
     """
     world = expect(run, Clients)
     if find_spec("ray") is None:

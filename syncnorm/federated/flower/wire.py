@@ -20,10 +20,12 @@ from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower.records import from_record, to_record
 from syncnorm.federated.messages import Broadcast, Reply
-from syncnorm.federated.server.evaluation import Score
+from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
 from syncnorm.registry import load_plugins
 
+REGISTERED = "metric."
+"""Before the name of a registered metric."""
 ARRAYS, CONFIG, EXTRA, METRICS, FALLBACK, OWN = "arrays", "config", "extra", "metrics", "fallback", "own"
 ROUND, RUN, EXAMPLES, IDLE, SMALL = "server-round", "run", "num-examples", "idle", "small-batches"
 MOMENTS = ("count", "mean", "m2")
@@ -138,12 +140,14 @@ def pack_score(score: Score) -> RecordDict:
     metrics: dict[str, Any] = {EXAMPLES: score.samples, "accuracy": score.accuracy, "loss": score.loss}
     if score.reestimated is not None:
         metrics["reestimated"] = score.reestimated
+    metrics |= {f"{REGISTERED}{name}": value for name, value in score.metrics.items()}
     return RecordDict({METRICS: MetricRecord(metrics), **pack_moments(score.moments)})
 
 
 def unpack_score(client: int, content: RecordDict, device: torch.device) -> Score:
     """Return an evaluation."""
     metrics = content[METRICS]
+    own = [name for name in metrics if name.startswith(REGISTERED)]
     return Score(
         client,
         accuracy=number(content, METRICS, "accuracy"),
@@ -151,6 +155,7 @@ def unpack_score(client: int, content: RecordDict, device: torch.device) -> Scor
         samples=int(number(content, METRICS, EXAMPLES)),
         reestimated=number(content, METRICS, "reestimated") if "reestimated" in metrics else None,
         moments=unpack_moments(content, device),
+        metrics={name.removeprefix(REGISTERED): number(content, METRICS, name) for name in own},
     )
 
 

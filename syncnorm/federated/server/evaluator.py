@@ -10,15 +10,17 @@ from torch import Tensor
 from syncnorm.federated.aggregation import combine, normalised_weights
 from syncnorm.federated.client.client import section, statistics_entries
 from syncnorm.federated.client.states import ClientState
-from syncnorm.federated.federation import Federation
+from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.federated.messages import Broadcast, size
 from syncnorm.federated.policies import Reduction
-from syncnorm.federated.server.evaluation import drift, score, summary, uniform, weighted
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
+from syncnorm.federated.server.scores import drift, score, summary, uniform
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
+from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.metrics import own_metrics
 
 EVALUATED = 1000
 """At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
@@ -84,14 +86,22 @@ class Evaluator:
         seen = [one for one in scores if one.moments]
         if seen:
             details["drift"] = drift(seen)
-        world = federation.world
-        if not federation.policy.personal or world.global_norm != "none":
-            x, y = federation.population.global_test
-            model = federation.models.with_state(self.global_state())
-            metrics["global_accuracy"], metrics["global_loss"] = weighted(model, x, y, uniform(len(y)))
-        if world.held_out:
+        metrics |= self._global_scores()
+        if federation.world.held_out:
             metrics |= self._held_out()
         return metrics, details
+
+    def follow(self, round_: int) -> None:
+        """Note the accuracy at clients, and the global model's, in the history; nothing else changes."""
+        trained, counts = self.server.state, dict(self._log.counts)
+        self.gather(round_)
+        scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
+        metrics = summary(self.federation, scores) | self._global_scores()
+        self._log.note("accuracy_at", float(round_))
+        for name in ("accuracy", "global_accuracy"):
+            if name in metrics:
+                self._log.note(name, metrics[name])
+        self.server.state, self._log.counts = trained, counts
 
     def fallback(self) -> ClientState:
         """Return what stands in for what a client keeps, at clients that were never sampled."""
@@ -111,6 +121,17 @@ class Evaluator:
         kept = self.network.client_states(self.clients) if self.chosen is None else self.chosen
         own = {client: section(known, "state") for client, known in kept.items()}
         return {client: state for client, state in own.items() if state}
+
+    def _global_scores(self) -> dict[str, float]:
+        """Evaluate the global model on all test data, where there is one."""
+        federation = self.federation
+        if federation.policy.personal and federation.world.global_norm == "none":
+            return {}
+        x, y = federation.population.global_test
+        logits = predict(federation.models.with_state(self.global_state()), x, CHUNK)
+        accuracy, loss = accuracy_and_loss(logits, y, uniform(len(y)))
+        own = {f"global_{name}": value for name, value in own_metrics(logits, y).items()}
+        return {"global_accuracy": accuracy, "global_loss": loss, **own}
 
     def _held_out(self) -> dict[str, float]:
         """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""

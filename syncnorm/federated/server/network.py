@@ -9,7 +9,7 @@ from syncnorm.federated.client.states import ClientState, ClientStates
 from syncnorm.federated.engines.engine import Engine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, Reply
-from syncnorm.federated.server.evaluation import Score, score, validate
+from syncnorm.federated.server.scores import Score, score, validate
 from syncnorm.moments import Moments
 
 To = Callable[[int], Broadcast]

@@ -3,17 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from syncnorm.config import Result, describe, run_id
+from syncnorm.config import Result, describe, evaluated_at, run_id
 from syncnorm.data import partition_card
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast
-from syncnorm.federated.server.evaluation import evaluated_by
 from syncnorm.federated.server.evaluator import Evaluator
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
+from syncnorm.federated.server.scores import evaluated_by
 from syncnorm.federated.server.server import Server
+from syncnorm.training.classifier import latest
 
 
 class Rounds:
@@ -57,6 +58,8 @@ class Rounds:
         self.next += 1
         if self.federation.world.validation:
             self.validate()
+        if evaluated_at(self.federation.run, self.next, self.federation.world.rounds):
+            self.evaluator.follow(self.next)
 
     def broadcast(self, client: int) -> Broadcast:
         """Return what a client receives in the next round."""
@@ -95,7 +98,7 @@ class Rounds:
 
     def latest(self) -> dict[str, float]:
         """Return what the last round gave, by series of the history."""
-        return {name: values[-1] for name, values in self.log.history.items()}
+        return latest(self.log.history, self.next)
 
     def remember(self) -> dict[str, Any]:
         """Return everything that the coming rounds depend on, as plain data and tensors."""

@@ -118,7 +118,8 @@ class _Record:
         else:
             row = failed_row(self._study.name, end.run, outcome.error, end.seconds, end.environment, outcome.detail)
         self._store.append(row)
-        self.meter.ended(self._label(end.run), outcome.error if isinstance(outcome, Failure) else "")
+        error = outcome.error if isinstance(outcome, Failure) else ""
+        self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
 
     def close(self, stall: float = STALL_SECONDS) -> None:
         """Write the report of what there is, and let the mirror catch up for as long as it does not stall."""

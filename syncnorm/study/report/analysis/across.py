@@ -183,7 +183,7 @@ class Metrics(Across):
 
 @dataclass(frozen=True)
 class Layers(Across):
-    """A model's layers, in the order of the model. Runs that diverged count: what was measured before training is sound."""
+    """A model's layers, in the order of the model. Runs that diverged count: their first profile is sound."""
 
     after_training: ClassVar[bool] = False
 

@@ -42,7 +42,7 @@ def partition_figure(card: dict[str, Any]) -> "Figure":
     """Return a figure of who holds what: a column a client, a row a class, clients' sizes above.
 
     The height of a bar is the number of training samples. Clients of a domain stand together in its colour; held-out
-    clients come last, with empty bars. `card` is what `Population.card` gives.
+    clients come last, with empty bars. `card` is what `partition_card` gives.
 
     Raises `UserError` for a card of so many clients that it lists none of them.
     """

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
 from syncnorm.surgery import layer_moments
+from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.metrics import own_metrics
 
 State = Mapping[str, Tensor]
 
@@ -29,21 +30,25 @@ class Score:
     """Accuracy with running statistics re-estimated on the client's training images, without their labels."""
     moments: dict[str, Moments] = field(default_factory=dict)
     """Those statistics, by layer."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Registered metrics, by name."""
 
 
 def score(federation: Federation, client: int, state: State) -> Score:
     """Score a model with these entries at a client, as it is and with its batch norms re-estimated."""
     x, y, weights = federation.population.test(client)
-    accuracy, loss = weighted(federation.models.with_state(state), x, y, weights)
+    logits = predict(federation.models.with_state(state), x, CHUNK)
+    accuracy, loss = accuracy_and_loss(logits, y, weights)
+    metrics = own_metrics(logits, y, client, weights.to(logits))
     own = federation.population.x[federation.population.train(client)]
     # With one sample, a linear layer's statistics have no variance.
     if not federation.layout.layers or len(own) < 2:
-        return Score(client, accuracy, loss, len(own))
+        return Score(client, accuracy, loss, len(own), metrics=metrics)
     # Equal parts: a last one with a single sample would have no variance in a linear layer.
     moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
     reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
-    return Score(client, accuracy, loss, len(own), reestimated, moments)
+    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics)
 
 
 def validate(federation: Federation, client: int, state: State) -> float:
@@ -57,11 +62,7 @@ def validate(federation: Federation, client: int, state: State) -> float:
 @torch.no_grad()
 def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
     """Return `(accuracy, cross-entropy in nats)` of a model in evaluation mode; weights (n,) sum to 1."""
-    model.eval()
-    logits = torch.cat([model(part) for part in torch.split(x, CHUNK)]).double()
-    weights = weights.to(logits)
-    accuracy = (weights * (logits.argmax(1) == y)).sum().item()
-    return accuracy, (weights * F.cross_entropy(logits, y, reduction="none")).sum().item()
+    return accuracy_and_loss(predict(model, x, CHUNK), y, weights)
 
 
 def uniform(samples: int) -> Tensor:
@@ -80,6 +81,7 @@ def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]
         "client_accuracy_weighted": sum(one.samples * one.accuracy for one in scores) / samples,
         "loss": fmean(one.loss for one in scores),
     }
+    found |= {name: fmean(one.metrics[name] for one in scores) for name in scores[0].metrics}
     again = [one.reestimated for one in scores if one.reestimated is not None]
     if again:
         found |= {"reestimated_accuracy": fmean(again), "reestimated_accuracy_worst": min(again)}
@@ -122,7 +124,7 @@ def evaluated_by(federation: Federation) -> str:
         return "none"
     if not federation.layout.has_statistics:
         return "batch (the test images at hand)"
-    if federation.world.method == "centralised":
+    if federation.policy.data == "all":
         return "own (one client with all data)"
     if policy.statistics == "local":
         return "own (each client)"

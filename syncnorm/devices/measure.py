@@ -1,0 +1,67 @@
+"""How good a model is that was trained on devices, and by whose statistics; at the end, and while it trains."""
+
+import copy
+
+import torch
+from torch import nn
+
+from syncnorm.config import Run, evaluated_at, layout
+from syncnorm.data import Dataset
+from syncnorm.devices.prepare import devices, goes_by_device
+from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
+from syncnorm.devices.virtual_ranks import rank_0
+from syncnorm.norms import SyncBatchNorm
+from syncnorm.surgery.convert import layers_with_statistics
+from syncnorm.training.classifier import Classifier
+from syncnorm.training.evaluation import accuracy_and_loss, evaluate, predict
+from syncnorm.training.metrics import own_metrics
+
+
+class DevicesClassifier(Classifier):
+    """A classifier that is evaluated after every `evaluate_every` epochs, as the run is at its end."""
+
+    def __init__(self, run: Run, model: nn.Module, data: Dataset) -> None:
+        super().__init__(model, optim=run.optim)
+        self._run, self._data = run, data
+        if run.evaluate_every:
+            self.history |= {"accuracy": [], "accuracy_at": []}
+
+    def on_train_epoch_end(self) -> None:
+        """Keep the epoch's mean loss, and the accuracy if it is due: a copy is measured."""
+        super().on_train_epoch_end()
+        if evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
+            metrics, _ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
+            self.history["accuracy"].append(metrics["accuracy"])
+            self.history["accuracy_at"].append(float(self.epochs_done))
+
+
+def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
+    """Return the metrics of a trained model on the test set, and whose statistics gave `accuracy`.
+
+    Where ranks have running statistics of their own, both rank 0's and the pooled ones are measured.
+    """
+    metrics: dict[str, float] = {}
+    statistics = statistics_by_rank(model)
+    chosen = devices(run).buffers
+    if statistics:
+        for whose in ("rank0", "pooled"):
+            use_statistics(model, statistics, whose)
+            metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
+        use_statistics(model, statistics, chosen)
+    logits = predict(model, data.test_x)
+    metrics["accuracy"], metrics["loss"] = accuracy_and_loss(logits, data.test_y)
+    metrics |= own_metrics(logits, data.test_y)
+    squares = [p.detach().double().square().sum() for p in model.parameters()]
+    metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
+    return metrics, evaluated_by(run, model, chosen if statistics else "rank0")
+
+
+def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
+    """Return in words whose running statistics evaluated `model`: `whose` is "rank0" or "pooled"."""
+    layers = layers_with_statistics(model)
+    if not layers:
+        return "none"
+    ranks, _ = layout(devices(run))
+    if ranks > 1 and goes_by_device(run.norm.name):
+        return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
+    return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
