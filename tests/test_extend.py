@@ -32,7 +32,7 @@ BASE = Run(
     optim=Optim(epochs=1),
 )
 STUDY = Study("own", "Does it work?", BASE, {{"lr": [0.01, 0.05]}}, seeds=2,
-              figures=(Columns("lr", ("accuracy", "top2")), Minutes()))
+              figures=(Columns("lr", ("accuracy", "top2")),{plot}))
 """
 
 
@@ -61,8 +61,8 @@ def run(folder: Path, *options: str, launcher: tuple[str, ...] = (), **more: str
     return read(folder / "out")
 
 
-def study(world: str, engine: str) -> str:
-    return STUDY.format(world=world, engine=engine)
+def study(world: str, engine: str, plot: str = "Minutes()") -> str:
+    return STUDY.format(world=world, engine=engine, plot=plot)
 
 
 def check(results: Results, *made_of: str) -> None:
@@ -78,8 +78,8 @@ def test_devices_in_two_workers(tmp_path: Path, where: str) -> None:
         (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "virtual"))
     else:
         (tmp_path / "my_module.py").write_text(REGISTRATIONS)
-        imported = "import my_module\n" if where == "module" else ""
-        (tmp_path / "own.py").write_text(imported + study("devices", "virtual"))
+        imported, plot = ("from my_module import Minutes\n", "Minutes()") if where == "module" else ("", "")
+        (tmp_path / "own.py").write_text(imported + study("devices", "virtual", plot))
     if where == "package":
         info = tmp_path / "mine-1.0.dist-info"
         info.mkdir()
