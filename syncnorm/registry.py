@@ -8,6 +8,7 @@ process gives to those that it starts, and `load_plugins` is what they do with i
 import json
 import os
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,8 @@ GROUP = "syncnorm.plugins"
 """The group of entry points that an installed package registers its module in."""
 VARIABLE = "SYNCNORM_PLUGINS"
 """The environment variable that carries the modules that have registered something, as JSON."""
+PATH = "SYNCNORM_PATH"
+"""The environment variable that carries where Python finds modules."""
 OURS = "syncnorm"
 
 Item = TypeVar("Item")
@@ -144,7 +147,25 @@ def environment_of_plugins() -> dict[str, str]:
                 f"something is registered in {source.module}, which is no file, so other processes cannot know it: "
                 "move it into a module and import that."
             )
-    return {VARIABLE: json.dumps([asdict(source) for source in sources()])}
+    path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+    return {PATH: path, VARIABLE: json.dumps([asdict(source) for source in sources()])}
+
+
+def environment_of_children() -> dict[str, str]:
+    """Return the environment of a Python process that this one starts to train, track or report.
+
+    It finds the same modules. The working directory and the folder of a study come last on its path, so that a file
+    there called `html.py`, say, does not take the place of Python's own.
+    """
+    own, inherited = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")
+    installed = any(Path(own) == Path(folder).resolve() for folder in site_folders())
+    path = inherited if installed else os.pathsep.join(filter(None, (inherited, own)))
+    return {**os.environ, **environment_of_plugins(), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
+
+
+def site_folders() -> tuple[str, ...]:
+    """Return the folders of installed packages."""
+    return tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
 
 
 _state = {"loaded": False, "importing": ""}
@@ -161,6 +182,7 @@ def load_plugins() -> None:
     if _state["loaded"]:
         return
     _state["loaded"] = True  # before: a plugin may ask for a name while it is imported
+    extend_path()
     for source in json.loads(os.environ.get(VARIABLE, "[]")):
         _state["importing"] = source["file"]
         try:
@@ -174,6 +196,12 @@ def load_plugins() -> None:
             _state["importing"] = ""
     for point in entry_points(group=GROUP):
         _load(point)
+
+
+def extend_path() -> None:
+    """Find modules where the process that started this one does, after this one's own folders."""
+    folders = filter(None, os.environ.get(PATH, "").split(os.pathsep))
+    sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def refuse_while_importing(what: str) -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from syncnorm.registry import extend_path
 from syncnorm.study.rows import read
 from syncnorm.study.run.sinks import SINKS, Followed, Sink
 from syncnorm.study.run.tracking import STALL_SECONDS, WAITING, folder_id, marks
@@ -80,6 +81,7 @@ def main() -> None:
     """Follow a study until standard input closes, then hand over what is left."""
     directory, kind, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     os.nice(10)
+    extend_path()
     closed, news = threading.Event(), deque[str](maxlen=WAITING)
     threading.Thread(target=_watch, args=(os.getppid(), closed, news), daemon=True).start()
     reports, sys.stdout = sys.stdout, sys.stderr

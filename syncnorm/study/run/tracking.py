@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from syncnorm.config import Progress, Run, describe, run_id
 from syncnorm.files import write_file
+from syncnorm.registry import environment_of_children
 from syncnorm.study.rows import strict
 
 Mode = Literal["auto", "off", "offline", "online"]
@@ -70,7 +71,7 @@ class Tracker:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "syncnorm.study.run.tracker", str(directory), kind, mode],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                env=environment_of_children(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

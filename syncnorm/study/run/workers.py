@@ -25,7 +25,7 @@ from tempfile import TemporaryFile
 from syncnorm.config import Execution, Progress, Result, Run, run_id, training_of
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
-from syncnorm.registry import environment_of_plugins
+from syncnorm.registry import environment_of_children
 from syncnorm.study.run.attempt import Failure
 from syncnorm.study.run.ranks import TOKEN
 
@@ -187,11 +187,9 @@ class _Worker:
         self.process = subprocess.Popen(
             [sys.executable, "-m", *(launch if ranks else []), "syncnorm.study.run.ranks", address, trainer],
             env={
-                **os.environ,
+                **environment_of_children(),
                 **({} if ranks else _one_device(number)),
                 TOKEN: self._token,
-                **environment_of_plugins(),
-                "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 "PYTHONFAULTHANDLER": "1",
                 "OMP_NUM_THREADS": "1",
             },
