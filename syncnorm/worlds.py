@@ -115,7 +115,9 @@ def fingerprints(run: Run, samples: bool = False) -> dict[str, str]:
     found = {}
     for kind, name in names:
         if ":" in name and kind == "model":
-            found[f"model {name}"] = code_fingerprint(registry_of("model")[name])
+            found[f"model {name}"] = code_fingerprint(
+                import_module("syncnorm.models.registry").model_spec(name).factory
+            )
         elif name in (registry := registry_of(kind)) and (registry.source(name) or kind == "policy"):
             found[f"{kind} {name}"] = code_fingerprint(registry[name])
     if run.data.path and Path(run.data.path).exists():

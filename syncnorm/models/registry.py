@@ -132,7 +132,7 @@ def make_model(
         UserError: an unknown name or option, a factory that cannot be imported, that fails, or that returns no
             `torch.nn.Module`, samples of another kind than the model's, or a norm the model cannot take.
     """
-    spec = _spec(name)
+    spec = model_spec(name)
     _check_shape(name, spec, shape)
     norm_factory = partial(make_norm, norm, ndim=spec.norm_ndim(shape), **(norm_options or {}))
     offered = {
@@ -187,7 +187,7 @@ def _check_shape(name: str, spec: ModelSpec, shape: Shape) -> None:
     )
 
 
-def _spec(name: str) -> ModelSpec:
+def model_spec(name: str) -> ModelSpec:
     """Return the row of a name, or one for the factory that it is the import path of."""
     if not isinstance(name, str):
         raise UserError(f"the model is {name!r}: give its name, or package.module:factory.")

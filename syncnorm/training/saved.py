@@ -20,7 +20,7 @@ from syncnorm.errors import UserError
 from syncnorm.files import write_file
 from syncnorm.surgery import convert
 from syncnorm.training.building import DTYPES, build_model
-from syncnorm.worlds import world_of
+from syncnorm.worlds import fingerprints, world_of
 
 WEIGHTS, CLIENTS, CONFIG = "model.safetensors", "clients.safetensors", "config.json"
 EXTRA = "_extra_state"
@@ -84,6 +84,7 @@ def save_model(
         "evaluated_by": result.evaluated_by,
         "metrics": result.metrics,
         "environment": result.environment,
+        "fingerprints": fingerprints(run),
         "extra_state": extra,
     }
     try:
@@ -135,7 +136,9 @@ def load_model(folder: str | Path) -> LoadedRun:
     try:
         model.load_state_dict({**load_file(folder / WEIGHTS), **config["extra_state"]})
     except RuntimeError as error:
-        raise UserError(f"{folder / WEIGHTS} does not fit the model '{run.model}': {error}") from error
+        changed = [what for what, was in config.get("fingerprints", {}).items() if fingerprints(run).get(what) != was]
+        why = f": the source of {', '.join(changed)} has changed since" if changed else f": {_first_line(error)}"
+        raise UserError(f"{folder / WEIGHTS} does not fit the model '{run.model}'{why}.") from error
     clients: dict[int, dict[str, Tensor]] = {}
     if (folder / CLIENTS).exists():
         for path, value in load_file(folder / CLIENTS).items():
@@ -148,3 +151,9 @@ def load_model(folder: str | Path) -> LoadedRun:
 def _own(tensor: Tensor) -> Tensor:
     """Return a copy that shares its memory with no other, as the format asks."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first thing that torch finds wrong with weights."""
+    lines = [line.strip() for line in str(error).splitlines()[1:]]
+    return (lines[0] if lines else str(error)).rstrip(".")
