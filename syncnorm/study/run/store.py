@@ -68,8 +68,8 @@ class Store:
         """Append a row as one line and wait until it is on the disk; values that are not finite become null.
 
         When the disk is full or fails, the file is as it was before and `UserError` says so. A run that has its row
-        needs no checkpoint: it is removed, and what failed starts afresh the next time. `keep_checkpoint` is for a run
-        that goes on then.
+        needs no checkpoint: it is removed, and what failed starts afresh the next time, unless `keep_checkpoint` says
+        that it goes on then.
         """
         if row["study"] != self._study or row["run_id"] in self.finished:
             raise ValueError(f"run {row['run_id']} of {row['study']} is of another study or already finished")
