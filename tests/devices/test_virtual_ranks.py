@@ -189,7 +189,7 @@ def test_a_run_has_them_and_is_evaluated_by_rank_0(norm: str) -> None:
 
 def test_what_a_run_leaves_is_rank_0s_model(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    module = sys.modules["syncnorm.devices.world"]  # of whose name the package has the function
+    module = sys.modules["syncnorm.devices.measure"]
     monkeypatch.setattr(module, "evaluate", lambda model, *_: measured.append(model) or (1.0, 0.0))
     fit(replace(SHORT, norm=Norm("brn")))
     assert list(batch_norms(measured[0])) == ["features.1", "features.5", "features.9"]
