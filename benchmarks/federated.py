@@ -32,7 +32,7 @@ from peers.task import BATCH, State, farthest
 
 from syncnorm.config import Clients
 from syncnorm.environment import environment
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 
 CPU = torch.device("cpu")
@@ -62,11 +62,11 @@ def version(package: str, python: str = sys.executable) -> str:
 
 def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int = 20) -> dict[str, State]:
     """Part 1: print seconds a round of clients that train, and how far the models are apart; return these."""
-    engines = {name: Chosen(name) for name in ("loop", "cohort", "auto")}
+    engines = {name: AutoEngine(name) for name in ("loop", "cohort", "auto")}
     world = Clients(count=count, rounds=rounds + 1, batch=BATCH, equal_size=1.0)
     federation = Federation(run_of(world), CPU)
     ours = {f"syncnorm, {name}": begin(federation, engine) for name, engine in engines.items()}
-    ours[EVERY_CORE] = begin(federation, Chosen("cohort"))
+    ours[EVERY_CORE] = begin(federation, AutoEngine("cohort"))
     task = task_of(federation, rounds + 1)
     samples = max(task.samples(client) for client in range(count))
     print(

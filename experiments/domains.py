@@ -21,8 +21,7 @@ from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Norm, Optim, Run
 from syncnorm.data import DOMAINS
-from syncnorm.study import Columns, Curve, Grid, Study, Trade
-from syncnorm.study.exhibits import Exhibit
+from syncnorm.study import Columns, Curve, Grid, Plot, Study, Trade
 
 LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
@@ -53,7 +52,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
             Grid({**mixing, "unseen": unseen, "adapt": ["none", "adabn"]}),
             Grid({"norm": ["iabn"], "unseen": unseen, "test_order": ["shuffled", "sorted"]}),
         ),
-        figures=exhibits(base),
+        figures=plots(base),
         quick={
             "base": replace(base, optim=replace(base.optim, epochs=quick_epochs)),
             "vary": {"norm": ["bn"], "unseen": unseen[-2:], "adapt": ["none", "adabn", "prediction", "tent"]},
@@ -66,7 +65,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
     )
 
 
-def exhibits(base: Run) -> tuple[Exhibit, ...]:
+def plots(base: Run) -> tuple[Plot, ...]:
     """Return what the study of `base` shows."""
     return (
         Columns(

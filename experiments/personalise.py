@@ -20,8 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Optim, Run
-from syncnorm.study import Columns, Curve, Grid, Study
-from syncnorm.study.exhibits import Exhibit
+from syncnorm.study import Columns, Curve, Grid, Plot, Study
 
 LINE = ("norm", "batches", "adapt")
 OVER = ("unseen",)
@@ -66,7 +65,7 @@ def personalise(name: str, base: Run, folds: Sequence[tuple[str, ...]], samples:
             grid("bn", "mixed", adapted, "sorted"),
             grid("bn", "one_domain", adapted, "sorted"),
         ),
-        figures=exhibits(samples[-1]),
+        figures=plots(samples[-1]),
         quick={
             "base": replace(base, optim=replace(base.optim, epochs=3)),
             "vary": grid("bn", "mixed", ways, folds=folds[:1]).vary,
@@ -76,7 +75,7 @@ def personalise(name: str, base: Run, folds: Sequence[tuple[str, ...]], samples:
     )
 
 
-def exhibits(most: int) -> tuple[Exhibit, ...]:
+def plots(most: int) -> tuple[Plot, ...]:
     """Return what the study shows; `most` is the largest number of samples that it gives an adaptation."""
     return (
         Curve(

@@ -25,8 +25,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from syncnorm.config import Data, Devices, Norm, Optim, Run
-from syncnorm.study import Curve, Gap, Grid, Study
-from syncnorm.study.exhibits import Exhibit
+from syncnorm.study import Curve, Gap, Grid, Plot, Study
 
 SIZES = [1, 2, 4, 8, 32]
 SKEWS = [0, 100]
@@ -66,7 +65,7 @@ def grids(
     )
 
 
-def figures(rate: float) -> tuple[Exhibit, ...]:
+def figures(rate: float) -> tuple[Plot, ...]:
     """Return what is shown of one learning rate."""
     at = f"at learning rate {rate}"
     return (

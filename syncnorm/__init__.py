@@ -1,7 +1,7 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below need torch alone (`load_run` what a study needs), and import it when they are first used, so that the
-command line starts at once.
+The names below import torch when they are first used, so that the command line starts at once. Most need torch alone;
+`fit`, `load_run` and `register_adaptation` need what a study needs.
 `syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
 """
 
@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.data import register_data, register_partition
+    from syncnorm.domains.adaptation import register_adaptation
+    from syncnorm.federated.algorithms import register_algorithm
+    from syncnorm.federated.policies import register_policy
+    from syncnorm.models.registry import register_model
     from syncnorm.moments import Moments
     from syncnorm.norms import (
         DomainBatchNorm,
@@ -21,8 +26,10 @@ if TYPE_CHECKING:
         keep_domain,
         make_norm,
         norm_names,
+        register_norm,
         stream,
     )
+    from syncnorm.study.report.plots import register_plot
     from syncnorm.surgery import (
         adaptive_gradient_clip,
         batch_norms,
@@ -36,11 +43,20 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.training.metrics import register_metric
     from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
 
+__version__ = "0.1.0"
+
 _HOMES = {
+    "syncnorm.data": ["register_data", "register_partition"],
     "syncnorm.worlds": ["fit"],
+    "syncnorm.federated.algorithms": ["register_algorithm"],
+    "syncnorm.federated.policies": ["register_policy"],
+    "syncnorm.domains.adaptation": ["register_adaptation"],
+    "syncnorm.models.registry": ["register_model"],
+    "syncnorm.training.metrics": ["register_metric"],
     "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
     "syncnorm.norms": [
@@ -54,8 +70,10 @@ _HOMES = {
         "keep_domain",
         "make_norm",
         "norm_names",
+        "register_norm",
         "stream",
     ],
+    "syncnorm.study.report.plots": ["register_plot"],
     "syncnorm.surgery": [
         "adaptive_gradient_clip",
         "batch_norms",
@@ -95,6 +113,15 @@ __all__ = [
     "make_norm",
     "norm_names",
     "recalibrate",
+    "register_adaptation",
+    "register_algorithm",
+    "register_data",
+    "register_metric",
+    "register_model",
+    "register_norm",
+    "register_partition",
+    "register_plot",
+    "register_policy",
     "revert",
     "stream",
     "tent",

@@ -12,9 +12,10 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from syncnorm.config import Run
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import UserError, unknown, with_article
 
 KINDS: dict[Any, tuple[Any, str]] = {
+    Any: (object, "anything"),
     Literal: (object, "one of its names"),
     bool: (bool, "True or False"),
     int: (int, "a whole number"),
@@ -37,7 +38,9 @@ def check_types(node: Any, owner: str = "") -> None:
 def check_run(run: Any) -> None:
     """Raise `UserError` where `run` is no run, or where a field of it holds something of another type."""
     if not isinstance(run, Run):
-        raise UserError(f"this is {_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config.")
+        raise UserError(
+            f"this is {with_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config."
+        )
     check_types(run)
 
 
@@ -49,7 +52,8 @@ def check_value(value: Any, hint: Any, name: str) -> None:
     kinds = [choice for choice in choices if choice is not NoneType]
     fitting = [kind for kind in kinds if _is_one(value, kind)]
     if not fitting:
-        raise UserError(f"{name} is {value!r}: it must be {' or '.join(_kind(kind)[1] for kind in kinds)}.")
+        wanted = " or ".join(_kind(kind)[1] for kind in kinds)
+        raise UserError(f"{name} is {_shown(value)}: it must be {wanted}{_instead(value, kinds, name)}.")
     hint = fitting[0]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
@@ -70,14 +74,26 @@ def _is_one(value: Any, hint: Any) -> bool:
     return isinstance(value, kind) and kind in (exact, object)
 
 
-def _article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
+def _shown(value: Any) -> str:
+    """Return a value as a sentence shows it: its kind, where its text would be long."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else with_article(type(value).__name__)
+
+
+def _instead(value: Any, kinds: Sequence[Any], name: str) -> str:
+    """Return what to write, where the value tells what was meant."""
+    kind: Any = kinds[0]
+    if isinstance(value, str) and len(kinds) == 1 and is_dataclass(kind) and "name" in _hints(kind):  # type: ignore[arg-type]
+        return f", so write {kind.__name__}({value!r})"  # type: ignore[union-attr]
+    if name == "model" and not isinstance(value, int | float):
+        return ", so write 'package.module:factory', or register a function that builds it (syncnorm.register_model)"
+    return ""
 
 
 def _kind(hint: Any) -> tuple[Any, str]:
     """Return the classes that a hint stands for, and how a sentence calls them."""
     origin = get_origin(hint) or hint
-    return KINDS.get(origin, (origin, _article(getattr(origin, "__name__", str(origin)))))
+    return KINDS.get(origin, (origin, with_article(getattr(origin, "__name__", str(origin)))))
 
 
 def _check_plain(value: Any, name: str) -> None:

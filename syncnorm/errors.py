@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -20,3 +21,29 @@ def unknown(what: str, got: str, known: Iterable[str], synopsis: Iterable[str] =
     near = get_close_matches(got, names, n=1, cutoff=0.5)
     hint = f": did you mean '{near[0]}'?" if near else "."
     return UserError(f"unknown {what} '{got}'{hint} Known: {', '.join(synopsis or names)}.")
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its article.
+
+    >>> with_article("int"), with_article("list")
+    ('an int', 'a list')
+    """
+    return f"{'an' if noun[:1] in tuple('aeiouAEIOU') else 'a'} {noun}"
+
+
+def where_raised(error: BaseException, without: Iterable[str] = ("syncnorm", "torch", "importlib")) -> str:
+    """Return "file.py:line" of the innermost frame that `error` came through, those of the packages `without` apart.
+
+    Where there is no other frame, that of the innermost one.
+    """
+    found = innermost = ""
+    skipped = tuple(without)
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        innermost = f"{Path(frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in skipped:
+            found = innermost
+        trace = trace.tb_next
+    return found or innermost

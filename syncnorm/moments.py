@@ -41,7 +41,7 @@ class Moments:
         zero, connected to `x` for autograd, so that a rank without samples still takes part in a backward.
         """
         dims = (dim,) if isinstance(dim, int) else tuple(dim)
-        x = x.to(accumulator(x.dtype))
+        x = x.to(acc_dtype(x.dtype))
         samples = 1
         for d in dims:
             samples *= x.shape[d]
@@ -92,6 +92,6 @@ class Moments:
         return torch.where(degrees > 0, self.m2 / degrees.clamp(min=1e-30), 0.0)
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
+def acc_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type that statistics of `dtype` are held in: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -37,7 +37,7 @@ class Source:
 
 
 class Registry(Mapping[str, Item], Generic[Item]):
-    """What a kind of name stands for; a read-only mapping, but for `add`.
+    """What a kind of name stands for: a mapping that can be added to.
 
     Looking up a name that nobody knows, or asking for all of them, loads the plugins first.
 
@@ -68,6 +68,10 @@ class Registry(Mapping[str, Item], Generic[Item]):
         self._items[name] = item
         self._sources[name] = source
 
+    def __setitem__(self, name: str, item: Item) -> None:
+        """Register `item` as `name`: what `add` does."""
+        self.add(name, item)
+
     def source(self, name: str) -> Source | None:
         """Return the module that registered `name`; None for syncnorm's own."""
         return self._sources.get(name)
@@ -91,8 +95,35 @@ class Registry(Mapping[str, Item], Generic[Item]):
         return len(self._items)
 
 
+def check_named(name: Any, decorator: str) -> None:
+    """Raise `UserError` where a decorator that takes a name was used without one."""
+    if callable(name):
+        raise UserError(
+            f'{decorator} needs a name: write @{decorator}("{getattr(name, "__name__", "name").lower()}").'
+        )
+
+
 REGISTRIES: dict[str, Registry[Any]] = {}
-"""All registries, by what they hold."""
+"""The registries that are imported, by what they hold."""
+HOMES = {
+    "norm": ("syncnorm.norms.registry", "norm"),
+    "model": ("syncnorm.models.registry", "model"),
+    "policy": ("syncnorm.federated.policies", "federated policy"),
+    "algorithm": ("syncnorm.federated.algorithms", "algorithm"),
+    "partition": ("syncnorm.data", "partition method"),
+    "data": ("syncnorm.data", "data set"),
+    "metric": ("syncnorm.training.metrics", "metric"),
+    "adaptation": ("syncnorm.domains.adaptation", "adaptation"),
+    "plot": ("syncnorm.study", "plot"),
+}
+"""By kind of name, the module whose import makes its registry, and what that registry calls itself."""
+
+
+def registry_of(kind: str) -> Registry[Any]:
+    """Return the registry of a kind of name, one of `HOMES`."""
+    module, what = HOMES[kind]
+    import_module(module)
+    return REGISTRIES[what]
 
 
 def sources() -> list[Source]:
@@ -116,25 +147,42 @@ def environment_of_plugins() -> dict[str, str]:
     return {VARIABLE: json.dumps([asdict(source) for source in sources()])}
 
 
-_loaded = False
+_state = {"loaded": False, "importing": ""}
 
 
 def load_plugins() -> None:
     """Import the modules that register names: those of the process that started this one, and installed packages'.
 
-    Does so once a process. A plugin that cannot be imported is a warning, and its names are unknown.
+    Does so once a process. An installed plugin that cannot be imported is a warning, and its names are unknown.
+
+    Raises:
+        UserError: a module that the process which started this one could import, and this one cannot.
     """
-    global _loaded
-    if _loaded:
+    if _state["loaded"]:
         return
-    _loaded = True  # before: a plugin may ask for a name while it is imported
+    _state["loaded"] = True  # before: a plugin may ask for a name while it is imported
     for source in json.loads(os.environ.get(VARIABLE, "[]")):
+        _state["importing"] = source["file"]
         try:
             import_source(Source(**source))
+        except UserError:
+            raise
         except Exception as error:
-            warnings.warn(f"{source['file']} cannot be imported: {type(error).__name__}: {error}", stacklevel=2)
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{source['file']}, which registers names, cannot be imported here: {what}.") from error
+        finally:
+            _state["importing"] = ""
     for point in entry_points(group=GROUP):
         _load(point)
+
+
+def refuse_while_importing(what: str) -> None:
+    """Raise `UserError` where a module is being imported for its names, and calls for work of its own."""
+    if file := _state["importing"]:
+        raise UserError(
+            f"{file} calls {what} while a worker imports it for the names that it registers: write the call under "
+            "if __name__ == '__main__'."
+        )
 
 
 def _load(point: EntryPoint) -> None:

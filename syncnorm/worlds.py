@@ -5,14 +5,29 @@ that trains nothing starts at once. A new world is a configuration in `config/wo
 """
 
 import sys
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from syncnorm.checks import check_run
 from syncnorm.config import Execution, Norm, Result, Run, WorldConfig
 from syncnorm.errors import UserError
+from syncnorm.fingerprint import code_fingerprint, files_fingerprint
+from syncnorm.registry import registry_of
 
 Config = TypeVar("Config", bound=WorldConfig)
+
+
+class Loaded(Protocol):
+    """The data of a run, in memory."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the content: samples, labels and split."""
+
+    def summary(self) -> str:
+        """Return one line that says what was loaded, and what was dropped or converted."""
 
 
 class World(Protocol):
@@ -27,13 +42,24 @@ class World(Protocol):
     def forget(self) -> None:
         """Drop what this process keeps for its next run."""
 
+    def data(self, run: Run) -> Loaded:
+        """Return a run's data; loaded once, as for `check`."""
+
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
+
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have: one value an epoch or round."""
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: one value a layer."""
 
     def norm_layer(self, norm: Norm, world: Any) -> tuple[str, dict[str, Any]]:
         """Return the name and options of the layer that plays `norm` where `world` is the run's configuration."""
 
 
+SAMPLES = "samples of the data"
+"""What the fingerprint of a run's samples, labels and split is of."""
 WORLDS = {
     "devices": "syncnorm.devices.world",
     "clients": "syncnorm.federated.world",
@@ -55,7 +81,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         UserError: for anything in `run` that does not work, before training starts.
     """
     check_run(run)
-    return world_of(run).fit(run, execution or Execution())
+    result = world_of(run).fit(run, execution or Execution())
+    return replace(result, fingerprints=fingerprints(run, samples=True))
 
 
 def check(run: Run) -> None:
@@ -69,6 +96,33 @@ def forget() -> None:
     for module in WORLDS.values():
         if loaded := sys.modules.get(module):  # what was never imported keeps nothing
             loaded.WORLD.forget()
+
+
+def summary(run: Run) -> str:
+    """Return one line that says what data a run has."""
+    return world_of(run).data(run).summary()
+
+
+def fingerprints(run: Run, samples: bool = False) -> dict[str, str]:
+    """Return hashes of what makes a run beside its configuration and syncnorm itself, by what they are of.
+
+    These are: the source of a model, norm, algorithm, partition, data set, adaptation or metric of other people's, a
+    policy's row, the files at `data.path`, and the samples themselves where `samples` asks for them or somebody
+    else's code makes them. The same run with another hash is another run.
+    """
+    names = [("model", run.model), ("norm", run.norm.name), ("data", run.data.name), *run.world.names()]
+    names += [("metric", name) for name in registry_of("metric")]
+    found = {}
+    for kind, name in names:
+        if ":" in name and kind == "model":
+            found[f"model {name}"] = code_fingerprint(registry_of("model")[name])
+        elif name in (registry := registry_of(kind)) and (registry.source(name) or kind == "policy"):
+            found[f"{kind} {name}"] = code_fingerprint(registry[name])
+    if run.data.path and Path(run.data.path).exists():
+        found[f"files of data {run.data.name}"] = files_fingerprint(Path(run.data.path))
+    if samples or any(what.startswith("data ") for what in found):
+        found[SAMPLES] = world_of(run).data(run).fingerprint
+    return found
 
 
 def expect(run: Run, config: type[Config]) -> Config:

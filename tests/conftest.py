@@ -1,8 +1,19 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 for folder in ("", "models", "norms", "training", "devices"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    from syncnorm import domains, models, norms
+
+    for registry in (norms.NORMS, models.MODELS, domains.ADAPTATIONS):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
+        monkeypatch.setattr(registry, "_sources", dict(registry._sources))

@@ -21,7 +21,7 @@ def test_the_task_that_others_train_is_that_of_our_run() -> None:
 
     from syncnorm.config import Clients
     from syncnorm.federated import aggregate
-    from syncnorm.federated.engines.engine import Chosen
+    from syncnorm.federated.engines.engine import AutoEngine
     from syncnorm.federated.federation import Federation
 
     federation = Federation(run_of(Clients(count=20, rounds=2)), torch.device("cpu"))
@@ -34,7 +34,7 @@ def test_the_task_that_others_train_is_that_of_our_run() -> None:
         weights = [float(task.samples(client)) for client in range(task.clients)]
         state = aggregate(task.model(state), [model.state_dict() for model in models], weights)
     for engine in ("loop", "cohort"):
-        ours = begin(federation, Chosen(engine))
+        ours = begin(federation, AutoEngine(engine))
         ours.play(), ours.play()
         assert farthest(task.state, ours.server.state) > 0.01
         assert farthest(state, ours.server.state) < 1e-4

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from syncnorm import cli
+from syncnorm.commands import run as run_command
 from syncnorm.config import Clients, Run
 from syncnorm.study.plan.spec import Study, expand
 from syncnorm.study.rows import read
@@ -51,8 +52,8 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Study, Path]]:
     def catch(study: Study, out: Path, **options: Any) -> None:
         caught.append((study, out))
 
-    monkeypatch.setattr(cli, "run_study", catch)
-    monkeypatch.setattr(cli, "_show", lambda directory: 0)
+    monkeypatch.setattr(run_command, "run_study", catch)
+    monkeypatch.setattr(run_command, "show", lambda directory: 0)
     return caught
 
 
@@ -70,7 +71,7 @@ def changed(studies: list[tuple[Study, Path]], monkeypatch: pytest.MonkeyPatch, 
 def test_a_study_from_its_file_to_its_report(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "run_study", partial(run_study, trainer="fake_fit"))
+    monkeypatch.setattr(run_command, "run_study", partial(run_study, trainer="fake_fit"))
     assert syncnorm(monkeypatch, "run", "asked.py", "--wandb", "off", "--seeds", "2") == 0
     said = capsys.readouterr()
     assert said.err.splitlines()[-1].startswith("10/10 runs, 0 failed, ")
@@ -91,7 +92,7 @@ def test_failed_runs_are_told_and_make_the_exit_code_1(
     experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiment.write_text(EXPERIMENT.replace("base=Run(", 'base=Run(model_options={"fault": "mistake"}, '))
-    monkeypatch.setattr(cli, "run_study", partial(run_study, trainer="fake_fit"))
+    monkeypatch.setattr(run_command, "run_study", partial(run_study, trainer="fake_fit"))
     assert syncnorm(monkeypatch, "run", "asked.py", "--wandb", "off", "--quick") == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "6 of 6 runs failed, the first with: the model cannot do that: choose another."
@@ -114,8 +115,13 @@ def test_vary_seeds_quick_engine_and_out(
     options = "--vary norm=ln per-device-batch=1,8 skew=0,50 --seeds 1"
     runs = changed(studies, monkeypatch, *options.split())
     assert [(run.norm.name, run.world.per_device_batch, run.world.skew) for run in runs] == [
-        ("ln", 1, 0.0), ("ln", 1, 50.0), ("ln", 8, 0.0), ("ln", 8, 50.0), ("bn", None, 0.0), ("bn", None, 50.0)
+        ("ln", 1, 0.0), ("ln", 1, 50.0), ("ln", 8, 0.0), ("ln", 8, 50.0)
     ]  # fmt: skip
+    same = "--vary norm=ln --vary per-device-batch=1,8 --vary skew=0,50 --seeds 1"
+    assert changed(studies, monkeypatch, *same.split()) == runs
+    runs = changed(studies, monkeypatch, *["--vary", "lr=0.1,0.2", "--first-seed", "7", "--seeds", "1"])
+    assert {run.seed for run in runs} == {7}
+    assert sorted((run.world.skew, run.optim.lr) for run in runs)[-2:] == [(100.0, 0.1), (100.0, 0.2)]
     assert studies[-1][1] == Path("out/asked")
     assert len(changed(studies, monkeypatch, "--quick")) == 4 + 2
     assert (studies[-1][0].name, studies[-1][1]) == ("asked-quick", Path("out/asked-quick"))
@@ -191,7 +197,7 @@ def test_mistakes_about_clients_get_one_sentence(
     ("arguments", "sentence"),
     [
         ("run asked.py --engine cohort", "no run of study 'asked' has an engine 'cohort': those of devices have"),
-        ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: report, run."),
+        ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: list, report, run."),
         ("run", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run --quick asked.py", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run nowhere.py", "there is no experiment file nowhere.py."),
@@ -204,7 +210,21 @@ def test_mistakes_about_clients_get_one_sentence(
         ("run asked.py --vary path=a,b", "'path' is not part of what names a run"),
         ("run asked.py --vary skew=x", "--vary skew: 'x' is not a number."),
         ("run asked.py --norm.name gn", "--norm.name would set what the study varies: write --vary norm=VALUE"),
-        ("run asked.py --seed 3", "a study runs seeds 0 to N-1: write --seeds N in place of --seed."),
+        ("run asked.py --seed 3", "a study runs several seeds: write --first-seed K for the first, --seeds N"),
+        ("run asked.py --lr 0.1", "unknown option '--lr': write --optim.lr."),
+        ("run asked.py --optim.lr high", "--optim.lr: 'high' is not a number."),
+        ("run asked.py --optim.lr", "--optim.lr needs a value."),
+        ("run asked.py --optim.lr 1 2", "--optim.lr needs one value, not 1 2."),
+        ("run asked.py --optim.lr 1 --optim.lr 2", "--optim.lr is there twice: write it once."),
+        ("run asked.py --optim.name sdg", "unknown --optim.name 'sdg': did you mean 'sgd'?"),
+        ("run asked.py --seeds many", "--seeds: 'many' is not a whole number."),
+        ("run asked.py --wandb on", "unknown --wandb 'on': did you mean 'online'?"),
+        ("run asked.py --engine tochrun", "unknown --engine 'tochrun': did you mean 'torchrun'?"),
+        ("run asked.py --first-seed -1", "study 'asked' has first_seed -1: it must be at least 0."),
+        ("run asked.py --quick 3", "'3' belongs to no option: see syncnorm run EXPERIMENT.py --help."),
+        ("run asked.py --model-options.width 3", "unknown option '--model-options.width'"),
+        ("list nrom", "unknown kind of name 'nrom': did you mean 'norm'?"),
+        ("report", "write the results folder first: syncnorm report DIR."),
         ("run asked.py --seeds 0", "study 'asked' has 0 seeds: it needs at least 1."),
         ("run asked.py --jobs 0", "jobs is 0: it must be at least 1."),
         ("run asked.py --out asked.py", "asked.py is not a folder: choose another --out."),
@@ -269,7 +289,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_study", interrupted)
+    monkeypatch.setattr(run_command, "run_study", interrupted)
     assert syncnorm(monkeypatch, "run", "asked.py") == 130
     assert (
         capsys.readouterr().err == "interrupted: finished runs are kept, and the same command goes on from there.\n"
@@ -300,11 +320,14 @@ def test_help_is_there_at_once() -> None:
 def test_the_module_is_the_command() -> None:
     ended = subprocess.run([sys.executable, "-m", "syncnorm", "runn"], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == "syncnorm: unknown command 'runn': did you mean 'run'? Known: report, run.\n"
+    assert ended.stderr == "syncnorm: unknown command 'runn': did you mean 'run'? Known: list, report, run.\n"
 
 
 def test_without_its_packages_the_command_says_what_to_install() -> None:
-    program = "import sys; sys.modules['tyro'] = None; from syncnorm.__main__ import main; sys.exit(main())"
+    program = (
+        "import sys; sys.modules['tyro'] = None; sys.argv = ['syncnorm', 'run', 'a.py'];"
+        "from syncnorm.__main__ import main; sys.exit(main())"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

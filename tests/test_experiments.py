@@ -9,12 +9,12 @@ import pytest
 from made_up_har import make_har
 from PIL import Image
 
-from syncnorm.cli import load_study
 from syncnorm.config import Clients, Devices, Domains, Run, layout
 from syncnorm.data import DOMAINS
 from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.spec import expand, quicker
-from syncnorm.study.report.points import fits
+from syncnorm.study.report.plots.check import check_plots
 from syncnorm.worlds import fit
 
 EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*.py"))
@@ -104,11 +104,13 @@ def test_two_steps(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_figure_has_runs_with_each_value_that_it_asks_for(path: Path) -> None:
-    about = about_study(load_study(str(path)))
-    for figure in about.figures:
+    study = load_study(str(path))
+    about = about_study(study)
+    check_plots(study, expand(study))
+    for figure in study.figures:
         for name, wanted in figure.where.items():
             for value in wanted if isinstance(wanted, list) else [wanted]:
                 one = replace(figure, where={**figure.where, name: value})
-                assert any(fits(one, fields) for fields in about.runs.values()), (
+                assert any(one.fits(fields) for fields in about.runs.values()), (
                     f"{figure}: no run with {name} {value}"
                 )

@@ -1,86 +1,263 @@
-"""What the README shows works as printed."""
+"""What the README and the manual show works as printed: code, commands, links, numbers.
+
+`docs/extend.md` has its examples run by `test_extend.py`; here its links are followed.
+"""
 
 import re
+import shlex
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 import syncnorm
-from syncnorm import domains
+from syncnorm.commands.catalog import catalog
+from syncnorm.commands.run import run as run_command
+from syncnorm.config import Run
+from syncnorm.federated.flower.wire import run_from_text
 from syncnorm.study.plan.spec import expand
 from syncnorm.worlds import check
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PYTHON = {"README.md", "layers.md", "studies.md", "federated.md", "domains.md"}
+"""The pages whose Python blocks are run here."""
+RESULT = re.compile(r"-?\d+\.\d+ (?:± \d+\.\d+|\[[^\]]+\])")
+"""A mean with its interval, as in "54.5 ± 6.0" and "89.0 [74.3, 105.7]"."""
 
 
-def test_the_layer_in_five_lines(monkeypatch: Any) -> None:
-    wrapper = type(
-        "Wrapper",
-        (nn.Module,),
-        {"__init__": lambda self, module: (nn.Module.__init__(self), setattr(self, "module", module))[0]},
-    )
-    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", wrapper)
-    names: dict[str, Any] = {"torch": torch, "model": nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))}
-    exec(BLOCKS[0], names)
-    assert type(names["model"][1]) is nn.BatchNorm2d
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.S)
 
 
-def test_the_study_in_five_lines() -> None:
-    names: dict[str, Any] = {}
-    exec(BLOCKS[1], names)
-    assert len(expand(names["STUDY"])) == 45
+def run_block(text: str, names: dict[str, Any]) -> None:
+    exec(compile(text, "a block of the manual", "exec"), names)
 
 
-def test_a_policy_by_name(monkeypatch: Any) -> None:
-    asked = []
-    monkeypatch.setattr("syncnorm.federated.simulate", lambda run: asked.append(run) or SimpleNamespace(metrics={}))
-    exec(BLOCKS[2], {})
-    assert [run.world.method for run in asked] == ["fedbn"]
-    check(asked[0])
+@pytest.fixture
+def asked(monkeypatch: Any) -> list[Run]:
+    """Collect the runs that blocks train; none is trained, but each is checked as before a training."""
+    runs: list[Run] = []
+
+    def train(run: Run) -> SimpleNamespace:
+        check(run)
+        runs.append(run)
+        return SimpleNamespace(metrics={})
+
+    monkeypatch.setattr("syncnorm.federated.simulate", train)
+    monkeypatch.setattr("syncnorm.domains.fit", train)
+    return runs
 
 
-def test_the_strategy_in_ten_lines() -> None:
-    names: dict[str, Any] = {"model": nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), "client_app": ClientApp()}
-    asked = []
-
-    @names["client_app"].train()
-    def train(message: Message, context: Context) -> Message:
-        asked.append(context.node_id)
-        arrays, metrics = message.content["arrays"], MetricRecord({"num-examples": 3})
-        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
-
-    exec(BLOCKS[3], names)
-    assert len(asked) == 3 * 5
-
-
-def test_domains_in_ten_lines() -> None:
+@pytest.fixture
+def names(monkeypatch: Any) -> dict[str, Any]:
+    """Return what a block may take for granted: a model and its data, as the text around it says."""
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda module: SimpleNamespace(module=module))
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
     x = torch.randn(6, 1, 4, 4)
-    names: dict[str, Any] = {"syncnorm": syncnorm, "model": model, "x": x, "batches": [x]}
-    names |= {"ids": torch.tensor([0, 1, 2, 0, 1, 2])}
-    exec(BLOCKS[4], names)
+    ids = torch.tensor([0, 1, 2, 0, 1, 2])
+    return {"torch": torch, "syncnorm": syncnorm, "model": model, "x": x, "batches": [x], "ids": ids}
+
+
+def test_every_page_with_python_is_run() -> None:
+    elsewhere = {"extend.md"}
+    assert {page.name for page in PAGES if blocks(page, "python")} == PYTHON | elsewhere
+
+
+def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run]) -> None:
+    layer, study, federated = blocks(README, "python")
+    run_block(layer, names)
+    assert type(names["model"][1]) is nn.BatchNorm2d
+    run_block(study, names)
+    assert len(expand(names["STUDY"])) == 45
+    run_block(federated, names)
+    assert [run.world.method for run in asked] == ["fedbn"]
+
+
+@pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
+def test_layers(names: dict[str, Any]) -> None:
+    convert, synchronise, lightning, domains, rest = blocks(DOCS / "layers.md", "python")
+    before = names["model"].eval()(names["x"])
+    run_block(convert, names)
+    assert torch.equal(names["model"](names["x"]), before)
+    run_block(synchronise, names)
+    assert type(names["model"][1]) is nn.BatchNorm2d
+    run_block(lightning, names)  # Lightning refuses a plugin that it cannot use
+    run_block(domains, names)
+    run_block(rest, names)
     assert names["logits"].shape == (6, 3)
     assert not syncnorm.batch_norms(names["model"])
 
 
-def test_a_world_of_domains(monkeypatch: Any) -> None:
-    asked = []
-    monkeypatch.setattr("syncnorm.domains.fit", lambda run: asked.append(run) or SimpleNamespace(metrics={}))
-    exec(BLOCKS[5], {})
+def test_domains(names: dict[str, Any], asked: list[Run]) -> None:
+    layers, world = blocks(DOCS / "domains.md", "python")
+    run_block(layers, names)
+    assert names["logits"].shape == (6, 3)
+    assert type(names["model"][1]) is nn.BatchNorm2d
+    run_block(world, names)
     assert [run.world.adapt for run in asked] == ["adabn"]
-    domains.check(asked[0])
 
 
-def test_links_and_commands_exist() -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (ROOT / target).exists(), target
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", TEXT, flags=re.M):
-        assert f"\n{target}:" in makefile, target
+def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
+    simulation, server, client = blocks(DOCS / "federated.md", "python")
+    run_block(simulation, names)
+    assert [run.world.method for run in asked] == ["fedbn"]
+    trained = []
+    names["client_app"] = ClientApp()
+
+    @names["client_app"].train()
+    def train(message: Message, context: Context) -> Message:
+        trained.append(context.node_id)
+        metrics = MetricRecord({"num-examples": 3})
+        return Message(RecordDict({"arrays": message.content["arrays"], "metrics": metrics}), reply_to=message)
+
+    run_block(server, names)
+    assert len(trained) == 3 * 5
+
+    def answer(*arguments: Any, **options: Any) -> Message:
+        reply: Message = syncnorm.federated.reply_with(*arguments, **options)
+        answers.append(set(ArrayRecord.to_torch_state_dict(reply.content["arrays"])))
+        return reply
+
+    answers: list[set[str]] = []
+    run_block(client, names)
+    names["reply_with"] = answer
+    run_block(server.replace("fedavg_pooled", "fedbn"), names)
+    assert len(answers) == 3 * 5
+    assert all(sent == {"0.weight", "0.bias", "3.weight", "3.bias"} for sent in answers)
+
+
+def test_a_study_of_the_manual() -> None:
+    names: dict[str, Any] = {}
+    run_block(*blocks(DOCS / "studies.md", "python"), names)
+    assert len(expand(names["STUDY"])) == 45
+
+
+def commands(page: Path) -> Iterator[tuple[list[str], int | None]]:
+    """Yield each command of a page's shell blocks as words, with the number of runs that its comment promises."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                promised = re.search(r"#.*?(\d+) runs", line)
+                yield words, int(promised[1]) if promised else None
+
+
+def dry_run(words: list[str], *more: str) -> None:
+    """Read the options of `syncnorm run` and expand the study, without training."""
+    file, *options = words
+    file = file if Path(file).exists() else str(ROOT / file)
+    if "--help" in options:
+        with pytest.raises(SystemExit) as ended:
+            run_command([file, *options])
+        assert ended.value.code == 0
+    else:
+        assert run_command([file, *options, *(one for one in (*more, "--dry-run") if one not in options)]) == 0
+
+
+def try_command(words: list[str], *more: str) -> None:
+    """Do as much of a command as costs nothing; one that is not known here fails. `more`: options of a study."""
+    while re.fullmatch(r"[A-Z_]+=\S+", words[0]):
+        words = words[1:]
+    match words:
+        case ["make", target, *_]:
+            assert f"\n{target}:" in (ROOT / "Makefile").read_text(), target
+        case ["syncnorm", "run", *rest]:
+            dry_run(rest, *more)
+        case ["syncnorm", "list", *kinds]:
+            assert catalog(kinds) == 0
+        case ["syncnorm", "report", _]:
+            pass
+        case ["sh", "launch/flower.sh", text]:
+            run_from_text(text)
+        case ["sh" | "sbatch", *rest]:
+            script = next(word for word in rest if word.startswith("launch/"))
+            assert (ROOT / script).is_file()
+            dry_run(rest[[word.endswith(".py") for word in rest].index(True) :], *more)
+        case ["python", script]:
+            assert (ROOT / script).is_file()
+        case ["pip", "install", what]:
+            extra = re.fullmatch(r"\.(?:\[(\w+)\])?", what)
+            assert extra
+            assert not extra[1] or f"\n{extra[1]} = [" in (ROOT / "pyproject.toml").read_text()
+        case [".", _]:
+            pass
+        case _:
+            pytest.fail(f"no check for the command {words}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands(page: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "mine.py").write_text(blocks(DOCS / "studies.md", "python")[0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for words, promised in commands(page):
+        try_command(words, *(["--seeds=1"] if promised is None else []))  # fewer runs to expand
+        printed = capsys.readouterr().out
+        assert promised is None or f": {promised} runs, 0 finished" in printed, printed
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as hosted Markdown makes them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        found = page.parent / target if target else page
+        assert found.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in headings(found), f"{page.name}: {target}#{anchor}"
+
+
+def plain(text: str) -> str:
+    """Return Markdown with plain minus signs and brackets, and nothing bold."""
+    return text.replace("\N{MINUS SIGN}", "-").replace("\\[", "[").replace("\\]", "]").replace("**", "")
+
+
+def test_numbers_of_findings_stand_in_tables() -> None:
+    _, *sections = re.split(r"^## ", plain((DOCS / "findings.md").read_text()), flags=re.M)
+    checked = 0
+    for section in sections:
+        if section.startswith("What to doubt"):  # of runs whose rows are not kept
+            continue
+        folders = dict.fromkeys(re.findall(r"results/(\w+)/", section))
+        tables = "\n".join(plain(file.read_text()) for name in folders for file in tables_of(name))
+        for number in RESULT.findall(section):
+            assert number in tables, f"{section.splitlines()[0]}: {number}"
+            checked += 1
+    assert checked > 50
+
+
+def tables_of(study: str) -> list[Path]:
+    return sorted((ROOT / "results" / study / "tables").glob("*.md"))
+
+
+def test_the_finding_of_the_readme_is_that_of_its_table() -> None:
+    table = plain((ROOT / "results/batch_size/tables/1-accuracy-per_device_batch-norm-skew.md").read_text())
+    sorted_devices = table.split("label-sorted data 100 %")[1].split("label-sorted data")[0]
+    for norm in ("bn", "sync_bn"):
+        said = re.search(rf"^\| `{norm}` \|(.+)\|$", README.read_text(), flags=re.M)
+        measured = re.search(rf"^\| {norm} \|(.+)\|$", sorted_devices, flags=re.M)
+        assert said
+        assert measured
+        assert RESULT.findall(said[1]) == RESULT.findall(measured[1])[:5]
+
+
+def test_numbers_of_names() -> None:
+    """The pages of norms and policies are held to their tables by tests of their own."""
+    text = README.read_text()
+    for page, what in (("norms", "norms"), ("policies", "policies")):
+        rows = re.findall(r"^\| `\w+`", (DOCS / f"{page}.md").read_text(), flags=re.M)
+        assert f"[the {len(rows)} {what}](docs/{page}.md)" in text
+    assert len(text.splitlines()) <= 90

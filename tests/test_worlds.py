@@ -53,10 +53,10 @@ def test_a_run_of_another_world_is_told_the_way(fit: Any, run: Run, way: str) ->
     [
         (None, "this is a NoneType, not a run"),
         ({"model": "small_cnn"}, "this is a dict, not a run"),
-        (Run(norm="gn"), "norm is 'gn': it must be a Norm"),  # type: ignore[arg-type]
-        (Run(data="digits"), "data is 'digits': it must be a Data"),  # type: ignore[arg-type]
+        (Run(norm="gn"), "norm is 'gn': it must be a Norm, so write Norm\\('gn'\\)"),  # type: ignore[arg-type]
+        (Run(data="digits"), "data is 'digits': it must be a Data, so write Data\\('digits'\\)"),  # type: ignore[arg-type]
         (Run(world="devices"), "world is 'devices': it must be a Devices or a Clients or a Domains"),  # type: ignore[arg-type]
-        (Run(model=Norm()), "model is Norm.*: it must be a text"),  # type: ignore[arg-type]
+        (Run(model=Norm()), "model is Norm.*: it must be a text, so write 'package.module:factory', or register"),  # type: ignore[arg-type]
     ],
 )
 def test_every_door_checks_types_with_the_same_sentence(fit: Any, run: Any, sentence: str) -> None:

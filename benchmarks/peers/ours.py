@@ -12,7 +12,7 @@ from peers.process import Host, peak
 from peers.task import BATCH, LR, Task
 from syncnorm.config import Clients, Data, Optim, Run
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
@@ -26,7 +26,7 @@ def run_of(world: Clients) -> Run:
     return Run(Data("digits", size=8), "peers.task:two_layer_cnn", world=world, optim=optim)
 
 
-def begin(federation: Federation, engine: Chosen, states: ClientStates | None = None) -> Rounds:
+def begin(federation: Federation, engine: AutoEngine, states: ClientStates | None = None) -> Rounds:
     """Return a run whose rounds are still to be played."""
     return Rounds(federation, InProcess(federation, states or InMemory(), engine))
 
@@ -46,10 +46,10 @@ def task_of(federation: Federation, rounds: int) -> Task:
     population = federation.population
     test_x, test_y = population.global_test
     batches = [
-        [list(federation.plan(client, round_).batches) for client in range(federation.world.count)]
+        [list(federation.schedule.plan(client, round_).batches) for client in range(federation.world.count)]
         for round_ in range(rounds)
     ]
-    state = {name: value.clone() for name, value in federation.model.state_dict().items()}
+    state = {name: value.clone() for name, value in federation.models.template.state_dict().items()}
     return Task(population.x, population.y, test_x, test_y, batches, state)
 
 
@@ -63,7 +63,7 @@ def main() -> None:
         count=count, participation=COHORT / count, rounds=1000, batch=BATCH, method="fedbn", skew="resampled"
     )
     federation = Federation(run_of(world), torch.device("cpu"))
-    rounds = begin(federation, Chosen("auto"), OnDisk(count))
+    rounds = begin(federation, AutoEngine("auto"), OnDisk(count))
     host.serve(lambda: played(rounds))
     metrics = rounds.result(0.0).metrics
     host.say({"imported": imported, "peak": peak(), "accuracy": metrics["accuracy"]})

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from syncnorm.data.sources.load import embedded_pixels
+from syncnorm.data.sources.registered import embedded_pixels
 
 ROWS = {
     "digits": "UCI, handwritten",

@@ -2,9 +2,18 @@
 
 from syncnorm.config.execution import MODELS, Execution, Progress, silent
 from syncnorm.config.parts import LATER, Data, Norm, Optim
-from syncnorm.config.run import Result, Run, describe, evaluated_at, marked, run_from, run_id, training_of
+from syncnorm.config.run import (
+    Result,
+    Run,
+    default_of,
+    describe,
+    evaluated_at,
+    marked,
+    run_from,
+    run_id,
+    training_of,
+)
 from syncnorm.config.worlds import (
-    Adaptation,
     ClientEngine,
     Clients,
     Devices,
@@ -17,7 +26,6 @@ from syncnorm.config.worlds import (
 __all__ = [
     "LATER",
     "MODELS",
-    "Adaptation",
     "ClientEngine",
     "Clients",
     "Data",
@@ -31,6 +39,7 @@ __all__ = [
     "Result",
     "Run",
     "WorldConfig",
+    "default_of",
     "describe",
     "evaluated_at",
     "layout",

@@ -10,13 +10,13 @@ so that the ids of the runs before it stay what they are."""
 
 @dataclass(frozen=True)
 class Data:
-    """Which samples: an embedded data set, one of the hub's, a parquet file or folder, an image folder."""
+    """Which samples: an embedded or registered data set, one of the hub's, a table, an image folder."""
 
     name: str = "digits-photo"
-    """An embedded data set, or a name of your own for what lies at `path`, or a hub name."""
+    """An embedded or registered data set, or a name of your own for what lies at `path`, or a hub name."""
     path: str = ""
-    """A parquet file, a folder of parquet files, an image folder, or the folder of the UCI HAR Dataset. Not part of a
-    run's id."""
+    """A parquet or CSV file (of images or of features), a folder of them, an image folder, or the folder of the UCI
+    HAR Dataset. Not part of a run's id."""
     size: int | None = None
     """Side of the square images in pixels; None keeps what the data set has."""
     train_limit: int | None = None
@@ -25,6 +25,12 @@ class Data:
     """Use at most this many test samples (drawn once, by seed 0)."""
     augment: Literal["none", "shift", "shift_flip"] = "none"
     """Batched augmentation of training images: random shift by an eighth, and horizontal flip."""
+    label: str = field(default="", metadata=LATER)
+    """The column of a table that holds the labels; empty finds it by its type and usual names."""
+    natural: str = field(default="", metadata=LATER)
+    """The column of a table that says which client or domain a sample belongs to."""
+    options: dict[str, Any] = field(default_factory=dict, hash=False, metadata=LATER)
+    """Keyword options of a data set that `syncnorm.register_data` registered."""
 
 
 @dataclass(frozen=True)

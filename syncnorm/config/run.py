@@ -4,7 +4,7 @@ Everything above reads these. The attribute docstrings are the help texts of the
 """
 
 import json
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from hashlib import sha256
 from math import isfinite
 from typing import Any, Literal
@@ -54,6 +54,8 @@ class Result:
     details: dict[str, Any] = field(default_factory=dict)
     """Plain data that no single number holds, e.g. who held what in a federated run ("partition"). "diverged" is True
     where a metric or a value of the history is not finite."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Hashes of the source and the data that made it, by what they are of (`worlds.fingerprints`)."""
 
 
 def marked(result: Result) -> Result:
@@ -103,9 +105,14 @@ def _plain(node: Any) -> Any:
     plain = {}
     for item in fields(node):
         value = getattr(node, item.name)
-        if not item.metadata.get("added") or value != item.default:
+        if not item.metadata.get("added") or value != default_of(item):
             plain[item.name] = float(value) if item.type is float else _plain(value)
     return plain
+
+
+def default_of(item: Field[Any]) -> Any:
+    """Return the default of a dataclass's field."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def run_id(run: Run) -> str:

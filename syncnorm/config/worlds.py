@@ -7,7 +7,6 @@ from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
 ClientEngine = Literal["auto", "cohort", "loop", "flower"]
-Adaptation = Literal["none", "pooled", "ensemble", "adabn", "prediction", "mix", "alpha", "online", "tent"]
 
 
 class WorldConfig:
@@ -21,6 +20,10 @@ class WorldConfig:
     """The names that its field `engine` may have."""
     step: ClassVar[str] = "epoch"
     """What a history counts."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return what this world names, as pairs of a kind (a key of `registry.HOMES`) and a name."""
+        return []
 
     def complete(self, config: dict[str, Any]) -> None:
         """Make a run's description (`config.describe`) the same, however the run is written."""
@@ -72,8 +75,8 @@ class Devices(WorldConfig):
 class Clients(WorldConfig):
     """The clients world: one model at `count` sites, trained in rounds (federated learning).
 
-    A round samples clients, each trains from the model that it receives, the server makes the next one. `optim` is
-    the clients' optimiser, its schedule runs over rounds, and its epochs have no meaning here.
+    In a round, sampled clients train from the model that they receive, and the server combines their updates. `optim`
+    is the clients' optimiser; its schedule runs over rounds, and its epochs are not used.
     """
 
     kind: ClassVar[str] = "clients"
@@ -90,57 +93,63 @@ class Clients(WorldConfig):
     local_epochs: int = 1
     """Passes over its own data that a client makes in a round."""
     local_steps: int | None = None
-    """Exactly so many steps a round in place of local_epochs; batches left out are none."""
+    """Number of local steps per round; overrides local_epochs. Skipped batches do not count."""
     batch: int = 16
-    """Samples in a client's step; the last batch of an epoch may be smaller."""
+    """Batch size of a client; the last batch of an epoch may be smaller."""
     method: str = "fedavg"
-    """What is averaged, pooled, kept at home or frozen of batch norm: a name in federated.POLICIES."""
+    """Policy for batch norm, which says what is averaged, pooled, local or frozen: a name in federated.POLICIES."""
     method_options: dict[str, Any] = field(default_factory=dict)
     """Options of the method, e.g. {"frozen_from": 0.5} for fixbn."""
-    algorithm: Literal["fedavg", "fedprox", "scaffold", "fedadam", "fedavgm"] = "fedavg"
-    """How the clients' and the server's steps are corrected."""
+    algorithm: str = "fedavg"
+    """Federated algorithm, which corrects the clients' or the server's steps: a name in federated.ALGORITHMS."""
     algorithm_options: dict[str, Any] = field(default_factory=dict)
     """Options of the algorithm, e.g. {"mu": 0.01, "squared": False} for fedprox."""
     weighting: Literal["samples", "uniform"] = "samples"
-    """What a client counts in the average: its number of training samples, or as much as any other."""
+    """Client weight in the average: sample count, or uniform."""
     skew: str = "iid"
-    """How each domain's samples are dealt to its clients: a partition method's name, or "resampled"."""
+    """How each domain's samples are partitioned over its clients: a partition method's name, or "resampled"."""
     alpha: float | None = None
-    """Concentration of the Dirichlet partitions: small is skewed. None is their own default."""
+    """Concentration of the Dirichlet partitions; the smaller, the more skewed. None is the method's default."""
     skew_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the partition method, e.g. {"classes_per_client": 2} for pathological."""
     domains: tuple[str, ...] = ()
     """Data sets of the same task; client k holds samples of domain k mod their number. Empty: data.name alone."""
     noise: float = 0.0
-    """Standard deviation of the noise on the last client's images (in units of the data's); client k of K has
+    """Standard deviation of the noise on the last client's images, in units of the data's; client k of K has
     k / (K - 1) of it."""
     equal_size: float = 0.0
     """Cut every client's training data to this fraction of the smallest client's; 0 keeps all."""
     validation: float = 0.0
-    """Samples of every client's own that choose the round to report, as a fraction of the smallest client's data;
-    0 reports the last round."""
+    """Size of each client's validation set, as a fraction of the smallest client's data. The round with the best mean
+    validation accuracy is reported; with 0 the last round is."""
     held_out: int = 0
-    """Further clients that hold data but never train: what a site gets that was never seen."""
+    """Number of further clients that hold data but never train, to evaluate the model at unseen sites."""
     unseen: tuple[str, ...] = ()
-    """Domains of the held-out clients, if they are not to be those of the others."""
+    """Domains of the held-out clients; empty: those of the other clients."""
     min_batch: int = 2
-    """Smallest batch whose own statistics may normalise it."""
+    """Smallest batch size that is normalised by its own statistics."""
     small_batch: Literal["error", "skip", "use_running"] = "skip"
-    """What is done with a batch below min_batch: refuse it, leave it out, or normalise it with running statistics."""
+    """What to do with a batch below min_batch: refuse the run, skip it, or normalise it with running statistics."""
     clip: float = 0.0
-    """Adaptive gradient clipping: largest gradient norm of an output unit, in units of its weight norm; 0 is off."""
+    """Adaptive gradient clipping: largest ratio of gradient norm to weight norm of an output unit; 0 is off."""
     keep_momentum: bool = False
-    """Whether a client's optimiser goes on with the momentum of its last round."""
+    """Whether a client's optimiser keeps its momentum from one round to the next."""
     unsampled: Literal["initial", "average"] = "initial"
-    """What evaluates a client that was never sampled where its method keeps a part of batch norm at home: that part
-    as it was at first, or the mean over the clients that have one."""
+    """Local entries that evaluate a client which was never sampled: their initial values, or the mean over those
+    clients that have trained."""
     global_norm: Literal["none", "average", "pooled"] = "none"
-    """Batch norm of a global model where the method has none: no global model, or the clients' averaged or pooled."""
+    """How a method that keeps batch norm local makes a global model: not at all, or from the clients' averaged or
+    pooled batch norms."""
     enough: float = 0.5
-    """A round fails when fewer than this fraction of its clients give a usable update."""
+    """Smallest fraction of a round's clients that must give a usable update; with fewer the run fails."""
     engine: ClientEngine = "auto"
-    """cohort: all clients of a round in one batched step; loop: one after the other; auto: the faster of these two;
-    flower: Flower's own simulation."""
+    """cohort: all clients of a round in one batched step; loop: one client after the other; auto: the faster of these
+    two; flower: Flower's own simulation, on Ray."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return the policy, the algorithm, the partition and the data sets that this world names."""
+        named = [("policy", self.method), ("algorithm", self.algorithm), ("partition", self.skew)]
+        return [*named, *(("data", name) for name in self.domains)]
 
     def complete(self, config: dict[str, Any]) -> None:
         """Leave out the epochs: clients train in rounds."""
@@ -166,12 +175,13 @@ class Domains(WorldConfig):
     """Samples in a step of training."""
     batches: Literal["mixed", "one_domain"] = "mixed"
     """Whether a step's samples are drawn from all domains together, or from one domain at a time."""
-    adapt: Adaptation = "none"
-    """What is done at test time, where labels are not known. none: statistics as trained, those of a seen domain its
-    own where the norm tells domains apart. pooled: those of all domains together. ensemble: domains weighed by their
-    resemblance (BNE). adabn: statistics of the domain's samples. prediction: of each test batch. mix: of both
-    (Schneider et al.). alpha: of both, in fixed shares. online: of a stream of samples, from the source's on. tent:
-    of each test batch, with entropy minimised."""
+    adapt: str = "none"
+    """What the model does at test time, without labels. none: evaluate by the statistics of training; by a seen
+    domain's own where the norm tells domains apart. pooled: by those of all domains together. ensemble: mix the
+    outputs for each domain, weighted by resemblance (BNE). adabn: by statistics of the domain's samples. prediction:
+    by those of each test batch. mix: by both, weighted by size (Schneider et al.). alpha: by both, in fixed shares.
+    online: by the source's, updated by a stream of samples. tent: by each test batch's, minimising the entropy of
+    predictions. Or the name of an adaptation of your own (`syncnorm.register_adaptation`)."""
     adapt_options: dict[str, Any] = field(default_factory=dict)
     """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
     adapt_samples: int | None = None
@@ -181,6 +191,10 @@ class Domains(WorldConfig):
     stream."""
     test_order: Literal["shuffled", "sorted"] = "shuffled"
     """In which order a domain's samples come, in adaptation and test: at random, or sorted by label."""
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return the adaptation and the data sets that this world names."""
+        return [("adaptation", self.adapt), *(("data", name) for name in self.domains)]
 
     def training(self) -> Self:
         """Return this world with the defaults of everything that the test alone reads."""

@@ -1,30 +1,34 @@
-"""All domains of a federated run in one pool of samples, so that a sample is an index."""
+"""All domains of a run in one pool of samples, so that a sample is an index."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate, combinations
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from syncnorm.config import Data
-from syncnorm.data.dataset import Dataset, Scale
-from syncnorm.data.sources.digits import DOMAINS
+from syncnorm.data.dataset import KINDS, Dataset, Scale, content_hash, spread, untrained
+from syncnorm.data.normalise import chosen, signal_moments
+from syncnorm.data.raw import Groups
 from syncnorm.data.sources.har import is_har
-from syncnorm.data.sources.load import load
-from syncnorm.data.sources.signals import SIGNALS
+from syncnorm.data.sources.load import load_config
+from syncnorm.data.sources.local import TABLE_SUFFIXES
+from syncnorm.data.sources.registered import ON_REGISTRATION, SOURCES, is_registered
 from syncnorm.errors import UserError, unknown
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Pool:
     """Training and test samples of all domains, one domain after the other, in the order of `names`.
 
-    `x`, `test_x`: images (N, C, H, W) or signals (N, C, L) on the device; `y`, `test_y`: int64 (N,) there.
-    Domain d holds the training samples `starts[d]` to `starts[d + 1]` and the test samples `test_starts[d]` to
-    `test_starts[d + 1]`. `scale` is what the samples were normalised with. Pools are shared between runs: nobody
-    writes to them.
+    `x`, `test_x`: images (N, C, H, W), signals (N, C, L) or feature vectors (N, F) on the device; `y`, `test_y`:
+    int64 (N,) there. Domain d holds the training samples `starts[d]` to `starts[d + 1]` and the test samples
+    `test_starts[d]` to `test_starts[d + 1]`. `natural` and `domain` have each domain's columns, where there are any.
+    `scale` is what the samples were normalised with. Pools are shared between runs: nobody writes to them.
     """
 
     names: tuple[str, ...]
@@ -36,6 +40,10 @@ class Pool:
     test_starts: tuple[int, ...]
     class_names: tuple[str, ...]
     scale: Scale
+    natural: tuple[Groups | None, ...]
+    domain: tuple[Groups | None, ...]
+    changes: tuple[str, ...]
+    """What was converted or left out while loading, one phrase each."""
 
     def labels(self, domain: int) -> Tensor:
         """Return the training labels of a domain: int64 (N,), on the CPU."""
@@ -45,36 +53,54 @@ class Pool:
         """Return where the test samples of a domain lie."""
         return slice(self.test_starts[domain], self.test_starts[domain + 1])
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the content, see `syncnorm.data.fingerprint`."""
+        places = torch.tensor([self.starts, self.test_starts])
+        return content_hash((self.x, self.y, self.test_x, self.test_y, places), (*self.natural, *self.domain))
+
+    def summary(self) -> str:
+        """Return one line: how many samples and classes there are, and what was changed while loading."""
+        shape, size = tuple(self.x.shape[1:]), f"{len(self.y):,} training and {len(self.test_y):,} test"
+        names = self.names[0] if len(self.names) == 1 else f"{len(self.names)} domains ({', '.join(self.names)})"
+        said = f"{names}: {size} {KINDS.get(len(shape), 'samples')} {shape}, {len(self.class_names)} classes"
+        said += f", {spread(self.y, len(self.class_names))}"
+        return "; ".join((said, *untrained(self.y, self.test_y, self.class_names), *self.changes))
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.summary()}>"
+
 
 @lru_cache(maxsize=2)
-def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.device, dtype: torch.dtype) -> Pool:
+def load_pool(
+    data: Data,
+    names: tuple[str, ...],
+    apart: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    unseen: tuple[str, ...] = (),
+) -> Pool:
     """Load the domains `names` and put them into one pool; the two pools asked for last are kept.
 
-    With `apart`, `data.path` is a folder in which each domain lies under its name, as a folder or a parquet file,
-    or the folder of the UCI HAR Dataset, whose subjects are the domains. An embedded data set that is not there is
-    loaded by its name. One domain alone is normalised by its own mean and standard deviation; several share the fixed
-    scale. Beside images in colour, grey ones get three equal channels.
+    With `apart`, `data.path` is a folder in which each domain lies under its name, as a folder or the file of a
+    table, or the folder of the UCI HAR Dataset, whose subjects are the domains. An embedded or registered data set
+    that is not there is loaded by its name. Where no name is one of these, and `data.natural` or a registered
+    `data.name` gives a column that says which domain a sample is from, the domains are values of that column.
+
+    One domain alone is normalised by its own mean and standard deviation; several share the fixed scale, or, where
+    their numbers have none (tables of features, registered arrays), the mean and standard deviation of the training
+    samples of all domains but those `unseen`. Beside images in colour, grey ones get three equal channels.
 
     Raises `UserError` where a domain cannot be loaded, or two have other classes or shapes.
     """
-    scale: Scale = "own" if len(names) == 1 else "fixed"
-    places = [_place(data.path, name) if apart else data.path for name in names]
-    sets = [
-        load(
-            name,
-            path=place,
-            size=data.size,
-            train_limit=data.train_limit,
-            test_limit=data.test_limit,
-            augment=data.augment,
-            scale=scale,
-        )
-        for name, place in zip(names, places, strict=True)
-    ]
+    by_column = _are_values(data, names)
+    scale: Scale = "own" if len(names) == 1 and not by_column else "fixed"
+    sets = _cut(data, names) if by_column else _load_apart(data, names, apart, scale)
     if {one.shape[0] for one in sets if len(one.shape) == 3} == {1, 3}:
         sets = [_in_colour(one) for one in sets]
     for first, second in combinations(sets, 2):
         _check_alike(first, second)
+    sets = _scaled_together(sets, unseen)
     return Pool(
         names=names,
         x=_together([one.train_x for one in sets]).to(device, dtype),
@@ -85,7 +111,74 @@ def load_pool(data: Data, names: tuple[str, ...], apart: bool, device: torch.dev
         test_starts=tuple(accumulate((len(one.test_y) for one in sets), initial=0)),
         class_names=sets[0].class_names,
         scale=scale,
+        natural=tuple(one.natural for one in sets),
+        domain=tuple(one.domain for one in sets),
+        changes=tuple(dict.fromkeys(change for one in sets for change in one.changes)),
     )
+
+
+ON_REGISTRATION.append(load_pool.cache_clear)
+
+
+def _load_apart(data: Data, names: Sequence[str], apart: bool, scale: Scale) -> list[Dataset]:
+    """Return one data set a name."""
+    return [load_config(data, name, _place(data.path, name) if apart else data.path, scale) for name in names]
+
+
+def _are_values(data: Data, names: Sequence[str]) -> bool:
+    """Return whether domains are values of a column of `data`, and not data sets of their own."""
+    if data.name in names or not (data.natural or is_registered(data.name)):
+        return False
+    return not any(name in SOURCES or (data.path and _found(Path(data.path).expanduser(), name)) for name in names)
+
+
+def _cut(data: Data, names: Sequence[str]) -> list[Dataset]:
+    """Return the parts of one data set that its column of domains calls `names`; the limits hold for each."""
+    whole = load_config(replace(data, train_limit=None, test_limit=None), scale="fixed")
+    column = whole.domain or whole.natural
+    if column is None:
+        raise UserError(
+            f"data set '{data.name}' has no column that says which domain a sample is from: set data.natural to it, "
+            "or have its function return one as domain."
+        )
+    for name in names:
+        if name not in column.names:
+            raise unknown(f"domain of data set '{data.name}'", name, column.names)
+    return [_part(whole, column, name, data) for name in names]
+
+
+def _part(whole: Dataset, column: Groups, name: str, data: Data) -> Dataset:
+    own = column.names.index(name)
+    places = []
+    for split, values, limit in (("train", column.train, data.train_limit), ("test", column.test, data.test_limit)):
+        place = np.flatnonzero(values == own)
+        if len(place) == 0:
+            raise UserError(f"domain '{name}' of data set '{whole.name}' has no {split} sample: leave it out.")
+        places.append(place[chosen(split, len(place), limit)])
+    return whole.part(name, *places)
+
+
+def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
+    """Return data sets without a scale of their own normalised by the moments of all that train."""
+    if all(one.scaled for one in sets):
+        return sets
+    for one, other in combinations(sets, 2):
+        if one.scaled != other.scaled:
+            raise UserError(
+                f"domains '{one.name}' and '{other.name}' have no scale in common: one has pixels or known units, "
+                "the other plain numbers, so give both as pixels (bytes)."
+            )
+    seen = [one for one in sets if one.name not in unseen] or sets
+    mean, std = signal_moments(_together([one.train_x for one in seen]))
+    return [
+        replace(
+            one,
+            train_x=((one.train_x - mean) / std).float(),
+            test_x=((one.test_x - mean) / std).float(),
+            scaled=True,
+        )
+        for one in sets
+    ]
 
 
 def _in_colour(data: Dataset) -> Dataset:
@@ -106,15 +199,23 @@ def _place(path: str, name: str) -> str:
     folder = Path(path).expanduser()
     if is_har(folder):
         return path
-    for place in (folder / name, folder / f"{name}.parquet"):
-        if place.exists():
-            return str(place)
+    if place := _found(folder, name):
+        return str(place)
     if not folder.is_dir():
-        raise UserError(f"data.path {folder} is no folder: give the folder in which each domain lies under its name.")
-    if name in DOMAINS or name in SIGNALS:
+        raise UserError(
+            f"data.path {folder} is no folder: give the folder in which each domain lies under its name, or set "
+            "data.natural to the column of a table that names the domains."
+        )
+    if name in SOURCES:
         return ""
-    found = {file.stem for file in folder.iterdir() if file.is_dir() or file.suffix == ".parquet"}
+    found = {file.stem for file in folder.iterdir() if file.is_dir() or file.suffix in TABLE_SUFFIXES}
     raise unknown(f"domain in {folder}", name, found)
+
+
+def _found(folder: Path, name: str) -> Path | None:
+    """Return the folder or the file of a table that is called `name`."""
+    places = (folder / name, *(folder / f"{name}{suffix}" for suffix in TABLE_SUFFIXES))
+    return next((place for place in places if place.exists()), None)
 
 
 def _check_alike(first: Dataset, second: Dataset) -> None:

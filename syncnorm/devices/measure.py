@@ -13,7 +13,8 @@ from syncnorm.devices.virtual_ranks import rank_0
 from syncnorm.norms import SyncBatchNorm
 from syncnorm.surgery.convert import layers_with_statistics
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.evaluation import evaluate
+from syncnorm.training.evaluation import accuracy_and_loss, evaluate, predict
+from syncnorm.training.metrics import own_metrics
 
 
 class DevicesClassifier(Classifier):
@@ -47,14 +48,16 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
             use_statistics(model, statistics, whose)
             metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
         use_statistics(model, statistics, chosen)
-    metrics["accuracy"], metrics["loss"] = evaluate(model, data.test_x, data.test_y)
+    logits = predict(model, data.test_x)
+    metrics["accuracy"], metrics["loss"] = accuracy_and_loss(logits, data.test_y)
+    metrics |= own_metrics(logits, data.test_y)
     squares = [p.detach().double().square().sum() for p in model.parameters()]
     metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
     return metrics, evaluated_by(run, model, chosen if statistics else "rank0")
 
 
 def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
-    """Return what a row says of whose statistics evaluated a model, where they are "rank0"'s or "pooled"."""
+    """Return in words whose running statistics evaluated `model`: `whose` is "rank0" or "pooled"."""
     layers = layers_with_statistics(model)
     if not layers:
         return "none"

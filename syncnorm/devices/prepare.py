@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.config import Data, Devices, Norm, Run, layout
-from syncnorm.data import Dataset, load, partition, rank_batches
-from syncnorm.devices.virtual_ranks import BY_CHANNEL, copy_sharing_parameters
+from syncnorm.data import ON_REGISTRATION, Dataset, load_config, partition, rank_batches
+from syncnorm.devices.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.errors import UserError
-from syncnorm.norms import norm_options, sees_batch
+from syncnorm.norms import norm_spec
+from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
 from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
@@ -35,7 +36,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     """
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
-    norm_options(run.norm.name)
+    norm_spec(run.norm.name)
     _check_buffers(run, ranks)
     data = load_data(run.data, device, DTYPES[run.precision])
     labels = data.train_y.cpu()
@@ -55,29 +56,35 @@ def devices(run: Run) -> Devices:
 def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
     """Return the name and options of the layer that plays `norm` on devices.
 
-    Virtual ranks share one process: unsynchronised batch norm is then ghost batch norm over them, and synchronised
-    batch norm needs nobody to talk to. Whoever's statistics evaluate, all ranks' are kept. (For other norms that see
-    the batch there is `on_virtual_ranks`.) EvalNorm expects the batch of a device unless told.
+    Virtual ranks share one process. Where the norm's row names a layer that plays it `on_ranks` (ghost batch norm
+    for batch norm), that layer stands for all of them and keeps the statistics of each. A norm over all ranks has its
+    whole batch in this process. For other norms that see the batch there is `on_virtual_ranks`.
     """
-    ranks, per_device_batch = layout(world)
-    if norm.name == "eval_norm":
-        return norm.name, {"batch": per_device_batch, **norm.options}
-    if world.engine == "virtual" and ranks > 1 and norm.name in ("bn", "ghost_bn"):
-        within = norm.options.get("virtual_ranks", 1)
-        return "ghost_bn", {**norm.options, "virtual_ranks": ranks * within, "buffers": "pooled"}
-    if ranks > 1 and norm.name == "ghost_bn":
-        return "ghost_bn", {**norm.options, "buffers": "pooled"}
-    return norm.name, norm.options
+    ranks, _ = layout(world)
+    spec = norm_spec(norm.name)
+    options = options_in_world(norm.name, norm.options, {"batch": _sharing_samples(norm.name, world)})
+    if ranks == 1 or spec.on_ranks is None:
+        return norm.name, options
+    if world.engine == "virtual":
+        within = options.get("virtual_ranks", 1)
+        return spec.on_ranks, {**options, "virtual_ranks": ranks * within, "buffers": "pooled"}
+    return norm.name, {**options, "buffers": "pooled"} if spec.on_ranks == norm.name else options
 
 
 def statistics_are_kept_by_rank(norm: str) -> bool:
     """Return whether all ranks' running statistics are at hand to evaluate with, rank 0's and the pooled ones."""
-    return norm in ("bn", "ghost_bn")
+    return norm_spec(norm).on_ranks is not None
 
 
 def goes_by_device(norm: str) -> bool:
     """Return whether what a norm does in training depends on the batch of one device, and not of all."""
-    return norm != "sync_bn" and sees_batch(norm)
+    return norm_spec(norm).by_device
+
+
+def _sharing_samples(norm: str, world: Devices) -> int:
+    """Return how many samples share statistics in training."""
+    ranks, per_device_batch = layout(world)
+    return per_device_batch * (ranks if norm_spec(norm).over_ranks else 1)
 
 
 def needs_virtual_ranks(norm: str, world: Devices) -> bool:
@@ -89,15 +96,10 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 @lru_cache(maxsize=2)
 def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
     """Load a run's data set onto the device; the last two stay in memory."""
-    loaded = load(
-        data.name,
-        path=data.path,
-        size=data.size,
-        train_limit=data.train_limit,
-        test_limit=data.test_limit,
-        augment=data.augment,
-    )
-    return loaded.to(device, dtype)
+    return load_config(data).to(device, dtype)
+
+
+ON_REGISTRATION.append(load_data.cache_clear)
 
 
 def _all(labels: Tensor) -> Tensor:
@@ -141,8 +143,11 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
 
 
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
-    """Where the ranks will each have a copy of the model, run one device's first batch through one, in training."""
-    if not needs_virtual_ranks(run.norm.name, devices(run)) or run.norm.name in BY_CHANNEL:
+    """Check what virtual ranks need: where each has a copy of the model, run one device's first batch through one."""
+    if not needs_virtual_ranks(run.norm.name, devices(run)):
+        return
+    if norm_spec(run.norm.name).by_channel:
+        check_by_channel(model, run.norm.name)
         return
     try:
         with torch.random.fork_rng(devices=[]):
@@ -154,13 +159,13 @@ def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
 
 
 def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
-    if not sees_batch(run.norm.name):
+    spec = norm_spec(run.norm.name)
+    if not spec.sees_batch:
         return
-    ranks, per_device_batch = layout(devices(run))
-    samples = per_device_batch * (ranks if run.norm.name == "sync_bn" else 1)
+    samples = _sharing_samples(run.norm.name, devices(run))
     for name, count in positions.items():
         if samples * count == 1:
-            shared = "on all ranks together" if run.norm.name == "sync_bn" else "on each device"
+            shared = "on all ranks together" if spec.over_ranks else "on each device"
             raise UserError(
                 f"layer '{name}' of model '{run.model}' would get one value per channel {shared} (one sample of one "
                 "position), and a variance needs two: set per_device_batch to 2 or more, or norm to gn or ln."

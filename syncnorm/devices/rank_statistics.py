@@ -11,12 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncnorm.norms import GhostBatchNorm, pool_running_statistics
+from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """By layer: running means and variances of all ranks, (R, C) each."""
-
-_KEPT_BY_RANK = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, GhostBatchNorm)
 
 
 def statistics_by_rank(model: nn.Module) -> Statistics:
@@ -30,7 +29,7 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
     for name, layer in batch_norms(model).items():
         if isinstance(layer, GhostBatchNorm) and layer.rank_mean is not None and layer.rank_var is not None:
             own[name] = layer.rank_mean.clone(), layer.rank_var.clone()
-        elif world > 1 and isinstance(layer, _KEPT_BY_RANK) and isinstance(layer.running_mean, Tensor):
+        elif world > 1 and _is_kept_by_rank(layer) and isinstance(layer.running_mean, Tensor):
             assert isinstance(layer.running_var, Tensor)
             own[name] = layer.running_mean.unsqueeze(0), layer.running_var.unsqueeze(0)
     if world == 1 or not own:
@@ -45,6 +44,11 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
         name: tuple(next(parts).unflatten(1, part.shape).transpose(0, 1).flatten(0, 1) for part in pair)
         for name, pair in own.items()
     }
+
+
+def _is_kept_by_rank(layer: nn.Module) -> bool:
+    spec = spec_of(layer)
+    return spec is not None and spec.on_ranks is not None
 
 
 def use_statistics(model: nn.Module, statistics: Statistics, whose: Literal["rank0", "pooled"]) -> None:

@@ -6,9 +6,9 @@
 - Where it does not, each rank has a copy of the model. Cross-iteration batch norm, for one, follows the weight of the
   convolution before it.
 
-Either way the ranks share their parameters, and each has statistics of its own. What the mean loss of the whole batch
-gives as gradient is then the mean of the ranks' gradients, which is DDP on R devices without `broadcast_buffers`.
-(A norm that keeps gradients keeps 1 / R of what a device would.) Evaluation is by rank 0's, which DDP would save.
+Either way the ranks share their parameters, and each has statistics of its own. The gradient of the batch's mean
+loss is then the mean of the ranks' gradients, as under DDP on R devices without `broadcast_buffers`. (A norm that
+keeps gradients keeps 1 / R of what a device would.) Evaluation uses rank 0's statistics, which DDP would save.
 """
 
 import copy
@@ -18,25 +18,42 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from syncnorm.errors import UserError
+from syncnorm.norms import norm_spec
+from syncnorm.norms.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.convert import converted_layers, replace_modules
-
-BY_CHANNEL = {
-    *("alpha_bn", "brn", "diminishing_bn", "eval_norm", "evonorm_b0", "example_bn", "full_norm", "hybrid_bn", "iabn"),
-    *("mabn", "online_bn", "prediction_bn"),
-}
-"""Norms that treat every channel by itself, by what one device's batch has of it."""
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
     """Return what trains `model`, whose batch norms were converted to `norm`, on so many ranks; it holds the model.
 
     Raises:
-        UserError: a model that has to be copied, and cannot be.
+        UserError: a model that has to be copied, and cannot be; what `check_by_channel` raises.
     """
-    if norm not in BY_CHANNEL:
+    if not norm_spec(norm).by_channel:
         return ModelCopies(model, ranks)
-    norms = [layer for layer in converted_layers(model) if hasattr(layer, "num_features")]
-    return replace_modules(model, {layer: RanksAsChannels(layer, ranks) for layer in norms})
+    check_by_channel(model, norm)
+    return replace_modules(model, {layer: RanksAsChannels(layer, ranks) for layer in _norms(model)})
+
+
+def check_by_channel(model: nn.Module, norm: str) -> None:
+    """Raise `UserError` where the layers of `norm` in `model` are not what its row promises by `by_channel`."""
+    for layer in _norms(model):
+        channels = getattr(layer, "num_features", None)
+        shapes = {name: p.shape for name, p in layer.named_parameters() if p.shape != (channels,)}
+        shapes |= {name: b.shape for name, b in layer.named_buffers() if b.dim() and b.shape[-1] != channels}
+        wrong = "no attribute num_features" if channels is None else ""
+        for name, shape in shapes.items():
+            wrong = wrong or f"'{name}' of shape {tuple(shape)} for {channels} channels"
+        if wrong:
+            raise UserError(
+                f"norm '{norm}' is registered with by_channel=True, but its layer has {wrong}: parameters have to be "
+                "(C,), and buffers (..., C) or single numbers. Leave by_channel out."
+            )
+
+
+def _norms(model: nn.Module) -> list[nn.Module]:
+    """Return the norm layers that `convert` put into `model`, without convolutions whose weight is normalised."""
+    return [layer for layer in converted_layers(model) if not isinstance(layer, CONVOLUTIONS)]
 
 
 def rank_0(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
+from syncnorm.data import Dataset
 from syncnorm.devices.batches import RankBatches
 from syncnorm.devices.measure import DevicesClassifier, measure
 from syncnorm.devices.prepare import (
@@ -29,8 +30,10 @@ from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
+from syncnorm.training.building import DTYPES
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.metrics import METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
@@ -158,10 +161,22 @@ class DevicesWorld:
         """Drop the data sets that this process keeps."""
         load_data.cache_clear()
 
+    def data(self, run: Run) -> Dataset:
+        """Return a run's data."""
+        return load_data(run.data, torch.device("cpu"), DTYPES[run.precision])
+
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         whose = ["accuracy_rank0", "accuracy_pooled"]
-        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps"]
+        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS]
+
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        return ["train_loss"]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: virtual ranks alone give them."""
+        return ["gradient_norm_initial", "gradient_norm_final"] if devices(run).engine == "virtual" else []
 
     def norm_layer(self, norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
         """Return the layer that plays `norm`."""

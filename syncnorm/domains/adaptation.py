@@ -1,62 +1,72 @@
-"""What a trained model does at test time on a domain whose labels nobody gives: one function a way, by name.
+"""What a trained model does at test time on a domain without labels: one function and one row an adaptation.
 
-An adaptation takes a copy of the trained model, which it may change, some unlabelled samples of the domain, and the
-batches of the test in their order; it yields the logits of each.
+@syncnorm.register_adaptation("mine", statistics="each test batch's")
+def mine(model, test):
+    for x in test.batches:
+        yield model(x)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from inspect import signature
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from syncnorm.config import Adaptation, Domains, Norm
-from syncnorm.errors import UserError, unknown
-from syncnorm.norms import DomainBatchNorm, domain, stream
+from syncnorm.checks import check_value
+from syncnorm.config import Domains, Norm
+from syncnorm.errors import UserError, unknown, where_raised, with_article
+from syncnorm.norms import DomainBatchNorm, domain, norm_spec, stream
+from syncnorm.registry import Registry, check_named
 from syncnorm.surgery import batch_norms, convert, domain_ensemble, recalibrate, revert, tent
 from syncnorm.surgery.convert import layers_with_statistics
 
 
 @dataclass(frozen=True)
-class Test:
-    """A domain's test without labels.
-
-    `batches` (b, ...) in the order in which they come; `unlabelled` (n, ...), training samples of the domain;
-    `known` is the domain's number where training has seen it, and None where it has not.
-    """
+class TargetBatches:
+    """The samples of the domain that is tested, without their labels."""
 
     batches: Sequence[Tensor]
+    """The test batches (b, ...), in the order in which they come."""
     unlabelled: Tensor
+    """Training samples of the domain, (n, ...)."""
     known: int | None
+    """The number of the domain among those that trained; None for one that did not."""
     chunk: int
-    """Samples of a batch of the stream."""
-    options: dict[str, Any] = field(default_factory=dict)
+    """How many samples of `unlabelled` come at once, where they come as a stream."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The adaptation's options, `world.adapt_options`."""
 
 
-Adapt = Callable[[nn.Module, Test], Iterator[Tensor]]
+Adapt = Callable[[nn.Module, TargetBatches], Iterator[Tensor]]
+Adapts = TypeVar("Adapts", bound=Adapt)
 
 
 @dataclass(frozen=True)
-class Way:
-    """An adaptation: what it does, whose statistics normalise then, and what it asks for."""
+class Adaptation:
+    """What a model does at test time on a domain without labels."""
 
     adapt: Adapt
+    """Takes a copy of the trained model, which it may change, and the domain's samples; yields the logits
+    (b, classes) of each test batch."""
     statistics: str
-    """In words, for rows."""
+    """Whose statistics normalise then, in words, for a run's row."""
     options: tuple[str, ...] = ()
     """Names that world.adapt_options may have."""
     apart: bool = False
-    """Only a norm that tells domains apart can have it."""
+    """Whether it needs a norm with statistics for each domain."""
     from_running: bool = False
-    """It starts from running statistics, or changes them."""
+    """Whether it starts from running statistics, or changes them."""
     replaces: bool = False
-    """It puts another layer in the place of the norm."""
+    """Whether it puts another layer in place of the norm."""
+    gradients: bool = False
+    """Whether it takes gradients: else autograd is off."""
 
 
-def as_trained(model: nn.Module, test: Test) -> Iterator[Tensor]:
-    """Evaluate by running statistics: where the norm has them a domain's own, of an unseen one all pooled."""
+def as_trained(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
+    """Evaluate by running statistics: the domain's own where the norm has them, for an unseen domain all pooled."""
     apart = tells_domains_apart(model)
     if apart and test.known is None:
         model = revert(model)
@@ -66,20 +76,20 @@ def as_trained(model: nn.Module, test: Test) -> Iterator[Tensor]:
             yield model(x)
 
 
-def pooled(model: nn.Module, test: Test) -> Iterator[Tensor]:
-    """Evaluate by the running statistics of all domains pooled: what is left where nobody knows the domain."""
+def pooled(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
+    """Evaluate by the running statistics of all domains pooled, as where the domain is unknown."""
     model = revert(model).eval()
     yield from map(model, test.batches)
 
 
-def ensemble(model: nn.Module, test: Test) -> Iterator[Tensor]:
-    """Mix the domains' outputs, each as far as it resembles a sample (`domain_ensemble`)."""
+def ensemble(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
+    """Mix the outputs for each domain, weighted by its resemblance to a sample (`domain_ensemble`)."""
     for x in test.batches:
         yield domain_ensemble(model, x)[0]
 
 
-def adabn(model: nn.Module, test: Test) -> Iterator[Tensor]:
-    """Set running statistics to those of the unlabelled samples, in one batch if they are 512 at the most."""
+def adabn(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
+    """Set running statistics to those of the unlabelled samples, in batches of at most 512."""
     parts = test.unlabelled.tensor_split(-(-len(test.unlabelled) // 512))
     model = recalibrate(_one_for_all(model), parts, **test.options).eval()
     yield from map(model, test.batches)
@@ -88,15 +98,15 @@ def adabn(model: nn.Module, test: Test) -> Iterator[Tensor]:
 def of_each_batch(name: str, **defaults: float) -> Adapt:
     """Return the adaptation that evaluates by the statistics of each test batch, as the norm `name` has them."""
 
-    def adapt(model: nn.Module, test: Test) -> Iterator[Tensor]:
+    def adapt(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
         model = convert(_one_for_all(model), name, **{**defaults, **test.options}).eval()
         yield from map(model, test.batches)
 
     return adapt
 
 
-def online(model: nn.Module, test: Test) -> Iterator[Tensor]:
-    """Let statistics follow a stream of the unlabelled samples, from the source's on; keep them for the test."""
+def online(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
+    """Update the statistics by a stream of the unlabelled samples, from the source's on; keep them for the test."""
     model = convert(_one_for_all(model), "online_bn", **test.options).eval()
     with stream(model, keep=True):
         for x in test.unlabelled.split(test.chunk):  # type: ignore[no-untyped-call]
@@ -104,7 +114,7 @@ def online(model: nn.Module, test: Test) -> Iterator[Tensor]:
     yield from map(model, test.batches)
 
 
-def entropy(model: nn.Module, test: Test) -> Iterator[Tensor]:
+def entropy(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
     """Evaluate by each test batch's statistics, and step down the gradient of its predictions' entropy."""
     adapt = tent(_one_for_all(model), **test.options)
     yield from map(adapt, test.batches)
@@ -112,33 +122,113 @@ def entropy(model: nn.Module, test: Test) -> Iterator[Tensor]:
 
 MIXED = "all training domains' and each test batch's"
 BATCH = "each test batch's"
-WAYS: dict[Adaptation, Way] = {
-    "none": Way(as_trained, "all training domains' together"),
-    "pooled": Way(pooled, "all training domains' pooled", apart=True),
-    "ensemble": Way(ensemble, "each training domain's, mixed", apart=True),
-    "adabn": Way(adabn, "own domain's, re-estimated", ("normaliser", "estimator"), from_running=True),
-    "prediction": Way(of_each_batch("prediction_bn"), BATCH, replaces=True),
-    "mix": Way(
-        of_each_batch("prediction_bn", prior_count=16.0), MIXED, ("prior_count",), from_running=True, replaces=True
-    ),
-    "alpha": Way(of_each_batch("alpha_bn", alpha=0.5), MIXED, ("alpha",), from_running=True, replaces=True),
-    "online": Way(
-        online,
-        "all training domains' and own stream's",
-        ("prior_count", "horizon"),
-        from_running=True,
-        replaces=True,
-    ),
-    "tent": Way(entropy, BATCH, ("lr", "steps"), replaces=True),
-}
-OWN_WAY = ("iabn", "example_bn", "eval_norm", "alpha_bn", "prediction_bn", "online_bn")
-"""Norms that do something at test time themselves."""
+# fmt: off
+ADAPTATIONS: Registry[Adaptation] = Registry("adaptation", {
+    "none": Adaptation(as_trained, "all training domains' together"),
+    "pooled": Adaptation(pooled, "all training domains' pooled", apart=True),
+    "ensemble": Adaptation(ensemble, "each training domain's, mixed", apart=True),
+    "adabn": Adaptation(adabn, "own domain's, re-estimated", ("normaliser", "estimator"), from_running=True),
+    "prediction": Adaptation(of_each_batch("prediction_bn"), BATCH, replaces=True),
+    "mix": Adaptation(
+        of_each_batch("prediction_bn", prior_count=16.0), MIXED, ("prior_count",), from_running=True, replaces=True),
+    "alpha": Adaptation(
+        of_each_batch("alpha_bn", alpha=0.5), MIXED, ("alpha",), from_running=True, replaces=True),
+    "online": Adaptation(
+        online, "all training domains' and own stream's", ("prior_count", "horizon"),
+        from_running=True, replaces=True),
+    "tent": Adaptation(entropy, BATCH, ("lr", "steps"), replaces=True, gradients=True),
+})
+# fmt: on
+"""What each name stands for; `syncnorm.register_adaptation` adds to it."""
 
 
-def logits_of(adapt: Adaptation, model: nn.Module, test: Test) -> Tensor:
-    """Return the logits (N, classes) of a test's samples, in their order; `model` is used up."""
-    with torch.set_grad_enabled(adapt == "tent"):
-        return torch.cat([logits.detach() for logits in WAYS[adapt].adapt(model, test)])
+def register_adaptation(
+    name: str,
+    *,
+    statistics: str,
+    options: Sequence[str] = (),
+    apart: bool = False,
+    from_running: bool = False,
+    replaces: bool = False,
+    gradients: bool = False,
+) -> Callable[[Adapts], Adapts]:
+    """Register an adaptation of your own, for `world.adapt`: a decorator for `(model, test) -> iterator of logits`.
+
+    The function gets a copy of the trained model, in training mode, and the `TargetBatches` of a domain, and yields
+    the logits (b, classes) of each of test.batches in turn. It is called once a domain.
+
+    Args:
+        name: a new name.
+        statistics: whose statistics normalise then, in words, e.g. "each test batch's": for a run's row.
+        options: names that world.adapt_options may have; the function reads them from test.options.
+        apart: whether it needs a norm with statistics for each domain.
+        from_running: whether it starts from running statistics, or changes them.
+        replaces: whether it puts another layer in place of the norm.
+        gradients: whether it takes gradients: else autograd is off.
+
+    Raises:
+        UserError: a name that is taken; something that is no function of two arguments; a fact of another type.
+    """
+    check_named(name, "register_adaptation")
+    told = f"adaptation '{name}'"
+    check_value(statistics, str, f"{told}: statistics")
+    check_value(options, tuple[str, ...], f"{told}: options")
+    for fact, value in (
+        ("apart", apart),
+        ("from_running", from_running),
+        ("replaces", replaces),
+        ("gradients", gradients),
+    ):
+        check_value(value, bool, f"{told}: {fact}")
+
+    def register(adapt: Adapts) -> Adapts:
+        if not callable(adapt):
+            raise UserError(f"{told} is {with_article(type(adapt).__name__)}: register a function (model, test).")
+        try:
+            signature(adapt).bind("model", "test")
+        except TypeError as error:
+            raise UserError(f"{told}: {adapt.__name__}{signature(adapt)} does not take (model, test).") from error
+        row = Adaptation(adapt, statistics, tuple(options), apart, from_running, replaces, gradients)
+        ADAPTATIONS.add(name, row)
+        return adapt
+
+    return register
+
+
+def logits_of(adapt: str, model: nn.Module, test: TargetBatches) -> Tensor:
+    """Return the logits (N, classes) of a test's samples, in their order; `model` is used up.
+
+    Raises:
+        UserError: what a registered adaptation raises, or anything but the logits of each batch from it.
+    """
+    row = ADAPTATIONS[adapt]
+    with torch.set_grad_enabled(row.gradients):
+        if ADAPTATIONS.source(adapt) is None:
+            return torch.cat([logits.detach() for logits in row.adapt(model, test)])
+        return _theirs(adapt, row, model, test)
+
+
+def _theirs(adapt: str, row: Adaptation, model: nn.Module, test: TargetBatches) -> Tensor:
+    """Return the logits that an adaptation of somebody else's gives, looked over."""
+    try:
+        given = list(row.adapt(model, test))
+    except UserError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error} ({where_raised(error)})"
+        raise UserError(f"adaptation '{adapt}' fails: {said}") from error
+    if len(given) != len(test.batches):
+        raise UserError(
+            f"adaptation '{adapt}' gave logits {len(given)} times for {len(test.batches)} batches: let it yield "
+            "those of each batch, in their order."
+        )
+    for x, logits in zip(test.batches, given, strict=True):
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else with_article(type(logits).__name__)
+            raise UserError(
+                f"adaptation '{adapt}' gave {got} for a batch of {len(x)}: let it yield logits (b, classes)."
+            )
+    return torch.cat([logits.detach() for logits in given])
 
 
 def tells_domains_apart(model: nn.Module) -> bool:
@@ -146,42 +236,40 @@ def tells_domains_apart(model: nn.Module) -> bool:
     return any(isinstance(module, DomainBatchNorm) for module in model.modules())
 
 
-def statistics_of(adapt: Adaptation, model: nn.Module) -> str:
-    """Return in words whose statistics normalise under an adaptation."""
+def statistics_of(adapt: str, model: nn.Module) -> str:
+    """Return in words whose statistics normalise under an adaptation; "none" for a model without any."""
     if not layers_with_statistics(model):
         return "none"
     if adapt == "none" and tells_domains_apart(model):
         return "own domain's (of an unseen one: all pooled)"
-    return WAYS[adapt].statistics
+    return ADAPTATIONS[adapt].statistics
 
 
 def check_adaptation(world: Domains, norm: Norm, model: nn.Module) -> None:
     """Raise `UserError` for an adaptation or option that is unknown, or that the model's norm does not allow."""
-    if world.adapt not in WAYS:
-        raise unknown("adaptation", world.adapt, WAYS)
-    way = WAYS[world.adapt]
+    row = ADAPTATIONS[world.adapt]
     for option in world.adapt_options:
-        if option not in way.options:
+        if option not in row.options:
             raise UserError(
-                f"adaptation '{world.adapt}': {unknown('option', option, way.options)}"
-                if way.options
+                f"adaptation '{world.adapt}': {unknown('option', option, row.options)}"
+                if row.options
                 else f"adaptation '{world.adapt}' has no options: leave world.adapt_options out."
             )
     apart = tells_domains_apart(model)
-    if "eps" in norm.options and (apart or way.replaces):
+    if "eps" in norm.options and (apart or row.replaces):
         raise UserError(
             f"norm '{norm.name}' has the option eps, which its stand-in at test time would not have: build the model "
             "with it."
         )
     if world.adapt == "none":
         return
-    if norm.name in OWN_WAY and way.replaces:
-        raise UserError(f"norm '{norm.name}' has its own way at test time, so adapt '{world.adapt}' would undo it.")
-    if way.apart and not apart:
+    if norm_spec(norm.name).adapts and row.replaces:
+        raise UserError(f"norm '{norm.name}' adapts at test time itself, and adapt '{world.adapt}' would replace it.")
+    if row.apart and not apart:
         raise UserError(f"adaptation '{world.adapt}' goes by each domain's own statistics: set norm to domain_bn.")
-    if not apart and not batch_norms(model):
+    if (row.from_running or row.replaces) and not apart and not batch_norms(model):
         raise UserError(f"adaptation '{world.adapt}' changes batch norms, and the model has none: set adapt to none.")
-    if way.from_running and any(layer.running_mean is None for layer in batch_norms(model).values()):
+    if row.from_running and any(layer.running_mean is None for layer in batch_norms(model).values()):
         raise UserError(f"adaptation '{world.adapt}' needs running statistics: leave track_running_stats at True.")
 
 

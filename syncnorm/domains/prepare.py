@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from syncnorm.config import Domains, Run
 from syncnorm.data.domain_pool import Pool, load_pool
-from syncnorm.domains.adaptation import Test, check_adaptation, logits_of
+from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_of
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
-from syncnorm.norms import domain, norm_options
+from syncnorm.norms import domain, norm_spec
 from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
 from syncnorm.worlds import expect
 
@@ -37,13 +37,12 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_world(world)
     check_training(run)
     training = len(world.domains) - len(world.unseen)
-    told = run.norm.options.get("domains", training)
-    if told != training:
-        raise UserError(
-            f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
-        )
-    norm_options(run.norm.name)
-    pool = load_pool(run.data, world.domains, bool(run.data.path), device, DTYPES[run.precision])
+    for option, fact in norm_spec(run.norm.name).from_world.items():
+        if fact == "domains" and (told := run.norm.options.get(option, training)) != training:
+            raise UserError(
+                f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
+            )
+    pool = load_domains(run, device)
     unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
     check_batch(pool, seen, world)
@@ -54,6 +53,12 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_adaptation(world, run.norm, model)
     _check_test(world, model, pool)
     return Prepared(pool, model, seen, unseen)
+
+
+def load_domains(run: Run, device: torch.device) -> Pool:
+    """Load a run's domains onto the device; the last two pools stay in memory."""
+    world, by_folder = domains(run), bool(run.data.path)
+    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen)
 
 
 def domains(run: Run) -> Domains:
@@ -102,7 +107,7 @@ def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
     sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
     smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # of the domains' last batches
     stream = pool.x[: min(world.adapt_samples or 2, 2)]
-    test = Test([pool.test_x[: min(smallest, 2)]], stream, None, world.test_batch, world.adapt_options)
+    test = TargetBatches([pool.test_x[: min(smallest, 2)]], stream, None, world.test_batch, world.adapt_options)
     try:
         logits_of(world.adapt, copy.deepcopy(model), test)
     except UserError:

@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.config import (
-    Adaptation,
     Domains,
     Execution,
     Norm,
@@ -30,14 +28,17 @@ from syncnorm.config import (
     run_id,
     training_of,
 )
-from syncnorm.data.domain_pool import load_pool
-from syncnorm.domains.adaptation import Test, logits_of, statistics_of
+from syncnorm.data.domain_pool import Pool, load_pool
+from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
-from syncnorm.domains.prepare import Prepared, domains, prepare
+from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
+from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
+from syncnorm.training.evaluation import accuracy_and_loss
+from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
@@ -78,19 +79,11 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         _KEPT[key] = train(training_of(run), prepared, device, execution)
         before = _KEPT[key].seconds_before
     trained = _KEPT[key]
-    metrics, losses = {}, {}
-    for index, name in enumerate(prepared.pool.names):
-        metrics[f"accuracy_{name}"], losses[name] = measure(run, prepared, trained.model, index, world.adapt)
-    seen = fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in prepared.seen)
-    tested = prepared.unseen or prepared.seen
     result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
-            "accuracy": fmean(metrics[f"accuracy_{prepared.pool.names[index]}"] for index in tested),
-            "accuracy_seen": seen,
-            **metrics,
-            "loss": fmean(losses[prepared.pool.names[index]] for index in tested),
+            **_test(run, prepared, trained.model),
             "train_loss": trained.history["train_loss"][-1],
             "steps": float(trained.steps),
         },
@@ -104,6 +97,26 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
         save_model(execution.model, run, result, trained.model, shape, classes)
     return result
+
+
+def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
+    """Return the metrics of a trained model on every domain, and their means over the domains that count."""
+    by_domain: dict[str, list[float]] = {}
+    for index in range(len(prepared.pool.names)):
+        logits, y = predicted(run, prepared, model, index, domains(run).adapt)
+        accuracy, loss = accuracy_and_loss(logits, y)
+        for name, value in {"accuracy": accuracy, "loss": loss, **own_metrics(logits, y)}.items():
+            by_domain.setdefault(name, []).append(value)
+    tested = prepared.unseen or prepared.seen
+    means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
+    named = {
+        f"{name}_{domain}": value
+        for name, values in by_domain.items()
+        if name != "loss"
+        for domain, value in zip(prepared.pool.names, values, strict=True)
+    }
+    seen = fmean(by_domain["accuracy"][index] for index in prepared.seen)
+    return {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
 
 
 class DomainClassifier(Classifier):
@@ -147,8 +160,13 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     return Trained(classifier.model.to(device), classifier.history, steps, before)
 
 
-def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: Adaptation) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation.
+def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
+    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation."""
+    return accuracy_and_loss(*predicted(run, prepared, model, index, adapt))
+
+
+def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[Tensor, Tensor]:
+    """Return logits (n, classes) and labels (n,) of the test set of a domain, under an adaptation.
 
     The model stays as it is: what adapts is a copy.
     """
@@ -158,16 +176,14 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: A
     order = _order(world, pool.test_y[tests].cpu(), derive("test order", run.seed, name)) + tests.start
     unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
     device = pool.x.device
-    test = Test(
+    test = TargetBatches(
         batches=pool.test_x[order.to(device)].split(world.test_batch),  # type: ignore[no-untyped-call]
         unlabelled=pool.x[unlabelled[: world.adapt_samples].to(device)],
         known=prepared.seen.index(index) if index in prepared.seen else None,
         chunk=world.test_batch,
         options=world.adapt_options if adapt == world.adapt else {},
     )
-    logits = logits_of(adapt, copy.deepcopy(model), test)
-    y = pool.test_y[order.to(device)]
-    return (logits.argmax(1) == y).double().mean().item(), F.cross_entropy(logits, y).item()
+    return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(device)]
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:
@@ -192,20 +208,27 @@ class DomainsWorld:
         load_pool.cache_clear()
         _KEPT.clear()
 
+    def data(self, run: Run) -> Pool:
+        """Return a run's data."""
+        return load_domains(run, torch.device("cpu"))
+
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        by_domain = [f"accuracy_{name}" for name in domains(run).domains]
-        return ["accuracy", "accuracy_seen", *by_domain, "loss", "train_loss", "steps"]
+        named = [f"{metric}_{name}" for metric in ("accuracy", *METRICS) for name in domains(run).domains]
+        return ["accuracy", "accuracy_seen", *named, *METRICS, "loss", "train_loss", "steps"]
+
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        return ["train_loss", "seen_accuracy", *(["unseen_accuracy"] if domains(run).unseen else [])]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: none."""
+        return []
 
     def norm_layer(self, norm: Norm, world: Domains) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`.
-
-        A norm that tells domains apart has as many as train, and one that asks for the batch size of training gets
-        it.
-        """
+        """Return the layer that plays `norm`, told the number of training domains and the batch size."""
         seen = len(world.domains) - len(world.unseen)
-        counted = {"domain_bn": {"domains": seen}, "eval_norm": {"batch": world.batch}}.get(norm.name, {})
-        return norm.name, {**counted, **norm.options}
+        return norm.name, options_in_world(norm.name, norm.options, {"domains": seen, "batch": world.batch})
 
 
 WORLD = DomainsWorld()

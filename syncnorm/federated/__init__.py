@@ -9,16 +9,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syncnorm.federated.aggregation import aggregate, check_update
+    from syncnorm.federated.algorithms import ALGORITHMS, register_algorithm
+    from syncnorm.federated.algorithms.base import (
+        ABOVE_0,
+        AT_LEAST_0,
+        BELOW_1,
+        FROM_0_TO_1,
+        Algorithm,
+        Option,
+        Range,
+        ServerRound,
+        Trained,
+    )
     from syncnorm.federated.flower.apps import client_app, server_app
     from syncnorm.federated.flower.clients import load_global, reply_with
     from syncnorm.federated.flower.grid import CohortGrid
     from syncnorm.federated.flower.strategy import NormFedAvg
-    from syncnorm.federated.policies import POLICIES, Policy, rules, shared_bytes
+    from syncnorm.federated.policies import POLICIES, Policy, register_policy, rules, shared_bytes
     from syncnorm.federated.world import simulate
 
 _HOMES = {
     "syncnorm.federated.aggregation": ["aggregate", "check_update"],
-    "syncnorm.federated.policies": ["POLICIES", "Policy", "rules", "shared_bytes"],
+    "syncnorm.federated.algorithms": ["ALGORITHMS", "register_algorithm"],
+    "syncnorm.federated.algorithms.base": [
+        "ABOVE_0",
+        "AT_LEAST_0",
+        "BELOW_1",
+        "FROM_0_TO_1",
+        "Algorithm",
+        "Option",
+        "Range",
+        "ServerRound",
+        "Trained",
+    ],
+    "syncnorm.federated.policies": ["POLICIES", "Policy", "register_policy", "rules", "shared_bytes"],
     "syncnorm.federated.world": ["simulate"],
     "syncnorm.federated.flower.apps": ["client_app", "server_app"],
     "syncnorm.federated.flower.clients": ["load_global", "reply_with"],
@@ -27,14 +51,26 @@ _HOMES = {
 }
 
 __all__ = [
+    "ABOVE_0",
+    "ALGORITHMS",
+    "AT_LEAST_0",
+    "BELOW_1",
+    "FROM_0_TO_1",
     "POLICIES",
+    "Algorithm",
     "CohortGrid",
     "NormFedAvg",
+    "Option",
     "Policy",
+    "Range",
+    "ServerRound",
+    "Trained",
     "aggregate",
     "check_update",
     "client_app",
     "load_global",
+    "register_algorithm",
+    "register_policy",
     "reply_with",
     "rules",
     "server_app",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.policies import COMBINED, SENT, Policy, Rule, rules
+from syncnorm.federated.policies import COMBINED, SENT, Policy, Reduction, rules
 from syncnorm.moments import Moments
 
 State = Mapping[str, Tensor]
@@ -16,17 +16,16 @@ VARIANCE = "running_var"
 def aggregate(
     model: nn.Module, states: Sequence[State], weights: Sequence[float], policy: str | Policy = "fedavg"
 ) -> dict[str, Tensor]:
-    """Return the state of the next global model from the states of the clients of one round.
+    """Return the state of the next global model from the states of one round's clients.
 
     With client k's share p_k = weights_k / sum(weights), parameters and shared statistics are sum_k p_k value_k; the
     pooled variance is that of all clients' samples together (law of total variance),
 
         mu = sum_k p_k mu_k,   sigma^2 = sum_k p_k (sigma_k^2 + (mu_k - mu)^2).
 
-    Integers (the counters of batch norm) keep their type and the largest value. What a policy leaves with the
-    clients, and statistics that it gathers by a pass of its own (sbn), stay here as they are in `model`, and need not
-    be in `states`. Sums are taken in float64, in the order given, so the
-    same clients in the same order give the same bits.
+    Integers (the counters of batch norm) keep their type and take the maximum. What a policy leaves with the
+    clients, and statistics that it gathers by a pass of its own, stay as they are in `model`, and need not be in
+    `states`. Sums are taken in float64, in the order given: the same clients in the same order give the same bits.
 
     Args:
         model: the current global model; it says which entries are batch norm, and is not changed.
@@ -39,24 +38,29 @@ def aggregate(
             values that are finite apart but not together.
         ValueError: a state that is not fit to be averaged (see `check_update`); it names the client by its place.
     """
-    kinds = rules(model, policy)
+    reductions = rules(model, policy)
     shares = normalised_weights(states, weights)
     current = model.state_dict()
     for place, state in enumerate(states):
-        check_update(current, state, kinds, client=str(place))
-    return combine(current, kinds, states, shares)
+        check_update(current, state, reductions, client=str(place))
+    return combine(current, reductions, states, shares)
 
 
-def combine(current: State, kinds: Mapping[str, Rule], states: Sequence[State], shares: Tensor) -> dict[str, Tensor]:
-    """Return what `aggregate` does, of states that were checked, with shares that sum to 1; float64 (K,).
+def combine(
+    current: State, reductions: Mapping[str, Reduction], states: Sequence[State], shares: Tensor
+) -> dict[str, Tensor]:
+    """Return what `aggregate` does, from states that were checked and shares, float64 (K,), that sum to 1.
 
-    Raises `UserError` where the result is not finite.
+    Raises:
+        UserError: the result is not finite.
     """
     combined = {
-        name: _combine([state[name] for state in states], shares, kind) if kind in COMBINED else current[name].clone()
-        for name, kind in kinds.items()
+        name: _combine([state[name] for state in states], shares, reduction)
+        if reduction in COMBINED
+        else current[name].clone()
+        for name, reduction in reductions.items()
     }
-    for mean_name, var_name in pooled_pairs(kinds):
+    for mean_name, var_name in pooled_pairs(reductions):
         means, variances = (torch.stack([state[name] for state in states]) for name in (mean_name, var_name))
         mean, var = pool(means, variances, shares)
         combined[mean_name] = mean.to(current[mean_name].dtype)
@@ -76,19 +80,19 @@ def pool(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tens
     return pooled.mean, pooled.var()
 
 
-def pooled_pairs(kinds: Mapping[str, Rule]) -> list[tuple[str, str]]:
+def pooled_pairs(reductions: Mapping[str, Reduction]) -> list[tuple[str, str]]:
     """Return the names of the running means and variances that are pooled."""
-    variances = [name for name, kind in kinds.items() if kind == "pooled" and name.endswith(VARIANCE)]
+    variances = [name for name, reduction in reductions.items() if reduction == "pooled" and name.endswith(VARIANCE)]
     return [(name.removesuffix(VARIANCE) + "running_mean", name) for name in variances]
 
 
-def check_update(current: State, state: State, kinds: Mapping[str, Rule], client: str) -> None:
-    """Raise `ValueError` where what a client sent must not touch the global model: one sentence that names it.
+def check_update(current: State, state: State, reductions: Mapping[str, Reduction], client: str) -> None:
+    """Raise `ValueError`, one sentence that names the client, where its update must not touch the global model.
 
     That is an entry that is missing, unknown, of another shape or type, not finite, or a negative variance. `current`
-    is the global model's state, `kinds` what `rules` says of it.
+    is the global model's state, `reductions` what `rules` returns for it.
     """
-    sent = {name for name, kind in kinds.items() if kind in SENT}
+    sent = {name for name, reduction in reductions.items() if reduction in SENT}
     if missing := sorted(sent - state.keys()):
         raise ValueError(f"client {client} sent no '{missing[0]}' ({len(missing)} entries are missing).")
     if strange := sorted(state.keys() - current.keys()):
@@ -112,7 +116,7 @@ def check_update(current: State, state: State, kinds: Mapping[str, Rule], client
 def not_finite(state: State) -> str | None:
     """Return the name of the first entry with a value that is not finite; None where there is none.
 
-    All values are looked at in one go: entry by entry takes longer than a step of a small model.
+    All values are checked at once: entry by entry takes longer than a step of a small model.
     """
     values = [value.reshape(-1) for value in state.values() if value.is_floating_point() or value.is_complex()]
     if not values or torch.cat(values).isfinite().all():
@@ -121,7 +125,11 @@ def not_finite(state: State) -> str | None:
 
 
 def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Tensor:
-    """Return each client's share of the sum of `weights`, float64 (K,); what cannot be shares raises `UserError`."""
+    """Return each client's share of the sum of `weights`, float64 (K,).
+
+    Raises:
+        UserError: no state, another number of weights, or weights that are no shares.
+    """
     if not states:
         raise UserError("there is no client's state to aggregate: give at least one.")
     if len(states) != len(weights):
@@ -135,9 +143,9 @@ def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Te
     return given / given.sum()
 
 
-def _combine(values: Sequence[Tensor], shares: Tensor, kind: Rule) -> Tensor:
+def _combine(values: Sequence[Tensor], shares: Tensor, reduction: Reduction) -> Tensor:
     stacked = torch.stack(list(values))
-    if kind == "largest":
+    if reduction == "max":
         return stacked.amax(0)
     weighted = shares.to(stacked.device).view(-1, *[1] * values[0].dim()) * stacked.double()
     return weighted.sum(0).to(values[0].dtype)

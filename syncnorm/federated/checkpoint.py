@@ -1,4 +1,4 @@
-"""A federated run's state in one file, so that what was killed goes on to the bit-identical end.
+"""A federated run's state in one file: interrupted runs resume bit-identically.
 
 Every random choice is derived from the run's seed, round and client, so no generator's state is among it.
 """
@@ -24,10 +24,10 @@ class Checkpoint:
         self._seconds = seconds
         self._began = self._last = time.monotonic()
         self.seconds_before = 0.0
-        """What the run took before it was killed."""
+        """Seconds that the run took before it was interrupted."""
 
     def save_if_due(self) -> None:
-        """Save, if the last time is long enough ago."""
+        """Save if the last save was long enough ago."""
         if time.monotonic() - self._last >= self._seconds:
             self.save()
             self._last = time.monotonic()
@@ -44,12 +44,13 @@ class Checkpoint:
         )
 
     def resume(self) -> bool:
-        """Go on from the newest checkpoint that can be read; return whether there was one of this run."""
-        for content in self._files.read()[:1]:
-            self.seconds_before = content["seconds"]
-            self._network.engine.name = content["engine"]
-            self._rounds.recall(content["rounds"])
-            for client, own in content["clients"].items():
-                self._network.states.put(client, own)
-            return True
+        """Resume from the newest readable checkpoint; return whether there was one of this run."""
+        for content in self._files.read():
+            if content["rounds"].keys() == self._rounds.remember().keys():  # else another version wrote it
+                self.seconds_before = content["seconds"]
+                self._network.engine.name = content["engine"]
+                self._rounds.recall(content["rounds"])
+                for client, own in content["clients"].items():
+                    self._network.states.put(client, own)
+                return True
         return False

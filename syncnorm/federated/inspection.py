@@ -1,4 +1,4 @@
-"""A look at a model before clients train it: what it returns, and whether its batch norms can be found."""
+"""Checks of a model before clients train it: what it returns, and whether its batch norms can be found."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from syncnorm.training.building import check_logits
 
 
 class _Statistics(TorchFunctionMode):
-    """Notes the running statistics that batch norms normalise with."""
+    """Records the running statistics that batch norms normalise with."""
 
     def __init__(self) -> None:
         super().__init__()
         self.used: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at the call, and make it."""
+        """Record the call's statistics, and make it."""
         if func is torch.nn.functional.batch_norm:
             given = [*args[1:3], *((kwargs or {}).get(name) for name in ("running_mean", "running_var"))]
             self.used += [value for value in given if isinstance(value, Tensor)]
@@ -27,11 +27,11 @@ class _Statistics(TorchFunctionMode):
 
 @torch.no_grad()
 def inspect_model(model: nn.Module, images: Tensor, classes: int, name: str) -> None:
-    """Run a few images through a model in evaluation mode, and see whether clients can train it.
+    """Run a few images through a model in evaluation mode, and check that clients can train it.
 
     Raises:
-        UserError: a model that returns anything but a logit for each class; one with a batch norm that is kept where
-            no module lists it, in a plain list or dict: clients would share it, and no policy would know of it.
+        UserError: a model that returns anything but a logit for each class; one with a batch norm in a plain list or
+            dict, where no module lists it: clients would share it, and no policy would apply to it.
     """
     was_training = model.training
     with _Statistics() as statistics:

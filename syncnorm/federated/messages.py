@@ -1,4 +1,4 @@
-"""What server and client say to each other in a round, whatever carries it: plain tensors by name."""
+"""The messages of a round, whatever carries them: plain tensors by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ class Broadcast:
     round: int
     state: Tensors
     """The entries of the model's state that the server owns."""
-    control: Tensors = field(default_factory=dict)
-    """SCAFFOLD's c, by parameter."""
+    extra: Tensors = field(default_factory=dict)
+    """What the run's algorithm sends beside it (`Algorithm.message`)."""
 
     @property
     def bytes(self) -> int:
         """Size of the tensors."""
-        return size(self.state) + size(self.control)
+        return size(self.state) + size(self.extra)
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Reply:
     """Training samples that the client holds."""
     loss: float = 0.0
     """Mean data loss of its local training, in nats."""
-    control: Tensors = field(default_factory=dict)
-    """SCAFFOLD's change of c_k, by parameter."""
+    extra: Tensors = field(default_factory=dict)
+    """What the run's algorithm sends beside it (`Algorithm.client_result`)."""
     small_batches: int = 0
-    """Batches below min_batch, whatever was done with them."""
+    """Number of batches below min_batch, whatever `small_batch` did with them."""
     error: str = ""
     """Why there is no state, in one sentence."""
 
     @property
     def bytes(self) -> int:
         """Size of the tensors."""
-        return size(self.state) + size(self.control)
+        return size(self.state) + size(self.extra)
 
 
 def size(tensors: Tensors) -> int:

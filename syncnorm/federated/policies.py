@@ -1,27 +1,42 @@
 """A federated batch-norm method is a row in a table: who owns each part of a layer, and how shared parts combine.
 
 A batch-norm layer on client k holds gamma and beta (affine), mu and sigma^2 (running statistics) and a counter of
-batches. A row says what of them leaves the client, what normalises in training, and where statistics come from.
+batches. A row says which of them leave the client, what normalises in training, and where statistics come from.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError, unknown
+from syncnorm.registry import Registry
 from syncnorm.surgery import batch_norms
 
 AFFINE = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"
 MIX = "mix"
+OPTIONS = ("momentum", "frozen_from", "own_share")
+"""The options that a row may have."""
+NEEDED = {"frozen": "frozen_from", "wasserstein": "own_share"}
+"""The option that a row needs which has such a value."""
+
+
+def _check_options(owner: str, given: Mapping[str, Any], known: Any) -> None:
+    for option, value in given.items():
+        if option not in known:
+            raise unknown(f"option of {owner}", option, known)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UserError(f"option {option} of {owner} is {value!r}: it must be a number from 0 to 1.")
 
 
 @dataclass(frozen=True)
 class Policy:
     """What happens to the batch-norm layers of a federated model.
+
+        Policy("local", "pooled", "a thesis")     # affine at home, statistics pooled
 
     affine: "shared" is averaged with the other parameters; "local" never leaves the client.
     statistics: "average" takes the weighted mean of the running means and of the running variances, each by itself;
@@ -29,18 +44,23 @@ class Policy:
         the client.
     source: where the method comes from.
     rest: everything outside of batch norm: "shared" is averaged; "local" never leaves the client; "wasserstein"
-        averages it for each client anew, by how near the others' statistics are to its own.
+        averages it for each client anew, by how near the others' statistics are to its own (FedAP).
     training: what normalises in local training: the "batch"; "frozen" global statistics, once a fraction of the
         rounds is over; the "running" global statistics that were received; their learned mix with the batch's
         ("hybrid"); or the batches of all clients together in the first local step ("synchronised").
-    gathered: where a client's statistics come from: the running statistics of its training ("ema"), the exact moments
-        of all that its layers saw in training ("seen"), or a pass over its data: "before" it trains, with the model
-        that it received, and once more with a model to be evaluated; or "after" training alone, with that model.
-    options: what a run may set, with the defaults. "momentum" says how far the server's statistics move to the
-        clients' in a round, "frozen_from" after which fraction of the rounds they are frozen, "own_share" what a
-        client's own model weighs in its personal average.
+    statistics_source: where a client's statistics come from: the running statistics of its training ("ema"), the
+        exact moments of all that its layers saw in training ("seen"), or a pass over its data: "before" it trains,
+        with the model that it received, and once more with a model to be evaluated; or "after" training alone, with
+        that model.
+    data: a client trains on its "own" samples; with "all" there is one client, which trains on the samples of all.
+    options: what a run may set, with the defaults, from 0 to 1. "momentum" says how far the server's statistics move
+        to the clients' in a round, "frozen_from" after which fraction of the rounds they are frozen, "own_share" what
+        a client's own model weighs in its personal average.
 
-    The counter goes with the statistics; it is an integer, the largest of the clients', and never an average.
+    The counter goes with the statistics. It is an integer, the maximum of the clients', and never an average.
+
+    Raises:
+        UserError: a value that no field has, an option that does not exist, is out of range, or is missing.
     """
 
     affine: Literal["shared", "local"]
@@ -48,8 +68,31 @@ class Policy:
     source: str
     rest: Literal["shared", "local", "wasserstein"] = "shared"
     training: Literal["batch", "frozen", "running", "hybrid", "synchronised"] = "batch"
-    gathered: Literal["ema", "seen", "before", "after"] = "ema"
+    statistics_source: Literal["ema", "seen", "before", "after"] = "ema"
     options: Mapping[str, float] = field(default_factory=dict)
+    data: Literal["own", "all"] = "own"
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(Policy).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise unknown(f"{name} of a policy", str(getattr(self, name)), get_args(hint))
+        if not isinstance(self.source, str):
+            raise UserError(f"source of a policy is {self.source!r}: it must be a text.")
+        _check_options("a policy", self.options, OPTIONS)
+        for value in (self.rest, self.training):
+            if value in NEEDED and NEEDED[value] not in self.options:
+                raise UserError(
+                    f'a policy with "{value}" needs options={{"{NEEDED[value]}": 0.5}}, or another number.'
+                )
+        if self.statistics_source == "seen" and self.training != "running":
+            raise UserError(
+                'a policy with statistics_source "seen" needs training="running", whose layer keeps them.'
+            )
+
+    @property
+    def averages(self) -> bool:
+        """Whether clients average one model, which an algorithm can correct."""
+        return self.rest == "shared" and self.data == "own"
 
     @property
     def personal(self) -> bool:
@@ -57,89 +100,120 @@ class Policy:
         return self.rest != "shared" or "local" in (self.affine, self.statistics)
 
 
-POLICIES = {
-    "fedavg": Policy("shared", "average", "McMahan et al., arXiv 1602.05629, applied to every entry of the model"),
-    "fedavg_pooled": Policy("shared", "pooled", "the same with the variance of the union of the clients' samples"),
-    "fedbn": Policy("local", "local", "Li et al., arXiv 2102.07623"),
-    "silobn": Policy("shared", "local", "Andreux et al., arXiv 2008.07424"),
-    "stats_shared": Policy("local", "average", "the fourth corner of the table: affine local, statistics shared"),
-    "fixbn": Policy(
-        "shared", "average", "Zhong, Chen & Chao, arXiv 2303.06530", training="frozen", options={"frozen_from": 0.5}
+class Policies(Registry[Policy]):
+    """The policies by name. `POLICIES["mine"] = Policy(...)` is short for `register_policy("mine", Policy(...))`."""
+
+    def __setitem__(self, name: str, policy: Policy) -> None:
+        if not isinstance(policy, Policy):
+            raise UserError(
+                f'federated policy {name!r} is {policy!r}: write Policy("local", "pooled", "its source") from '
+                "syncnorm.federated."
+            )
+        self.add(name, policy)
+
+
+POLICIES = Policies(
+    "federated policy",
+    dict(
+        fedavg=Policy("shared", "average", "McMahan et al., arXiv 1602.05629, applied to every entry of the model"),
+        fedavg_pooled=Policy("shared", "pooled", "the same with the variance of the union of the clients' samples"),
+        fedbn=Policy("local", "local", "Li et al., arXiv 2102.07623"),
+        silobn=Policy("shared", "local", "Andreux et al., arXiv 2008.07424"),
+        stats_shared=Policy("local", "average", "the fourth corner of the table: affine local, statistics shared"),
+        fixbn=Policy(
+            "shared",
+            "average",
+            "Zhong, Chen & Chao, arXiv 2303.06530",
+            training="frozen",
+            options={"frozen_from": 0.5},
+        ),
+        fedtan=Policy("shared", "average", "Wang, Shi & Chang, arXiv 2301.02982", training="synchronised"),
+        sbn=Policy(
+            "shared",
+            "pooled",
+            "static BN of HeteroFL: Diao, Ding & Tarokh, arXiv 2010.01264",
+            statistics_source="after",
+        ),
+        fbn=Policy(
+            "shared",
+            "pooled",
+            "Guerraoui et al., arXiv 2405.14670",
+            training="running",
+            statistics_source="seen",
+            options={"momentum": 0.1},
+        ),
+        hbn=Policy(
+            "shared",
+            "pooled",
+            "Hybrid BN: Chen, Xu, Wu & Kittler, arXiv 2505.21877",
+            training="hybrid",
+            statistics_source="before",
+            options={"momentum": 1.0},
+        ),
+        fedap=Policy("local", "local", "Lu et al., arXiv 2112.00734", rest="wasserstein", options={"own_share": 0.5}),
+        local_only=Policy("local", "local", "every client by itself", rest="local"),
+        centralised=Policy("shared", "average", "one client with the data of all: no federation", data="all"),
     ),
-    "fedtan": Policy("shared", "average", "Wang, Shi & Chang, arXiv 2301.02982", training="synchronised"),
-    "sbn": Policy(
-        "shared", "pooled", "static BN of HeteroFL: Diao, Ding & Tarokh, arXiv 2010.01264", gathered="after"
-    ),
-    "fbn": Policy(
-        "shared",
-        "pooled",
-        "Guerraoui et al., arXiv 2405.14670",
-        training="running",
-        gathered="seen",
-        options={"momentum": 0.1},
-    ),
-    "hbn": Policy(
-        "shared",
-        "pooled",
-        "Hybrid BN: Chen, Xu, Wu & Kittler, arXiv 2505.21877",
-        training="hybrid",
-        gathered="before",
-        options={"momentum": 1.0},
-    ),
-    "fedap": Policy("local", "local", "Lu et al., arXiv 2112.00734", rest="wasserstein", options={"own_share": 0.5}),
-    "local_only": Policy("local", "local", "every client by itself", rest="local"),
-    "centralised": Policy("shared", "average", "one client with the data of all: no federation"),
-}
+)
 """The policies by name."""
 
-Rule = Literal["average", "pooled", "largest", "gathered", "local", "personal", "compared"]
-COMBINED: tuple[Rule, ...] = ("average", "pooled", "largest")
+Reduction = Literal["average", "pooled", "max", "gathered", "local", "personal", "compared"]
+"""What the server does with an entry of the clients' models."""
+COMBINED: tuple[Reduction, ...] = ("average", "pooled", "max")
 """Entries of which the server makes one for all clients."""
-SENT: tuple[Rule, ...] = (*COMBINED, "personal", "compared")
+SENT: tuple[Reduction, ...] = (*COMBINED, "personal", "compared")
 """Entries that clients send: also those averaged for each client anew, or that say how near two clients are."""
-KEPT: tuple[Rule, ...] = ("local", "compared")
-"""Entries that each client has its own of."""
+KEPT: tuple[Reduction, ...] = ("local", "compared")
+"""Entries of which each client has its own."""
+
+
+def register_policy(name: str, policy: Policy) -> None:
+    """Register a policy as `name`, for `Clients.method` and everything else that takes a policy's name.
+
+        syncnorm.register_policy("mine", Policy("local", "pooled", "a thesis"))
+
+    Raises:
+        UserError: a name that is taken or no name, or something that is no `Policy`.
+    """
+    POLICIES[name] = policy
 
 
 def policy_named(policy: str | Policy) -> Policy:
     """Return the policy of a name; an unknown one raises `UserError` with the nearest known."""
     if isinstance(policy, Policy):
         return policy
-    if not isinstance(policy, str) or policy not in POLICIES:
-        raise unknown("federated policy", str(policy), POLICIES)
+    if not isinstance(policy, str):
+        raise unknown(POLICIES.what, str(policy), POLICIES)
     return POLICIES[policy]
 
 
 def policy_options(name: str, given: Mapping[str, Any]) -> dict[str, float]:
     """Return a policy's options, the `given` ones in place of the defaults.
 
-    Raises `UserError` for an option that the policy does not have, or a value that is no fraction in [0, 1].
+    Raises:
+        UserError: an option that the policy does not have, or a value that is not a number from 0 to 1.
     """
     known = policy_named(name).options
-    for option, value in given.items():
-        if not known:
-            raise UserError(f"the policy {name} takes no options: leave out '{option}'.")
-        if option not in known:
-            raise unknown(f"option of the policy {name}", option, known)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(f"option {option} of the policy {name} is {value!r}: it must be a number from 0 to 1.")
+    if given and not known:
+        raise UserError(f"the policy {name} takes no options: leave out '{next(iter(given))}'.")
+    _check_options(f"the policy {name}", given, known)
     return {**known, **{option: float(value) for option, value in given.items()}}
 
 
-def rules(model: nn.Module, policy: str | Policy) -> dict[str, Rule]:
+def rules(model: nn.Module, policy: str | Policy) -> dict[str, Reduction]:
     """Return what the server does with every entry of the model's state: by type of layer, never by name.
 
-    Entries outside of batch norm are averaged if they are floating-point numbers; integers keep the largest.
+    Entries outside of batch norm are averaged if they are floating-point numbers; of integers it takes the maximum.
     Statistics that a pass gathers after training are "gathered": no update brings them.
 
     Raises:
-        UserError: a policy whose row speaks of batch norm, for a model without any: it would be another one; one that
-            reads running statistics, for a layer without.
+        UserError: a policy whose row speaks of batch norm, for a model without any: it would be another policy; one
+            that reads running statistics, for a layer without.
     """
     policy = policy_named(policy)
     _check_model(model, policy)
-    found = {name: _rule_of_rest(policy, value) for name, value in model.state_dict().items()}
-    statistics: Rule = "gathered" if policy.gathered == "after" else policy.statistics
+    found = {name: _reduction_of_rest(policy, value) for name, value in model.state_dict().items()}
+    statistics: Reduction = "gathered" if policy.statistics_source == "after" else policy.statistics
     for name, part in batch_norm_entries(model).items():
         if part == MIX:
             found[name] = "local"
@@ -148,23 +222,23 @@ def rules(model: nn.Module, policy: str | Policy) -> dict[str, Rule]:
         elif part in STATISTICS:
             found[name] = "compared" if policy.rest == "wasserstein" else statistics
         else:
-            found[name] = statistics if statistics in ("local", "gathered") else "largest"
+            found[name] = statistics if statistics in ("local", "gathered") else "max"
     return found
 
 
-def _rule_of_rest(policy: Policy, value: Tensor) -> Rule:
+def _reduction_of_rest(policy: Policy, value: Tensor) -> Reduction:
     if policy.rest == "local":
         return "local"
     if policy.rest == "wasserstein" and value.is_floating_point():
         return "personal"
-    return "average" if value.is_floating_point() else "largest"
+    return "average" if value.is_floating_point() else "max"
 
 
 def _check_model(model: nn.Module, policy: Policy) -> None:
     name = next((name for name, row in POLICIES.items() if row == policy), "this policy")
     layers = batch_norms(model)
     without = [where for where, layer in layers.items() if layer.running_mean is None]
-    if without and (policy.rest == "wasserstein" or policy.gathered != "ema" or policy.training == "frozen"):
+    if without and (policy.rest == "wasserstein" or policy.statistics_source != "ema" or policy.training == "frozen"):
         raise UserError(
             f"layer '{without[0]}' keeps no running statistics, which {name} is about: build it with "
             "track_running_stats=True, or choose another method."
@@ -183,8 +257,8 @@ def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
     state = model.state_dict()
     return sum(
         state[name].numel() * state[name].element_size()
-        for name, rule in rules(model, policy).items()
-        if rule in SENT
+        for name, reduction in rules(model, policy).items()
+        if reduction in SENT
     )
 
 

@@ -1,45 +1,24 @@
-"""What a run of the clients world must not be: each of a user's mistakes gets its sentence before anything starts."""
+"""Checks of a run of clients: each mistake gets its sentence before anything starts."""
 
-from collections.abc import Callable, Mapping
-from math import inf
-from typing import Any
-
-from syncnorm.checks import check_types
 from syncnorm.config import Clients, Optim, Run
-from syncnorm.errors import UserError, unknown
-from syncnorm.federated.policies import policy_named, policy_options
-from syncnorm.norms import norm_options
+from syncnorm.errors import UserError
+from syncnorm.federated.algorithms.base import Algorithm
+from syncnorm.federated.policies import POLICIES, Policy
+from syncnorm.norms import norm_spec
 from syncnorm.training.building import check_training
-
-ALGORITHMS: dict[str, Mapping[str, Any]] = {
-    "fedavg": {},
-    "fedprox": {"mu": 0.01, "squared": True},
-    "scaffold": {},
-    "fedadam": {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "tau": 1e-3},
-    "fedavgm": {"lr": 1.0, "momentum": 0.9},
-}
-"""Options of the algorithms, with their defaults: those of arXiv 1812.06127 and 2003.00295."""
+from syncnorm.worlds import expect
 
 
-_LIMITS: dict[str, tuple[Callable[[float], bool], str]] = {
-    **dict.fromkeys(("lr", "tau"), (lambda number: 0 < number < inf, "above 0")),
-    **dict.fromkeys(("momentum", "beta1", "beta2"), (lambda number: 0 <= number < 1, "from 0 to below 1")),
-}
-
-
-def check_run(run: Run) -> None:
-    """Raise the `UserError` of whatever in a run of clients is out of range, unknown, or does not go together."""
-    world = run.world
-    assert isinstance(world, Clients)
-    check_types(run)
+def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
+    """Raise `UserError` for anything in a run of clients that is out of range or does not go together."""
+    world = expect(run, Clients)
     check_training(run)
     _check_training_options(run)
     _check_numbers(world)
-    policy_options(world.method, world.method_options)
-    algorithm_options(world)
-    _check_norm(run)
-    _check_algorithm(run, world)
-    _check_engine(world)
+    _check_norm(run.norm.name, world.method, policy)
+    _check_momentum(run, world)
+    _check_engine(world, algorithm)
+    algorithm.check(run)
 
 
 def _check_training_options(run: Run) -> None:
@@ -55,23 +34,6 @@ def _check_training_options(run: Run) -> None:
         if value != off:
             instead = "; world.clip is their gradient clipping" if name == "optim.clip_norm" else ""
             raise UserError(f"{name} is {value}, which clients do not have: leave it at {off}{instead}.")
-
-
-def algorithm_options(world: Clients) -> dict[str, Any]:
-    """Return the options of a run's algorithm, those given in place of the defaults; others raise `UserError`."""
-    known = ALGORITHMS[world.algorithm]
-    for option, value in world.algorithm_options.items():
-        if not known:
-            raise UserError(f"the algorithm {world.algorithm} takes no options: leave out '{option}'.")
-        if option not in known:
-            raise unknown(f"option of the algorithm {world.algorithm}", option, known)
-        if isinstance(known[option], bool) != isinstance(value, bool) or not isinstance(value, int | float):
-            kind = "true or false" if isinstance(known[option], bool) else "a number"
-            raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be {kind}.")
-        holds, rule = _LIMITS.get(option, (lambda number: 0 <= number < inf, "at least 0"))
-        if not holds(value):
-            raise UserError(f"option {option} of the algorithm {world.algorithm} is {value!r}: it must be {rule}.")
-    return {**known, **world.algorithm_options}
 
 
 def _check_numbers(world: Clients) -> None:
@@ -99,45 +61,32 @@ def _check_numbers(world: Clients) -> None:
             raise UserError(f"{name} is {value}: it must be {rule}.")
 
 
-def _check_norm(run: Run) -> None:
-    assert isinstance(run.world, Clients)
-    method, norm = run.world.method, run.norm.name
-    norm_options(norm)
-    policy = policy_named(method)
-    if norm == "sync_bn":
+def _check_norm(norm: str, method: str, policy: Policy) -> None:
+    if norm_spec(norm).over_ranks:
         raise UserError(
-            "norm sync_bn synchronises ranks, and clients are none: choose bn, with the method fedtan if clients are "
-            "to share batch statistics while they train."
+            f"norm {norm} synchronises ranks, and clients are none: choose bn, with the method "
+            f"{_methods('synchronised')} if clients are to share batch statistics while they train."
         )
     if norm == "ghost_bn" and policy.training != "batch":
         raise UserError(f"method {method} puts its own layer in place of batch norm: choose norm bn, not ghost_bn.")
     if norm in ("frozen_bn", "reference_bn", "hybrid_bn") and (policy.training != "batch" or norm != "frozen_bn"):
         raise UserError(
             f"norm {norm} is the layer of a method, which method {method} does not call for: choose norm bn with one "
-            "of the methods fixbn, fbn, hbn."
+            f"of the methods {_methods('frozen', 'running', 'hybrid')}."
         )
 
 
-def _check_algorithm(run: Run, world: Clients) -> None:
-    method, algorithm = world.method, world.algorithm
-    if algorithm != "fedavg" and (policy_named(method).rest != "shared" or method == "centralised"):
-        raise UserError(
-            f"algorithm {algorithm} corrects what clients average, and with method {method} they do not average one "
-            "model: choose algorithm fedavg."
-        )
-    plain = run.optim.name == "sgd" and run.optim.momentum == 0
-    if algorithm == "scaffold" and not plain:
-        raise UserError(
-            "scaffold derives its controls from the path of plain SGD: set optim.name to sgd and optim.momentum to 0."
-        )
-    if algorithm == "scaffold" and world.clip:
-        raise UserError("scaffold derives its controls from the path of plain SGD: set clip to 0.")
+def _methods(*training: str) -> str:
+    return ", ".join(name for name, row in POLICIES.items() if row.training in training)
+
+
+def _check_momentum(run: Run, world: Clients) -> None:
     if world.keep_momentum and (run.optim.name != "sgd" or run.optim.momentum == 0):
         raise UserError("keep_momentum needs a momentum to keep: set optim.name to sgd and optim.momentum above 0.")
 
 
-def _check_engine(world: Clients) -> None:
-    if policy_named(world.method).training == "synchronised" and world.engine in ("loop", "flower"):
+def _check_engine(world: Clients, algorithm: Algorithm) -> None:
+    if algorithm.shares_statistics and world.engine in ("loop", "flower"):
         raise UserError(
             f"method {world.method} has clients exchange statistics inside a step, which the engine {world.engine} "
             "cannot: choose the engine cohort."

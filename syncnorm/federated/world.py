@@ -13,15 +13,19 @@ from typing import Any, Literal
 import torch
 
 from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
-from syncnorm.data.partitions.population import forget as forget_population
+from syncnorm.data import FederatedDataset, make_federated_dataset
+from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
+from syncnorm.training.building import DTYPES
+from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
 
@@ -33,9 +37,9 @@ METRICS = [
     *("train_loss", "never_sampled", "staleness", "batch_norms"),
 ]
 CHECKED = 1000
-"""Clients whose batches are looked at before a study starts, and those of the first round."""
+"""Number of clients whose batches are checked before a study starts, beside those of the first round."""
 IN_MEMORY = 1 << 28
-"""Bytes of client states that are held in memory, if every client were sampled."""
+"""Bytes of client states, if every client were sampled, up to which they are held in memory."""
 
 
 def simulate(
@@ -43,14 +47,14 @@ def simulate(
 ) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
-    The engine "auto" goes by a short measurement, and may take the one time `cohort` and another time `loop`, whose
-    results differ by rounding: name one for the same bits. The result's environment says which it was.
+    The engine "auto" measures which of `cohort` and `loop` is faster. Their results differ by rounding, so name one
+    to get the same bits. The result's environment says which it was.
 
-    `execution` says where the run keeps its checkpoint: a run that was killed goes on from there, to the same bits.
-    `store` says where clients' states are kept between rounds.
+    `execution` says where the run keeps its checkpoint: an interrupted run resumes from it bit-identically. `store`
+    says where clients' states are kept between rounds.
 
     Raises:
-        UserError: for anything in `run` that does not work, before training starts; a round that failed.
+        UserError: anything in `run` that does not work, before training starts; a round that failed.
     """
     started = time.perf_counter()
     world = expect(run, Clients)
@@ -60,7 +64,7 @@ def simulate(
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
         return marked(_with_flower(run))
     federation = Federation(run)
-    engine = Chosen(world.engine)
+    engine = AutoEngine(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
     rounds = Rounds(federation, network)
     folder = execution.checkpoint if execution else None
@@ -84,10 +88,10 @@ def simulate(
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
     """Write the global model, and what clients keep of theirs."""
-    state, clients = rounds.final()
     layer = ("hybrid_bn", federation.run.norm.options) if federation.policy.training == "hybrid" else None
     shape, classes = federation.population.shape, federation.population.classes
-    model = federation.model_with(state)
+    model = federation.models.with_state(rounds.evaluator.global_state())
+    clients = rounds.evaluator.kept_state()
     save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
@@ -103,8 +107,8 @@ def _with_flower(run: Run) -> Result:
 
 
 def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> ClientStates:
-    count, model = len(federation.trainees), federation.model.state_dict()
-    kept = sum(model[name].numel() * model[name].element_size() for name in federation.kept_names)
+    count, model = len(federation.schedule.trainees), federation.models.template.state_dict()
+    kept = sum(model[name].numel() * model[name].element_size() for name in federation.layout.kept)
     on_disk = count * kept > IN_MEMORY if store == "auto" else store == "disk"
     return OnDisk(count, device=federation.device) if on_disk else InMemory()
 
@@ -119,21 +123,36 @@ class ClientsWorld:
     def check(self, run: Run) -> None:
         """Raise what the run would end with, without training it."""
         federation = Federation(run, torch.device("cpu"))
-        for client in {*federation.cohort(0), *federation.trainees[:CHECKED]}:
-            federation.plan(client, 0)
+        for client in {*federation.schedule.cohort(0), *federation.schedule.trainees[:CHECKED]}:
+            federation.schedule.plan(client, 0)
 
     def forget(self) -> None:
         """Drop the data sets that this process keeps."""
-        forget_population()
+        forget_data()
+
+    def data(self, run: Run) -> FederatedDataset:
+        """Return a run's data."""
+        cpu, dtype = torch.device("cpu"), DTYPES[run.precision]
+        return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype)
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         world = expect(run, Clients)
-        return [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
+        own = [name for metric in OWN_METRICS for name in (metric, f"global_{metric}")]
+        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains)]
+
+    def histories(self, run: Run) -> list[str]:
+        """Return the names of the histories that a run will have."""
+        chosen = ["validation_accuracy"] if expect(run, Clients).validation else []
+        return ["train_loss", "left_out", *chosen]
+
+    def profiles(self, run: Run) -> list[str]:
+        """Return the names of the profiles that a run will have: none."""
+        return []
 
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`: clients are no ranks, so it is the one of that name."""
-        return norm.name, norm.options
+        """Return the layer that plays `norm`, told the batch size of training: clients are no ranks."""
+        return norm.name, options_in_world(norm.name, norm.options, {"batch": world.batch})
 
 
 WORLD = ClientsWorld()

@@ -1,4 +1,9 @@
-"""Models by name, or by the import path of your own factory."""
+"""Models by name, or by the import path of your own factory.
+
+@syncnorm.register_model("mynet")
+def mynet(shape, classes, norm, width=16):
+    ...
+"""
 
 import importlib
 import inspect
@@ -6,52 +11,108 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 from torch import nn
 
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import UserError, unknown, where_raised, with_article
 from syncnorm.models.binary_mlp import BinaryMLP
 from syncnorm.models.ic_mlp import IndependentComponentMLP
 from syncnorm.models.resnet import resnet18, thin_resnet
 from syncnorm.models.signal_cnn import SignalCNN
 from syncnorm.models.small import MLP, SmallCNN, StridedCNN
 from syncnorm.norms import make_norm
+from syncnorm.registry import Registry, check_named
 
 Shape = tuple[int, ...]
+Factory = Callable[..., nn.Module]
+Made = TypeVar("Made", bound=Factory)
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A factory, and what its models convolve over: 2 dimensions (images), 1 (signals), 0 (samples are flattened)."""
+class ModelSpec:
+    """A model, as `make_model` reads it."""
 
-    factory: Callable[..., nn.Module]
-    positions: int
+    factory: Factory
+    """Builds it: called with the arguments that it names among shape, in_channels, pixels, classes and norm, and with
+    the model's options."""
+    positions: int | None = None
+    """The dimensions that it convolves over: 2 for images (C, H, W), 1 for signals (C, L), 0 where it flattens
+    samples of any shape. None: as many as the samples have beside C."""
 
-    @property
-    def norm_ndim(self) -> int:
-        """What `make_norm` is to be told."""
-        return max(self.positions, 1)
+    def takes(self, shape: Shape) -> bool:
+        """Return whether it takes samples of `shape`."""
+        return self.positions in (None, 0, len(shape) - 1)
+
+    def norm_ndim(self, shape: Shape) -> int:
+        """Return the number of spatial dimensions that `make_norm` is to be told for samples of `shape`."""
+        return max(len(shape) - 1 if self.positions is None else self.positions, 1)
 
 
-_MODELS: dict[str, _Entry] = {
-    "small_cnn": _Entry(SmallCNN, positions=2),
-    "strided_cnn": _Entry(StridedCNN, positions=2),
-    "resnet18": _Entry(resnet18, positions=2),
-    "resnet20": _Entry(partial(thin_resnet, depth=20), positions=2),
-    "resnet32": _Entry(partial(thin_resnet, depth=32), positions=2),
-    "resnet56": _Entry(partial(thin_resnet, depth=56), positions=2),
-    "signal_cnn": _Entry(SignalCNN, positions=1),
-    "mlp": _Entry(MLP, positions=0),
-    "ic_mlp": _Entry(IndependentComponentMLP, positions=0),
-    "binary_mlp": _Entry(BinaryMLP, positions=0),
-}
-_SAMPLES = {2: "images (C, H, W)", 1: "signals (C, L)"}
+MODELS: Registry[ModelSpec] = Registry(
+    "model",
+    {
+        "small_cnn": ModelSpec(SmallCNN, positions=2),
+        "strided_cnn": ModelSpec(StridedCNN, positions=2),
+        "resnet18": ModelSpec(resnet18, positions=2),
+        "resnet20": ModelSpec(partial(thin_resnet, depth=20), positions=2),
+        "resnet32": ModelSpec(partial(thin_resnet, depth=32), positions=2),
+        "resnet56": ModelSpec(partial(thin_resnet, depth=56), positions=2),
+        "signal_cnn": ModelSpec(SignalCNN, positions=1),
+        "mlp": ModelSpec(MLP, positions=0),
+        "ic_mlp": ModelSpec(IndependentComponentMLP, positions=0),
+        "binary_mlp": ModelSpec(BinaryMLP, positions=0),
+    },
+)
+"""What each name stands for; `syncnorm.register_model` adds to it."""
+_SAMPLES = {2: "images (C, H, W)", 1: "signals (C, L)", 0: "samples of any shape"}
 
 
 def model_names() -> list[str]:
     """Return the names that `make_model` knows."""
-    return list(_MODELS)
+    return list(MODELS)
+
+
+def register_model(name: str, *, positions: int | None = None) -> Callable[[Made], Made]:
+    """Register a model of your own: a decorator for a function or class that builds a `torch.nn.Module`.
+
+        @syncnorm.register_model("mynet")
+        def mynet(shape, classes, norm, width=16): ...
+
+    It is called with the arguments that it names among
+
+        shape        of a sample, (C, H, W) or (C, L)
+        in_channels  C
+        pixels       the number of values in a sample
+        classes      the number of logits that the model returns for a sample
+        norm         builds a norm layer from a number of channels, norm(16)
+
+    and its further parameters are options of the model (`Run.model_options`). A model that takes no `norm` has batch
+    norms of torch's, or none; a run's norm replaces those in any case.
+
+    Args:
+        name: a new name.
+        positions: the dimensions that it convolves over: 2 for images alone, 1 for signals alone, 0 where it flattens
+            samples of any shape. None: as many as the samples have beside C.
+
+    Raises:
+        UserError: a name that is taken; something that cannot be called; another number of positions.
+    """
+    check_named(name, "register_model")
+    if positions not in (None, *_SAMPLES):
+        raise UserError(f"model '{name}': positions is {positions!r}: it must be 0, 1, 2 or None.")
+
+    def register(factory: Made) -> Made:
+        if not callable(factory) or isinstance(factory, nn.Module):
+            raise UserError(
+                f"model '{name}' is {with_article(type(factory).__name__)}: register a function or class that builds "
+                "one."
+            )
+        MODELS.add(name, ModelSpec(factory, positions))
+        return factory
+
+    return register
 
 
 def make_model(
@@ -64,19 +125,16 @@ def make_model(
 ) -> nn.Module:
     """Build a model for samples of `shape` (C, H, W) or (C, L) and `classes` classes, with norm layers `norm`.
 
-    `name` is one of `model_names()`, or "package.module:factory" for a factory of your own, which is called with
-    the arguments it names among in_channels, classes, norm (builds a norm layer from a number of channels, for as
-    many dimensions as `shape` has beside C) and shape, and with `options`. A model of yours that takes no `norm`
-    keeps its batch norms: convert them yourself.
+    `name` is one of `model_names()`, or "package.module:factory" for a factory of your own, which need not be
+    registered. See `register_model` for the arguments that a factory gets, and `options` beside them.
 
     Raises:
-        UserError: an unknown name or option, a factory that cannot be imported, samples of another kind than the
-            model's, or a norm the model cannot take.
+        UserError: an unknown name or option, a factory that cannot be imported, that fails, or that returns no
+            `torch.nn.Module`, samples of another kind than the model's, or a norm the model cannot take.
     """
-    entry = _MODELS.get(name) or _Entry(_import_factory(name), positions=len(shape) - 1)
-    _check_shape(name, entry, shape)
-    factory = entry.factory
-    norm_factory = partial(make_norm, norm, ndim=entry.norm_ndim, **(norm_options or {}))
+    spec = _spec(name)
+    _check_shape(name, spec, shape)
+    norm_factory = partial(make_norm, norm, ndim=spec.norm_ndim(shape), **(norm_options or {}))
     offered = {
         "in_channels": shape[0],
         "pixels": prod(shape),
@@ -84,46 +142,92 @@ def make_model(
         "norm": norm_factory,
         "shape": shape,
     }
-    taken = inspect.signature(factory).parameters
+    signature = _signature(name, spec.factory)
+    taken = signature.parameters
     arguments = {key: value for key, value in offered.items() if key in taken}
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     for option in options:
         if option not in taken and not takes_any:
             raise UserError(f"model '{name}': {unknown('option', option, set(taken) - set(offered))}")
     try:
-        inspect.signature(factory).bind(**arguments, **options)
+        signature.bind(**arguments, **options)
     except TypeError as error:
         raise UserError(f"model '{name}': {error}; give it in model_options.") from error
+    return _build(name, spec.factory, {**arguments, **options}, options)
+
+
+def _build(name: str, factory: Factory, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
+    """Call the factory; whatever goes wrong in one that is not ours names it, and the line of its file."""
+    ours = name in MODELS and MODELS.source(name) is None
     try:
-        return factory(**arguments, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        if name not in _MODELS or isinstance(error, UserError):  # in code of the user's own, the traceback helps
+        model = factory(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        if not ours:
+            said = f"{type(error).__name__}: {error} ({where_raised(error)})"
+            raise UserError(f"model '{name}' fails when it is built: {said}") from error
+        if not isinstance(error, TypeError | ValueError | RuntimeError):
             raise
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
         raise UserError(f"model '{name}' cannot be built with {given}: {error}") from error
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else with_article(type(model).__name__)
+        raise UserError(f"model '{name}' returned {what}, not a torch.nn.Module.")
+    return model
 
 
-def _check_shape(name: str, entry: _Entry, shape: Shape) -> None:
-    if entry.positions in (0, len(shape) - 1):
+def _check_shape(name: str, spec: ModelSpec, shape: Shape) -> None:
+    if spec.positions is None or spec.takes(shape):
         return
-    fitting = [known for known, other in _MODELS.items() if other.positions in (0, len(shape) - 1)]
+    fitting = [known for known, other in MODELS.items() if other.takes(shape)]
     raise UserError(
-        f"model '{name}' takes {_SAMPLES[entry.positions]}, and these samples have shape {shape}: choose one of "
+        f"model '{name}' takes {_SAMPLES[spec.positions]}, and these samples have shape {shape}: choose one of "
         f"{', '.join(fitting)}."
     )
 
 
-def _import_factory(name: str) -> Callable[..., nn.Module]:
+def _spec(name: str) -> ModelSpec:
+    """Return the row of a name, or one for the factory that it is the import path of."""
+    if not isinstance(name, str):
+        raise UserError(f"the model is {name!r}: give its name, or package.module:factory.")
+    if name in MODELS:
+        return MODELS[name]
     module, colon, attribute = name.partition(":")
+    form = "package.module:factory"
+    if "/" in name or "\\" in name or module.endswith(".py"):
+        example = f"{PurePath(module.replace(chr(92), '/')).stem}:{attribute or 'factory'}"
+        raise UserError(
+            f"model '{name}' is a path: write {form}, here {example}, and start where Python finds the module (or "
+            "set PYTHONPATH)."
+        )
     if not colon:
-        raise UserError(f"{unknown('model', name, _MODELS)} Your own is written package.module:factory.")
+        raise UserError(f"{unknown('model', name, MODELS)} Your own is written {form}.")
+    if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+        raise UserError(f"model '{name}' is no import path: write {form}.")
+    return ModelSpec(_import_factory(name, module, attribute))
+
+
+def _import_factory(name: str, module: str, attribute: str) -> Factory:
     try:
-        factory: Callable[..., nn.Module] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        factory: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+    except (ImportError, AttributeError) as error:
         raise UserError(
             f"model '{name}' cannot be imported ({error}): write package.module:factory, and start where Python "
             "finds the package (or set PYTHONPATH)."
         ) from error
-    if not callable(factory):
-        raise UserError(f"model '{name}' is a {type(factory).__name__}: name what builds a model.")
-    return factory
+    except Exception as error:  # whatever the module does when it is imported
+        said = f"{type(error).__name__}: {error} ({where_raised(error)})"
+        raise UserError(f"model '{name}' cannot be imported: {said}") from error
+    if not callable(factory) or isinstance(factory, nn.Module):
+        raise UserError(f"model '{name}' is {with_article(type(factory).__name__)}: name what builds a model.")
+    return factory  # type: ignore[no-any-return]
+
+
+def _signature(name: str, factory: Factory) -> inspect.Signature:
+    try:
+        return inspect.signature(factory)
+    except (TypeError, ValueError) as error:  # some built-in functions have none
+        raise UserError(f"model '{name}' does not say what it takes ({error}): wrap it in a function.") from error

@@ -1,4 +1,4 @@
-"""Layers: what a layer does with moments."""
+"""Norm layers, and the table of them by name."""
 
 from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.core.domain_context import domain, keep_domain
@@ -13,13 +13,15 @@ from syncnorm.norms.full_norm import FullNorm
 from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
 from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
 from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
+from syncnorm.norms.make import make_norm, norm_options, register_norm
 from syncnorm.norms.mix_style import MixStyle, MixStyleBatchNorm
 from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
 from syncnorm.norms.online_batch_norm import OnlineBatchNorm, stream
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
-from syncnorm.norms.registry import make_norm, norm_names, norm_options, sees_batch
+from syncnorm.norms.registry import NORMS, norm_names, norm_spec, sees_batch
 from syncnorm.norms.rms_norm import RMSNorm
+from syncnorm.norms.spec import NormSpec
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.weight_side import WeightCentralization, WeightStandardization
 from syncnorm.norms.weight_standardization import (
@@ -30,6 +32,7 @@ from syncnorm.norms.weight_standardization import (
 )
 
 __all__ = [
+    "NORMS",
     "AlphaBatchNorm",
     "BatchRenorm",
     "CrossIterationBatchNorm",
@@ -51,6 +54,7 @@ __all__ = [
     "MixStyle",
     "MixStyleBatchNorm",
     "MovingAverageBatchNorm",
+    "NormSpec",
     "OnlineBatchNorm",
     "PredictionBatchNorm",
     "RMSNorm",
@@ -66,7 +70,9 @@ __all__ = [
     "make_norm",
     "norm_names",
     "norm_options",
+    "norm_spec",
     "pool_running_statistics",
+    "register_norm",
     "scaled_weight_standardization",
     "sees_batch",
     "stream",

@@ -1,4 +1,4 @@
-"""Batch renormalisation: batch norm whose training output is that of its running statistics, within bounds.
+"""Batch renormalisation: batch norm corrected, within bounds, to what its running statistics would give.
 
 model = syncnorm.convert(model, "brn", warmup=500, r_end=4000, d_end=2500)
 """
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.running import moved, newest_weight, update_running
 from syncnorm.norms.core.shapes import check_channels, check_values
 
 
@@ -27,7 +28,7 @@ class BatchRenorm(_BatchNorm):
     The bounds start at r_max = 1, d_max = 0, which is batch norm, for `warmup` steps, and then grow along a line to
     the bounds given, reached at step `r_end` and `d_end`. Steps are those that num_batches_tracked has counted.
 
-    Running statistics follow after each batch,
+    Running statistics are updated after each batch,
 
         mu <- mu + momentum (m - mu),   sigma <- sigma + momentum (s - sigma)
 
@@ -95,15 +96,15 @@ class BatchRenorm(_BatchNorm):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         check_values(self, self.num_features, x)
         refuse_recomputation("BatchRenorm")
-        r, d = self._correct_and_follow(x)
+        r, d = self._correct(x)
         # Batch norm of another weight and bias, so that one kernel does it, forward and backward.
         weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
         bias = bias if self.bias is None else self.bias + bias
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
     @torch.no_grad()
-    def _correct_and_follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return r and d, (C,) each, of the running statistics so far, and move these on."""
+    def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return r and d, (C,) each, of the running statistics so far, and update these."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -113,10 +114,9 @@ class BatchRenorm(_BatchNorm):
         r = torch.clamp(deviation / running, 1 / r_max, r_max)
         d = torch.clamp((batch.mean - self.running_mean) / running, -d_max, d_max)
         self.num_batches_tracked.add_(1)
-        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-        self.running_mean.copy_(self.running_mean + newest * (batch.mean - self.running_mean))
-        followed = running + newest * (deviation - running)
-        self.running_var.copy_((followed.square() - self.eps).clamp(min=0))
+        newest = newest_weight(self.momentum, self.num_batches_tracked)
+        update_running(self.running_mean, batch.mean, newest)
+        self.running_var.copy_((moved(running, deviation, newest).square() - self.eps).clamp(min=0))
         return r, d
 
     def extra_repr(self) -> str:

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.shapes import by_channel, check_channels, check_values
+from syncnorm.norms.core.running import newest_weight, update_running
+from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,12 @@ class CrossIterationBatchNorm(_BatchNorm):
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
         check_values(self, self.num_features, x)
         refuse_recomputation("CrossIterationBatchNorm")
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         batch = Moments.of(values, (0, *range(2, x.dim())))
-        self._follow(batch)
+        self._update_running(batch)
         weight = self._weight_behind(x) if self._past_burn_in() else None
         mean, var = (batch.mean, batch.var()) if weight is None else self._over_window(batch, weight)
-        y = (values - by_channel(mean, x)) * by_channel(torch.rsqrt(var + self.eps), x)
-        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
+        return normalise(x, mean.unsqueeze(0), var.unsqueeze(0), self.eps, self.weight, self.bias)
 
     def _past_burn_in(self) -> bool:
         return self.burn_in == 0 or self.num_batches_tracked is None or int(self.num_batches_tracked) > self.burn_in
@@ -166,13 +166,13 @@ class CrossIterationBatchNorm(_BatchNorm):
         return weight
 
     @torch.no_grad()
-    def _follow(self, batch: Moments) -> None:
+    def _update_running(self, batch: Moments) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
-        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, batch.mean), (self.running_var, batch.var(correction=1))):
-            running.copy_(running + newest * (new - running))
+        newest = newest_weight(self.momentum, self.num_batches_tracked)
+        update_running(self.running_mean, batch.mean, newest)
+        update_running(self.running_var, batch.var(correction=1), newest)
 
     def reset_running_stats(self) -> None:
         """Forget what was seen: mean 0, variance 1, and an empty window."""

@@ -1,4 +1,4 @@
-"""Diminishing batch norm: statistics of all batches so far, each new one counting for less.
+"""Diminishing batch norm: running statistics that each new batch moves by less.
 
 model = syncnorm.convert(model, "diminishing_bn")                           # alpha_m = 1 / m
 model = syncnorm.convert(model, "diminishing_bn", alpha=0.25, power=0)      # alpha_m = 0.25
@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 class DiminishingBatchNorm(_BatchNorm):
-    """Batch norm that trains with its running statistics, which follow the batches by a schedule.
+    """Batch norm that trains with its running statistics, which each batch moves by less than the one before.
 
     At step m = 1, 2, ... (num_batches_tracked counts them), with the batch's mean and its standard deviation
     s = sqrt(var + eps) (biased),
@@ -82,12 +83,12 @@ class DiminishingBatchNorm(_BatchNorm):
         if self.training:
             check_values(self, self.num_features, x)
             refuse_recomputation("DiminishingBatchNorm")
-            self._follow(x)
+            self._update_running(x)
             mean, var = mean.clone(), var.clone()  # the backward needs those of this step
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
-    def _follow(self, x: Tensor) -> None:
+    def _update_running(self, x: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -100,9 +101,8 @@ class DiminishingBatchNorm(_BatchNorm):
             )
         self.num_batches_tracked.copy_(step)
         newest = self.alpha / step.double() ** self.power
-        self.running_mean.copy_(self.running_mean + newest * (batch.mean - self.running_mean))
-        before = (self.running_var + self.eps).sqrt()
-        sigma = before + newest * ((batch.var() + self.eps).sqrt() - before)
+        update_running(self.running_mean, batch.mean, newest)
+        sigma = moved((self.running_var + self.eps).sqrt(), (batch.var() + self.eps).sqrt(), newest)
         self.running_var.copy_((sigma.square() - self.eps).clamp(min=0))
 
     def extra_repr(self) -> str:

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from syncnorm.moments import Moments, accumulator
+from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.domain_context import current_domain, no_domain
 from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import check_channels
 
 
@@ -28,12 +30,13 @@ class DomainBatchNorm(nn.Module):
 
         y = (x - mean_d) / sqrt(var_d + eps) * weight + bias
 
-    Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics follow as
-    in PyTorch's layer, `momentum` being the weight of the new ones, the variance unbiased; a domain that a batch
-    lacks stays as it is. Under DDP, statistics are those of each process's own samples, as in PyTorch's layer.
+    Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics are
+    updated as in PyTorch's layer: `momentum` is the weight of the new ones, and the variance is unbiased. A domain
+    with no sample in the batch keeps its own. Under DDP, statistics are those of each process's own samples, as in
+    PyTorch's layer.
 
-    This is no `_BatchNorm`: it has no one running_mean. What reads that (recalibrate, fold, federated policies)
-    passes it by.
+    This is no subclass of torch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
+    federated policies, which read that, leave the layer alone.
 
     Shapes: domain_mean and domain_var (D, C), domain_count (D,) values seen in training, domain_batches (D,).
 
@@ -111,7 +114,7 @@ class DomainBatchNorm(nn.Module):
             share = batch.count.clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
             mean, var = batch.mean[ids], (batch.m2 / share)[ids]
             if not recomputing():
-                self._follow(batch)
+                self._update_running(batch)
         else:
             mean, var = self.domain_mean[ids], self.domain_var[ids]
         return self._standardise(x, mean, var, ids)
@@ -123,7 +126,7 @@ class DomainBatchNorm(nn.Module):
         running variances plus the variance of their means.
         """
         count = torch.where(self.domain_count.sum() > 0, self.domain_count, 1).double()
-        mean = self.domain_mean.to(accumulator(self.domain_mean.dtype))
+        mean = self.domain_mean.to(acc_dtype(self.domain_mean.dtype))
         return Moments(count, mean, self.domain_var.to(mean.dtype) * count.unsqueeze(1).to(mean.dtype)).pooled()
 
     @torch.no_grad()
@@ -166,21 +169,13 @@ class DomainBatchNorm(nn.Module):
         )
 
     def _standardise(self, x: Tensor, mean: Tensor, var: Tensor, ids: Tensor | None) -> Tensor:
-        """Return x normalised by each sample's mean and variance, (N, C)."""
-        statistics = accumulator(x.dtype)
-        positions = (..., *[None] * (x.dim() - 2))
-        y = (x.to(statistics) - mean.to(statistics)[positions]) * torch.rsqrt(var.to(statistics) + self.eps)[
-            positions
-        ]
-        for shared, own, apply in (
-            (self.weight, self.domain_weight, torch.mul),
-            (self.bias, self.domain_bias, torch.add),
-        ):
-            if shared is not None:
-                y = apply(y, shared.to(statistics).expand(1, -1)[positions])
-            elif own is not None:
-                y = apply(y, (own.mean(0, keepdim=True) if ids is None else own[ids]).to(statistics)[positions])
-        return y.to(x.dtype)
+        """Return x normalised by each sample's mean and variance, (N, C), with its domain's weight and bias."""
+        statistics = acc_dtype(x.dtype)
+        weight, bias = (
+            shared if own is None else own.mean(0) if ids is None else own[ids]
+            for shared, own in ((self.weight, self.domain_weight), (self.bias, self.domain_bias))
+        )
+        return normalise(x, mean.to(statistics), var.to(statistics), self.eps, weight, bias)
 
     def _ids(self, x: Tensor) -> Tensor | None:
         """Return the domain of each sample, (N,); None where evaluation is to go by the pooled statistics."""
@@ -210,17 +205,15 @@ class DomainBatchNorm(nn.Module):
             )
 
     @torch.no_grad()
-    def _follow(self, batch: Moments) -> None:
-        """Let the running statistics of the domains in the batch follow."""
+    def _update_running(self, batch: Moments) -> None:
+        """Update the running statistics of the domains in the batch."""
         seen = batch.count > 0
         self.domain_batches.add_(seen)
         self.domain_count.add_(batch.count.long())
-        newest = (
-            1.0 / self.domain_batches.double().clamp(min=1).unsqueeze(1) if self.momentum is None else self.momentum
-        )
+        newest = newest_weight(self.momentum, self.domain_batches.clamp(min=1).unsqueeze(1))
         unbiased = batch.m2 / (batch.count - 1).clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
         for running, new in ((self.domain_mean, batch.mean), (self.domain_var, unbiased)):
-            running.copy_(torch.where(seen.unsqueeze(1), running + newest * (new - running), running))
+            update_running(running, new, newest, where=seen.unsqueeze(1))
 
 
 def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
@@ -229,7 +222,7 @@ def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
     `ids` (N,) are from 0 to D - 1. Sums over samples are matrix products in float64, so that no
     setting of the products' precision reaches them, and the mean needs no second pass.
     """
-    x = x.to(accumulator(x.dtype))
+    x = x.to(acc_dtype(x.dtype))
     x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     member = F.one_hot(ids, domains).T.double()
     count = member.sum(1) * x.shape[2]

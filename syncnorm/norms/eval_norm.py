@@ -1,4 +1,4 @@
-"""Batch norm that trains as ever, and in evaluation lets each sample correct the statistics it is normalised with.
+"""Batch norm whose running statistics each sample corrects in evaluation; training is batch norm's.
 
 model = syncnorm.convert(model, "eval_norm", batch=2)           # what a batch of 2 with this sample would expect
 model = syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share for the sample
@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncnorm.moments import accumulator
-from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.moments import acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.shapes import by_sample, check_channels
+from syncnorm.norms.core.running import moved, newest_weight
+from syncnorm.norms.core.shapes import check_channels
 from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
     """Batch norm that evaluates sample i with statistics made from the running ones and its own, (N, C) each.
 
-    Training is PyTorch's batch norm. Each sample is evaluated alike in any batch.
+    Training is PyTorch's batch norm. In evaluation a sample's output does not depend on its batch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,19 +34,17 @@ class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
             if not recomputing():
                 self._see(x)
             return y
-        values = x.to(accumulator(x.dtype))
-        flat = _positions_last(values)
+        flat = _positions_last(x.to(acc_dtype(x.dtype)))
         own = flat.mean(2)
         mean, var = self.corrected(own, (flat - own.unsqueeze(2)).square().mean(2))
-        y = (values - by_sample(mean, x)) * by_sample(torch.rsqrt(var + self.eps), x)
-        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
+        return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @abstractmethod
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance to normalise each sample with, from its own (biased), (N, C) each."""
 
     def _see(self, x: Tensor) -> None:
-        """Take in what the running statistics do not hold: nothing, unless a subclass has more."""
+        """Update further statistics of a subclass from a training batch."""
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -114,8 +113,8 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         E[var | i] = s_i^2 / n + (n - 1) / n E[s^2] + (n - 1) / n^2 (mu_i - mu)^2 + ((n - 1) / n)^2 Var(mu_j)
 
     with the population's mu = running_mean, E[s^2] = running_within and Var(mu_j) = running_between, the variance of
-    the samples' means; the latter two follow with `momentum` in training, unbiased over the samples. n = `batch` is
-    the size that the model was trained with: the smaller it is, the further training is from running statistics.
+    the samples' means; the latter two are updated with `momentum` in training, unbiased over the samples. n = `batch`
+    is the size that the model was trained with: the smaller it is, the further training is from running statistics.
 
     Until a batch was seen in training, the running variance counts as within samples, and none as between: so it is
     for a converted layer, or one that has loaded a batch norm's state, which knows their sum alone. (`recalibrate`
@@ -180,19 +179,18 @@ class EvalNorm(_SampleCorrectedBatchNorm):
 
     @torch.no_grad()
     def _see(self, x: Tensor) -> None:
-        """Let the variances within and between samples follow this batch; one sample says nothing of the latter."""
+        """Update the variances within and between samples; the latter needs two samples."""
         if len(x) < 2:
             return
-        flat = _positions_last(x.to(accumulator(x.dtype)))
+        flat = _positions_last(x.to(acc_dtype(x.dtype)))
         self.spreads_seen.add_(1)
         first = self.spreads_seen == 1
-        newest = 1.0 / self.spreads_seen.double() if self.momentum is None else self.momentum
+        newest = newest_weight(self.momentum, self.spreads_seen)
         for running, new in (
             (self.running_within, flat.var(2, correction=0).mean(0)),
             (self.running_between, flat.mean(2).var(0)),
         ):
-            followed = running + newest * (new - running)
-            running.copy_(torch.where(first, new, followed))  # there is no value to start from but the first
+            running.copy_(torch.where(first, new, moved(running, new, newest)))  # it starts from the first value
 
     def extra_repr(self) -> str:
         """Show n beside what every batch norm shows."""

@@ -6,9 +6,10 @@ model = syncnorm.convert(model, "evonorm_s0", groups=8)     # a ReLU that follow
 import torch
 from torch import Tensor, nn
 
-from syncnorm.moments import Moments, accumulator
+from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions, check_values
 from syncnorm.norms.per_sample import default_groups
 
@@ -52,7 +53,7 @@ class EvoNormS0(ChannelAffine):
         self.check(x)
         if self.groups == self.num_features:
             check_positions(self, self.num_features, x)
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         grouped = values.reshape(x.shape[0], self.groups, self.num_features // self.groups, *x.shape[2:])
         var = Moments.of(grouped, tuple(range(2, grouped.dim()))).var()
         gated = grouped * by_sample(torch.rsqrt(var + self.eps), grouped)
@@ -66,10 +67,10 @@ class EvoNormB0(ChannelAffine):
         y = x / max(sqrt(var_b + eps), v x + sqrt(var_i + eps)) * weight + bias
 
     with the biased variances of a channel over the batch, var_b over (N, H, W), and over one sample, var_i over
-    (H, W); v is learnt per channel, 1 at first. Evaluation takes the running variance for var_b; it follows with
-    `momentum` as PyTorch means it, unbiased as in torch's batch norm (timm does so; the source is not confirmed).
+    (H, W); v is learnt per channel, 1 at first. Evaluation takes the running variance for var_b; it is updated
+    with `momentum` as in PyTorch, unbiased as in torch's batch norm (timm does so; the source is not confirmed).
     The nonlinearity is inside: the layer is meant to stand for batch norm and the ReLU after it, while `convert`
-    replaces the norm alone. There is no running mean, so this is no batch norm to what looks for those by type.
+    replaces the norm alone. There is no running mean, so this is no subclass of torch's batch norm.
 
     Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
 
@@ -106,13 +107,13 @@ class EvoNormB0(ChannelAffine):
         """Normalise and bend `x`."""
         self.check(x)
         check_positions(self, self.num_features, x)
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         if self.training:
             check_values(self, self.num_features, x)
             batch = Moments.of(values, (0, *range(2, x.dim())))
             var = batch.var()
             if not recomputing():
-                self._follow(batch)
+                self._update_running(batch)
         else:
             var = self.running_var.to(values.dtype)
         own = Moments.of(values, tuple(range(2, x.dim()))).var()
@@ -121,7 +122,7 @@ class EvoNormB0(ChannelAffine):
         return self.scale_and_shift(y).to(x.dtype)
 
     @torch.no_grad()
-    def _follow(self, batch: Moments) -> None:
+    def _update_running(self, batch: Moments) -> None:
         self.num_batches_tracked.add_(1)
-        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-        self.running_var.copy_(self.running_var + newest * (batch.var(correction=1) - self.running_var))
+        newest = newest_weight(self.momentum, self.num_batches_tracked)
+        update_running(self.running_var, batch.var(correction=1), newest)

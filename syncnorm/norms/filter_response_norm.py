@@ -6,7 +6,7 @@ model = syncnorm.convert(model, "frn")      # a ReLU that follows stays: take it
 import torch
 from torch import Tensor, nn
 
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions
 
@@ -64,7 +64,7 @@ class FilterResponseNorm(ChannelAffine):
         self.check(x)
         if self.extra_eps is None:
             check_positions(self, self.num_features, x)
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         square = values.square().flatten(2).mean(2) if x.dim() > 2 else values.square()
         eps = self.eps if self.extra_eps is None else self.eps + self.extra_eps.to(values.dtype).abs()
         scale = by_sample(torch.rsqrt(square + eps), x)

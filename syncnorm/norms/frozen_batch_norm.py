@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncnorm.moments import Moments, accumulator
+from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.shapes import check_channels
 
@@ -93,7 +93,7 @@ class ReferenceBatchNorm(FrozenBatchNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        statistics = accumulator(dtype or torch.get_default_dtype())
+        statistics = acc_dtype(dtype or torch.get_default_dtype())
         # An integer keeps its precision in a model that is cast to a shorter type.
         self.register_buffer("seen_count", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for name in ("seen_mean", "seen_m2"):

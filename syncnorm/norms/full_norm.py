@@ -1,4 +1,4 @@
-"""Full normalisation: norm by the data set's moments, as far as the batches so far tell.
+"""Full normalisation: norm by the data set's moments, estimated from the batches so far.
 
 model = syncnorm.convert(model, "full_norm")
 """
@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.shapes import by_channel, check_channels, check_values
+from syncnorm.norms.core.running import moved, newest_weight
+from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 class FullNorm(_BatchNorm):
@@ -60,36 +61,32 @@ class FullNorm(_BatchNorm):
         super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...); in training, take its moments in before."""
+        """Normalise `x` of shape (N, C, ...); in training, update the running moments first."""
         check_channels(self, self.num_features, x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         check_values(self, self.num_features, x)
         refuse_recomputation("FullNorm")
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         batch = Moments.of(values, (0, *range(2, x.dim())))
-        mean, var = self._follow(batch.mean.detach(), batch.var().detach())
+        mean, var = self._update_running(batch.mean.detach(), batch.var().detach())
         # Zeros, with the derivatives of the batch's E[x] and E[x^2] - 2 u_1 E[x] = var_B + (mean_B - u_1)^2 - u_1^2.
         dmean = batch.mean - batch.mean.detach()
         dvar = batch.var() - batch.var().detach() + 2 * (batch.mean.detach() - mean) * dmean
-        scale = torch.rsqrt(var + dvar + self.eps)
-        y = (values - by_channel(mean + dmean, x)) * by_channel(scale, x)
-        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
+        mean, var = (mean + dmean).unsqueeze(0), (var + dvar).unsqueeze(0)
+        return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Take a batch's moments in; return the estimates, in their type."""
+    def _update_running(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the running moments by a batch's, and return them in the type of the batch's."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        if self.momentum is None:
-            newest = (1.0 / self.num_batches_tracked.double()).to(mean.dtype)
-        else:
-            newest = mean.new_tensor(self.momentum)
+        newest = torch.as_tensor(newest_weight(self.momentum, self.num_batches_tracked), dtype=mean.dtype)
         away = mean - self.running_mean
-        new_mean = self.running_mean + newest * away
-        new_var = self.running_var + newest * (var - self.running_var) + newest * (1 - newest) * away.square()
+        new_mean = moved(self.running_mean, mean, newest)
+        new_var = moved(self.running_var, var, newest) + newest * (1 - newest) * away.square()
         self.running_mean.copy_(new_mean)
         self.running_var.copy_(new_var)
         return new_mean, new_var

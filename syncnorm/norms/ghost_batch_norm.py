@@ -24,7 +24,7 @@ class GhostBatchNorm(_BatchNorm):
 
         y_r = (x_r - mean(x_r)) / sqrt(var(x_r) + eps) * weight + bias,   r = 0 .. R-1
 
-    Running statistics follow with `momentum` as PyTorch means it, each rank's variance unbiased by its own count.
+    Running statistics are updated with `momentum` as in PyTorch, each rank's variance unbiased by its own count.
     Evaluation normalises with running_mean and running_var, which are, by `buffers`,
 
         "rank0"   those of rank 0, as DDP broadcasts and saves them;
@@ -32,7 +32,7 @@ class GhostBatchNorm(_BatchNorm):
                   variance of their means (law of total variance). Each rank's own are kept beside them.
 
     Sources: Hoffer, Hubara & Soudry (Ghost Batch Norm, arXiv 1705.08741). Running statistics are those of DDP, and
-    not the source's, which lets them follow one ghost batch after the other (from memory, not confirmed).
+    not the source's, which updates them by one ghost batch after the other (from memory, not confirmed).
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -83,7 +83,7 @@ class GhostBatchNorm(_BatchNorm):
         weight, bias = (None if p is None else p.repeat(self.virtual_ranks) for p in (self.weight, self.bias))
         y = F.batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps)
         if mean is not None and var is not None and not recomputing():
-            self._follow(mean, var)
+            self._update_running(mean, var)
         return y.reshape(x.shape)
 
     def _check(self, x: Tensor) -> None:
@@ -117,7 +117,7 @@ class GhostBatchNorm(_BatchNorm):
         return self.rank_mean.view(-1), self.rank_var.view(-1), newest
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
+    def _update_running(self, mean: Tensor, var: Tensor) -> None:
         """Set the running statistics from the ranks', (R * C,) each."""
         assert self.running_mean is not None
         assert self.running_var is not None

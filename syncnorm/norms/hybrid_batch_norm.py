@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.core.shapes import by_channel, check_channels, check_values
+from syncnorm.moments import Moments
+from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.shapes import check_channels, check_values
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm
 
 
@@ -70,10 +71,4 @@ class HybridBatchNorm(FrozenBatchNorm):
         share = self.mix.to(batch.mean.dtype).sigmoid()
         mean = torch.lerp(self.running_mean.to(share.dtype), batch.mean, share)
         var = torch.lerp(self.running_var.to(share.dtype), batch.var(), share)
-        scale = torch.rsqrt(var + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight.to(scale.dtype)
-        y = (x.to(accumulator(x.dtype)) - by_channel(mean, x)) * by_channel(scale, x)
-        if self.bias is not None:
-            y = y + by_channel(self.bias.to(scale.dtype), x)
-        return y.to(x.dtype)
+        return normalise(x, mean, var, self.eps, self.weight, self.bias)

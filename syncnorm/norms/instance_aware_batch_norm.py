@@ -1,4 +1,4 @@
-"""Batch norm that moves towards a sample's own statistics as far as chance does not explain them.
+"""Batch norm that uses a sample's own statistics as far as they differ from the batch's by more than chance.
 
 model = syncnorm.convert(model, "iabn", k=4.0)
 """
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.core.affine import scale_and_shift
+from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.shapes import by_channel, by_sample, check_channels, check_positions
+from syncnorm.norms.core.running import newest_weight, update_running
+from syncnorm.norms.core.shapes import check_channels, check_positions
 
 
 class InstanceAwareBatchNorm(_BatchNorm):
@@ -27,12 +28,12 @@ class InstanceAwareBatchNorm(_BatchNorm):
 
     so that a sample is normalised as in batch norm unless its own statistics lie more than k standard errors off:
     k = infinity is batch norm, k = 0 instance norm. (The source clips var_i at 0, below which it never is.) A sample
-    is normalised alone in evaluation, whatever else is in its batch. Running statistics follow as in PyTorch's layer,
-    unbiased.
+    is normalised alone in evaluation, whatever else is in its batch. Running statistics are updated as in PyTorch's
+    layer, unbiased.
 
     Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs, s2 and s2_i unbiased as in their code. From
-    memory and not confirmed: that k = 4 is the article's value (their class has 3). The memory that their running
-    statistics follow at test time is `BalancedMemory`.
+    memory and not confirmed: that k = 4 is the article's value (their class has 3). `BalancedMemory` is the memory
+    that updates their running statistics at test time.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -72,36 +73,29 @@ class InstanceAwareBatchNorm(_BatchNorm):
         check_channels(self, self.num_features, x)
         check_positions(self, self.num_features, x)
         positions = max(x[0:1, 0:1].numel(), 2)  # an empty batch has none
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         mean, var = self._statistics(values)
         own = Moments.of(values, tuple(range(2, x.dim())))
-        mean_i, var_i = by_sample(own.mean, x), by_sample(own.var(correction=1), x)
         spread = var + self.eps
-        mean_i = mean + _shrink(mean_i - mean, self.k * (spread / positions).sqrt())
-        var_i = var + _shrink(var_i - var, self.k * spread * (2 / (positions - 1)) ** 0.5)
-        y = (values - mean_i) * torch.rsqrt(var_i + self.eps)
-        return scale_and_shift(y, self.weight, self.bias).to(x.dtype)
+        mean_i = mean + _shrink(own.mean - mean, self.k * (spread / positions).sqrt())
+        var_i = var + _shrink(own.var(correction=1) - var, self.k * spread * (2 / (positions - 1)) ** 0.5)
+        return normalise(x, mean_i, var_i, self.eps, self.weight, self.bias)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance to compare samples with, (1, C, 1, ...); in training the running ones follow."""
+        """Return mean and variance to compare samples with, (C,); in training, update the running ones."""
         assert self.running_mean is not None
         assert self.running_var is not None
         if not self.training or x.numel() == 0:
-            return by_channel(self.running_mean.to(x.dtype), x), by_channel(self.running_var.to(x.dtype), x)
+            return self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
         batch = Moments.of(x, (0, *range(2, x.dim())))
         var = batch.var(correction=1)
         if not recomputing():
-            self._follow(batch.mean.detach(), var.detach())
-        return by_channel(batch.mean, x), by_channel(var, x)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        newest = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, mean), (self.running_var, var)):
-            assert running is not None
-            running.copy_(running + newest * (new - running))
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            newest = newest_weight(self.momentum, self.num_batches_tracked)
+            update_running(self.running_mean, batch.mean, newest)
+            update_running(self.running_var, var, newest)
+        return batch.mean, var
 
     def extra_repr(self) -> str:
         """Show k beside what every batch norm shows."""

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from syncnorm.moments import Moments, accumulator
+from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.domain_context import current_domain, no_domain
 from syncnorm.norms.core.shapes import by_sample, check_channels, check_positions
 from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
@@ -75,7 +75,7 @@ class MixStyle(nn.Module):
         apart = self._apart(x) if self.mix == "cross_domain" else None
         if x.numel() == 0 or torch.rand(()) >= self.p:
             return x
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         own = Moments.of(values.detach(), tuple(range(2, x.dim())))
         deviation, mean = (own.var(correction=1) + self.eps).sqrt(), own.mean
         drawn = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x), 1))

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.recomputation import refuse_recomputation
+from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import by_channel
 
 
@@ -92,7 +93,7 @@ class MovingAverageBatchNorm(ChannelAffine):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         self.check(x)
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         if not self.training:
             scale = torch.rsqrt(self.running_square.to(values.dtype) + self.eps)
             return self.scale_and_shift(values * by_channel(scale, x)).to(x.dtype)
@@ -117,8 +118,7 @@ class MovingAverageBatchNorm(ChannelAffine):
         chi = torch.where(averages, self.squares.to(own.dtype).mean(0), own)
         bounded = ((chi + self.eps).sqrt() / (self.running_square + self.eps).sqrt()).clamp(1 / 5, 5)
         r = torch.where(step > max(self.renorm_after, self.warmup), bounded, 1.0)
-        newest = 1.0 / step.double() if self.momentum is None else self.momentum
-        self.running_square.copy_(self.running_square + newest * (chi - self.running_square))
+        update_running(self.running_square, chi, newest_weight(self.momentum, step))
         return torch.rsqrt(chi + self.eps), r, averages
 
     def extra_repr(self) -> str:

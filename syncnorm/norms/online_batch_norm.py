@@ -86,12 +86,12 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
         if not self.streaming or x.numel() == 0:
             return self.by_running(x)
         refuse_recomputation("OnlineBatchNorm")
-        mean, var = self._follow(x)
+        mean, var = self._merge(x)
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
-    def _follow(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Take the batch in, and return mean and variance of source and stream together, (C,) each."""
+    def _merge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Update the stream's moments, and return mean and variance of source and stream together, (C,) each."""
         assert self.running_mean is not None
         assert self.running_var is not None
         if self.seen is None and self.prior_count == 0:

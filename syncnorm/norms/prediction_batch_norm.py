@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from syncnorm.moments import Moments
-from syncnorm.norms.core.shapes import by_channel, check_channels
+from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.shapes import check_channels
 from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
@@ -45,13 +46,8 @@ class _MixedBatchNorm(TrainsAsBatchNorm):
         assert self.running_var is not None
         batch = Moments.of(x, (0, *range(2, x.dim())))
         mean = torch.lerp(batch.mean, self.running_mean.to(batch.mean.dtype), share)
-        scale = torch.rsqrt(torch.lerp(batch.var(), self.running_var.to(batch.mean.dtype), share) + self.eps)
-        if self.weight is not None:
-            scale = scale * self.weight.to(scale.dtype)
-        y = (x.to(scale.dtype) - by_channel(mean, x)) * by_channel(scale, x)
-        if self.bias is not None:
-            y = y + by_channel(self.bias.to(y.dtype), x)
-        return y.to(x.dtype)
+        var = torch.lerp(batch.var(), self.running_var.to(batch.mean.dtype), share)
+        return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @abstractmethod
     def source_share(self, samples: int) -> float:

@@ -1,16 +1,12 @@
-"""Norm layers by name."""
+"""All norms: a row is a norm, and says all that the rest of syncnorm needs to know about it (`NormSpec`)."""
 
-from collections.abc import Callable
-from functools import cache
-from inspect import isclass, signature
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from inspect import isclass
 
 from torch import nn
 
-from syncnorm.checks import check_value
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import unknown
 from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.core.affine import running_affine, running_square_affine
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
 from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
@@ -28,124 +24,91 @@ from syncnorm.norms.online_batch_norm import OnlineBatchNorm
 from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
 from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.rms_norm import RMSNorm
+from syncnorm.norms.spec import NormSpec
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
-from syncnorm.norms.weight_side import BesideSpectralNorm, norm_beside_ws
+from syncnorm.norms.weight_side import (
+    BesideSpectralNorm,
+    centre_weight,
+    norm_beside_ws,
+    nothing,
+    scaled_standardise_weight,
+    spectral_norm_weight,
+    standardise_weight,
+    weight_norm_weight,
+)
+from syncnorm.registry import Registry
 
-_BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-_NORMS: dict[str, Callable[..., nn.Module]] = {
-    "bn": nn.BatchNorm2d,
-    "sync_bn": SyncBatchNorm,
-    "ghost_bn": GhostBatchNorm,
-    "frozen_bn": FrozenBatchNorm,
-    "reference_bn": ReferenceBatchNorm,
-    "hybrid_bn": HybridBatchNorm,
-    "domain_bn": DomainBatchNorm,
-    "prediction_bn": PredictionBatchNorm,
-    "alpha_bn": AlphaBatchNorm,
-    "iabn": InstanceAwareBatchNorm,
-    "online_bn": OnlineBatchNorm,
-    "mixstyle": MixStyleBatchNorm,
-    "brn": BatchRenorm,
-    "evonorm_b0": EvoNormB0,
-    "mabn": MovingAverageBatchNorm,
-    "cbn": CrossIterationBatchNorm,
-    "diminishing_bn": DiminishingBatchNorm,
-    "full_norm": FullNorm,
-    "eval_norm": EvalNorm,
-    "example_bn": ExampleWeighedBatchNorm,
-    "gn": GroupNorm,
-    "ln": LayerNorm,
-    "in": InstanceNorm,
-    "rms": RMSNorm,
-    "frn": FilterResponseNorm,
-    "evonorm_s0": EvoNormS0,
-    # These sit in the weights of convolutions, where only `convert` can put them; here is what they leave beside.
-    "scaled_ws": nn.Identity,
-    "ws": norm_beside_ws,
-    "weight_norm": nn.Identity,
-    "spectral_norm": BesideSpectralNorm,
-    "none": nn.Identity,
-}
-# In training, what these make of a sample does not depend on the samples beside it.
-_ALONE = {"frozen_bn", "reference_bn", "gn", "ln", "in", "rms", "frn", "evonorm_s0"}
-_ALONE |= {"scaled_ws", "ws", "weight_norm", "spectral_norm", "none"}
+_DOMAIN = "it has statistics for each domain: revert(model, domain=d) leaves one domain's batch norm, which folds"
+_SAMPLE = "it evaluates each sample by the sample's own statistics too, and so is no fixed map"
+_BATCH = "it evaluates by the batch at hand, and so is no fixed map"
+_STREAM = "it follows the stream that it serves, and so is no fixed map"
+
+# fmt: off
+NORMS: Registry[NormSpec] = Registry("norm", {
+    # Statistics of a batch.
+    "bn": NormSpec(
+        nn.BatchNorm2d, by_ndim={1: nn.BatchNorm1d, 3: nn.BatchNorm3d}, on_ranks="ghost_bn", fold=running_affine),
+    "sync_bn": NormSpec(SyncBatchNorm, over_ranks=True, fold=running_affine),
+    "ghost_bn": NormSpec(GhostBatchNorm, on_ranks="ghost_bn", fold=running_affine),
+    "frozen_bn": NormSpec(FrozenBatchNorm, sees_batch=False, fold=running_affine),
+    "reference_bn": NormSpec(ReferenceBatchNorm, sees_batch=False, fold=running_affine),
+    "hybrid_bn": NormSpec(HybridBatchNorm, by_channel=True, fold=running_affine),
+    # Domains and streams.
+    "domain_bn": NormSpec(DomainBatchNorm, evaluates="domain", fold=_DOMAIN, from_world={"domains": "domains"}),
+    "prediction_bn": NormSpec(PredictionBatchNorm, by_channel=True, evaluates="corrected", fold=_BATCH),
+    "alpha_bn": NormSpec(AlphaBatchNorm, by_channel=True, evaluates="corrected", fold=_BATCH),
+    "iabn": NormSpec(InstanceAwareBatchNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE),
+    "online_bn": NormSpec(OnlineBatchNorm, by_channel=True, evaluates="corrected", fold=_STREAM),
+    "mixstyle": NormSpec(MixStyleBatchNorm, fold=running_affine),
+    # Small and skewed batches.
+    "brn": NormSpec(BatchRenorm, by_channel=True, fold=running_affine),
+    "evonorm_b0": NormSpec(EvoNormB0, by_channel=True, evaluates="corrected", fold=None),
+    "mabn": NormSpec(MovingAverageBatchNorm, by_channel=True, weight=centre_weight, fold=running_square_affine),
+    "cbn": NormSpec(CrossIterationBatchNorm, fold=running_affine),
+    "diminishing_bn": NormSpec(DiminishingBatchNorm, by_channel=True, fold=running_affine),
+    "full_norm": NormSpec(FullNorm, by_channel=True, fold=running_affine),
+    # Corrections of evaluation.
+    "eval_norm": NormSpec(
+        EvalNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE, from_world={"batch": "batch"}),
+    "example_bn": NormSpec(ExampleWeighedBatchNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE),
+    # Each sample by itself.
+    "gn": NormSpec(GroupNorm, sees_batch=False, evaluates="sample", fold=None),
+    "ln": NormSpec(LayerNorm, sees_batch=False, evaluates="sample", fold=None),
+    "in": NormSpec(InstanceNorm, sees_batch=False, evaluates="sample", fold=None),
+    "rms": NormSpec(RMSNorm, sees_batch=False, evaluates="sample", fold=None),
+    "frn": NormSpec(FilterResponseNorm, sees_batch=False, evaluates="sample", fold=None),
+    "evonorm_s0": NormSpec(EvoNormS0, sees_batch=False, evaluates="sample", fold=None),
+    # Weights of convolutions; `layer` is what they leave beside one.
+    "scaled_ws": NormSpec(
+        nothing, sees_batch=False, weight=scaled_standardise_weight, evaluates="nothing", fold=None),
+    "ws": NormSpec(norm_beside_ws, sees_batch=False, weight=standardise_weight, evaluates="sample", fold=None),
+    "weight_norm": NormSpec(nothing, sees_batch=False, weight=weight_norm_weight, evaluates="nothing", fold=None),
+    "spectral_norm": NormSpec(
+        BesideSpectralNorm, sees_batch=False, weight=spectral_norm_weight, evaluates="nothing", fold=None),
+    "none": NormSpec(nothing, sees_batch=False, evaluates="nothing", fold=None),
+})
+# fmt: on
+"""What each name stands for; `syncnorm.register_norm` adds to it."""
+
+
+def norm_spec(name: str) -> NormSpec:
+    """Return the row of a norm; an unknown name raises `UserError` with the nearest known."""
+    if not isinstance(name, str):
+        raise unknown("norm", str(name), NORMS)
+    return NORMS[name]
 
 
 def norm_names() -> list[str]:
     """Return the names that `make_norm` and `convert` know."""
-    return list(_NORMS)
-
-
-def norm_options(name: str) -> list[str]:
-    """Return the names of a norm's options, e.g. ["groups", "eps", ...] for "gn"."""
-    layer = _class_of(name)
-    if layer is nn.Identity:
-        return []
-    return [option for option in signature(layer).parameters if option != "num_features"]
+    return list(NORMS)
 
 
 def sees_batch(name: str) -> bool:
     """Return whether a norm in training makes of a sample what depends on the rest of its batch."""
-    _class_of(name)
-    return name not in _ALONE
+    return norm_spec(name).sees_batch
 
 
-def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn.Module:
-    """Build the norm layer `name` for C = `num_features` channels.
-
-    `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
-    "scaled_ws", "ws", "weight_norm" and "spectral_norm" build what stands beside a convolution with such weights, an
-    Identity or (for "ws") a group norm: let `syncnorm.convert` do this to a model's convolutions, or write them so.
-    An unknown name or option, a missing option, one of another type, or a number the layer cannot serve raises
-    `UserError`. ("bn" is PyTorch's own layer: what its forward cannot take, it says in PyTorch's words.)
-    """
-    layer = _class_of(name)
-    if ndim not in _BATCH_NORM:
-        raise UserError(f"ndim is {ndim}: a norm layer serves 1, 2 or 3 spatial dimensions.")
-    num_features, options = _plain(num_features), {option: _plain(value) for option, value in options.items()}
-    check_value(num_features, int, f"norm '{name}': num_features")
-    if num_features < 1:
-        raise UserError(f"norm '{name}' for {num_features} channels: it needs at least 1.")
-    for option in options:
-        if option not in norm_options(name):
-            raise UserError(f"norm '{name}': {unknown('option', option, norm_options(name))}")
-    _check_values(name, options)
-    if layer is nn.Identity:
-        return nn.Identity()
-    factory: Callable[..., nn.Module] = _BATCH_NORM[ndim] if name == "bn" else layer
-    try:
-        signature(factory).bind(num_features, **options)
-        return factory(num_features, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
-        raise UserError(f"norm '{name}' for {num_features} channels with {given}: {error}") from error
-
-
-def _check_values(name: str, options: dict[str, Any]) -> None:
-    """Raise `UserError` for numbers of another type, and for what torch's layers take without a look."""
-    hints = _hints(_class_of(name))
-    for option, value in options.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if option == "eps" and not (number and 0 <= value < float("inf")):
-            raise UserError(f"norm '{name}': eps is {value!r}: it must be a number, at least 0.")
-        if option == "momentum" and value is not None and not (number and 0 <= value <= 1):
-            raise UserError(f"norm '{name}': momentum is {value!r}: it must be a number from 0 to 1, or None.")
-        hint = hints.get(option, Any)
-        if {bool, int, float, NoneType}.issuperset(get_args(hint) or (hint,)):  # of the rest the layers know
-            check_value(value, hint, f"norm '{name}': {option}")
-
-
-@cache
-def _hints(layer: Callable[..., nn.Module]) -> dict[str, Any]:
-    return get_type_hints(layer.__init__ if isclass(layer) else layer)
-
-
-def _plain(value: Any) -> Any:
-    """Return the number that a NumPy scalar or a tensor of one holds; anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value
-
-
-def _class_of(name: str) -> Callable[..., nn.Module]:
-    if not isinstance(name, str) or name not in _NORMS:
-        raise unknown("norm", str(name), _NORMS)
-    return _NORMS[name]
+def spec_of(layer: nn.Module) -> NormSpec | None:
+    """Return the row of a layer by its class, or by the nearest base class that is one's; None where none is."""
+    rows = {kind: spec for spec in NORMS.values() for kind in (spec.layer, *spec.by_ndim.values()) if isclass(kind)}
+    return next((rows[kind] for kind in type(layer).__mro__ if kind in rows), None)

@@ -6,7 +6,7 @@ model = syncnorm.convert(model, "rms")
 import torch
 from torch import Tensor
 
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 
 
@@ -40,6 +40,6 @@ class RMSNorm(ChannelAffine):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each sample of `x` by its root mean square."""
         self.check(x)
-        values = x.to(accumulator(x.dtype))
+        values = x.to(acc_dtype(x.dtype))
         square = values.square().mean(tuple(range(1, x.dim())), keepdim=True)
         return self.scale_and_shift(values * torch.rsqrt(square + self.eps)).to(x.dtype)

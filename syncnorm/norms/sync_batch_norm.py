@@ -14,10 +14,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from syncnorm.moments import Moments, accumulator
-from syncnorm.norms.core.collectives import COMPILES, agree, rank_and_size
+from syncnorm._torch import COMPILES_COLLECTIVES
+from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.collectives import agree, rank_and_size
 from syncnorm.norms.core.functional import announce_error, batch_norm_native, batch_norm_plain
 from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import channels_problem
 
 
@@ -28,8 +30,8 @@ class SyncBatchNorm(_BatchNorm):
 
         y = (x - mean) / sqrt(M2 / N + eps) * weight + bias,
 
-    whatever share of it each rank holds, none included. Running statistics follow them with `momentum` as PyTorch
-    means it (weight of the new value; None: cumulative average), the running variance being the unbiased
+    whatever share of it each rank holds, none included. Running statistics are updated with `momentum` as in PyTorch
+    (the weight of the new value; None: the mean of all batches), the running variance with the unbiased
     M2 / (N - 1); they are the same on all ranks. One collective forward, one backward, nothing sent in eval or with
     one rank, and no host synchronisation but where this rank holds at most one value per channel. Statistics are
     float32 for float16, bfloat16 and float32 input, float64 for float64.
@@ -81,7 +83,7 @@ class SyncBatchNorm(_BatchNorm):
             mean, var = self.running_mean, self.running_var
             return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
         compiling = torch.compiler.is_compiling()
-        if compiling and COMPILES:
+        if compiling and COMPILES_COLLECTIVES:
             self._raise_if(channels_problem(self, self.num_features, x))
             if x.numel() == self.num_features and rank_and_size(self.process_group)[1] == 1:
                 raise ValueError(self._one_value(x))
@@ -115,7 +117,7 @@ class SyncBatchNorm(_BatchNorm):
     def _raise_on_every_rank(self, problem: str, x: Tensor) -> None:
         """Raise what is wrong on any rank: at the first step through the store, later inside the peers' gather."""
         if not self._agreed and rank_and_size(self.process_group)[1] > 1:
-            said = problem or f"{self.num_features} channels, statistics in {accumulator(x.dtype)}"
+            said = problem or f"{self.num_features} channels, statistics in {acc_dtype(x.dtype)}"
             by_rank = agree(said, self.process_group)
             if by_rank:
                 listed = "; ".join(f"rank {rank}: {what.rstrip('.')}" for rank, what in by_rank.items())
@@ -134,10 +136,9 @@ class SyncBatchNorm(_BatchNorm):
         if self.skip_nonfinite:
             counts = counts & batch.mean.isfinite().all() & batch.m2.isfinite().all()
         self.num_batches_tracked.add_(counts)
-        newest = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
-        for running, new in ((self.running_mean, batch.mean), (self.running_var, batch.var(correction=1))):
-            followed = running + newest * (new - running)
-            running.copy_(torch.where(counts, followed, running))
+        newest = newest_weight(self.momentum, self.num_batches_tracked)
+        update_running(self.running_mean, batch.mean, newest, where=counts)
+        update_running(self.running_var, batch.var(correction=1), newest, where=counts)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         """Copy everything but the process group, which the copy shares."""

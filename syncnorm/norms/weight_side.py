@@ -7,7 +7,7 @@ A weight is put through a torch parametrization: the state has its raw value as 
 `convolution.weight` is the normalised one. (Torch copies such modules, but pickles their states alone.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.per_sample import GroupNorm
+from syncnorm.norms.spec import OnWeight
 from syncnorm.norms.weight_standardization import convolution_like, standardised
 
 _MARK = "_syncnorm_weight_norm"
@@ -35,7 +36,7 @@ class WeightStandardization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the standardised weight, (units, ...) as `weight`."""
-        values, within_unit = weight.to(accumulator(weight.dtype)), tuple(range(1, weight.dim()))
+        values, within_unit = weight.to(acc_dtype(weight.dtype)), tuple(range(1, weight.dim()))
         centred = values - values.mean(within_unit, keepdim=True)
         return (centred / (values.std(within_unit, keepdim=True) + 1e-5)).to(weight.dtype)
 
@@ -49,6 +50,11 @@ class WeightCentralization(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the centred weight, (units, ...) as `weight`."""
         return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
+
+
+def nothing(num_features: int) -> nn.Module:
+    """Build what lets everything through."""
+    return nn.Identity()
 
 
 def norm_beside_ws(
@@ -83,51 +89,48 @@ class BesideSpectralNorm(nn.Identity):
         super().__init__()
 
 
-def _standardise_weight(convolution: nn.Module) -> None:
-    register_parametrization(convolution, "weight", WeightStandardization())
-
-
-def _centre_weight(convolution: nn.Module) -> None:
-    register_parametrization(convolution, "weight", WeightCentralization())
-
-
 def _weight_norm(convolution: nn.Module) -> None:
-    """Weight norm W_i = g_i V_i / ||V_i|| (Salimans & Kingma, arXiv 1602.07868), g_i = ||W_i|| at first.
-
-    Torch's, with V the very weight that was. The source's first scale and bias, taken from data, are left out.
-    """
     weight = convolution.weight
     parametrizations.weight_norm(convolution)
     convolution.parametrizations.weight.original1 = weight  # type: ignore[union-attr]
 
 
 def _spectral_norm(convolution: nn.Module, power_iterations: int = 1) -> None:
-    """Spectral norm W / sigma(W) (Miyato, Kataoka, Koyama & Yoshida, arXiv 1802.05957), torch's."""
     parametrizations.spectral_norm(convolution, n_power_iterations=power_iterations)
 
 
-_PARAMETRIZED: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
-    "ws": (_standardise_weight, ()),
-    "mabn": (_centre_weight, ()),
-    "weight_norm": (_weight_norm, ()),
-    "spectral_norm": (_spectral_norm, ("power_iterations",)),
-}
-WEIGHT_SIDE = ("scaled_ws", *_PARAMETRIZED)
+def _parametrized(parametrize: Callable[..., Any], *own: str) -> OnWeight:
+    """Return what builds a convolution put through `parametrize`, which takes those options of a norm named `own`."""
+
+    def build(convolution: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+        new = convolution_like(convolution)
+        parametrize(new, **{key: value for key, value in options.items() if key in own})
+        setattr(new, _MARK, True)
+        return new.train(convolution.training)  # the parametrization too
+
+    return build
 
 
-def normalise_weight(convolution: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
-    """Build `convolution` with its weight under the norm `name`; weight and bias are the very same parameters."""
-    if name == "scaled_ws":
-        return standardised(convolution)
-    parametrize, own = _PARAMETRIZED[name]
-    new = convolution_like(convolution)
-    parametrize(new, **{key: value for key, value in options.items() if key in own})
-    setattr(new, _MARK, True)
-    return new.train(convolution.training)  # the parametrization too
+def scaled_standardise_weight(convolution: nn.Module, options: Mapping[str, Any]) -> nn.Module:
+    """Build a convolution whose weight is standardised and scaled for its fan-in, with a gain (`ScaledWSConv2d`)."""
+    return standardised(convolution)
+
+
+standardise_weight = _parametrized(lambda new: register_parametrization(new, "weight", WeightStandardization()))
+"""Builds a convolution with `WeightStandardization`."""
+centre_weight = _parametrized(lambda new: register_parametrization(new, "weight", WeightCentralization()))
+"""Builds a convolution with `WeightCentralization`."""
+weight_norm_weight = _parametrized(_weight_norm)
+"""Builds a convolution with weight norm W_i = g_i V_i / ||V_i|| (Salimans & Kingma, arXiv 1602.07868), g_i = ||W_i||
+at first. It is torch's, with V the very weight that was. The source's first scale and bias, taken from data, are left
+out."""
+spectral_norm_weight = _parametrized(_spectral_norm, "power_iterations")
+"""Builds a convolution with torch's spectral norm W / sigma(W) (Miyato, Kataoka, Koyama & Yoshida, arXiv
+1802.05957)."""
 
 
 def raw_parameter(module: nn.Module, name: str) -> Any:
-    """Return a module's parameter `name`, or what it is computed from where `normalise_weight` alone computes it.
+    """Return a module's parameter `name`, or what a norm of weights from this file computes it from.
 
     A user's own parametrization gets no such answer, but the tensor that it computes.
     """

@@ -1,19 +1,36 @@
-"""Many runs, one answer: what a study is, and what runs it."""
+"""Many runs, one answer: what a study is, what it shows, and what runs it."""
 
-from syncnorm.study.exhibits import Agreement, Columns, Curve, Drift, Gap, History, Profile, Trade
 from syncnorm.study.plan.spec import Grid, Study
+from syncnorm.study.plot import Plot, View
+from syncnorm.study.report.plots import (
+    Columns,
+    Curve,
+    Drift,
+    Gap,
+    History,
+    Profile,
+    Trade,
+    register_plot,
+)
+from syncnorm.study.rows import Agreement
 from syncnorm.study.run.runner import run_study
+from syncnorm.study.table import Cell, Table
 
 __all__ = [
     "Agreement",
+    "Cell",
     "Columns",
     "Curve",
     "Drift",
     "Gap",
     "Grid",
     "History",
+    "Plot",
     "Profile",
     "Study",
+    "Table",
     "Trade",
+    "View",
+    "register_plot",
     "run_study",
 ]

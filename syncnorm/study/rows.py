@@ -14,13 +14,20 @@ from typing import Any
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Agreement, Exhibit, from_plain
 
 FORMAT = 1
 ROWS = "runs.jsonl"
 ABOUT = "study.json"
 
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A claim: rows that differ in the field `over` alone give the same metrics, within `tolerance`."""
+
+    over: str = "engine"
+    tolerance: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -32,14 +39,15 @@ class About:
     command: str
     """What the user typed; empty when the study was run from Python."""
     runs: dict[str, dict[str, Any]]
-    """By run id, in the study's order: the seed, the kind of world and those fields that figures name and it has.
+    """By run id, in the study's order: its seed, its kind of world, and its values of the fields that plots name.
 
     Rows of runs that are not (or no longer) among these stay in the folder and are not reported.
     """
-    figures: tuple[Exhibit, ...]
+    figures: tuple[dict[str, Any], ...]
+    """Its plots as plain data, each with its kind."""
     agreements: tuple[Agreement, ...]
     base: dict[str, Any] = field(default_factory=dict)
-    """What the study's base has in the fields that share an axis."""
+    """The study's base run, in those fields that share an axis."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Results:
         return [run for run in self.about.runs if run not in self.rows]
 
     @property
-    def strangers(self) -> int:
+    def orphans(self) -> int:
         """Number of runs in the folder that the study no longer has."""
         return len(self.rows.keys() - self.about.runs.keys())
 
@@ -87,7 +95,7 @@ def read(directory: str | Path) -> Results:
         known["question"],
         known["command"],
         known["runs"],
-        tuple(from_plain(figure) for figure in known["figures"]),
+        tuple(known["figures"]),
         tuple(Agreement(**agreement) for agreement in known["agreements"]),
         known.get("base", {}),
     )
@@ -97,7 +105,16 @@ def read(directory: str | Path) -> Results:
 def finished_row(study: str, result: Result) -> Row:
     """Return the row of a run that gave a result."""
     row = {"run_id": result.run_id, "study": study, **strict(asdict(result)), "finished": _now()}
-    return {name: value for name, value in row.items() if value or name not in ("history", "details")}
+    return {name: value for name, value in row.items() if value or name not in ("history", "details", "fingerprints")}
+
+
+def diverged(row: Row) -> bool:
+    """Return whether a finished run's numbers mean nothing, since some of them were not finite.
+
+    Its details say so; of rows without that detail, a metric that could not be stored does.
+    """
+    said = row.get("details", {}).get("diverged")
+    return bool(None in row["metrics"].values() if said is None else said)
 
 
 def failed_row(

@@ -1,4 +1,4 @@
-"""What you do to a model: find its norms by type, swap them, put them back, fold them, measure what they see."""
+"""Change a model's norms: find them by type, swap them, revert, fold, measure and adapt them."""
 
 from syncnorm.surgery.balanced_memory import BalancedMemory
 from syncnorm.surgery.convert import batch_norms, convert, revert

@@ -16,11 +16,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from syncnorm.errors import UserError, unknown
-from syncnorm.norms import DomainBatchNorm, make_norm, norm_options
-from syncnorm.norms.weight_side import WEIGHT_SIDE, normalise_weight, raw_parameter
+from syncnorm.errors import UserError
+from syncnorm.norms import DomainBatchNorm, NormSpec, make_norm, norm_options, norm_spec
+from syncnorm.norms.make import check_options
+from syncnorm.norms.registry import spec_of
+from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
-from syncnorm.surgery.operable import check_changeable, warn_of_foreign_norms
+from syncnorm.surgery.preconditions import check_changeable, warn_of_foreign_norms
 
 _ORIGIN = "_syncnorm_origin"
 _AFFINE = ("weight", "bias")
@@ -36,11 +38,12 @@ _Held = list[Any] | tuple[Any, ...] | dict[Any, Any]
 class _Origin:
     """The layer that a converted layer stands in for. (No module: it must not show in state_dict or parameters.)
 
-    What the stand-in does not hold is not moved with the model. `place` is where the stand-in started, so that the
-    layer can follow it on its way back.
+    `norm` is the name of the norm that replaced it. What the stand-in does not hold is not moved with the model.
+    `place` is where the stand-in started, so that `revert` can move the layer to where it is by then.
     """
 
     layer: nn.Module
+    norm: str
     place: Place | None = None
 
 
@@ -71,18 +74,17 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
             for a model without convolutions; the model is untouched. A lazy layer whose channels are not known yet,
             or one whose weight or bias is parametrised or pruned. A model that is scripted, quantised or in DDP.
 
-    Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out, and of
-    what keeps a running mean without being a torch batch norm, since it stays.
+    Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out; of what
+    keeps a running mean without being a torch batch norm, since it stays; and of a model with nothing to replace.
     """
     check_changeable(model)
-    known = norm_options(name)
-    for option in options:
-        if option not in known:
-            raise UserError(f"norm '{name}': {unknown('option', option, known)}")
+    check_options(name, options)
     warn_of_foreign_norms(model, "it stays as it is")
     layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
-    if name in WEIGHT_SIDE:
+    if norm_spec(name).weight is not None:
         layers |= _convolutions(model, name)
+    if not layers:
+        warnings.warn(f"the model has no batch norm that '{name}' could replace: it stays as it is.", stacklevel=2)
     return convert_layers(model, layers, name, options)
 
 
@@ -117,6 +119,14 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
 def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
     """Return those layers of `model`, with their names, that `convert` has put in the place of others."""
     return {module: name for name, module in model.named_modules() if hasattr(module, _ORIGIN)}
+
+
+def spec_of_layer(layer: nn.Module) -> NormSpec | None:
+    """Return the row of a norm layer: of the norm that it was converted to, else by its class; None without one."""
+    origin: _Origin | None = getattr(layer, _ORIGIN, None)
+    if isinstance(layer, CONVOLUTIONS):
+        return None
+    return spec_of(layer) if origin is None else norm_spec(origin.norm)
 
 
 def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, options: dict[str, Any]) -> nn.Module:
@@ -194,10 +204,11 @@ def _check_parameters(where: str, module: nn.Module) -> None:
 def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
     """Build what the norm `name` puts in place of `layer`, with its parameters and statistics."""
     if isinstance(layer, CONVOLUTIONS):
-        if name not in WEIGHT_SIDE:
+        on_weight = norm_spec(name).weight
+        if on_weight is None:
             return layer
-        convolution = normalise_weight(layer, name, options)
-        setattr(convolution, _ORIGIN, _Origin(layer))
+        convolution = on_weight(layer, options)
+        setattr(convolution, _ORIGIN, _Origin(layer, name))
         return convolution
     carried = {key: getattr(layer, key) for key in _CARRIED}
     like = next((t for t in (layer.running_mean, layer.weight) if isinstance(t, Tensor)), None)
@@ -206,10 +217,12 @@ def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Modu
     carried = {key: value for key, value in carried.items() if key in norm_options(name)}
     channels = int(layer.num_features)  # type: ignore[arg-type]
     new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
+    if like is not None and not carried.keys() >= {"device", "dtype"}:
+        new.to(like.device, like.dtype)  # it does not take them
     _hand_over(layer, new)
     if layer.weight is not None and layer.bias is None and getattr(new, "bias", None) is not None:
         new.bias = None  # there is none to learn in the model as it was
-    setattr(new, _ORIGIN, _Origin(layer))
+    setattr(new, _ORIGIN, _Origin(layer, name))
     return new
 
 
@@ -221,13 +234,13 @@ def _spatial_dimensions(layer: nn.Module) -> int:
 
 
 def _hand_over(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the parameters, statistics and mode of `source`, wherever both have them."""
-    for key in _AFFINE:
-        if (parameter := raw_parameter(source, key)) is not None and getattr(target, key, None) is not None:
-            setattr(target, key, parameter)
-    for key in _STATISTICS:
-        if getattr(source, key, None) is not None and getattr(target, key, None) is not None:
-            setattr(target, key, getattr(source, key))
+    """Give `target` the parameters, statistics and mode of `source`, wherever both have them in the same shape."""
+    held = {key: raw_parameter(source, key) for key in _AFFINE}
+    held |= {key: getattr(source, key, None) for key in _STATISTICS}
+    for key, value in held.items():
+        own = getattr(target, key, None)
+        if isinstance(value, Tensor) and isinstance(own, Tensor) and (own.shape == value.shape or is_lazy(own)):
+            setattr(target, key, value)
     if isinstance(source, DomainBatchNorm):
         source.hand_to(target)
     if isinstance(target, DomainBatchNorm):

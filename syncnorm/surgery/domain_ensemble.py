@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.norms import DomainBatchNorm, domain
 from syncnorm.surgery.modes import evaluation
-from syncnorm.surgery.operable import call, check_model, uncompiled
+from syncnorm.surgery.preconditions import call, check_model, uncompiled
 
 
 def domain_embeddings(model: nn.Module) -> Tensor:
@@ -73,7 +73,7 @@ def _as_from(model: nn.Module, layers: list[DomainBatchNorm], x: Tensor, d: int)
     @torch.no_grad()
     def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, DomainBatchNorm)
-        values = inputs[0].to(accumulator(inputs[0].dtype))
+        values = inputs[0].to(acc_dtype(inputs[0].dtype))
         if values[0:1, 0:1].numel() > 1:
             var, mean = torch.var_mean(values, tuple(range(2, values.dim())))
             own = torch.cat([mean, var.sqrt()], 1)

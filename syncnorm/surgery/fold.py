@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from syncnorm._torch import assert_recorded, uncompiled_module
 from syncnorm.errors import UserError
 from syncnorm.surgery.convert import original, replace_modules
 from syncnorm.surgery.fold_plan import FoldReport, fold_report, sequential_report
 from syncnorm.surgery.fold_values import folded
 from syncnorm.surgery.modes import evaluation
-from syncnorm.surgery.operable import call, check_changeable, warn_of_foreign_norms
+from syncnorm.surgery.preconditions import call, check_changeable, warn_of_foreign_norms
 
-_assert: Callable[..., None] = torch._assert  # fx records it, and TorchScript takes it (and leaves it out)
 # Largest deviation from the unfolded output on the example, relative to that output's largest value.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
@@ -58,7 +58,7 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
             nothing, or a model that is scripted, quantised or in DDP; the model is untouched.
     """
     check_changeable(model)
-    inner: nn.Module = getattr(model, "_orig_mod", model)  # of torch.compile
+    inner = uncompiled_module(model)
     try:
         report = fold_report(inner)
     except UserError:
@@ -85,7 +85,7 @@ class _Folded(nn.Identity):
     def forward(self, input: Tensor) -> Tensor:
         """Return `input`, of `dimensions` dimensions."""
         message = f"a batch norm folded for inputs of {self.dimensions} dimensions got others: do not fold it."
-        _assert(input.dim() == self.dimensions, message)
+        assert_recorded(input.dim() == self.dimensions, message)
         return input
 
     def extra_repr(self) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,66 +14,15 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from syncnorm.errors import UserError
-from syncnorm.norms import (
-    AlphaBatchNorm,
-    BatchRenorm,
-    CrossIterationBatchNorm,
-    DiminishingBatchNorm,
-    DomainBatchNorm,
-    EvalNorm,
-    ExampleWeighedBatchNorm,
-    FrozenBatchNorm,
-    FullNorm,
-    GhostBatchNorm,
-    HybridBatchNorm,
-    InstanceAwareBatchNorm,
-    MixStyleBatchNorm,
-    MovingAverageBatchNorm,
-    OnlineBatchNorm,
-    PredictionBatchNorm,
-    ReferenceBatchNorm,
-    SyncBatchNorm,
-)
+from syncnorm.errors import UserError, where_raised
+from syncnorm.norms import NORMS
 from syncnorm.norms.weight_side import raw_parameter
+from syncnorm.surgery.convert import spec_of_layer
 from syncnorm.surgery.fold_values import TRANSPOSED, as_affine, folded
 from syncnorm.surgery.modes import evaluation
-from syncnorm.surgery.operable import check_model, uncompiled
+from syncnorm.surgery.preconditions import check_model, uncompiled
 
 LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
-# Those that evaluate as torch's batch norm does: by running_mean and running_var (or a mean square), weight and bias.
-_BATCH_NORMS = (
-    _BatchNorm,
-    nn.SyncBatchNorm,
-    SyncBatchNorm,
-    GhostBatchNorm,
-    FrozenBatchNorm,
-    ReferenceBatchNorm,
-    HybridBatchNorm,
-    BatchRenorm,
-    CrossIterationBatchNorm,
-    DiminishingBatchNorm,
-    FullNorm,
-    MixStyleBatchNorm,
-    MovingAverageBatchNorm,
-)
-# Those that do not, and why no convolution can do what they do.
-_NOT_FIXED: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
-    (
-        (DomainBatchNorm,),
-        "it has statistics for each domain: revert(model, domain=d) leaves one domain's batch norm, which folds",
-    ),
-    (
-        (EvalNorm, ExampleWeighedBatchNorm, InstanceAwareBatchNorm),
-        "it evaluates each sample by the sample's own statistics too, and so is no fixed map",
-    ),
-    (
-        (PredictionBatchNorm, AlphaBatchNorm),
-        "it evaluates by the batch at hand, and so is no fixed map",
-    ),
-    ((OnlineBatchNorm,), "it follows the stream that it serves, and so is no fixed map"),
-)
-_NORMS = (_BatchNorm, MovingAverageBatchNorm, DomainBatchNorm)
 _NOTHING_BEFORE = "what comes right before it is no convolution or linear layer"
 
 
@@ -114,7 +61,7 @@ def fold_report(model: nn.Module) -> FoldReport:
     check_model(model)
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the meta device, where it has no weights to fold into: load them first.")
-    if isinstance(model, _NORMS):
+    if _is_reported(model):
         return FoldReport(left={"": _NOTHING_BEFORE})
     if not norms_with_statistics(model):
         return FoldReport()
@@ -124,7 +71,22 @@ def fold_report(model: nn.Module) -> FoldReport:
 
 def norms_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
     """Return the norms of `model` that keep statistics to evaluate by, with their names: those a report speaks of."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, _NORMS)}
+    return {name: module for name, module in model.named_modules() if _is_reported(module)}
+
+
+def _is_reported(module: nn.Module) -> bool:
+    """Return whether `module` is a batch norm, or a norm whose row says how it folds, or why not."""
+    spec = spec_of_layer(module)
+    return isinstance(module, _BatchNorm) if spec is None else spec.fold is not None
+
+
+def _foldable_classes(layer: nn.Module) -> tuple[type[nn.Module], ...]:
+    """Return the classes that evaluate as their rows say; that of `layer` too where a function built it."""
+    rows = [spec for spec in NORMS.values() if callable(spec.fold)]
+    classes = [kind for spec in rows for kind in (spec.layer, *spec.by_ndim.values()) if inspect.isclass(kind)]
+    spec = spec_of_layer(layer)
+    built = [type(layer)] if spec is not None and not inspect.isclass(spec.layer) else []
+    return (_BatchNorm, nn.SyncBatchNorm, *classes, *built)
 
 
 def sequential_report(model: nn.Module) -> FoldReport:
@@ -168,7 +130,7 @@ class _Tracer(fx.Tracer):
         self.read: set[int] = set()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        closed = isinstance(m, (*_NORMS, *LINEAR_MAPS)) or m in self.opaque
+        closed = _is_reported(m) or isinstance(m, LINEAR_MAPS) or m in self.opaque
         return closed or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -195,7 +157,7 @@ class _Trace:
 def _trace(model: nn.Module) -> _Trace:
     """Trace the forward as it runs with its required arguments alone.
 
-    A part without batch norms that cannot be traced becomes opaque: what goes on inside is none of our business.
+    A part without batch norms that cannot be traced becomes opaque: it is not looked into.
     """
     defaults = {
         name: parameter.default
@@ -220,18 +182,12 @@ def _trace(model: nn.Module) -> _Trace:
 def _untraceable(where: str, error: Exception) -> UserError:
     called = f"layer '{where}'" if where else "its own forward"
     said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    line = where_raised(error, without=("torch",))
     return UserError(
         f"the model cannot be traced to fold its batch norms: {called} "
-        f"({_line_of(error)}) says '{said}'; write fold(model, example=x) with a batch x to fold neighbours in each "
+        f"({line}) says '{said}'; write fold(model, example=x) with a batch x to fold neighbours in each "
         "nn.Sequential, checked on x."
     )
-
-
-def _line_of(error: Exception) -> str:
-    """Return the file and line of the last frame of `error` outside of torch."""
-    torchs = str(Path(torch.__file__).parent)
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(torchs)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
 
 
 def _traced_report(model: nn.Module, trace: _Trace) -> FoldReport:
@@ -283,14 +239,14 @@ def _read_elsewhere(layer: nn.Module, what: str, trace: _Trace) -> str:
 
 def _unfit_norm(layer: nn.Module) -> str:
     """Say why `layer` is not to be folded whatever comes before it; an empty string where nothing is."""
-    for kinds, reason in _NOT_FIXED:
-        if isinstance(layer, kinds):
-            return reason
+    spec = spec_of_layer(layer)
+    if spec is not None and isinstance(spec.fold, str):
+        return spec.fold
     if isinstance(layer, _BatchNorm) and layer.running_mean is None:
         return "it keeps no running statistics"
     if layer.training:
         return "it stays in training mode when the model is put into evaluation"
-    problem = _unfit(layer, "it", _BATCH_NORMS)
+    problem = _unfit(layer, "it", _foldable_classes(layer))
     if not problem and not all(values.isfinite().all() for values in as_affine(layer)):
         problem = "its statistics are not finite, or its variance is negative"
     return problem

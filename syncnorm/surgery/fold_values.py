@@ -7,22 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norms import MovingAverageBatchNorm
+from syncnorm.norms.core.affine import running_affine
+from syncnorm.surgery.convert import spec_of_layer
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def as_affine(norm: Any) -> tuple[Tensor, Tensor]:
     """Return what `norm` multiplies its input with in evaluation and then adds, (C,) each, in float64."""
-    if isinstance(norm, MovingAverageBatchNorm):  # it takes no mean off
-        mean, var = torch.zeros_like(norm.running_square).double(), norm.running_square.double()
-    else:
-        mean, var = norm.running_mean.double(), norm.running_var.double()
-    scale = torch.rsqrt(var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.double()
+    spec = spec_of_layer(norm)
+    return spec.fold(norm) if spec is not None and callable(spec.fold) else running_affine(norm)
 
 
 @torch.no_grad()

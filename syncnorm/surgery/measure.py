@@ -1,4 +1,4 @@
-"""Run batches through a model and see what enters its batch norms, here or on every rank at once."""
+"""Measure the inputs of a model's batch norms over batches, in this process or over all ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.operable import check_model, in_a_line, uncompiled
+from syncnorm.surgery.preconditions import check_model, in_a_line, uncompiled
 
 Normaliser = Literal["batch", "running"]
 Take = Callable[[str, Moments], Moments]
@@ -73,7 +73,7 @@ def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None)
     cause: Exception | None = None
     try:
         mine = work().for_others()
-    except Exception as error:  # the others wait to hear of it, whatever it is
+    except Exception as error:  # whatever it is, the other ranks have to be told
         cause, mine = error, Measured(problem=in_a_line(error))
     ranks: list[Measured] = gather_objects(mine, group)
     if problems := [f"rank {rank}: {told.problem}" for rank, told in enumerate(ranks) if told.problem]:
@@ -130,7 +130,7 @@ def _run(
 
 @contextmanager
 def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Moments], None]) -> Iterator[None]:
-    """Put `model` into evaluation mode with an eye on its batch norms; afterwards it is as it was."""
+    """Put `model` into evaluation mode with hooks on its batch norms; afterwards it is as it was."""
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *options.values())

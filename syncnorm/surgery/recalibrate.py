@@ -1,4 +1,4 @@
-"""Measure what enters a model's batch norms on some data, and let running statistics be that.
+"""Set the running statistics of a model's batch norms to the exact statistics of given batches.
 
 model = syncnorm.recalibrate(model, batches)                    # PreciseBN; on a new domain's batches, AdaBN
 moments = syncnorm.layer_moments(model, batches, "running")     # the same without touching the model, to be merged
@@ -17,7 +17,7 @@ from syncnorm.moments import Moments
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.surgery.convert import batch_norms
 from syncnorm.surgery.measure import Measured, Normaliser, Take, measure, measure_over_ranks, no_variance
-from syncnorm.surgery.operable import call, warn_of_foreign_norms
+from syncnorm.surgery.preconditions import call, warn_of_foreign_norms
 
 Estimator = Literal["population", "mean_of_batches"]
 

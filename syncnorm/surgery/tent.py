@@ -1,4 +1,4 @@
-"""Adapt a model to the batches that it predicts, by making its predictions surer.
+"""Adapt a model to the batches that it predicts, by minimising the entropy of its predictions.
 
 adapt = syncnorm.tent(model)
 for x in stream:
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.surgery.convert import batch_norms, convert
-from syncnorm.surgery.operable import call, check_changeable
+from syncnorm.surgery.preconditions import call, check_changeable
 
 
 class Tent:

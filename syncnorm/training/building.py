@@ -37,7 +37,8 @@ def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
             f"model '{run.model}' has no batch norm to replace by '{run.norm.name}': build it with batch norms "
             "(torch.nn.BatchNorm2d and its kin), or set norm to none."
         )
-    return model if layer == "bn" and not options else convert(model, layer, **options)
+    as_built = not batch_norms(model) or (layer == "bn" and not options)
+    return model if as_built else convert(model, layer, **options)
 
 
 def check_training(run: Run) -> None:

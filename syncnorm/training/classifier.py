@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
-from syncnorm.moments import accumulator
+from syncnorm.moments import acc_dtype
 from syncnorm.surgery import convert
 
 LossWeighting = Literal["rank_mean", "global_mean"]
@@ -116,7 +116,7 @@ def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
 
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:
     """Return n_r * W / N for `loss`: this rank's samples, over the mean of all ranks' samples. 1 for one rank."""
-    mine = loss.new_tensor(float(samples), dtype=accumulator(loss.dtype))
+    mine = loss.new_tensor(float(samples), dtype=acc_dtype(loss.dtype))
     if not dist.is_available() or not dist.is_initialized():
         return torch.ones_like(mine)
     total = mine.clone()

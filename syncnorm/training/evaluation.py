@@ -1,15 +1,33 @@
 """How good a model is on a test set."""
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[float, float]:
+    """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode; samples (N, ...), labels (N,)."""
+    return accuracy_and_loss(predict(model, x, batch), y)
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode on images (N, C, H, W)."""
+def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
+    """Return the logits (N, classes) of `model` in evaluation mode; its own mode is as before."""
     was_training = model.training
     model.eval()
     logits = torch.cat([model(part) for part in x.split(batch)])  # type: ignore[no-untyped-call]
     model.train(was_training)
-    accuracy = (logits.argmax(1) == y).double().mean().item()
-    return accuracy, torch.nn.functional.cross_entropy(logits, y).item()
+    return logits
+
+
+def accuracy_and_loss(logits: Tensor, y: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+    """Return `(accuracy, cross-entropy in nats)`: means over samples, or sums weighted by `weights`.
+
+    Weights (N,) sum to 1; the sums are in float64.
+    """
+    right = logits.argmax(1) == y
+    if weights is None:
+        return right.double().mean().item(), F.cross_entropy(logits, y).item()
+    logits = logits.double()
+    weights = weights.to(logits)
+    return (weights * right).sum().item(), (weights * F.cross_entropy(logits, y, reduction="none")).sum().item()

@@ -4,13 +4,23 @@ import sys
 import numpy as np
 import pytest
 
-from syncnorm.data.dataset import Pixels
+from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.data.sources.cache import cached, folder
 
 
 def made_up(fill=1):
     images, labels = np.full((4, 1, 2, 2), fill, np.uint8), np.arange(4, dtype=np.int64)
     return Pixels(images, labels, images, labels, ("a", "b"), "made up")
+
+
+def with_columns():
+    column = Groups(("north", "south"), np.array([0, 1, 0, 1]), np.array([1, 1, 0, 0]))
+    return made_up()._replace(changes=("16-bit grey kept",), natural=column)
+
+
+def features():
+    x, y = np.arange(8.0).reshape(4, 2), np.arange(4)
+    return Signals(x, y, x, y, ("a", "b"), "made up", domain=Groups(("one",), y * 0, y * 0), as_is=True)
 
 
 def refuse():
@@ -33,6 +43,19 @@ def test_what_is_kept_comes_back_whole_without_being_built_again(empty_cache):
     assert_same(cached("x", made_up), made_up())
     assert_same(cached("x", refuse), made_up())
     assert not list(empty_cache.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("build", [with_columns, features])
+def test_columns_changes_and_numbers_come_back_too(empty_cache, build):
+    made = build()
+    cached("x", build)
+    again = cached("x", refuse)
+    assert type(again) is type(made)
+    for column in ("natural", "domain"):
+        mine, kept = getattr(made, column), getattr(again, column)
+        assert (mine is None) == (kept is None)
+        assert mine is None or (kept.names == mine.names and all(map(np.array_equal, kept[1:], mine[1:])))
+    assert_same(again._replace(natural=None, domain=None), made._replace(natural=None, domain=None))
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "flipped"])
@@ -86,7 +109,7 @@ def test_processes_that_want_the_same_data_at_once_build_it_once(empty_cache, tm
         "import os, time, sys, numpy as np\n"
         "from pathlib import Path\n"
         "from syncnorm.data.sources.cache import cached\n"
-        "from syncnorm.data.dataset import Pixels\n"
+        "from syncnorm.data.raw import Pixels\n"
         "def build():\n"
         "    print('built', flush=True)\n"
         "    while len(list(there.iterdir())) < 2: time.sleep(0.01)\n"

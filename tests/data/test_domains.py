@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from syncnorm.data import DOMAINS, load
-from syncnorm.data.dataset import stratified_fifth
-from syncnorm.data.sources.load import embedded_pixels
+from syncnorm.data.raw import stratified_fifth
+from syncnorm.data.sources.registered import embedded_pixels
 from syncnorm.errors import UserError
 
 UCI = sorted(set(DOMAINS) - {"digits-fonts"})

@@ -88,7 +88,7 @@ def test_a_number_of_the_row_is_not_its_label(tmp_path):
     named = write_table(tmp_path / "named.parquet", images, [7, 3] * 5, label_column="class", id=ids)
     assert load("mine", path=str(named)).class_names == ("3", "7")
     unnamed = write_table(tmp_path / "unnamed.parquet", images, [7, 3] * 5, label_column="kind", id=ids)
-    with pytest.raises(UserError, match="labels in any of id, kind: rename"):
+    with pytest.raises(UserError, match=r"labels in any of id, kind: name the right column in data\.label"):
         load("mine", path=str(unnamed))
 
 
@@ -116,18 +116,43 @@ def test_class_names_of_a_hugging_face_table_are_kept(tmp_path):
     assert "columns img, kind" in data.note
 
 
-def test_grey_and_colour_together_become_colour_and_sixteen_bits_become_eight(tmp_path):
-    deep = Image.fromarray(np.full((8, 8), 200 << 8, np.uint16))
-    images = [picture(200), picture(200, "RGB"), picture(200, "RGBA"), picture(200, "P"), deep, picture(10)]
-    write_table(tmp_path / "train.parquet", images, [0] * 6)
+def test_grey_and_colour_together_become_colour(tmp_path):
+    images = [picture(200), picture(200, "RGB"), picture(200, "RGBA"), picture(200, "P"), picture(10), picture(10)]
+    write_table(tmp_path / "train.parquet", images, [0] * 4 + [1] * 2)
     write_table(tmp_path / "test.parquet", [picture(200)], [0])
     data = load("mine", path=str(tmp_path))
     assert data.shape == (3, 8, 8)
-    assert (data.train_x[:5] == data.train_x[0]).all()
+    assert (data.train_x[:4] == data.train_x[0]).all()
+
+
+@pytest.mark.parametrize("size", [None, 6])
+def test_sixteen_bits_are_kept_and_white_stays_white_beside_eight(tmp_path, size):
+    levels = np.arange(0, 65536, 1024, dtype=np.uint16)
+    deep = [encoded(Image.fromarray(np.full((8, 8), level, np.uint16))) for level in levels]
+    write_table(tmp_path / "train.parquet", [*deep, picture(255), picture(200)], [0, 1] * 33)
+    write_table(tmp_path / "test.parquet", [Image.fromarray(np.full((8, 8), 200 * 257, np.uint16))], [0])
+    data = load("mine", path=str(tmp_path), size=size, scale="fixed")
+    expected = np.append(levels / 65535.0, [1.0, 200 / 255]) * 2 - 1
+    assert data.train_x[:, 0, 0, 0].numpy() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(data.test_x[0, 0, 0, 0], data.train_x[-1, 0, 0, 0])
+    own = load("mine", path=str(tmp_path), size=size)
+    assert own.train_x.double().mean().item() == pytest.approx(0, abs=1e-6)
+    assert own.train_x.double().std(correction=0).item() == pytest.approx(1, abs=1e-6)
+    assert "16-bit grey kept" in data.summary()
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0, float("nan")])
+def test_pixels_that_are_no_whole_numbers_are_refused(tmp_path, value):
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.fromarray(np.full((4, 4), value, np.float32)).save(tmp_path / name / f"{index}.tif")
+    with pytest.raises(UserError, match=r"mode F must hold whole numbers from 0 to 255"):
+        load("mine", path=str(tmp_path))
 
 
 def test_different_sizes_need_a_size(tmp_path):
-    file = write_table(tmp_path / "x.parquet", [picture(9, side=side) for side in (8, 8, 8, 12, 10)], [0] * 5)
+    file = write_table(tmp_path / "x.parquet", [picture(9, side=side) for side in (8, 8, 8, 12, 10)], [0, 1, 0, 1, 0])
     with pytest.raises(UserError, match=r"different sizes \(8 to 12 pixels high.*`size`"):
         load("mine", path=str(file))
     assert load("mine", path=str(file), size=10).shape == (1, 10, 10)
@@ -186,6 +211,7 @@ def wrong_files(root):
     """Paths that do not work, and what the message must say."""
     (root / "empty").mkdir()
     (root / "text.csv").write_text("a,b")
+    (root / "text.txt").write_text("a,b")
     (root / "torn.parquet").write_bytes(b"PAR1 and no more")
     write_table(root / "none.parquet", [], [])
     write_table(root / "two/spring.parquet", [picture(1)], [0])
@@ -205,16 +231,17 @@ def wrong_files(root):
         picture(1).save(root / "flat" / split / "0.png")
     return {
         "nowhere": "no data at .*nowhere",
-        "empty": "neither parquet files nor subfolders of images",
-        "text.csv": r"text\.csv is not a parquet file",
+        "empty": "neither parquet or CSV files nor subfolders of images",
+        "text.txt": r"text\.txt is neither a parquet nor a CSV file",
+        "text.csv": r"text\.csv cannot be read as CSV: .*Empty CSV",
         "torn.parquet": "cannot be read as parquet",
         "none.parquet": "is empty",
         "two": "parts spring, summer and none called train",
-        "unlabelled.parquet": "label -1",
+        "unlabelled.parquet": "label -1 stands for no class",
         "null.parquet": "row 1 has no label",
         "garbled.parquet": r"image 1 cannot be read as an image \(of no known format\)",
         "cut.parquet": "image 0 cannot be read as an image",
-        "imageless.parquet": "no column of images.*columns are label",
+        "imageless.parquet": "neither a column of images nor a numeric one beside the label.*columns are label",
         "broken": r"bee/0\.png cannot be read as an image",
         "gone": r"link\.png cannot be read: No such file",
         "flat": "images directly in test, train: put the images of each class in a subfolder",
@@ -232,3 +259,51 @@ def test_what_cannot_be_read_says_so_in_one_sentence(tmp_path, capfd):
 def test_an_embedded_name_with_a_path_is_a_contradiction(tmp_path):
     with pytest.raises(UserError, match=r"embedded 'digits'.*name of its own"):
         load("digits", path=str(tmp_path))
+
+
+def test_an_empty_class_folder_is_said(tmp_path):
+    write_images(tmp_path)
+    (tmp_path / "wasp").mkdir()
+    data = load("insects", path=str(tmp_path))
+    assert data.class_names == ("ant", "bee")
+    assert "left out, as empty: class folder wasp" in data.summary()
+
+
+def test_a_class_that_only_the_test_has_is_said(tmp_path):
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test", ("ant", "bee", "wasp"))
+    data = load("insects", path=str(tmp_path))
+    assert data.classes == 3
+    assert "only in the test, so never learned: class wasp" in data.summary()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0] * 60, "every training sample has the label '0', and a classifier needs two classes"),
+        (list(range(60)), "60 different labels on 60 samples look like numbers of rows or measured values"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(tmp_path, labels, words):
+    file = write_table(tmp_path / "x.parquet", [picture(i) for i in range(60)], labels)
+    with pytest.raises(UserError, match=words):
+        load("mine", path=str(file))
+
+
+def test_labels_that_are_whole_numbers_written_as_fractions_are_taken(tmp_path):
+    images = [encoded(picture(i)) for i in range(10)]
+    pq.write_table(pa.table({"jpeg": images, "label": [1.0, 0.0] * 5}), tmp_path / "whole.parquet")
+    data = load("mine", path=str(tmp_path / "whole.parquet"))
+    assert data.class_names == ("0", "1")
+    assert "whole numbers written as fractions" in data.summary()
+    pq.write_table(pa.table({"jpeg": images, "label": [1.5, 0.0] * 5}), tmp_path / "measured.parquet")
+    with pytest.raises(UserError, match=r"label 1\.5 is no whole number: labels must be classes"):
+        load("mine", path=str(tmp_path / "measured.parquet"))
+
+
+def test_a_column_of_labels_can_be_named(tmp_path):
+    images = [picture(i) for i in range(10)]
+    file = write_table(tmp_path / "x.parquet", images, [7, 3] * 5, label_column="kind", label=list(range(10)))
+    assert load("mine", path=str(file), label="kind").class_names == ("3", "7")
+    with pytest.raises(UserError, match=r"unknown column of .* 'knd': did you mean 'kind'"):
+        load("mine", path=str(file), label="knd")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from syncnorm.config import Clients, Data
-from syncnorm.data import load, make_population
+from syncnorm.data import load, make_federated_dataset, partition_card
 
 
 def real(name):
@@ -48,8 +48,8 @@ def test_office_caltech_by_the_protocol_of_fedbn():
     domains = ("amazon", "caltech10", "dslr", "webcam")
     data = Data("office_caltech10", path=real("office_caltech10"), size=32)
     world = Clients(count=4, domains=domains, equal_size=0.5, validation=0.4)
-    population = make_population(data, world, seed=0)
-    held = {one["name"]: (one["train"], one["test"]) for one in population.card()["domains"]}
+    population = make_federated_dataset(data, world, seed=0)
+    held = {one["name"]: (one["train"], one["test"]) for one in partition_card(population)["domains"]}
     assert {name: sum(both) for name, both in held.items()} == {
         "amazon": 958,
         "caltech10": 1123,

@@ -15,9 +15,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from syncnorm.config import Clients, Data, Run
-from syncnorm.data import augment, load, make_population
-from syncnorm.data.dataset import Signals, normalised
+from syncnorm.data import augment, load, make_federated_dataset, partition_card
 from syncnorm.data.domain_pool import load_pool
+from syncnorm.data.normalise import normalised
+from syncnorm.data.raw import Signals
 from syncnorm.data.sources import activity, biosignal
 from syncnorm.data.sources.signals import SIGNALS, activity_signals, biosignal_signals
 from syncnorm.errors import UserError
@@ -204,9 +205,9 @@ def test_persons_are_domains_of_one_pool_and_keep_their_shift():
 
 def test_clients_hold_signals_like_images():
     world = Clients(count=4, held_out=1, domains=("activity-01", "activity-02"), unseen=("activity-03",), noise=0.1)
-    population = make_population(Data("persons"), world, seed=0)
+    population = make_federated_dataset(Data("persons"), world, seed=0)
     assert population.shape == (6, 64)
-    card = population.card()
+    card = partition_card(population)
     assert [one["domain"] for one in card["clients"]] == [f"activity-0{k}" for k in (1, 2, 1, 2, 3)]
     assert card["domains"][2] == {"name": "activity-03", "train": 240, "test": 90}
     x, y, weights = population.test(4)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from syncnorm import convert
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.devices.prepare import norm_layer
-from syncnorm.devices.virtual_ranks import BY_CHANNEL, ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
+from syncnorm.devices.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
+from syncnorm.norms import NORMS as ROWS
 from syncnorm.surgery import batch_norms
 from syncnorm.training import fit
 from syncnorm.training.classifier import make_optimizer
@@ -118,6 +119,7 @@ def made(norm: str, way: str) -> nn.Module:
     )
 
 
+BY_CHANNEL = {name for name, spec in ROWS.items() if spec.by_channel}
 WAYS = [*product(NORMS, ["copies"]), *product(sorted(BY_CHANNEL & NORMS.keys()), ["channels"])]
 
 
@@ -189,8 +191,11 @@ def test_a_run_has_them_and_is_evaluated_by_rank_0(norm: str) -> None:
 
 def test_what_a_run_leaves_is_rank_0s_model(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    module = sys.modules["syncnorm.devices.measure"]
-    monkeypatch.setattr(module, "evaluate", lambda model, *_: measured.append(model) or (1.0, 0.0))
+    module = sys.modules["syncnorm.devices.world"]  # of whose name the package has the function
+    measure = module.measure
+    monkeypatch.setattr(
+        module, "measure", lambda run, model, data: measured.append(model) or measure(run, model, data)
+    )
     fit(replace(SHORT, norm=Norm("brn")))
     assert list(batch_norms(measured[0])) == ["features.1", "features.5", "features.9"]
 

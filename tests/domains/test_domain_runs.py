@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import syncnorm
 from syncnorm.config import Data, Domains, Norm, Optim, Run
 from syncnorm.domains import fit
-from syncnorm.domains.adaptation import Test as Trial
+from syncnorm.domains.adaptation import TargetBatches as Trial
 from syncnorm.domains.adaptation import logits_of, statistics_of
 from syncnorm.domains.batches import deal
 from syncnorm.domains.prepare import prepare
@@ -266,7 +266,7 @@ MISTAKES: list[tuple[Run, str]] = [
     (replace(changed(batch=1), model="mlp"), "cannot train on 1 samples"),
     (changed("bm"), "norm 'bm'"),
     (changed(Norm("bn", {"eps": 0.1}), adapt="prediction"), "has the option eps"),
-    (changed("iabn", adapt="tent"), "has its own way at test time"),
+    (changed("iabn", adapt="tent"), "adapts at test time itself"),
     (replace(RUN, data=Data("few", path="/no/such/folder")), "is no folder"),
     (changed(domains=("digits", "digit-noisy"), unseen=()), "digits-noisy"),
     (replace(RUN, optim=Optim(lr=-1.0)), "optim.lr"),

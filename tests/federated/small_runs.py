@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from syncnorm.config import Clients, Data, Norm, Optim, Run
 from syncnorm.federated.client.states import ClientStates, InMemory
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.local import Local, Task, Update
 from syncnorm.federated.server.network import InProcess
@@ -44,7 +44,7 @@ def start(run: Run, engine: Any = None, store: ClientStates | None = None) -> Ro
     """Return a run whose rounds are still to be played."""
     assert isinstance(run.world, Clients)
     federation = Federation(run, torch.device("cpu"))
-    chosen = Chosen(run.world.engine) if engine is None else engine
+    chosen = AutoEngine(run.world.engine) if engine is None else engine
     return Rounds(federation, InProcess(federation, InMemory() if store is None else store, chosen))
 
 
@@ -71,7 +71,7 @@ class Spoiled:
     def train(self, local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
         """Return the updates of `tasks`, some of them spoiled in some calls."""
         self.round += 1
-        updates = Chosen("loop").train(local, x, y, tasks)
+        updates = AutoEngine("loop").train(local, x, y, tasks)
         if self.round not in self.rounds:
             return updates
         return [self.spoil(update) if update.client in self.clients else update for update in updates]
@@ -121,12 +121,12 @@ def by_hand(
 
 def batches_of(rounds: Rounds, client: int, round_: int) -> tuple[Tensor, ...]:
     """Return a client's local batches in a round."""
-    return rounds.federation.plan(client, round_).batches
+    return rounds.federation.schedule.plan(client, round_).batches
 
 
 def fresh_model(rounds: Rounds, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return a model of the run's kind with its first weights, or with a state."""
-    model = rounds.federation._build()
+    model = rounds.federation.models.build()
     if state is not None:
         model.load_state_dict(state)
     return model

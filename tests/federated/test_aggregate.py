@@ -61,7 +61,7 @@ def test_every_entry_follows_its_row(policy: str) -> None:
         place, _, part = name.rpartition(".")
         owner = row.rest if place in ("stem.0", "downsample.0", "head") else row.affine
         if place in ("stem.1", "twice", "downsample.1") and part not in ("weight", "bias"):
-            owner = "shared" if row.statistics != "local" and row.gathered != "after" else "local"
+            owner = "shared" if row.statistics != "local" and row.statistics_source != "after" else "local"
         if owner != "shared":
             assert torch.equal(value, own[name]), name
         elif part == "num_batches_tracked":

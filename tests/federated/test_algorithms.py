@@ -1,6 +1,7 @@
 """SCAFFOLD and the server's optimisers, against their papers' formulas written out in float64."""
 
 from dataclasses import replace
+from itertools import product
 from math import cos, pi
 from typing import Any
 
@@ -24,9 +25,19 @@ from small_runs import (
 )
 from torch import Tensor
 
+from syncnorm.federated.algorithms.base import Algorithm
+from syncnorm.federated.algorithms.fedavg import FedAvg
+from syncnorm.federated.algorithms.fedprox import FedProx
+from syncnorm.federated.algorithms.fedtan import FedTAN
+from syncnorm.federated.algorithms.scaffold import Scaffold
+from syncnorm.federated.algorithms.together import Together
 from syncnorm.federated.client.client import section
+from syncnorm.federated.client.states import InMemory
+from syncnorm.federated.engines.engine import AutoEngine
+from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.policies import SENT
+from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.federated.server.server import Server
 
@@ -55,7 +66,7 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
     sampled = set()
     for round_ in range(4):
         rate = 0.1 * (1 + cos(pi * round_ / 4)) / 2
-        clients = rounds.federation.cohort(round_)
+        clients = rounds.federation.schedule.cohort(round_)
         sampled |= set(clients)
         states, weights = [], []
         moved: State = {name: torch.zeros_like(value) for name, value in c.items()}
@@ -71,14 +82,14 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
             moved = {name: moved[name] + new[name] - own[k][name] for name in names}
             own[k] = new
             states.append(trained)
-            weights.append(1 if "weighting" in world else len(rounds.federation.train(k)))
+            weights.append(1 if "weighting" in world else len(rounds.federation.schedule.samples(k)))
         state = weighted_mean(states, weights)
         c = {name: c[name] + moved[name] / 4 for name in names}
         rounds.play()
         assert_same(rounds.server.state, state)
-        assert_same(rounds.server.control, c)
+        assert_same(rounds.server.memory["control"], c)
         for k in clients:
-            assert_same(section(rounds.network.kept([k])[k], "control"), own[k])
+            assert_same(section(rounds.network.client_states([k])[k], "algorithm"), own[k])
     assert sampled == {0, 1, 2, 3}
     mean = {name: torch.stack([mine[name] for mine in own]).mean(0) for name in names}
     assert_same(c, mean)  # the paper's invariant
@@ -87,7 +98,7 @@ def test_scaffold_is_option_two_of_the_paper(engine: str, world: dict[str, Any])
 @ENGINES
 def test_controls_of_a_personal_policy_are_those_of_what_is_averaged(engine: str) -> None:
     rounds = play(small_run(method="fedbn", algorithm="scaffold", engine=engine))
-    assert rounds.server.control.keys() == {
+    assert rounds.server.memory["control"].keys() == {
         name for name in rounds.server.state if not is_affine(name) and not is_statistics(name)
     }
     alone = play(small_run(method="fedbn", algorithm="scaffold", engine=engine, rounds=1))
@@ -107,7 +118,7 @@ def replies_of(rounds: Rounds, round_: int) -> list[Reply]:
             if value.is_floating_point()
             else torch.tensor(round_ + client)
             for name, value in rounds.server.state.items()
-            if rounds.federation.kinds[name] in SENT
+            if rounds.federation.layout.reductions[name] in SENT
         }
         replies.append(Reply(client, state, samples=10 * (client + 1)))
     return replies
@@ -183,9 +194,32 @@ def test_a_server_goes_on_from_what_it_remembers() -> None:
         again.recall(rounds.server.remember())
         replies = replies_of(rounds, 5)
         if algorithm == "scaffold":
-            control: dict[str, Tensor] = rounds.server.control
-            replies = [Reply(r.client, r.state, r.samples, control=control) for r in replies]
+            control: dict[str, Tensor] = rounds.server.memory["control"]
+            replies = [Reply(r.client, r.state, r.samples, extra=control) for r in replies]
         for server in (rounds.server, again):
             server.receive(1, replies)
         assert bits(rounds.server.state) == bits(again.state)
-        assert bits(rounds.server.control) == bits(again.control)
+        assert rounds.server.memory.keys() == again.memory.keys()
+        for part, tensors in rounds.server.memory.items():
+            assert bits(tensors) == bits(again.memory[part])
+
+
+BESIDE = [(FedAvg(), None), (None, FedProx({"mu": 0.0}))]
+
+
+@pytest.mark.parametrize(("engine", "others"), [*product(["loop", "cohort"], BESIDE), ("cohort", (None, FedTAN()))])
+def test_an_algorithm_beside_another_is_what_it_is_alone(
+    engine: str, others: tuple[Algorithm | None, Algorithm | None]
+) -> None:
+    """What two algorithms send, keep and remember in one run is apart; FedTAN does nothing without batch norm."""
+    run = small_run(algorithm="scaffold", engine=engine, norm="none", rounds=3)
+    alone = play(run)
+    federation = Federation(run, torch.device("cpu"))
+    federation.algorithm = Together([Scaffold() if other is None else other for other in others])
+    beside = Rounds(federation, InProcess(federation, InMemory(), AutoEngine(engine)))
+    for _ in range(3):
+        beside.play()
+    assert_same(beside.server.state, alone.server.state)
+    assert beside.log.counts == alone.log.counts
+    plain = play(small_run(engine=engine, norm="none", rounds=3)).server.state
+    assert not torch.allclose(plain["classifier.weight"], alone.server.state["classifier.weight"])

@@ -10,6 +10,7 @@ from small_runs import PLAIN, bits, play, small_run
 from torch import Tensor
 
 from syncnorm.config import Optim
+from syncnorm.errors import UserError
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk, kept_by
 
 STORES: dict[str, Callable[[], ClientStates]] = {"memory": InMemory, "disk": lambda: OnDisk(10)}
@@ -101,7 +102,7 @@ def test_a_record_of_another_layout_is_refused_and_not_cut_short() -> None:
         {"a": torch.zeros(2), "b": torch.ones(1)},
         {},
     ):
-        with pytest.raises(AssertionError):
+        with pytest.raises(UserError, match="tensors of other names, shapes or types"):
             states.put(1, other)
     assert states.get(1) is None
 

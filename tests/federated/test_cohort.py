@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 from syncnorm.config import Optim
 from syncnorm.errors import UserError
-from syncnorm.federated import cohort, engine, loop
+from syncnorm.federated.algorithms.fedavg import FedAvg
+from syncnorm.federated.algorithms.fedprox import FedProx
+from syncnorm.federated.algorithms.fedtan import FedTAN
+from syncnorm.federated.algorithms.scaffold import Scaffold
+from syncnorm.federated.algorithms.together import Together
+from syncnorm.federated.engines import cohort, engine, loop
 from syncnorm.federated.local import Local, Task, Update
 from syncnorm.models import MLP, SmallCNN, thin_resnet
 from syncnorm.surgery import convert, revert
@@ -153,24 +158,31 @@ def test_optimisers(optim: Optim) -> None:
 
 
 @pytest.mark.parametrize("squared", [True, False])
-def test_corrections_clipping_and_augmentation(squared: bool) -> None:
+def test_local_terms_clipping_and_augmentation(squared: bool) -> None:
     model = cnn()
     names = [name for name, _ in model.named_parameters()]
-    local, x, y, tasks = make(
-        model,
-        epochs=2,
-        prox=0.3,
-        squared=squared,
-        shared=frozenset(names[:-1]),
-        clip=0.05,
-        augment="shift_flip",
-    )
-    correction = {name: torch.randn_like(p) / 10 for name, p in local.classifier.model.named_parameters()}
-    del correction[names[0]]
-    tasks = [replace(task, correction=None if task.client == 12 else correction) for task in tasks]
+    both = Together([FedProx({"mu": 0.3, "squared": squared}), Scaffold()])
+    shared = tuple(sorted(names[:-1]))
+    local, x, y, tasks = make(model, epochs=2, algorithm=both, shared=shared, clip=0.05, augment="shift_flip")
+    tasks = [
+        replace(task, inputs={f"1/{name}": torch.randn_like(tasks[0].state[name]) / 10 for name in names[1:-1]})
+        for task in tasks
+    ]
     changed = assert_engines_agree(local, x, y, tasks)
-    for plain in (replace(local, prox=0.0), replace(local, clip=0.0), replace(local, augment="none")):
+    for plain in (
+        replace(local, algorithm=Together([FedAvg(), Scaffold()])),
+        replace(local, algorithm=Together([FedProx({"mu": 0.3, "squared": squared})])),
+        replace(local, clip=0.0),
+        replace(local, augment="none"),
+    ):
         assert not torch.equal(cohort.train(plain, x, y, tasks)[0].state[names[0]], changed[0].state[names[0]])
+
+
+def test_inputs_that_only_some_clients_have_are_left_to_the_plain_engine() -> None:
+    local, x, y, tasks = make(cnn(), algorithm=Scaffold(), shared=("classifier.bias",))
+    some = [replace(tasks[0], inputs={"classifier.bias": torch.ones(3, dtype=torch.float64)}), *tasks[1:]]
+    with pytest.raises(ValueError, match="client_inputs have other names"):
+        cohort.train_together(local, x, y, some)
 
 
 def test_steps_that_running_statistics_normalise() -> None:
@@ -210,7 +222,7 @@ def test_blocks_of_clients_in_the_order_of_the_tasks(monkeypatch: pytest.MonkeyP
 def test_schedule_makes_every_step_in_its_order_and_the_longest_way_first() -> None:
     _, _, _, tasks = make(cnn(), [5, 6, 11, 6, 3], epochs=3)
     made: list[list[int]] = [[] for _ in tasks]
-    groups = list(cohort._schedule(tasks, synchronised=False))
+    groups = list(cohort.step_groups(tasks, synchronised=False))
     for group, steps in groups:
         left = [len(task.batches) - len(done) for task, done in zip(tasks, made, strict=True)]
         assert max(left) == max(left[row] for row in group)
@@ -250,7 +262,7 @@ def by_ranks(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task], synced_s
 @pytest.mark.parametrize("model", ["cnn", "mlp", "resnet8"])
 def test_synchronised_first_step_is_that_of_ranks(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohort, "TOGETHER", 2)  # which must not part them
-    local, x, y, tasks = make(MODELS[model](), [4, 13, 6, 8], synchronised=True)
+    local, x, y, tasks = make(MODELS[model](), [4, 13, 6, 8], algorithm=FedTAN())
     expected = by_ranks(local, x, y, tasks, synced_steps=1)
     for update, state in zip(cohort.train(local, x, y, tasks), expected, strict=True):
         assert set(update.state) == set(state)
@@ -259,7 +271,7 @@ def test_synchronised_first_step_is_that_of_ranks(model: str, monkeypatch: pytes
 
 
 def test_one_synchronised_step_averaged_is_one_step_on_all_samples() -> None:
-    local, x, y, tasks = make(cnn(), [4, 4, 4], synchronised=True)
+    local, x, y, tasks = make(cnn(), [4, 4, 4], algorithm=FedTAN())
     updates = cohort.train(local, x, y, tasks)
     model = cnn().double()
     model.load_state_dict(tasks[0].state)
@@ -282,11 +294,11 @@ def test_one_synchronised_step_averaged_is_one_step_on_all_samples() -> None:
 
 def test_synchronised_clients_need_first_batches_of_one_size() -> None:
     with pytest.raises(UserError, match="first batches have 3, 4 samples"):
-        cohort.train(*make(cnn(), [3, 4, 8], synchronised=True))
+        cohort.train(*make(cnn(), [3, 4, 8], algorithm=FedTAN()))
 
 
 def test_synchronised_clients_fail_together() -> None:
-    local, x, y, tasks = make(cnn(), [4, 4], synchronised=True)
+    local, x, y, tasks = make(cnn(), [4, 4], algorithm=FedTAN())
     with pytest.raises(UserError, match=r"or not at all, and with this model it fails .*out of bounds"):
         cohort.train(local, x, y.clone().fill_(7), tasks)
 
@@ -324,7 +336,7 @@ def test_a_model_that_vmap_cannot_take_is_trained_by_the_plain_engine() -> None:
     with pytest.warns(UserWarning, match="the clients could not train in one batched step"):
         got = cohort.train(*arguments)
     assert_same(got, loop.train(*arguments), tolerance=0.0)
-    chosen = engine.Chosen("auto")
+    chosen = engine.AutoEngine("auto")
     assert_same(chosen.train(*arguments), got, tolerance=0.0)
     assert chosen.name == "loop"
 
@@ -336,7 +348,7 @@ def test_random_layers_are_refused_and_auto_takes_the_plain_engine(sizes: list[i
     with pytest.raises(UserError, match="choose the engine loop"):
         cohort.train(*arguments)
     assert torch.equal(torch.get_rng_state(), before)
-    chosen = engine.Chosen("auto")
+    chosen = engine.AutoEngine("auto")
     assert_same(chosen.train(*arguments), loop.train(*arguments), tolerance=0.0)
     assert chosen.name == "loop"
 
@@ -360,7 +372,7 @@ def test_auto_is_the_faster_engine_from_the_first_round_on(fast: str, monkeypatc
     monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(cohort, "train_together", timed("cohort", cohort.train_together))
     monkeypatch.setattr(loop, "train", timed("loop", loop.train))
-    chosen = engine.Chosen("auto")
+    chosen = engine.AutoEngine("auto")
     expected = engine.ENGINES[fast](local, x, y, tasks)
     calls.clear()
     assert_same(chosen.train(local, x, y, tasks), expected, tolerance=0.0)
@@ -373,10 +385,10 @@ def test_auto_is_the_faster_engine_from_the_first_round_on(fast: str, monkeypatc
 
 def test_names_of_engines() -> None:
     for name in engine.ENGINES:
-        assert engine.Chosen(name).name == name
+        assert engine.AutoEngine(name).name == name
     with pytest.raises(UserError, match="did you mean 'cohort'"):
-        engine.Chosen("cohrot")
-    synchronised = make(cnn(), [4, 4], synchronised=True)
-    chosen = engine.Chosen("auto")
+        engine.AutoEngine("cohrot")
+    synchronised = make(cnn(), [4, 4], algorithm=FedTAN())
+    chosen = engine.AutoEngine("auto")
     chosen.train(*synchronised)
     assert chosen.name == "cohort"

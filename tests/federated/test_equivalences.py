@@ -116,7 +116,7 @@ def _shared_statistics(models: Sequence[nn.Module], inputs: Sequence[Tensor]) ->
 @ENGINES
 def test_fedbn_of_one_client_is_fedavg(engine: str) -> None:
     fedavg, fedbn = (play(small_run(count=1, method=method, engine=engine)) for method in ("fedavg", "fedbn"))
-    own = section(fedbn.network.kept([0])[0], "state")
+    own = section(fedbn.network.client_states([0])[0], "state")
     assert_same({**fedbn.server.state, **own}, fedavg.server.state)
     results = [played.result(0.0).metrics for played in (fedavg, fedbn)]
     for name in ("accuracy", "loss", "train_loss", "reestimated_accuracy"):
@@ -147,7 +147,7 @@ def test_local_only_is_each_client_alone(engine: str) -> None:
         model = fresh_model(played)
         for round_ in range(2):
             by_hand(model, x, y, batches_of(played, client, round_), 0.1, momentum=0.9)
-        assert_same(section(played.network.kept([client])[client], "state"), model.state_dict())
+        assert_same(section(played.network.client_states([client])[client], "state"), model.state_dict())
     assert_same(played.server.state, fresh_model(played).state_dict())
 
 
@@ -178,20 +178,20 @@ def test_fedavg_weighs_clients_by_samples_or_alike(engine: str) -> None:
             found, _ = by_hand(model, x, y, batches, 0.1)
             losses.append(sum(n * loss for n, loss in zip(seen, found, strict=True)) / sum(seen))
             states.append(model.state_dict())
-            sizes.append(len(played.federation.train(client)))
+            sizes.append(len(played.federation.schedule.samples(client)))
         assert len(set(sizes)) == 3
         weights = sizes if weighting == "samples" else [1, 1, 1]
         assert_same(played.server.state, weighted_mean(states, weights))
         mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-        assert played._history["train_loss"][0] == pytest.approx(mean, rel=1e-9)
+        assert played.log.history["train_loss"][0] == pytest.approx(mean, rel=1e-9)
 
 
 def test_fedtans_first_step_is_as_large_as_the_smallest_client() -> None:
     world = Clients(count=6, rounds=1, method="fedtan", skew="dirichlet_by_class", alpha=0.1, batch=16)
     federation = Federation(Run(data=Data("digits", size=8, train_limit=120), world=world))
-    sizes = [len(federation.train(client)) for client in range(6)]
+    sizes = [len(federation.schedule.samples(client)) for client in range(6)]
     smallest = min(size for size in sizes if size >= 2)
     assert smallest < 16 < max(sizes)
-    plans = [federation.plan(client, 0) for client in range(6)]
+    plans = [federation.schedule.plan(client, 0) for client in range(6)]
     assert {len(plan.batches[0]) for plan in plans if plan.batches} == {smallest}
     assert max(len(batch) for plan in plans for batch in plan.batches[1:]) == 16

@@ -1,6 +1,6 @@
 """What a run reports, against models that were put together and evaluated by hand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,10 +22,11 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
-from syncnorm.federated import rounds as rounds_module
 from syncnorm.federated.client.client import section
 from syncnorm.federated.local import Update
+from syncnorm.federated.messages import Broadcast
 from syncnorm.federated.policies import POLICIES
+from syncnorm.federated.server import evaluator as evaluator_module
 from syncnorm.federated.server.rounds import Rounds
 
 TWO_DOMAINS: dict[str, Any] = {
@@ -38,9 +39,14 @@ TWO_DOMAINS: dict[str, Any] = {
 
 def model_of(rounds: Rounds, state: Mapping[str, Tensor]) -> nn.Module:
     """Return a small_cnn with torch's own batch norms that has a state's entries."""
-    model = start(small_run()).federation._build()
+    model = start(small_run()).federation.models.build()
     model.load_state_dict({name: state[name] for name in model.state_dict()})
     return model.eval()
+
+
+def to_evaluate(rounds: Rounds) -> Callable[[int], Broadcast]:
+    """Return what each client receives to evaluate."""
+    return lambda client: rounds.evaluator.broadcast(rounds.next, client)
 
 
 @torch.no_grad()
@@ -88,13 +94,13 @@ def reestimated(rounds: Rounds, client: int, state: Mapping[str, Tensor]) -> flo
 
 
 def own_state(rounds: Rounds, client: int) -> dict[str, Tensor]:
-    return {**rounds.server.state, **section(rounds.network.kept([client]).get(client, {}), "state")}
+    return {**rounds.server.state, **section(rounds.network.client_states([client]).get(client, {}), "state")}
 
 
 def average_kept(rounds: Rounds, clients: list[int]) -> dict[str, Tensor]:
     """Return the mean over clients of what they keep, weighted by their samples; of counters the largest."""
-    kept = [section(rounds.network.kept([client])[client], "state") for client in clients]
-    return weighted_mean(kept, [len(rounds.federation.train(client)) for client in clients])
+    kept = [section(rounds.network.client_states([client])[client], "state") for client in clients]
+    return weighted_mean(kept, [len(rounds.federation.schedule.samples(client)) for client in clients])
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedbn", "silobn", "local_only"])
@@ -104,7 +110,7 @@ def test_the_summary_is_what_it_says(method: str) -> None:
     states = [own_state(rounds, client) for client in range(4)]
     scores = [by_class(rounds, client, model_of(rounds, state)) for client, state in enumerate(states)]
     accuracies, losses = np.array(scores).T
-    sizes = np.array([len(rounds.federation.train(client)) for client in range(4)])
+    sizes = np.array([len(rounds.federation.schedule.samples(client)) for client in range(4)])
     again = np.array([reestimated(rounds, client, state) for client, state in enumerate(states)])
     expected = {
         "accuracy": accuracies.mean(),
@@ -165,12 +171,12 @@ def test_a_site_never_seen_gets_averaged_batch_norm_and_its_own(method: str) -> 
 def test_a_client_that_was_never_sampled_has_first_or_averaged_batch_norm(unsampled: str, weighting: str) -> None:
     world = {**TWO_DOMAINS, "participation": 0.5, "unsampled": unsampled, "weighting": weighting}
     rounds = play(small_run(method="fedbn", seed=4, **world), rounds=1)
-    sampled = rounds.federation.cohort(0)
+    sampled = rounds.federation.schedule.cohort(0)
     assert len(sampled) == 2
     result = rounds.result(0.0)
     assert result.metrics["never_sampled"] == 2
-    kept = [section(own, "state") for own in rounds.network.kept(sampled).values()]
-    sizes = [len(rounds.federation.train(client)) for client in sampled]
+    kept = [section(own, "state") for own in rounds.network.client_states(sampled).values()]
+    sizes = [len(rounds.federation.schedule.samples(client)) for client in sampled]
     assert sizes[0] != sizes[1]
     average = weighted_mean(kept, sizes if weighting == "samples" else [1, 1])
     for client in range(4):
@@ -183,7 +189,7 @@ def test_a_client_that_was_never_sampled_has_first_or_averaged_batch_norm(unsamp
 
 def test_staleness_is_the_rounds_since_a_client_was_last_seen() -> None:
     rounds = play(small_run(method="fedbn", count=5, participation=0.4, rounds=4, seed=2))
-    last = {client: round_ for round_ in range(4) for client in rounds.federation.cohort(round_)}
+    last = {client: round_ for round_ in range(4) for client in rounds.federation.schedule.cohort(round_)}
     metrics = rounds.result(0.0).metrics
     assert metrics["never_sampled"] == 5 - len(last)
     assert metrics["staleness"] == pytest.approx(np.mean([3 - round_ for round_ in last.values()]))
@@ -198,8 +204,8 @@ def test_a_personal_method_has_a_global_model_only_by_a_rule_that_is_named(metho
         metrics = rounds.result(0.0).metrics
         state = {**rounds.server.state, **average_kept(rounds, [0, 1, 2, 3])}
         if rule == "pooled" and method != "stats_shared":
-            kept = [section(rounds.network.kept([client])[client], "state") for client in range(4)]
-            sizes = np.array([len(rounds.federation.train(client)) for client in range(4)])
+            kept = [section(rounds.network.client_states([client])[client], "state") for client in range(4)]
+            sizes = np.array([len(rounds.federation.schedule.samples(client)) for client in range(4)])
             for name in NORM_LAYERS:
                 mean = np.stack([one[f"{name}.running_mean"].numpy() for one in kept])
                 var = np.stack([one[f"{name}.running_var"].numpy() for one in kept])
@@ -270,17 +276,17 @@ def test_validation_chooses_the_round_and_does_not_move_training(
     for _ in range(rounds.federation.world.rounds):
         rounds.play()
         trained = rounds.server.state
-        rounds._gather()
+        rounds.evaluator.gather(rounds.next)
         population = rounds.federation.population
         right = []
         for client in range(3):
             index = population.validation(client)
             assert len(index) == 10
-            state = rounds.network._state(client, rounds._to_be_evaluated, rounds._fallback())
+            state = rounds.network.model_state(client, to_evaluate(rounds), rounds.evaluator.fallback())
             logits = model_of(rounds, state)(population.x[index])
             right.append((logits.argmax(1) == population.y[index]).double().mean().item())
         accuracies.append(np.mean(right))
-        metrics, _ = rounds._measure()
+        metrics, _ = rounds.evaluator.measure(rounds.next)
         measured.append(metrics)
         rounds.server.state = trained
     trained = rounds.server.state
@@ -292,7 +298,7 @@ def test_validation_chooses_the_round_and_does_not_move_training(
     assert result.metrics["validation_accuracy"] == pytest.approx(accuracies[best])
     chosen = measured[best]
     assert {name: result.metrics[name] for name in chosen} == chosen
-    monkeypatch.setattr(Rounds, "_validate", lambda rounds: None)
+    monkeypatch.setattr(Rounds, "validate", lambda rounds: None)
     assert bits(play(run).server.state) == bits(trained)
 
 
@@ -320,14 +326,14 @@ def test_a_pass_is_counted_once_each_time(method: str, validation: float) -> Non
 
 
 def test_of_many_clients_a_sample_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds_module, "EVALUATED", 4)
+    monkeypatch.setattr(evaluator_module, "EVALUATED", 4)
     for method in ("fedbn", "sbn"):
         rounds = play(small_run(method=method, count=9, validation=0.2))
         chosen = list(rounds.result(0.0).details["accuracy_by_client"])
         assert len(set(chosen)) == 4
         assert chosen == sorted(chosen)
         assert set(chosen) <= set(range(9))
-    assert rounds._evaluated() == chosen
+    assert rounds.evaluator.clients == chosen
     asked: list[int] = []
     validate = rounds.network.validate
     monkeypatch.setattr(
@@ -335,7 +341,7 @@ def test_of_many_clients_a_sample_is_evaluated(monkeypatch: pytest.MonkeyPatch) 
         "validate",
         lambda clients, to, fallback: asked.extend(clients) or validate(clients, to, fallback),
     )
-    rounds._validate()
+    rounds.validate()
     assert asked == chosen
 
 
@@ -353,7 +359,7 @@ def test_a_perfect_model_is_exactly_right() -> None:
     sure = replace(population.pool, y=torch.zeros_like(population.y), test_y=torch.zeros_like(population.pool.test_y))
     rounds.federation.population = replace(population, pool=sure)
     rounds.server.state["classifier.bias"] += torch.tensor([1e6] + [0.0] * 9)
-    assert rounds.network.validate([0, 1, 2], rounds._to, {}) == [1.0] * 3
+    assert rounds.network.validate([0, 1, 2], rounds.broadcast, {}) == [1.0] * 3
 
 
 def test_a_client_that_never_gave_a_usable_update_counts_as_never_sampled() -> None:
@@ -368,4 +374,4 @@ def test_a_client_that_never_gave_a_usable_update_counts_as_never_sampled() -> N
     assert metrics["clients_left_out"] == 2
     names = [name for name in rounds.server.state if is_affine(name) or is_statistics(name)]
     assert len(names) == 15
-    assert rounds.network.kept([1]) == {}
+    assert rounds.network.client_states([1]) == {}

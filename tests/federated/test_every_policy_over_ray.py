@@ -11,9 +11,13 @@ from syncnorm.federated import POLICIES, simulate
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("method", sorted(POLICIES.keys() - {"fedtan"}))
-def test_ray_and_this_process_agree(method: str) -> None:
-    world = Clients(count=4, rounds=3, method=method, participation=0.75, skew="dirichlet_by_class", alpha=0.5)
+@pytest.mark.parametrize(
+    ("method", "algorithm"),
+    [*((method, "fedavg") for method in sorted(POLICIES.keys() - {"fedtan"})), ("fedbn", "scaffold")],
+)
+def test_ray_and_this_process_agree(method: str, algorithm: str) -> None:
+    world = Clients(count=4, rounds=3, method=method, algorithm=algorithm, participation=0.75)
+    world = replace(world, skew="dirichlet_by_class", alpha=0.5)
     run = Run(
         data=Data("digits", size=8, train_limit=200, test_limit=80),
         world=world,

@@ -94,12 +94,12 @@ def test_what_a_faulty_client_kept_before_is_what_it_goes_on_with(method: str) -
     spoil = FAULTS["nan statistics"][0]
     rounds = start(small_run(method=method, rounds=3), Spoiled(spoil, [1], rounds=[1]))
     rounds.play()
-    before = bits(rounds.network.kept([1])[1])
+    before = bits(rounds.network.client_states([1])[1])
     rounds.play()
-    assert bits(rounds.network.kept([1])[1]) == before
-    assert list(rounds._left_out) == ["round 2, client 1"]
+    assert bits(rounds.network.client_states([1])[1]) == before
+    assert list(rounds.log.left_out) == ["round 2, client 1"]
     rounds.play()
-    assert bits(rounds.network.kept([1])[1]) != before
+    assert bits(rounds.network.client_states([1])[1]) != before
     metrics = rounds.result(0.0).metrics
     assert metrics["clients_left_out"] == 1
     assert all(torch.tensor(value).isfinite() for value in metrics.values())
@@ -111,9 +111,9 @@ def test_a_control_of_a_faulty_client_moves_no_other() -> None:
         enough = replace(rounds.federation.world, enough=0.3)
         rounds.federation.world = enough
         rounds.play()
-    kept = rounds.network.kept([0, 1, 2])
-    for name, value in rounds.server.control.items():
-        mean = torch.stack([kept[client][f"control.{name}"] for client in range(3)]).mean(0)
+    kept = rounds.network.client_states([0, 1, 2])
+    for name, value in rounds.server.memory["control"].items():
+        mean = torch.stack([kept[client][f"algorithm.{name}"] for client in range(3)]).mean(0)
         torch.testing.assert_close(value, mean, rtol=1e-9, atol=1e-12)
 
 
@@ -122,14 +122,14 @@ def test_too_few_clients_stop_the_run_and_leave_the_server_as_it_was(algorithm: 
     rounds = start(small_run(algorithm=algorithm, enough=0.5), Spoiled(FAULTS["error"][0], [0, 2], rounds=[1]))
     rounds.play()
     server = rounds.server
-    before = [bits(part) for part in (server.state, server.control, server._first, server._second)]
+    before = [bits(part) for part in (server.state, *server.memory.values())]
     with pytest.raises(UserError) as caught:
         rounds.play()
     assert str(caught.value) == (
         "round 2: 2 of 3 clients gave no usable update, and enough is 0.5 (client 0: RuntimeError: no more power) "
         "Lower optim.lr if training diverges, or lower enough."
     )
-    assert [bits(part) for part in (server.state, server.control, server._first, server._second)] == before
+    assert [bits(part) for part in (server.state, *server.memory.values())] == before
     assert rounds.next == 1
 
 
@@ -186,7 +186,7 @@ def test_a_client_whose_data_break_the_model_fails_alone(
     rounds.federation.population = replace(population, x=broken)
     rounds.play()
     assert_same(rounds.server.state, without.state)
-    (where, why), *others = rounds._left_out.items()
+    (where, why), *others = rounds.log.left_out.items()
     assert not others
     assert where == "round 1, client 1"
     expected = "RuntimeError: this image is broken" if strict else "after training 'body.0.weight' has values"
@@ -205,13 +205,13 @@ def test_a_client_that_raises_before_it_trains_fails_alone(monkeypatch: pytest.M
     broken[population.train(1)[7]] = torch.nan
     rounds.federation.population = replace(population, x=broken)
     rounds.play()
-    assert rounds._left_out == {"round 1, client 1": "RuntimeError: this image is broken"}
+    assert rounds.log.left_out == {"round 1, client 1": "RuntimeError: this image is broken"}
 
 
 def test_a_client_without_a_batch_is_idle_and_no_fault() -> None:
     """Sizes by Dirichlet: one client has a single sample, which no batch of two can be made of."""
     rounds = play(small_run(count=4, seed=3, skew="quantity", rounds=2))
-    sizes = [len(rounds.federation.train(client)) for client in range(4)]
+    sizes = [len(rounds.federation.schedule.samples(client)) for client in range(4)]
     assert sizes.count(1) == 1
     result = rounds.result(0.0)
     assert result.metrics["idle"] == 2

@@ -82,18 +82,18 @@ def test_fedtan_trains_together_here_and_says_so_where_it_cannot() -> None:
 
 
 def test_a_client_that_fails_is_left_out_and_keeps_what_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    begin = apps._begin
+    begin = apps.begin
 
     def broken(message: Message, context: Context) -> Any:
         if context.node_id == 3:
             raise OSError("disk full")
         return begin(message, context)
 
-    monkeypatch.setattr(apps, "_begin", broken)
+    monkeypatch.setattr(apps, "begin", broken)
     result = over_flower(make_run(method="fedbn"))
     assert result["metrics"]["clients_left_out"] == 2
     assert "disk full" in result["details"]["left_out"]["round 1, client 2"]
-    monkeypatch.setattr(apps, "_begin", lambda *_: 1 / 0)
+    monkeypatch.setattr(apps, "begin", lambda *_: 1 / 0)
     with pytest.raises(UserError, match=r"5 of 5 clients gave no usable update.*ZeroDivisionError"):
         over_flower(make_run(method="fedbn"))
 
@@ -110,7 +110,7 @@ def nodes_of(partitions: list[int | None], count: int, monkeypatch: pytest.Monke
         return apps.query_partition(message, context)
 
     text = run_as_text(replace(make_run(), world=Clients(count=count)))
-    return OverFlower(federation_of(text), CohortGrid(app, len(partitions)), text, Event())._node
+    return OverFlower(federation_of(text), CohortGrid(app, len(partitions)), text, Event()).nodes
 
 
 def test_clients_are_found_by_their_partition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_an_evaluation_that_misses_a_client_is_refused(monkeypatch: pytest.Monke
 def test_strategies_speak_with_these_clients_too(make: Any) -> None:
     run = make_run(method="fedavg")
     text = run_as_text(run)
-    model = federation_of(text).model
+    model = federation_of(text).models.template
     grid = CohortGrid(client_app, COUNT, run_config={"run": text}, engine="loop")
     result = make(model).start(grid=grid, initial_arrays=ArrayRecord(model.state_dict()), num_rounds=2)
     assert set(result.train_metrics_clientapp) == set(result.evaluate_metrics_clientapp) == {1, 2}
@@ -154,7 +154,7 @@ def test_strategies_speak_with_these_clients_too(make: Any) -> None:
 
 def test_a_client_without_a_batch_sends_back_what_it_received() -> None:
     text = run_as_text(make_run(batch=128, min_batch=128))
-    model = federation_of(text).model
+    model = federation_of(text).models.template
     grid = CohortGrid(client_app, COUNT, run_config={"run": text})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "config": ConfigRecord({"server-round": 1})})
     (reply,) = grid.send_and_receive([Message(content, 2, "train")])

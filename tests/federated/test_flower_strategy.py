@@ -246,7 +246,7 @@ def test_clients_that_do_not_reply_are_counted() -> None:
 def test_a_bad_evaluation_is_left_out() -> None:
     app = plain_client_app()
     other = ClientApp()
-    other.train()(app._registered_funcs["train.default"])
+    other.train()(lambda message, context: app(message, context))
 
     @other.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -301,5 +301,5 @@ def test_a_row_of_ones_own_is_a_policy() -> None:
     mine = Policy("local", "pooled", "mine")
     assert mine not in POLICIES.values()
     strategy = NormFedAvg(make_model(), mine)
-    assert strategy.kinds["1.weight"] == "local"
-    assert strategy.kinds["1.running_var"] == "pooled"
+    assert strategy.reductions["1.weight"] == "local"
+    assert strategy.reductions["1.running_var"] == "pooled"

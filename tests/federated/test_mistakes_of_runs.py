@@ -1,5 +1,6 @@
 """Each mistake in a run of clients gets its one sentence, before anything starts."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from small_runs import DATA, PLAIN, play, small_run, start
 from syncnorm.config import Clients, Data, Devices, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated import simulate
+from syncnorm.federated.federation import Federation
 from syncnorm.federated.policies import POLICIES
 from syncnorm.worlds import check
 
@@ -231,10 +233,12 @@ def test_other_batch_norms_are_no_mistake(method: str, options: dict[str, Any]) 
     assert metrics["clients_left_out"] == 0
 
 
-def test_a_run_of_devices_is_no_run_of_clients() -> None:
-    with pytest.raises(UserError) as caught:
-        simulate(Run(world=Devices()))
-    assert str(caught.value) == "this run is one of devices, not of clients: give it to syncnorm.devices.fit."
+@pytest.mark.parametrize("take", [simulate, Federation])
+def test_a_run_of_devices_is_no_run_of_clients(take: Callable[[Run], object]) -> None:
+    with pytest.raises(UserError, match="this run is one of devices, not of clients: give it to"):
+        take(Run(world=Devices()))
+    with pytest.raises(UserError, match=r"optim\.lr is 'high': it must be a number"):
+        take(replace(small_run(), optim=Optim(lr="high")))  # type: ignore[arg-type]
 
 
 FORTY_ONE = {"data": Data("digits", size=8, train_limit=41, test_limit=20), "count": 1, "rounds": 1, "batch": 8}
@@ -252,7 +256,7 @@ def test_a_batch_of_one_sample_can_be_an_error() -> None:
 @pytest.mark.parametrize(("rule", "steps"), [("skip", 5), ("use_running", 6)])
 def test_a_batch_of_one_sample_is_left_out_or_normalised_by_running_statistics(rule: str, steps: int) -> None:
     rounds = play(small_run(small_batch=rule, **FORTY_ONE))
-    plan = rounds.federation.plan(0, 0)
+    plan = rounds.federation.schedule.plan(0, 0)
     assert [len(batch) for batch in plan.batches] == [8, 8, 8, 8, 8, 1][:steps]
     assert plan.running == (False, False, False, False, False, True)[:steps]
     assert rounds.result(0.0).metrics["small_batches"] == 1
@@ -262,7 +266,7 @@ def test_a_batch_of_one_sample_is_left_out_or_normalised_by_running_statistics(r
 @pytest.mark.parametrize("rule", ["skip", "use_running"])
 def test_local_steps_are_so_many_whatever_is_left_out(rule: str) -> None:
     rounds = start(small_run(small_batch=rule, local_steps=13, **FORTY_ONE))
-    plan = rounds.federation.plan(0, 0)
+    plan = rounds.federation.schedule.plan(0, 0)
     sizes = [len(batch) for batch in plan.batches]
     assert sizes == {"skip": [8] * 13, "use_running": ([8] * 5 + [1]) * 2 + [8]}[rule]
     assert plan.small == 2
@@ -270,7 +274,7 @@ def test_local_steps_are_so_many_whatever_is_left_out(rule: str) -> None:
 
 def test_a_client_with_too_few_samples_for_any_batch_has_no_steps() -> None:
     run = small_run(local_steps=3, min_batch=16, data=replace(DATA, train_limit=30), count=2)
-    plan = start(run).federation.plan(0, 0)
+    plan = start(run).federation.schedule.plan(0, 0)
     assert plan.batches == ()
     assert plan.small == 1
 

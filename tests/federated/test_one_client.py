@@ -9,7 +9,7 @@ from small_runs import DATA, PLAIN, assert_same, batches_of, by_hand, fresh_mode
 from torch import Tensor, nn
 
 from syncnorm.config import Optim
-from syncnorm.norms import adaptive_gradient_clip
+from syncnorm.surgery import adaptive_gradient_clip
 
 MOMENTUM = replace(PLAIN, momentum=0.9, weight_decay=0.01)
 
@@ -44,7 +44,7 @@ def test_fedavg_of_one_client_is_plain_training(engine: str, optim: Optim, world
         velocity = after if "keep_momentum" in world else None
         sizes = [len(batch) for batch in batches]
         mean = sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
-        assert played._history["train_loss"][round_] == pytest.approx(mean, rel=1e-9)
+        assert played.log.history["train_loss"][round_] == pytest.approx(mean, rel=1e-9)
     assert_same(played.server.state, model.state_dict())
 
 
@@ -59,7 +59,7 @@ def _schedule(round_: int, rounds: int, optim: Optim) -> float:
 
 def test_an_epoch_is_every_sample_once_in_an_order_of_its_own() -> None:
     played = start(small_run(count=2, local_epochs=2))
-    mine = sorted(played.federation.train(1).tolist())
+    mine = sorted(played.federation.schedule.samples(1).tolist())
     assert len(mine) == 60
     orders = []
     for round_ in range(2):
@@ -120,13 +120,13 @@ def test_the_proximal_term_is_that_of_the_paper(engine: str, squared: bool) -> N
     losses, _ = by_hand(model, x, y, batches_of(played, 0, 0), 0.1, penalty=penalty)
     expected = model.state_dict()
     assert_same(played.server.state, expected, anchor)
-    kept = played.network.kept([0])[0]
+    kept = played.network.client_states([0])[0]
     assert_same(
         {name: kept[f"state.{name}"] for name in expected if f"state.{name}" in kept},
         expected,
         [name for name in expected if f"state.{name}" in kept],
     )
-    assert played._history["train_loss"][0] == pytest.approx(
+    assert played.log.history["train_loss"][0] == pytest.approx(
         sum(len(batch) * loss for batch, loss in zip(batches_of(played, 0, 0), losses, strict=True)) / 120, rel=1e-9
     )
 
@@ -171,4 +171,4 @@ def test_running_statistics_normalise_a_small_batch(engine: str) -> None:
     by_hand(model, x, y, batches, 0.1, mode=lambda model: model.train(next(modes)))
     assert_same(played.server.state, model.state_dict())
     assert played.server.state["features.1.num_batches_tracked"] == 6
-    assert played._counts["small_batches"] == 2
+    assert played.log.counts["small_batches"] == 2

@@ -1,17 +1,51 @@
-"""docs/policies.md says what the table says."""
+"""docs/policies.md says what the tables say."""
 
+import sys
+from inspect import getmodule
 from pathlib import Path
 
-from syncnorm.federated import POLICIES
+from syncnorm.federated import ALGORITHMS, POLICIES, Algorithm
 
 PAGE = Path(__file__).parents[2] / "docs" / "policies.md"
 
 
+def rows_below(heading: str) -> list[list[str]]:
+    """Return the cells of the table rows, with a name in code, that follow a heading of some table."""
+    _, rest = PAGE.read_text().split(heading)
+    table = rest.strip().split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+
+
 def test_the_page_has_every_row_of_the_table() -> None:
     rows = [
-        f"| `{name}` | {row.affine} | {row.statistics} | {row.rest} | {row.training} | {row.gathered} | "
-        f"{', '.join(f'{option} {value:g}' for option, value in row.options.items())} | {row.source} |"
+        [
+            f"`{name}`",
+            *(row.affine, row.statistics, row.rest, row.training, row.statistics_source),
+            ", ".join(f"{option} {value:g}" for option, value in row.options.items()),
+            row.source,
+        ]
         for name, row in POLICIES.items()
     ]
-    written = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    assert written == rows
+    assert (
+        rows_below(
+            "| name | affine | statistics | everything else | normaliser in training | statistics come from | "
+            "options | source |\n"
+        )
+        == rows
+    )
+
+
+def test_the_page_has_every_algorithm_with_its_options_and_source() -> None:
+    rows = []
+    for name, kind in ALGORITHMS.items():
+        options = ", ".join(f"{option} {value.default}" for option, value in kind.OPTIONS.items())
+        module = getmodule(kind)
+        assert module is sys.modules[kind.__module__]
+        rows.append([f"`{name}`", options, (module.__doc__ or "").strip()])
+    assert rows_below("| name | options | source |\n") == rows
+
+
+def test_the_page_has_every_hook() -> None:
+    switches = {"needs_average", "shares_statistics", "has_local_term"}
+    hooks = {f"`{name}`" for name in dir(Algorithm) if not name.startswith("_")} - {f"`{name}`" for name in switches}
+    assert {row[0] for row in rows_below("| hook | where | what it gives |\n")} == hooks

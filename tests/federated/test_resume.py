@@ -93,7 +93,7 @@ def test_the_checkpoint_of_another_run_is_not_used(tmp_path: Path) -> None:
         again, checkpoint = with_checkpoint(other, tmp_path)
         assert not checkpoint.resume()
         assert again.next == 0
-        assert again.network.kept([0, 1, 2]) == {}
+        assert again.network.client_states([0, 1, 2]) == {}
 
 
 def test_the_engine_that_was_chosen_stays_chosen(tmp_path: Path) -> None:

@@ -19,14 +19,16 @@ from syncnorm.seeds import derive
 
 def draws(federation: Federation) -> dict[str, Any]:
     """Return every random choice of a run's first rounds: first weights, cohorts, samples, batches."""
-    weights = {name: value for name, value in federation.model.state_dict().items() if not name.endswith("mix")}
+    weights = {
+        name: value for name, value in federation.models.template.state_dict().items() if not name.endswith("mix")
+    }
     clients = range(federation.world.count)
     return {
         "weights": bits(weights),
-        "cohorts": [federation.cohort(round_) for round_ in range(4)],
+        "cohorts": [federation.schedule.cohort(round_) for round_ in range(4)],
         "samples": [federation.population.train(client).tolist() for client in clients],
         "batches": [
-            [batch.tolist() for batch in federation.plan(client, round_).batches]
+            [batch.tolist() for batch in federation.schedule.plan(client, round_).batches]
             for client in clients
             for round_ in (0, 1)
         ],
@@ -98,7 +100,7 @@ def test_one_choice_leaves_the_others() -> None:
 )
 def test_a_cohort_is_a_sample_without_replacement(count: int, participation: float, size: int) -> None:
     federation = start(small_run(count=count, participation=participation)).federation
-    cohorts = [federation.cohort(round_) for round_ in range(50)]
+    cohorts = [federation.schedule.cohort(round_) for round_ in range(50)]
     for cohort in cohorts:
         assert len(cohort) == len(set(cohort)) == size
         assert cohort == sorted(cohort)
@@ -110,7 +112,7 @@ def test_a_cohort_is_a_sample_without_replacement(count: int, participation: flo
 
 def test_clients_held_out_never_train() -> None:
     federation = start(small_run(count=5, held_out=3, participation=0.5)).federation
-    assert {client for round_ in range(60) for client in federation.cohort(round_)} == {0, 1, 2, 3, 4}
+    assert {client for round_ in range(60) for client in federation.schedule.cohort(round_)} == {0, 1, 2, 3, 4}
 
 
 def test_a_million_clients_are_sampled_without_a_list_of_them() -> None:
@@ -121,11 +123,11 @@ def test_a_million_clients_are_sampled_without_a_list_of_them() -> None:
         optim=PLAIN,
     )
     federation = Federation(run, torch.device("cpu"))
-    cohort = federation.cohort(0)
+    cohort = federation.schedule.cohort(0)
     assert len(set(cohort)) == 5
     assert max(cohort) > 10_000
-    assert federation.cohort(1) != cohort
-    assert len(federation.plan(cohort[-1], 0).batches) == 2
+    assert federation.schedule.cohort(1) != cohort
+    assert len(federation.schedule.plan(cohort[-1], 0).batches) == 2
 
 
 def test_first_weights_are_those_of_the_seed_whatever_was_drawn_before() -> None:

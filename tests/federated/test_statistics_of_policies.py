@@ -23,9 +23,9 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
+from syncnorm.federated.algorithms.fedap import distances, personal_shares
 from syncnorm.federated.client.client import section
 from syncnorm.federated.server.rounds import Rounds
-from syncnorm.federated.server.wasserstein import distances, personal_shares
 
 Inputs = dict[str, NDArray[np.float64]]
 ENGINES = pytest.mark.parametrize("engine", ["loop", "cohort"])
@@ -111,7 +111,7 @@ def test_fixbn_trains_on_frozen_statistics_from_its_second_stage_on(engine: str)
 @pytest.mark.parametrize(("frozen_from", "first"), [(0.0, 0), (0.07, 7), (0.3, 30), (1.0, 100)])
 def test_the_second_stage_of_fixbn_starts_where_the_option_says(frozen_from: float, first: int) -> None:
     federation = start(small_run(method="fixbn", rounds=100, method_options={"frozen_from": frozen_from})).federation
-    assert [round_ for round_ in range(100) if federation.is_frozen(round_)] == list(range(first, 100))
+    assert [round_ for round_ in range(100) if federation.schedule.is_frozen(round_)] == list(range(first, 100))
 
 
 @ENGINES
@@ -126,7 +126,7 @@ def test_fbn_normalises_with_what_it_received_and_gathers_what_it_saw(engine: st
         inputs, sizes = [], []
         for client, model in enumerate(models):
             batches = batches_of(rounds, client, round_)
-            sizes.append(len(rounds.federation.train(client)))
+            sizes.append(len(rounds.federation.schedule.samples(client)))
             inputs.append(
                 what_enters(
                     model,
@@ -157,7 +157,7 @@ def test_hbn_gathers_statistics_before_training_and_keeps_its_mix_at_home(engine
             by_hand(model, x, y, batches_of(rounds, client, round_), 0.1)
             states.append(model.state_dict())
             mixes[client] = {name: value for name, value in states[-1].items() if name.endswith("mix")}
-            sizes.append(len(rounds.federation.train(client)))
+            sizes.append(len(rounds.federation.schedule.samples(client)))
         passes = [pass_over(rounds, client, before) for client in range(3)]
         rounds.play()
         expected = weighted_mean(states, sizes)
@@ -166,7 +166,7 @@ def test_hbn_gathers_statistics_before_training_and_keeps_its_mix_at_home(engine
         assert_same(rounds.server.state, expected, shared)
         assert_statistics(rounds.server.state, pooled(passes, sizes))
         for client in range(3):
-            own = section(rounds.network.kept([client])[client], "state")
+            own = section(rounds.network.client_states([client])[client], "state")
             assert_same(own, mixes[client])
             assert own.keys() == {f"{name}.mix" for name in NORM_LAYERS}
     assert all(not torch.equal(mixes[0][name], mixes[1][name]) for name in mixes[0])
@@ -202,7 +202,7 @@ def test_options_of_the_norm_reach_the_layer_of_the_method(method: str) -> None:
     options = {"frozen_from": 0.0} if method == "fixbn" else {}
     run = small_run(method=method, norm_options={"eps": 0.5}, method_options=options)
     federation = start(run).federation
-    for model in (federation.local(0).classifier.model, federation.model, federation.model_with({})):
+    for model in (federation.local(0).classifier.model, federation.models.template, federation.models.with_state({})):
         layers = [model.get_submodule(name) for name in NORM_LAYERS]
         assert [layer.eps for layer in layers] == [0.5] * 3
 
@@ -255,7 +255,7 @@ def test_fedap_averages_for_each_client_by_the_distance_of_the_others(engine: st
                 if not is_statistics(name) and not is_affine(name)
             }
             received.append({**trained[client], **mixed})
-            found = rounds.network._state(client, rounds._to, {})
+            found = rounds.network.model_state(client, rounds.broadcast, {})
             assert_same(found, received[client])
     assert not torch.equal(received[0]["classifier.weight"], received[1]["classifier.weight"])
     assert len({bits(rounds.server.broadcast(2, client).state)["classifier.weight"] for client in range(4)}) == 4

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from syncnorm.federated.client.client import finish, section
 from syncnorm.federated.client.client import start as start_client
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.messages import Broadcast, Reply
 from syncnorm.federated.policies import POLICIES, shared_bytes
 from syncnorm.norms import FrozenBatchNorm
@@ -143,9 +143,9 @@ def test_traffic_is_counted_to_the_byte(method: str) -> None:
     )
     # FedTAN: mean, variance, and a gradient for each, of the 4 channels of each use of a layer.
     inside = 3 * 3 * 4 * 4 * 8 if method == "fedtan" else 0
-    assert rounds._counts["bytes_up"] == up + inside
-    assert rounds._counts["bytes_down"] == down + inside
-    assert up == len(watched.replies) * shared_bytes(rounds.federation.model, method)
+    assert rounds.log.counts["bytes_up"] == up + inside
+    assert rounds.log.counts["bytes_down"] == down + inside
+    assert up == len(watched.replies) * shared_bytes(rounds.federation.models.template, method)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedbn", "hbn", "stats_shared"])
@@ -157,11 +157,11 @@ def test_scaffold_sends_a_control_for_every_averaged_parameter_and_nothing_else(
     expected = trained - KEPT.get(method, set())
     numbers = {name: rounds.server.state[name].numel() for name in expected}
     for reply in watched.replies:
-        assert set(reply.control) == expected
-    assert set(rounds.server.control) == expected
-    plain = shared_bytes(rounds.federation.model, method)
-    assert rounds._counts["bytes_up"] == 3 * (plain + 8 * sum(numbers.values()))
-    assert set(section(rounds.network.states.get(1), "control")) == expected
+        assert set(reply.extra) == expected
+    assert set(rounds.server.memory["control"]) == expected
+    plain = shared_bytes(rounds.federation.models.template, method)
+    assert rounds.log.counts["bytes_up"] == 3 * (plain + 8 * sum(numbers.values()))
+    assert set(section(rounds.network.states.get(1), "algorithm")) == expected
 
 
 @pytest.mark.parametrize("method", sorted(POLICIES.keys() - {"centralised", "fedtan"}))
@@ -175,15 +175,15 @@ def test_what_a_client_does_with_its_own_touches_nobody_else(method: str, engine
             if value.is_floating_point():
                 value.add_(3.0) if name.endswith("running_var") else value.mul_(-2.0)
     first = bits(fresh_model(spoiled).state_dict())
-    assert bits(spoiled.federation.model.state_dict()) == first
+    assert bits(spoiled.federation.models.template.state_dict()) == first
     results = []
     for rounds in (calm, spoiled):
         federation = rounds.federation
-        started = start_client(federation, 1, rounds._to(1), rounds.network.states.get(1))
+        started = start_client(federation, 1, rounds.broadcast(1), rounds.network.states.get(1))
         pool, local = federation.population, federation.local(1)
-        (update,) = Chosen(engine).train(local, pool.x, pool.y, [started.task])
+        (update,) = AutoEngine(engine).train(local, pool.x, pool.y, [started.task])
         reply, kept = finish(federation, started, update)
-        (score,) = rounds.network.score([1], rounds._to, {})
+        (score,) = rounds.network.score([1], rounds.broadcast, {})
         results.append((bits(reply.state), bits(kept or {}), score.accuracy, score.loss))
     assert results[0] == results[1]
     assert bits(calm.server.state) == bits(spoiled.server.state)
@@ -197,8 +197,8 @@ def test_what_a_client_does_with_its_own_touches_nobody_else(method: str, engine
 def test_an_evaluated_sample_does_not_see_its_neighbours(method: str) -> None:
     rounds = play(run_of(method), rounds=2)
     federation = rounds.federation
-    rounds._gather()
-    model = federation.model_with(rounds.network._state(0, rounds._to, {}))
+    rounds.evaluator.gather(rounds.next)
+    model = federation.models.with_state(rounds.network.model_state(0, rounds.broadcast, {}))
     x = federation.population.x[:20]
     with torch.no_grad():
         model.eval()
@@ -218,7 +218,7 @@ def test_frozen_layers_of_fixbn_hold_in_training_mode() -> None:
 
 @pytest.mark.parametrize("algorithm", ["fedprox", "fedavgm", "fedadam"])
 def test_other_algorithms_send_what_fedavg_sends(algorithm: str) -> None:
-    counts = [play(run_of("fedavg", algorithm=name))._counts for name in ("fedavg", algorithm)]
+    counts = [play(run_of("fedavg", algorithm=name)).log.counts for name in ("fedavg", algorithm)]
     assert counts[0] == counts[1]
     assert PLAIN.momentum == 0
 

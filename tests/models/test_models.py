@@ -108,7 +108,7 @@ def test_samples_of_another_kind_get_a_sentence(name: str, shape: tuple[int, ...
         ("small_cnn", {"widht": 8}, "model 'small_cnn': unknown option 'widht': did you mean 'width'?"),
         ("nowhere.at:all", {}, "model 'nowhere.at:all' cannot be imported"),
         ("test_models:nothing", {}, "cannot be imported"),
-        (":nothing", {}, "cannot be imported"),
+        (":nothing", {}, "is no import path"),
         ("math:pi", {}, "model 'math:pi' is a float: name what builds a model"),
         ("small_cnn", {"width": -3}, "model 'small_cnn' cannot be built with width=-3"),
         ("signal_cnn", {"depth": 0}, "model 'signal_cnn' cannot be built with depth=0: depth is 0"),

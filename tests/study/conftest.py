@@ -9,9 +9,9 @@ import pytest
 from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.config import Devices, Run
-from syncnorm.study.exhibits import Agreement, Curve
 from syncnorm.study.plan.spec import Grid, Study, expand
-from syncnorm.study.rows import failed_row
+from syncnorm.study.report.plots import Curve
+from syncnorm.study.rows import Agreement, failed_row
 from syncnorm.study.run.store import Store
 
 

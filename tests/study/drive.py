@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from syncnorm.config import Clients, Devices, Run
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.spec import Study
+from syncnorm.study.report.plots import Curve
 from syncnorm.study.run.runner import run_study
 
 

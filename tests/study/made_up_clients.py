@@ -4,8 +4,8 @@ from random import Random
 from typing import Any
 
 from syncnorm.config import Clients, Result, Run, describe, run_id
-from syncnorm.study.exhibits import Columns, Curve, Drift, History, Trade
 from syncnorm.study.plan.spec import Grid, Study
+from syncnorm.study.report.plots import Columns, Curve, Drift, History, Trade
 from syncnorm.study.rows import Row, finished_row
 
 ARM = ("method", "norm", "algorithm")
@@ -15,7 +15,7 @@ CLIENTS = 9
 
 
 def clients_study() -> Study:
-    """Return a study with an exhibit of every kind."""
+    """Return a study with a plot of every kind."""
     return Study(
         name="who-shares",
         question="Which part of a batch-norm layer should stay at home?",

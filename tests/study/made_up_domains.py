@@ -4,8 +4,9 @@ from random import Random
 from typing import Any
 
 from syncnorm.config import Domains, Norm, Result, Run, describe, run_id
-from syncnorm.study.exhibits import Columns, Curve, Exhibit, Gap, History, Profile
 from syncnorm.study.plan.spec import Grid, Study
+from syncnorm.study.plot import Plot
+from syncnorm.study.report.plots import Columns, Curve, Gap, History, Profile
 from syncnorm.study.rows import Row, finished_row
 
 DOMAINS = ("digits", "digits-photo", "digits-fonts")
@@ -17,8 +18,8 @@ ADAPTED = Gap("adapt_samples", ARM, low=LOW, high=HIGH, where={"unseen": ("digit
 PROFILE = Profile("norm", where={"adapt": "none", "unseen": ("digits-fonts",)})
 
 
-def domains_study(*figures: Exhibit) -> Study:
-    """Return a study with these exhibits, or one of every kind that the world has."""
+def domains_study(*figures: Plot) -> Study:
+    """Return a study with these plots, or one of every kind that the world has."""
     every = (
         Curve("unseen", ARM, where={"adapt": ["none", "tent"]}),
         ADAPTED,

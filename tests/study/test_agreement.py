@@ -5,10 +5,9 @@ import pytest
 from made_up import Fill, fake_row
 
 from syncnorm.config import Devices, Run
-from syncnorm.study.exhibits import Agreement
 from syncnorm.study.plan.spec import Study, expand, with_field
-from syncnorm.study.report.agreement import compare, repeats
-from syncnorm.study.rows import Row, read
+from syncnorm.study.report.analysis.agreement import compare, repeats
+from syncnorm.study.rows import Agreement, Row, read
 
 
 def pair(first: dict[str, float], other: dict[str, float]) -> list[Row]:

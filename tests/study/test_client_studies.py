@@ -17,9 +17,9 @@ from fake_fit import fit
 
 from syncnorm.config import Clients, Devices, Execution, Run, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Agreement, Curve
 from syncnorm.study.plan.spec import Grid, Study, expand, with_engine
-from syncnorm.study.rows import failed_row, finished_row, read
+from syncnorm.study.report.plots import Curve
+from syncnorm.study.rows import Agreement, failed_row, finished_row, read
 from syncnorm.study.run.runner import run_study
 from syncnorm.study.run.store import Store
 

@@ -10,13 +10,13 @@ from made_up_domains import DOMAINS, domain_row, domains_study
 from syncnorm.cli import main
 from syncnorm.config import Domains, Norm, Run
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Curve, Exhibit, History
 from syncnorm.study.plan.override import parse
 from syncnorm.study.plan.spec import Grid, Study, expand, with_engine
-from syncnorm.study.report.labels import field_label, metric_label, setting, value_label
-from syncnorm.study.report.points import Points, gather
+from syncnorm.study.report.analysis.labels import field_label, metric_label, setting, value_label
+from syncnorm.study.report.analysis.points import Chart, Points, gather
+from syncnorm.study.report.plots import Curve, History
 from syncnorm.study.report.report import write_report
-from syncnorm.study.report.tables import run_words
+from syncnorm.study.report.runs import run_words
 from syncnorm.study.rows import read
 from syncnorm.study.run.store import Store
 
@@ -30,10 +30,10 @@ def fill(study: Study, folder: Path) -> Path:
     return folder
 
 
-def points_of(folder: Path, exhibit: Exhibit, **changes: object) -> Points:
-    study = replace(domains_study(exhibit), seeds=1, also=(), **changes)  # type: ignore[arg-type]
+def points_of(folder: Path, chart: Chart, **changes: object) -> Points:
+    study = replace(domains_study(chart), seeds=1, also=(), **changes)  # type: ignore[arg-type]
     results = read(fill(study, folder))
-    return gather(results.about.figures[0], results)  # type: ignore[arg-type]
+    return gather(chart, results)
 
 
 def test_lines_of_norm_and_adaptation_say_what_they_are(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_history_is_by_epoch_and_without_adaptation(tmp_path: Path) -> None:
     assert points.evaluation() == "Evaluated with statistics as trained, not adapted."
 
 
-def test_the_page_shows_every_exhibit_and_its_files_are_there(tmp_path: Path) -> None:
+def test_the_page_shows_every_plot_and_its_files_are_there(tmp_path: Path) -> None:
     study = replace(domains_study(), seeds=2)
     page = write_report(fill(study, tmp_path)).read_text()
     assert re.findall(r"<h2>((?:Figure|Table) \d)</h2>", page) == [
@@ -126,7 +126,7 @@ def test_the_axis_of_samples_ends_with_all_of_them(tmp_path: Path) -> None:
     grid = Grid({"adapt": ["adabn"], "adapt_samples": [None, 32, 8]})
     study = replace(domains_study(Curve("adapt_samples", "adapt", where=FONTS)), seeds=1, vary={"norm": ["bn"]})
     results = read(fill(replace(study, also=(grid,)), tmp_path))
-    points = gather(results.about.figures[0], results)  # type: ignore[arg-type]
+    points = gather(study.figures[0], results)  # type: ignore[arg-type]
     assert [points.x_text(x) for x in points.xs] == ["8", "32", "all"]
 
 
@@ -155,8 +155,8 @@ def test_options_of_the_world_hold_for_all_runs(tmp_path: Path, monkeypatch: pyt
     file = tmp_path / "own.py"
     file.write_text(EXPERIMENT)
     started: list[Study] = []
-    monkeypatch.setattr("syncnorm.cli.run_study", lambda study, *_, **options: started.append(study))
-    monkeypatch.setattr("syncnorm.cli._show", lambda directory: 0)
+    monkeypatch.setattr("syncnorm.commands.run.run_study", lambda study, *_, **options: started.append(study))
+    monkeypatch.setattr("syncnorm.commands.run.show", lambda directory: 0)
     options = ["--world.adapt", "tent", "--world.unseen", "digits-fonts", "--world.adapt-samples", "16"]
     monkeypatch.setattr("sys.argv", ["syncnorm", "run", str(file), *options])
     assert main() == 0

@@ -13,21 +13,33 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from syncnorm.config import Run
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.spec import Study
-from syncnorm.study.report.figures import STYLE, draw, footnote, line_styles, write_image
-from syncnorm.study.report.panels import positions
-from syncnorm.study.report.points import Points, gather
+from syncnorm.study.plot import View
+from syncnorm.study.report.analysis.points import ChartView, Points
+from syncnorm.study.report.drawing.figures import footnote, line_styles
+from syncnorm.study.report.drawing.panels import positions
+from syncnorm.study.report.drawing.style import FORMATS, STYLE, write_image
+from syncnorm.study.report.plots import Curve, from_plain
 from syncnorm.study.rows import read
 
 
+def view_of(study: Study, folder: Path) -> ChartView:
+    """Return what the study's one figure shows, as it is read back."""
+    results = read(folder)
+    view = from_plain(results.about.figures[0]).collect(results)
+    assert isinstance(view, ChartView)
+    return view
+
+
 def points_of(study: Study, folder: Path) -> Points:
-    return gather(study.figures[0], read(folder))
+    return view_of(study, folder).points
 
 
-def drawn(points: Points) -> Figure:
+def drawn(view: View) -> Figure:
     with mpl.rc_context(STYLE):
-        return draw(points)
+        figure = view.figure()
+    assert figure is not None
+    return figure
 
 
 def line(ax: Axes, label: str) -> Line2D:
@@ -43,8 +55,9 @@ def heights(band: PolyCollection) -> list[float]:
 
 
 def test_lines_are_the_means_in_percent_and_bands_their_intervals(study: Study, fill: Fill) -> None:
-    points = points_of(study, fill(study))
-    axes = drawn(points).axes
+    view = view_of(study, fill(study))
+    points = view.points
+    axes = drawn(view).axes
     assert len(axes) == 3
     for ax, panel in zip(axes, points.panels, strict=True):
         bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
@@ -58,15 +71,16 @@ def test_lines_are_the_means_in_percent_and_bands_their_intervals(study: Study, 
 
 
 def test_every_seed_is_a_dot(study: Study, fill: Fill) -> None:
-    points = points_of(study, fill(study))
-    dots = [one for one in drawn(points).axes[1].get_lines() if one.get_marker() == "."]
+    view = view_of(study, fill(study))
+    points = view.points
+    dots = [one for one in drawn(view).axes[1].get_lines() if one.get_marker() == "."]
     shown = sorted(y for one in dots for y in ys(one))
     stored = [100 * v for (panel, _, _), values in points.values.items() if panel == 50.0 for v in values.values()]
     assert shown == pytest.approx(sorted(stored))
 
 
 def test_panels_share_the_y_axis_and_say_what_they_are(study: Study, fill: Fill) -> None:
-    axes = drawn(points_of(study, fill(study))).axes
+    axes = drawn(view_of(study, fill(study))).axes
     assert [ax.get_title(loc="left") for ax in axes] == [f"label-sorted data {skew} %" for skew in (0, 50, 100)]
     assert len({ax.get_ylim() for ax in axes}) == 1
     assert axes[0].get_ylabel() == "Accuracy (%)"
@@ -85,8 +99,9 @@ def test_powers_of_two_are_spread_by_logarithm_other_numbers_as_they_are_and_wor
 
 
 def test_coinciding_lines_do_not_hide_each_other(study: Study, fill: Fill) -> None:
-    points = points_of(study, fill(study))
-    ax = drawn(points).axes[0]
+    view = view_of(study, fill(study))
+    points = view.points
+    ax = drawn(view).axes[0]
     starts = [float(np.asarray(line(ax, label).get_xdata(), dtype=float)[0]) for label in points.lines]
     assert all(abs(a - b) > 0.05 for a, b in combinations(starts, 2))
     assert max(map(abs, starts)) < 0.2
@@ -121,8 +136,9 @@ def test_a_missing_point_leaves_a_gap_and_one_seed_has_no_band(study: Study, fil
     def keep(run: Run) -> bool:
         return run.world.per_device_batch != 4 if run.norm.name == "bn" else run.seed == 0
 
-    points = points_of(study, fill(study, keep=keep))
-    ax = drawn(points).axes[0]
+    view = view_of(study, fill(study, keep=keep))
+    points = view.points
+    ax = drawn(view).axes[0]
     assert [isnan(y) for y in ys(line(ax, "bn"))] == [False, False, True, False, False, False]
     bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
     assert [bool(band.get_paths()) for band in bands] == [True, False, False, False, False]
@@ -131,10 +147,11 @@ def test_a_missing_point_leaves_a_gap_and_one_seed_has_no_band(study: Study, fil
 
 
 def test_the_footnote_says_n_and_who_evaluated(study: Study, fill: Fill) -> None:
-    points = points_of(study, fill(study))
+    view = view_of(study, fill(study))
+    points = view.points
     assert "95 % t interval, n = 5 seeds" in footnote(points)
     assert "pooled for sync_bn" in footnote(points)
-    assert any(text.get_text().startswith("Mean and 95 %") for text in drawn(points).texts)
+    assert any(text.get_text().startswith("Mean and 95 %") for text in drawn(view).texts)
 
 
 def test_one_seed_is_said_to_be_one_seed(study: Study, fill: Fill) -> None:
@@ -143,7 +160,7 @@ def test_one_seed_is_said_to_be_one_seed(study: Study, fill: Fill) -> None:
 
 def test_categories_are_not_joined(study: Study, fill: Fill) -> None:
     study = replace(study, figures=(Curve("norm", "skew", where={"per_device_batch": 4}),))
-    figure = drawn(points_of(study, fill(study)))
+    figure = drawn(view_of(study, fill(study)))
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_xticklabels()] == ["bn", "sync_bn", "gn", "ln", "none"]
     assert line(ax, "50").get_linewidth() == 0
@@ -154,7 +171,7 @@ def test_the_same_rows_give_the_same_bytes(study: Study, fill: Fill, tmp_path: P
     study = replace(study, vary={**study.vary, "norm": ["bn", "gn"]})
     folder = fill(study)
     for name in ("a", "b"):
-        write_image(lambda: draw(points_of(study, folder)), tmp_path / name, "figure")
+        write_image(view_of(study, folder).figure, tmp_path / name, "figure", FORMATS)
     first = sorted((tmp_path / "a").iterdir())
     assert [path.suffix for path in first] == [".pdf", ".png", ".svg"]
     for path in first:
@@ -167,8 +184,9 @@ def test_few_rows_and_mathematics_in_names_can_be_drawn(study: Study, fill: Fill
     study = replace(
         study, base=run, vary={"per_device_batch": [4]}, also=(), figures=(Curve("per_device_batch", "model"),)
     )
-    points = points_of(study, fill(study, keep=lambda run: run.seed < seeds))
-    assert write_image(lambda: draw(points), tmp_path / "figures", "figure").startswith("<?xml")
+    view = view_of(study, fill(study, keep=lambda run: run.seed < seeds))
+    assert write_image(view.figure, tmp_path / "figures", "figure", ["svg"])
+    assert (tmp_path / "figures" / "figure.svg").read_text().startswith("<?xml")
 
 
 def test_long_names_stay_within_the_figure(study: Study, fill: Fill) -> None:
@@ -176,8 +194,9 @@ def test_long_names_stay_within_the_figure(study: Study, fill: Fill) -> None:
     study = replace(study, vary={"model": models, "norm": ["bn", "gn"]}, also=(), figures=(Curve("norm", "model"),))
     ways = [("model", "norm", None), ("norm", "model", None), ("skew", "norm", "model")]
     folder = fill(replace(study, figures=tuple(Curve(x, line, panel) for x, line, panel in ways)))
-    for curve in read(folder).about.figures:
-        figure = drawn(gather(curve, read(folder)))
+    results = read(folder)
+    for plain in results.about.figures:
+        figure = drawn(from_plain(plain).collect(results))
         figure.canvas.draw()
         page = figure.bbox
         texts = [*figure.legends[0].get_texts(), *(ax.title for ax in figure.axes)]
@@ -189,14 +208,14 @@ def test_long_names_stay_within_the_figure(study: Study, fill: Fill) -> None:
 
 
 def test_a_figure_of_nothing_has_no_scale(study: Study, fill: Fill) -> None:
-    figure = drawn(points_of(study, fill(study, keep=lambda run: False)))
+    figure = drawn(view_of(study, fill(study, keep=lambda run: False)))
     assert figure.axes[0].get_yticks().tolist() == []
 
 
 def test_a_metric_that_no_run_gave_is_not_a_run_that_has_not_finished(study: Study, fill: Fill) -> None:
     curve = replace(study.figures[0], metric="acuracy")
-    points = points_of(
-        replace(study, figures=(curve,)), fill(replace(study, figures=(curve,)), lambda run: run.seed == 0)
-    )
+    study = replace(study, figures=(curve,))
+    view = view_of(study, fill(study, lambda run: run.seed == 0))
+    points = view.points
     assert footnote(points) == "No run that has finished gave acuracy."
-    assert drawn(points).axes[0].get_yticks().tolist() == []
+    assert drawn(view).axes[0].get_yticks().tolist() == []

@@ -14,16 +14,17 @@ from matplotlib.axes import Axes
 
 from syncnorm.config import Run, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Agreement, Exhibit, Gap, Profile, as_plain, from_plain
 from syncnorm.study.plan.spec import Grid, Study, expand
-from syncnorm.study.report.figures import STYLE
-from syncnorm.study.report.gap import Shares, draw_gap, gap_table, shares_of
-from syncnorm.study.report.profile import Profiles, draw_profile, profile_table, profiles_of
-from syncnorm.study.report.statistics import geometric, share_closed, summarise
-from syncnorm.study.report.tables import MINUS, Table
-from syncnorm.study.rows import read
+from syncnorm.study.plot import Plot, as_plain
+from syncnorm.study.report.analysis.statistics import geometric, share_closed, summarise
+from syncnorm.study.report.drawing.style import STYLE
+from syncnorm.study.report.plots import Gap, Profile, from_plain
+from syncnorm.study.report.plots.gap import GapView
+from syncnorm.study.report.plots.profile import ProfileView
+from syncnorm.study.rows import Agreement, read
 from syncnorm.study.run.runner import run_study
 from syncnorm.study.run.store import Store
+from syncnorm.study.table import MINUS, Table
 
 FONTS = ("digits-fonts",)
 
@@ -43,16 +44,17 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return fill
 
 
-def shares(write: Any, gap: Gap = ADAPTED, **options: Any) -> Shares:
+def shares(write: Any, gap: Gap = ADAPTED, **options: Any) -> GapView:
     return of_study(domains_study(gap), write, **options)
 
 
-def of_study(study: Study, write: Any, **options: Any) -> Shares:
+def of_study(study: Study, write: Any, **options: Any) -> GapView:
     """Return the shares of the study's one figure, as it is read back."""
     results = read(write(study, **options))
-    (gap,) = results.about.figures
-    assert isinstance(gap, Gap)
-    return shares_of(gap, results)
+    (plain,) = results.about.figures
+    view = from_plain(plain).collect(results)
+    assert isinstance(view, GapView)
+    return view
 
 
 def accuracies(**fields: Any) -> dict[int, float]:
@@ -72,9 +74,9 @@ def texts(table: Table) -> dict[str, list[str]]:
     return {line[0].text: [cell.text for cell in line[1:]] for _, lines in table.blocks for line in lines}
 
 
-@pytest.mark.parametrize("exhibit", [ADAPTED, PROFILE], ids=["gap", "profile"])
-def test_an_exhibit_comes_back_from_json(exhibit: Exhibit) -> None:
-    plain = json.dumps(as_plain(exhibit))
+@pytest.mark.parametrize("plot", [ADAPTED, PROFILE], ids=["gap", "profile"])
+def test_a_plot_comes_back_from_json(plot: Plot) -> None:
+    plain = json.dumps(as_plain(plot))
     assert json.dumps(as_plain(from_plain(json.loads(plain)))) == plain
 
 
@@ -83,8 +85,8 @@ def test_every_share_is_of_its_line_and_of_the_ends_by_seed(write: Any) -> None:
     low, high = accuracies(), accuracies(unseen=())
     for samples in SAMPLES:
         line = accuracies(adapt="adabn", adapt_samples=samples)
-        assert found.values[None, "bn + adabn", samples] == share_closed(line, low, high)
-    assert found.values[None, "bn + tent", np.inf] == share_closed(accuracies(adapt="tent"), low, high)
+        assert found.shares[None, "bn + adabn", samples] == share_closed(line, low, high)
+    assert found.shares[None, "bn + tent", np.inf] == share_closed(accuracies(adapt="tent"), low, high)
     assert found.points.xs == [*SAMPLES, np.inf]
     assert "bn" not in found.points.lines, "it is the low end"
 
@@ -95,27 +97,27 @@ def test_an_end_at_several_x_is_compared_at_the_same_x(write: Any) -> None:
     for text, unseen in (("digits-fonts", FONTS), ("digits, digits-photo", ("digits", "digits-photo"))):
         ends = accuracies(unseen=unseen), accuracies(unseen=unseen, norm="domain_bn", adapt="tent")
         line = accuracies(unseen=unseen, adapt="tent")
-        assert found.values[None, "bn + tent", text] == share_closed(line, *ends)
+        assert found.shares[None, "bn + tent", text] == share_closed(line, *ends)
     several = shares(write, replace(gap, where={**gap.where, "unseen": [(), FONTS, ("digits", "digits-photo")]}))
-    assert several.values == found.values, "naming the x to show does not name the end's"
+    assert several.shares == found.shares, "naming the x to show does not name the end's"
 
 
 def test_ends_are_those_of_the_panel_unless_they_name_its_field(write: Any) -> None:
     gap = Gap("adapt_samples", "adapt", {"adapt": "none"}, {"adapt": "tent"}, panel="norm", where={"unseen": FONTS})
     found = shares(write, gap)
     ends = accuracies(norm="gn"), accuracies(norm="gn", adapt="tent")
-    assert found.values["gn", "adabn", 8] == share_closed(
+    assert found.shares["gn", "adabn", 8] == share_closed(
         accuracies(norm="gn", adapt="adabn", adapt_samples=8), *ends
     )
     fixed = shares(write, replace(gap, high={"adapt": "none", "norm": "bn", "unseen": ()}))
     ends = accuracies(norm="gn"), accuracies(unseen=())
-    assert fixed.values["gn", "adabn", 8] == share_closed(
+    assert fixed.shares["gn", "adabn", 8] == share_closed(
         accuracies(norm="gn", adapt="adabn", adapt_samples=8), *ends
     )
 
 
 def test_the_table_has_the_gap_the_shares_and_what_is_none(write: Any) -> None:
-    table = gap_table(shares(write))
+    table = shares(write).tables()[0]
     found = texts(table)
     gap = summarise([100 * (accuracies(unseen=())[seed] - low) for seed, low in accuracies().items()])
     assert set(found[f"high {MINUS} low (percentage points)"]) == {f"+{gap.mean:.1f} ± {gap.half_width:.1f}"}
@@ -138,8 +140,8 @@ def test_the_table_has_the_gap_the_shares_and_what_is_none(write: Any) -> None:
 def test_where_the_gap_may_be_zero_the_cell_says_so(write: Any) -> None:
     gap = Gap("unseen", ARM, LOW, {"norm": "domain_bn", "adapt": "tent"}, where={"adapt": ["none", "tent"]})
     found = shares(write, gap)
-    assert {cells[0] for name, cells in texts(gap_table(found)).items() if "low" not in name} == {"no gap"}
-    ax = axes(draw_gap(found))[0]
+    assert {cells[0] for name, cells in texts(found.tables()[0]).items() if "low" not in name} == {"no gap"}
+    ax = axes(found.figure())[0]
     assert "Not shown: 4 shares of gaps whose 95 % interval holds zero." in note(ax)
     assert [text.get_text() for text in ax.texts] == ["no gap"]
 
@@ -162,8 +164,8 @@ def ys(ax: Axes, label: str) -> list[float]:
 def test_the_figure_shows_shares_in_percent_between_lines_at_0_and_100(write: Any) -> None:
     found = shares(write)
     with mpl.rc_context(STYLE):
-        (ax,) = axes(draw_gap(found))
-    closed = [found.values[None, "bn + adabn", samples].closed for samples in SAMPLES]
+        (ax,) = axes(found.figure())
+    closed = [found.shares[None, "bn + adabn", samples].closed for samples in SAMPLES]
     assert ys(ax, "bn + adabn")[:-1] == pytest.approx([100 * one.value for one in closed if one])
     across = [line.get_ydata() for line in ax.get_lines() if str(line.get_label()).startswith("_")]
     assert [list(np.asarray(y)) for y in across[:2]] == [[0, 0], [100, 100]]
@@ -180,7 +182,7 @@ def test_shares_far_outside_cut_the_axis_and_are_said(write: Any) -> None:
         return row
 
     with mpl.rc_context(STYLE):
-        (ax,) = axes(draw_gap(shares(write, row=far)))
+        (ax,) = axes(shares(write, row=far).figure())
     assert ax.get_ylim() == (-105, pytest.approx(108.2, abs=3))
     assert f"The axis is cut at {MINUS}100 and 200 %" in note(ax)
     beyond = [line for line in ax.get_lines() if line.get_marker() == "v" and not line.get_clip_on()]
@@ -204,7 +206,7 @@ def test_runs_that_repeat_an_end_but_for_the_field_of_an_agreement_are_one(write
     study = replace(
         domains_study(ADAPTED), also=(Grid({"precision": ["float64"]}),), agreements=(Agreement("precision"),)
     )
-    assert of_study(study, write).values
+    assert of_study(study, write).shares
     with pytest.raises(UserError, match="which differ in precision: name this field"):
         of_study(replace(study, agreements=()), write, keep=lambda run: False)
 
@@ -215,21 +217,20 @@ def test_a_gap_without_rows_or_ends_says_so(write: Any) -> None:
         (replace(ADAPTED, low={"norm": "gbn"}), "The study has no runs at the low end of the gap."),
     ):
         with mpl.rc_context(STYLE):
-            (ax,) = axes(draw_gap(shares(write, gap, keep=lambda run: False)))
+            (ax,) = axes(shares(write, gap, keep=lambda run: False).figure())
         assert words in note(ax)
 
 
 def test_seeds_that_an_end_lacks_are_left_out_and_noted(write: Any) -> None:
     found = shares(write, keep=lambda run: run.seed != 3 or run.world.adapt != "adabn")
-    lines = {line[0].text: line for line in gap_table(found).blocks[0][1]}
+    lines = {line[0].text: line for line in found.tables()[0].blocks[0][1]}
     assert [cell.note for cell in lines["bn + adabn"][1:5]] == [""] * 4
     assert lines["bn + tent"][-1].note == "n = 4"
 
 
-def profiles(write: Any, profile: Profile = PROFILE, **options: Any) -> Profiles:
+def profiles(write: Any, profile: Profile = PROFILE, **options: Any) -> ProfileView:
     results = read(write(domains_study(profile), **options))
-    (profile,) = results.about.figures  # type: ignore[assignment]
-    return profiles_of(profile, results)
+    return profile.collect(results)
 
 
 def values(norm: str) -> list[list[float]]:
@@ -245,13 +246,13 @@ def values(norm: str) -> list[list[float]]:
 def test_a_profile_of_a_wide_span_is_the_geometric_mean_of_every_layer(write: Any) -> None:
     found = profiles(write)
     with mpl.rc_context(STYLE):
-        (ax,) = axes(draw_profile(found))
+        (ax,) = axes(found.figure())
     assert ax.get_yscale() == "log"
     by_layer = [geometric(list(layer)) for layer in zip(*values("bn"), strict=True)]
     assert [found.estimate(None, "bn", layer) for layer in LAYERS] == by_layer
     assert ys(ax, "bn") == pytest.approx([one.value for one in by_layer])
     assert [label.get_text() for label in ax.get_xticklabels()] == LAYERS
-    table = profile_table(found)
+    table = found.tables()[0]
     assert table.header == LAYERS
     low, high = by_layer[0].interval or (0, 0)
     assert texts(table)["bn"][0] == f"{by_layer[0].value:.2f} [{low:.3f}, {high:.2f}]"
@@ -262,12 +263,12 @@ def test_a_profile_of_a_wide_span_is_the_geometric_mean_of_every_layer(write: An
 def test_a_profile_of_a_narrow_span_is_the_mean(write: Any) -> None:
     found = profiles(write, replace(PROFILE, where={**PROFILE.where, "norm": "gn"}))
     with mpl.rc_context(STYLE):
-        assert axes(draw_profile(found))[0].get_yscale() == "linear"
+        assert axes(found.figure())[0].get_yscale() == "linear"
     mean = summarise([one[1] for one in values("gn")])
     estimate = found.estimate(None, "gn", LAYERS[1])
     assert estimate is not None
     assert (estimate.value, estimate.interval) == (mean.mean, mean.interval)
-    assert "Mean over seeds" in profile_table(found).caption
+    assert "Mean over seeds" in found.tables()[0].caption
 
 
 def test_what_a_profile_cannot_show_is_counted_and_said(write: Any) -> None:
@@ -291,9 +292,9 @@ def test_what_a_profile_cannot_show_is_counted_and_said(write: Any) -> None:
         "Left out: 1 runs without this profile, 1 runs with other layers than most, 1 values that are not finite and "
         "1 values of zero, which have no logarithm."
     )
-    assert said in profile_table(found).caption
+    assert said in found.tables()[0].caption
     with mpl.rc_context(STYLE):
-        assert said in note(axes(draw_profile(found))[0])
+        assert said in note(axes(found.figure())[0])
 
 
 def test_panels_may_have_layers_of_their_own(write: Any) -> None:
@@ -306,7 +307,7 @@ def test_panels_may_have_layers_of_their_own(write: Any) -> None:
     found = profiles(write, replace(PROFILE, line="adapt", panel="norm"), row=deeper)
     assert found.otherwise == 0
     with mpl.rc_context(STYLE):
-        labels = [[label.get_text() for label in ax.get_xticklabels()] for ax in axes(draw_profile(found))]
+        labels = [[label.get_text() for label in ax.get_xticklabels()] for ax in axes(found.figure())]
     assert labels == [LAYERS, LAYERS, [f"{layer}.gn" for layer in LAYERS]]
 
 
@@ -314,4 +315,4 @@ def test_a_profile_that_no_run_has_is_said(write: Any) -> None:
     found = profiles(write, replace(PROFILE, metric="gradient_norm_final"))
     assert found.without == 3 * 4
     with mpl.rc_context(STYLE):
-        assert "No run that has finished has a gradient norm after training" in note(axes(draw_profile(found))[0])
+        assert "No run that has finished has a gradient norm after training" in note(axes(found.figure())[0])

@@ -7,9 +7,10 @@ from statistics import mean
 import pytest
 from made_up import Fill, fake_metrics
 
-from syncnorm.study.exhibits import Columns, Curve, History, as_plain, from_plain
 from syncnorm.study.plan.spec import Study, expand
-from syncnorm.study.report.points import gather
+from syncnorm.study.plot import as_plain
+from syncnorm.study.report.analysis.points import gather
+from syncnorm.study.report.plots import Columns, Curve, History, from_plain
 from syncnorm.study.rows import read
 
 SKEWS = ("skew",)

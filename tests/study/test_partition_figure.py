@@ -4,15 +4,15 @@ import pytest
 from matplotlib.colors import to_hex
 
 from syncnorm.config import Clients, Data
-from syncnorm.data import make_population
+from syncnorm.data import make_federated_dataset, partition_card
 from syncnorm.errors import UserError
-from syncnorm.study.report.partition_figure import partition_figure
+from syncnorm.study.report.drawing.partition_figure import partition_figure
 
 TWO = ("digits", "digits-noisy")
 
 
 def drawn(world):
-    card = make_population(Data("digits"), world, seed=0).card()
+    card = partition_card(make_federated_dataset(Data("digits"), world, seed=0))
     figure = partition_figure(card)
     classes, sizes = figure.axes
     return card, figure, classes, sizes
@@ -80,6 +80,6 @@ def test_the_title_says_how_it_was_dealt():
 
 
 def test_a_card_that_sums_up_its_clients_is_refused():
-    card = make_population(Data("digits"), Clients(count=5000, skew="resampled"), seed=0).card()
+    card = partition_card(make_federated_dataset(Data("digits"), Clients(count=5000, skew="resampled"), seed=0))
     with pytest.raises(UserError, match="a partition of 5000 clients cannot be drawn"):
         partition_figure(card)

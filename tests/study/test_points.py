@@ -6,10 +6,10 @@ import pytest
 from made_up import Fill, fake_metrics, fake_row
 
 from syncnorm.config import Devices, Norm, Run
-from syncnorm.study.exhibits import Agreement, Curve
 from syncnorm.study.plan.spec import Grid, Study, expand
-from syncnorm.study.report.points import gather
-from syncnorm.study.rows import read
+from syncnorm.study.report.analysis.points import gather
+from syncnorm.study.report.plots import Curve
+from syncnorm.study.rows import Agreement, read
 from syncnorm.study.run.store import Store
 
 
@@ -84,16 +84,18 @@ def test_where_leaves_other_runs_out(study: Study, fill: Fill) -> None:
     points = gather(curve, read(fill(replace(study, figures=(curve,)))))
     assert len(points.values) == 5 * 6
     assert points.title == "Accuracy (%) by samples per device and norm, at label-sorted data 50 %"
-    assert points.name == "1-accuracy-per_device_batch-norm"
+    assert points.name == "accuracy-per_device_batch-norm"
 
 
-def test_a_metric_that_is_not_finite_is_counted_and_in_no_mean(study: Study, fill: Fill) -> None:
+def test_a_run_whose_metric_is_not_finite_diverged_and_is_in_no_mean(study: Study, fill: Fill) -> None:
     runs = [run for run in expand(study) if run.norm.name == "bn" and run.world.engine == "virtual"][:3]
     folder = fill(study, runs=runs[1:])
     with Store.open(folder, study) as store:
         store.append(fake_row(study.name, runs[0], accuracy=nan))
     points = gather(study.figures[0], read(folder))
-    assert points.without_value == 1
+    assert points.without_value == 0
+    assert list(points.diverged.values()) == [(1, 1)]
+    assert points.evaluation().endswith("Diverged, and in no mean: 1 run.")
     assert sum(len(values) for values in points.values.values()) == 2
 
 

@@ -18,7 +18,7 @@ from syncnorm.progress import span
 from syncnorm.study.plan.spec import Grid, Study, expand
 from syncnorm.study.rows import read
 from syncnorm.study.run.progress import Meter
-from syncnorm.study.run.runner import _default_jobs, run_study
+from syncnorm.study.run.runner import default_jobs, run_study
 
 TRAINER = "fake_fit"
 
@@ -149,10 +149,10 @@ def test_a_figure_without_runs_is_left_out(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(("devices", "jobs"), [("", 6), ("0", 4), ("0,1", 6)])
-def test_default_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def testdefault_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
     monkeypatch.setattr("syncnorm.study.run.runner.cores", lambda: 6)
-    assert _default_jobs() == jobs
+    assert default_jobs() == jobs
 
 
 class Clock:

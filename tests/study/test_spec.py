@@ -6,7 +6,6 @@ import pytest
 
 from syncnorm.config import Clients, Data, Devices, Norm, Run, describe, run_id
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.override import parse, refuse_varied, with_vary
 from syncnorm.study.plan.spec import (
@@ -21,6 +20,7 @@ from syncnorm.study.plan.spec import (
     with_engine,
     with_field,
 )
+from syncnorm.study.report.plots import Curve
 
 BASE = Run(world=Devices(global_batch=32))
 
@@ -102,7 +102,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
             {"vary": {"norm": [Norm("gn", {"dtype": object()})]}},
             "it must hold plain numbers, texts, lists and dicts.",
         ),
-        ({"vary": {"seed": [0, 1]}}, "study 's' varies seed: its seeds are 0 to N-1"),
+        ({"vary": {"seed": [0, 1]}}, "study 's' varies seed: give `seeds`, their number, and `first_seed`"),
         ({"vary": ["norm"]}, "vary is ['norm']: it must be a dict."),
         ({"base": Run}, "it must be a Run."),
         ({"name": ""}, "a study needs a name"),
@@ -110,7 +110,7 @@ def test_a_norm_or_data_set_may_be_varied_by_name_or_by_value() -> None:
         ({"figures": Curve("skew", "norm")}, "it must be a tuple."),
         (
             {"figures": ("skew",)},
-            "one of figures is 'skew': it must be a Curve or a History or a",
+            "one of figures is 'skew': it must be a Plot.",
         ),
         ({"quick": {"sedes": 1}}, "unknown field of a study, in quick, 'sedes': did you mean 'seeds'?"),
         ({"seeds": 0}, "study 's' has 0 seeds: it needs at least 1."),
@@ -152,9 +152,25 @@ def test_engine_holds_for_every_run() -> None:
     assert {run.world.engine for run in expand(with_engine(study, "torchrun"))} == {"torchrun"}
 
 
-def test_an_axis_replaces_its_own_in_every_grid_however_it_is_named() -> None:
+def test_an_axis_holds_in_every_grid_however_it_is_named() -> None:
     study = make(also=(Grid({"world.per_device_batch": [8], "norm": ["ln"]}, seeds=1),), seeds=1)
-    assert points(with_axis(study, "per_device_batch", [16])) == [("bn", 16, 0), ("gn", 16, 0), ("ln", 16, 0)]
+    main = [("bn", 16, 0), ("gn", 16, 0)]
+    assert points(with_axis(study, "per_device_batch", [16])) == main, "a further grid keeps what it was written for"
+    both = points(with_axis(study, "per_device_batch", [8, 16]))
+    assert sorted(both) == sorted([("bn", 8, 0), ("gn", 8, 0), ("ln", 8, 0), *main])
+
+
+def test_an_axis_that_no_grid_has_is_added_to_all() -> None:
+    study = make(also=(Grid({"norm": ["ln"]}, seeds=1),), seeds=1)
+    runs = expand(with_axis(study, "lr", [0.1, 0.2]))
+    assert {(run.norm.name, run.optim.lr) for run in runs} >= {("ln", 0.1), ("ln", 0.2), ("bn", 0.1), ("bn", 0.2)}
+
+
+def test_an_axis_that_one_world_has_leaves_the_others_as_they_are() -> None:
+    study = make(also=(Grid({"world": [Clients()], "method": ["fedbn", "silobn"]}, seeds=1),), seeds=1)
+    runs = expand(with_axis(study, "method", ["fedbn"]))
+    assert [run.world.method for run in runs if isinstance(run.world, Clients)] == ["fedbn"]
+    assert len(runs) == len(expand(study)) - 1
 
 
 def test_vary_reads_values_by_the_type_of_their_field() -> None:
@@ -227,7 +243,6 @@ def test_a_grid_that_varies_the_world_names_fields_of_its_own() -> None:
         ({"vary": {"domains": [(1,)]}}, "one of world.domains is 1: it must be a text."),
         ({"vary": {"keep_momentum": [1]}}, "world.keep_momentum is 1: it must be True or False."),
         ({"vary": {"rounds": [True]}}, "world.rounds is True: it must be a whole number."),
-        ({"vary": {"algorithm": ["fedporx"]}}, "unknown world.algorithm 'fedporx': did you mean 'fedprox'?"),
         ({"vary": {"method_options": [{"frozen_from": object()}]}}, "it must hold plain numbers"),
         ({"figures": (Curve("alpha", 3),)}, "one of figures.line is 3"),
         ({"figures": (Curve("alpha", ("method", 3)),)}, "one of"),

@@ -15,8 +15,8 @@ from made_up import ENVIRONMENT, Fill, fake_row
 
 from syncnorm.config import Run
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.spec import Study, expand
+from syncnorm.study.report.plots import Curve, from_plain
 from syncnorm.study.rows import failed_row, read
 from syncnorm.study.run.store import Store
 
@@ -38,7 +38,7 @@ def test_rows_come_back_and_are_not_to_be_made_again(small: Study, fill: Fill) -
         assert len(store.finished) == 2
     results = read(folder)
     assert results.about.question == small.question
-    assert results.about.figures == small.figures
+    assert tuple(map(from_plain, results.about.figures)) == small.figures
     assert results.about.agreements == small.agreements
     assert [point["norm"] for point in results.about.runs.values()] == ["bn", "gn", "bn", "gn"]
     assert [row["config"]["seed"] for row in results.finished] == [0, 1]
@@ -105,7 +105,7 @@ def test_rows_of_runs_that_the_study_no_longer_has_stay_and_are_not_reported(sma
         pass
     results = read(folder)
     assert {row["config"]["norm"]["name"] for row in results.finished} == {"gn"}
-    assert results.strangers == 2
+    assert results.orphans == 2
     assert len((folder / "runs.jsonl").read_text().splitlines()) == 4
 
 

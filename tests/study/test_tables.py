@@ -12,22 +12,16 @@ from made_up import Fill, fake_metrics, fake_row
 from scipy import stats
 
 from syncnorm.config import Devices, Run, run_id
-from syncnorm.study.exhibits import Curve
 from syncnorm.study.plan.spec import Study, expand
-from syncnorm.study.report.points import Points, gather
+from syncnorm.study.report.analysis.agreement import agreement_table
+from syncnorm.study.report.analysis.points import Points, gather
+from syncnorm.study.report.analysis.tables import differences, means
+from syncnorm.study.report.plots import Curve
+from syncnorm.study.report.runs import failures, run_records
 from syncnorm.study.report.table_formats import html, latex, long_csv, markdown, write_tables
-from syncnorm.study.report.tables import (
-    MINUS,
-    Cell,
-    Table,
-    agreement_table,
-    differences,
-    failures,
-    means,
-    run_records,
-)
 from syncnorm.study.rows import read
 from syncnorm.study.run.store import Store
+from syncnorm.study.table import MINUS, Cell, Table
 
 
 def points_of(study: Study, folder: Path) -> Points:
@@ -219,7 +213,7 @@ def test_latex_columns_agree_in_every_line(study: Study, fill: Fill) -> None:
 def test_tables_are_written_in_three_formats(study: Study, fill: Fill, tmp_path: Path) -> None:
     points = points_of(study, fill(study))
     write_tables([means(points), differences(points)], [{"run_id": "a"}], tmp_path / "tables")
-    stem = "1-accuracy-per_device_batch-norm-skew"
+    stem = "accuracy-per_device_batch-norm-skew"
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {
         f"{stem}.md", f"{stem}.tex", f"{stem}.csv", f"{stem}-differences.md", f"{stem}-differences.tex", "runs.csv"
     }  # fmt: skip

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import update_bn
 from syncnorm import batch_norms, convert, domain, fold, fold_report, norm_names, recalibrate, revert
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
-from syncnorm.norms.weight_side import WEIGHT_SIDE
+from syncnorm.norms import norm_spec
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ghost_bn": {"virtual_ranks": 2},
@@ -52,7 +52,7 @@ def test_through_every_norm_and_back(kind: str, dtype: torch.dtype) -> None:
     before, keys = outputs(model, x), list(model.state_dict())
     types = [type(module) for module in model.modules()]
     for name in norm_names():
-        if name in WEIGHT_SIDE and kind == "mlp":
+        if norm_spec(name).side == "weights" and kind == "mlp":
             with pytest.raises(UserError, match="normalises the weights of convolutions, and the model has none"):
                 convert(model, name)
             continue

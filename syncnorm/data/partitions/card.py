@@ -1,21 +1,19 @@
 """The partition card: who holds what in a federated run, and how that was drawn."""
 
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from syncnorm.data.partitions.client_noise import noise_level
-
-if TYPE_CHECKING:
-    from syncnorm.data.partitions.population import Population
+from syncnorm.data.partitions.federated_dataset import FederatedDataset
 
 LISTED = 1000
 """Clients up to which a card says what each one holds; of more, it sums up the first that many."""
 
 
-def partition_card(population: "Population") -> dict[str, Any]:
-    """Return what another group needs to deal the same data the same way, and to see how skewed it is: plain data.
+def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
+    """Return, as plain data, what another group needs to make the same partition and to see how skewed it is.
 
     `draws` says by domain how often the partition was drawn until no client was too small (which conditions its
     distribution), `options` all options of the method. `clients` has for each client, held-out ones last, its domain,
@@ -23,17 +21,17 @@ def partition_card(population: "Population") -> dict[str, Any]:
     With more than a thousand clients `summary` stands in its place. `sha256` is of those clients' training and
     validation indices: per client, as they count in its domain, in order, as little-endian int64.
     """
-    world, holdings, pool = population.world, population.holdings, population.pool
-    listed = range(min(population.homes.total, LISTED))
-    everyone = population.homes.total <= LISTED
+    world, partition, pool = dataset.world, dataset.partition, dataset.pool
+    listed = range(min(dataset.assignment.total, LISTED))
+    everyone = dataset.assignment.total <= LISTED
     return {
         "method": world.skew,
-        "alpha": holdings.options.get("alpha"),
-        "options": {name: value for name, value in holdings.options.items() if name != "alpha"},
-        "seed": population.seed,
-        "draws": holdings.draws,
-        "count": population.count,
-        "held_out": population.held_out,
+        "alpha": partition.options.get("alpha"),
+        "options": {name: value for name, value in partition.options.items() if name != "alpha"},
+        "seed": dataset.seed,
+        "draws": partition.draws,
+        "count": dataset.count,
+        "held_out": dataset.held_out,
         "equal_size": world.equal_size,
         "validation": world.validation,
         "noise": world.noise,
@@ -47,30 +45,31 @@ def partition_card(population: "Population") -> dict[str, Any]:
             }
             for number, name in enumerate(pool.names)
         ],
-        "sha256": _digest(population, listed),
+        "sha256": _digest(dataset, listed),
         **(
-            {"clients": [_client(population, client) for client in listed]}
+            {"clients": [_client(dataset, client) for client in listed]}
             if everyone
-            else {"summary": _summary(population, listed)}
+            else {"summary": _summary(dataset, listed)}
         ),
     }
 
 
-def _client(population: "Population", client: int) -> dict[str, Any]:
-    histogram = population.histogram(client).tolist()
+def _client(dataset: FederatedDataset, client: int) -> dict[str, Any]:
+    histogram, natural = dataset.histogram(client).tolist(), dataset.natural(client)
     return {
         "client": client,
-        "domain": population.domain(client),
-        "held_out": client >= population.count,
+        "domain": dataset.domain(client),
+        **({"natural": natural} if natural else {}),
+        "held_out": client >= dataset.count,
         "train": sum(histogram),
-        "validation": len(population.validation(client)),
-        "noise": noise_level(population.world, client),
+        "validation": len(dataset.validation(client)),
+        "noise": noise_level(dataset.world, client),
         "histogram": histogram,
     }
 
 
-def _summary(population: "Population", listed: range) -> dict[str, Any]:
-    sizes = [len(population.train(client)) for client in listed]
+def _summary(dataset: FederatedDataset, listed: range) -> dict[str, Any]:
+    sizes = [len(dataset.train(client)) for client in listed]
     return {
         "first": len(listed),
         "train": sum(sizes),
@@ -80,10 +79,10 @@ def _summary(population: "Population", listed: range) -> dict[str, Any]:
     }
 
 
-def _digest(population: "Population", listed: range) -> str:
+def _digest(dataset: FederatedDataset, listed: range) -> str:
     digest = sha256()
     for client in listed:
-        start = population.pool.starts[population.homes.of(client)]
-        for part in (population.train(client), population.validation(client)):
+        start = dataset.pool.starts[dataset.assignment.of(client)]
+        for part in (dataset.train(client), dataset.validation(client)):
             digest.update((part - start).numpy().astype("<i8").tobytes())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ Two definitions that share a name in the literature are two names here: Dirichle
 own draw, so sizes vary too) and Dirichlet by client (each client draws its mix of classes, sizes are equal) differ
 at the same alpha. Every function takes labels (N,), the number of clients and a random generator, and returns one
 index array a client, every index exactly once. A function whose draw left a client with too few samples raises
-`TooSmall`, and `partition.deal` calls it again.
+`TooSmall`, and `methods.draw_partition` calls it again.
 """
 
 import numpy as np

@@ -1,18 +1,24 @@
-"""Prepared pixels on disk: built once, read by every process that wants the same data."""
+"""Prepared samples on disk: built once, read by every process that wants the same data."""
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from syncnorm.data.dataset import Pixels
+from syncnorm.data.raw import Groups, Pixels, Signals
 
-VERSION = 1
-"""Part of every file's name. Raise it when the same name and options are to give other pixels."""
+VERSION = 2
+"""Part of every file's name. Raise it when the same name and options are to give other samples."""
+KINDS = {kind.__name__: kind for kind in (Pixels, Signals)}
+COLUMNS = ("natural", "domain")
+LISTS = ("class_names", "changes")
+"""Fields that are `Groups`, and those that are tuples of text."""
+
+Samples = TypeVar("Samples", Pixels, Signals, Pixels | Signals)
 
 
 def folder() -> Path:
@@ -24,43 +30,56 @@ def folder() -> Path:
     return Path.home() / ".cache" / "syncnorm"
 
 
-def cached(key: str, build: Callable[[], Pixels]) -> Pixels:
-    """Return the pixels kept under `key`, or build and keep them.
+def cached(key: str, build: Callable[[], Samples]) -> Samples:
+    """Return the samples kept under `key`, or build and keep them.
 
     Processes that ask for the same key at once build it once: the others wait. A torn or unreadable file is
-    built again. Where nothing can be written the pixels are built and not kept.
+    built again. Where nothing can be written the samples are built and not kept.
     """
     path = folder() / f"{key}-v{VERSION}.npz"
-    found = _read(path)
+    found: Samples | None = _read(path)
     if found is not None:
         return found
     with _lock(path.with_suffix(".lock")):
         found = _read(path)
         if found is not None:
             return found
-        pixels = build()
+        samples = build()
         with suppress(OSError):
-            _write(path, pixels)
-        return pixels
+            _write(path, samples)
+        return samples
 
 
-def _read(path: Path) -> Pixels | None:
+def _read(path: Path) -> Any:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, Any] = {name: file[name] for name in Pixels._fields}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            kind = KINDS[str(file["kind"])]
+            return kind(**{name: _field(file, name) for name in kind._fields if name not in file["absent"]})
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile):
         return None
-    arrays["note"] = str(arrays["note"])
-    arrays["class_names"] = tuple(arrays["class_names"].tolist())
-    return Pixels(**arrays)
 
 
-def _write(path: Path, pixels: Pixels) -> None:
+def _field(file: Mapping[str, Any], name: str) -> Any:
+    if name in COLUMNS:
+        return Groups(tuple(file[f"{name}.names"].tolist()), file[f"{name}.train"], file[f"{name}.test"])
+    value = file[name]
+    if name in LISTS:
+        return tuple(value.tolist())
+    return value if value.ndim else value.item()
+
+
+def _write(path: Path, samples: Pixels | Signals) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    plain = samples._asdict()
+    absent = [name for name, value in plain.items() if value is None]
+    plain = {name: value for name, value in plain.items() if value is not None}
+    for column in COLUMNS:
+        if column in plain:
+            plain |= {f"{column}.{field}": part for field, part in plain.pop(column)._asdict().items()}
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **pixels._asdict())
+            np.savez(file, kind=type(samples).__name__, absent=np.array(absent, dtype=str), **plain)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,6 +1,6 @@
-"""Encoded images and raw labels in, pixels of one shape out."""
+"""Encoded images in, pixels of one shape out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,98 +8,143 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from syncnorm.data.dataset import Bytes, Labels, Pixels, stratified_fifth
+from syncnorm.data.raw import Pixels
+from syncnorm.data.sources.assemble import Split, assemble, where
 from syncnorm.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-GREY_MODES = {"1", "L", "I", "I;16", "I;16B", "F"}
+Picture = NDArray[Any]
+"""Decoded: uint8 or uint16 (H, W) if it is grey, uint8 (H, W, 3) if not."""
+GREY_MODES = {"1", "L"}
+WIDE_MODES = ("I", "F")
+"""First letters of the modes with more than 8 bits a pixel, all grey."""
+BYTE, WORD = 255, 65535
+SIXTEEN = "16-bit grey kept"
+CUT = "16-bit colour cut to 8 bits, which is all that Pillow reads"
 
 
 class Raw(NamedTuple):
-    """One split as it was found: encoded images or their files, labels (integers or words), class names if known."""
+    """One split as it was found: encoded images or their files, labels (numbers or words), class names if known.
+
+    `natural` says who each image belongs to.
+    """
 
     images: Iterable[bytes | Path]
     labels: NDArray[Any]
     class_names: tuple[str, ...] | None
+    natural: NDArray[Any] | None = None
 
 
-def to_pixels(splits: dict[str, Raw], size: int | None, what: str, note: str) -> Pixels:
-    """Decode the splits "train" and "test", or split the one called "whole": a stratified fifth is test.
+def to_pixels(
+    splits: Mapping[str, Raw], size: int | None, what: str, note: str, changes: Iterable[str] = ()
+) -> Pixels:
+    """Decode the splits "train" and "test", or the one called "whole"; see `assemble` for what is made of them.
 
-    Grey images give one channel, colour images three; where both occur all become RGB. `size` stretches every
-    image to (size, size); without it all must have one shape. `what` names the data in errors.
+    Grey images give one channel, colour images three; where both occur all become RGB. Where an image has 16 bits a
+    pixel all images get them. `size` stretches every image to (size, size); without it all must have one shape.
+    `what` names the data in errors.
     """
-    images = {name: _decode(raw.images, size, f"{what}, split {name}") for name, raw in splits.items()}
-    stacked = _stack(images, what)
-    labels, names = _class_indices(splits, what)
-    if "whole" in splits:
-        train, test = stratified_fifth(labels["whole"])
-        x, y = stacked["whole"], labels["whole"]
-        return Pixels(
-            x[train], y[train], x[test], y[test], names, f"{note}; a stratified fifth of it is the test split"
-        )
-    return Pixels(stacked["train"], labels["train"], stacked["test"], labels["test"], names, note)
+    changed = list(changes)
+    images = {name: _decode(raw.images, size, where(what, name), changed) for name, raw in splits.items()}
+    stacked = stack(images, what, "give `size`, the side in pixels that all are resized to")
+    if any(x.dtype == np.uint16 for x in stacked.values()):
+        changed.append(SIXTEEN)
+    named = {raw.class_names for raw in splits.values()}
+    names = named.pop() if len(named) == 1 else None
+    found = {name: Split(stacked[name], raw.labels, raw.natural) for name, raw in splits.items()}
+    pixels = assemble(found, what, note, names, changed)
+    assert isinstance(pixels, Pixels)
+    return pixels
 
 
-def _decode(images: Iterable[bytes | Path], size: int | None, where: str) -> list[Bytes]:
-    """Return each image as uint8 (H, W) if it is grey and (H, W, 3) if not."""
+def _decode(images: Iterable[bytes | Path], size: int | None, where: str, changes: list[str]) -> list[Picture]:
     from PIL import Image, UnidentifiedImageError
 
     decoded = []
     for row, source in enumerate(images):
+        which = source if isinstance(source, Path) else f"image {row}"
         try:
             with Image.open(source if isinstance(source, Path) else BytesIO(source)) as picture:
-                decoded.append(_eight_bit(picture, size))
+                if _is_deep_colour(picture) and CUT not in changes:
+                    changes.append(CUT)
+                decoded.append(pixels_of(picture, f"{where}: {which}", size))
+        except UserError:
+            raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            which = source if isinstance(source, Path) else f"image {row}"
             why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(f"{where}: {which} cannot be read as an image ({why}): repair or remove it.") from error
     return decoded
 
 
-def _eight_bit(picture: "Image", size: int | None) -> Bytes:
+def pixels_of(picture: "Image", what: str, size: int | None = None) -> Picture:
+    """Return an image as an array, stretched to (size, size) unless that is None.
+
+    Raises `UserError` for pixels that are neither whole numbers from 0 to 65,535 nor colours.
+    """
     from PIL import Image
 
-    mode = "L" if picture.mode in GREY_MODES else "RGB"
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which conversion would clip to 255
-        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
-    picture = picture.convert(mode)
+    if picture.mode.startswith(WIDE_MODES):
+        return _wide(picture, what, size)
+    picture = picture.convert("L" if picture.mode in GREY_MODES else "RGB")
     if size is not None and picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(picture)
 
 
-def _stack(images: dict[str, list[Bytes]], what: str) -> dict[str, Bytes]:
-    """Return uint8 (N, C, H, W) a split, C = 1 if all images of all splits are grey, else 3."""
+def _wide(picture: "Image", what: str, size: int | None) -> Picture:
+    """Return a grey image of integers as uint16, one of floats as uint8."""
+    from PIL import Image
+
+    values = np.asarray(picture)
+    white = BYTE if picture.mode == "F" else WORD
+    if (
+        not np.isfinite(values).all()
+        or values.min() < 0
+        or values.max() > white
+        or (values != np.floor(values)).any()
+    ):
+        raise UserError(
+            f"{what} has pixels from {values.min():g} to {values.max():g}: an image of mode {picture.mode} must hold "
+            f"whole numbers from 0 to {white}, so rescale it, or register arrays with syncnorm.register_data."
+        )
+    if size is not None and picture.size != (size, size):
+        stretched = Image.fromarray(values.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
+        values = np.rint(np.asarray(stretched)).clip(0, white)
+    return values.astype(np.uint8 if picture.mode == "F" else np.uint16)
+
+
+def _is_deep_colour(picture: "Image") -> bool:
+    return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
+
+
+def stack(images: Mapping[str, list[Picture]], what: str, mend: str) -> dict[str, Picture]:
+    """Return (N, C, H, W) a split: C = 1 if all images of all splits are grey, else 3; uint16 if any image is that.
+
+    Raises `UserError`, which ends with `mend`, for images of different sizes.
+    """
     everything = [image for split in images.values() for image in split]
+    for name, split in images.items():
+        if not split:
+            raise UserError(f"{where(what, name)} is empty: it has no image.")
     sides = {image.shape[:2] for image in everything}
     if len(sides) > 1:
         heights, widths = zip(*sides, strict=True)
         raise UserError(
             f"{what}: images have different sizes ({min(heights)} to {max(heights)} pixels high, "
-            f"{min(widths)} to {max(widths)} wide): give `size`, the side in pixels that all are resized to."
+            f"{min(widths)} to {max(widths)} wide): {mend}."
         )
     colour = any(image.ndim == 3 for image in everything)
+    deep = any(image.dtype == np.uint16 for image in everything)
 
-    def channels_last(image: Bytes) -> Bytes:
+    def alike(image: Picture) -> Picture:
+        if deep and image.dtype == np.uint8:
+            image = image.astype(np.uint16) * (WORD // BYTE)  # white stays white
         image = image if image.ndim == 3 else image[:, :, None]
         return image.repeat(3, axis=2) if colour and image.shape[2] == 1 else image
 
     return {
-        name: np.ascontiguousarray(np.stack([channels_last(image) for image in split]).transpose(0, 3, 1, 2))
+        name: np.ascontiguousarray(np.stack([alike(image) for image in split]).transpose(0, 3, 1, 2))
         for name, split in images.items()
     }
-
-
-def _class_indices(splits: dict[str, Raw], what: str) -> tuple[dict[str, Labels], tuple[str, ...]]:
-    """Return labels as 0 .. classes-1 and the class names: the values found, in order, where nothing names them."""
-    found = np.unique(np.concatenate([raw.labels for raw in splits.values()]))
-    if found.dtype.kind == "i" and found[0] < 0:
-        raise UserError(f"{what}: label {found[0]} stands for no class; leave out the samples without a label.")
-    named = next(iter(splits.values())).class_names
-    if named is not None and all(raw.class_names == named for raw in splits.values()):
-        return {name: raw.labels for name, raw in splits.items()}, named
-    labels = {name: np.searchsorted(found, raw.labels).astype(np.int64) for name, raw in splits.items()}
-    return labels, tuple(str(value) for value in found)

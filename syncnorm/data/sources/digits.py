@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from syncnorm.data.dataset import Pixels, stratified_fifth
+from syncnorm.data.raw import Pixels, stratified_fifth
 from syncnorm.data.sources.fonts import font_files, render_digit
 from syncnorm.seeds import derive
 
@@ -146,3 +146,12 @@ DOMAINS: dict[str, Build] = {
     "digits-noisy": _of_uci(_noisy, "digits-noisy", "half the contrast and Gaussian noise"),
 }
 """The embedded data sets by name."""
+SUMMARIES = {
+    "digits": "handwritten digits of UCI, light on dark",
+    "digits-photo": "the same, each as |photo - digit| on crops of photographs",
+    "digits-fonts": "digits rendered from fonts",
+    "digits-rotated": "UCI digits turned left by 30 to 60 degrees",
+    "digits-inverted": "UCI digits, dark on light",
+    "digits-noisy": "UCI digits at half the contrast, with noise",
+}
+"""What each of `DOMAINS` shows, in a line."""

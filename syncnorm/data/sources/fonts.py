@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from syncnorm.errors import UserError
+
 FONTS = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
@@ -30,10 +32,16 @@ _OVERSAMPLING = 8
 
 
 def font_files() -> list[Path]:
-    """Return the paths of `FONTS`, in their order."""
+    """Return the paths of `FONTS`, in their order; a font that is not there raises `UserError`."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    missing = [name for name in FONTS if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"the data set digits-fonts is drawn with fonts of matplotlib, and matplotlib {matplotlib.__version__} "
+            f"has no {', '.join(missing)}: install a version that has them (3.11 does), or choose another data set."
+        )
     return [folder / name for name in FONTS]
 
 

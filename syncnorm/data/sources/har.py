@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from syncnorm.data.dataset import Labels, Signals
+from syncnorm.data.raw import Labels, Signals
 from syncnorm.errors import UserError, unknown
 
 CHANNELS = tuple(f"{sensor}_{axis}" for sensor in ("body_acc", "body_gyro", "total_acc") for axis in "xyz")

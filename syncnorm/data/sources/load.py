@@ -1,20 +1,24 @@
-"""`load`: one door to embedded data, files on this machine and the Hugging Face hub."""
+"""`load`: one door to embedded and registered data, files on this machine and the Hugging Face hub."""
 
 import os
 import re
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+from syncnorm.config import Data
 from syncnorm.data.augment import Kind, check_augment
-from syncnorm.data.dataset import Dataset, Pixels, Scale, Signals, normalised
+from syncnorm.data.dataset import Dataset, Scale
+from syncnorm.data.normalise import normalised
+from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources.cache import cached
-from syncnorm.data.sources.decode import to_pixels
-from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE
+from syncnorm.data.sources.digits import DOMAINS
 from syncnorm.data.sources.har import har_signals, is_har
-from syncnorm.data.sources.local import find
-from syncnorm.data.sources.signals import SIGNALS, SYNOPSIS
-from syncnorm.data.sources.tables import hub_splits, pick_splits, raw_split
+from syncnorm.data.sources.local import columns_of, find, read_tables
+from syncnorm.data.sources.registered import SOURCES, Read, Request, is_registered, without_size
+from syncnorm.data.sources.signals import SYNOPSIS
+from syncnorm.data.sources.tables import Wanted, hub_splits, pick_splits
 from syncnorm.errors import UserError, unknown
 
 
@@ -26,26 +30,36 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
     augment: Kind = "none",
+    label: str = "",
+    natural: str = "",
+    options: Mapping[str, Any] | None = None,
     scale: Scale = "own",
 ) -> Dataset:
     """Return a data set by name; all arguments but `scale` are fields of `config.Data`.
 
-    `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), or a name of your own for what lies
-    at `path` (a parquet file, a folder with train*.parquet and test*.parquet, an image folder with one
-    subfolder a class, with or without train/ and test/), or itself such a path, or a data set of the
-    Hugging Face hub ("owner/name"). Where `path` is the folder of the UCI HAR Dataset, `name` is one of its subjects,
-    "subject-1" to "subject-30", see `har_signals`.
+    `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), one that `register_data` registered,
+    or a name of your own for what lies at `path` (a parquet or CSV file, a folder with train*.parquet and
+    test*.parquet, an image folder with one subfolder a class, with or without train/ and test/), or itself such a
+    path, or a data set of the Hugging Face hub ("owner/name"). Where `path` is the folder of the UCI HAR Dataset,
+    `name` is one of its subjects, "subject-1" to "subject-30", see `har_signals`.
     Without a test split a stratified fifth, drawn by seed 0, is held out.
+
+    A table with a column of images gives images; one without, CSV files too, gives feature vectors (F,) of its
+    numeric columns. `label` names the column of labels, which is otherwise found by its type and usual names (label,
+    class, target, y, ...), and `natural` the column that says which client or domain a sample belongs to.
 
     `size` is the side in pixels that images are stretched to (embedded data: 16 by default). Limits keep that
     many samples, drawn by seed 0. Decoded images are cached, see `cache.folder`. `augment` is what
-    training is to do: nothing is done here, but it is refused where the samples are signals.
+    training is to do: nothing is done here, but it is refused where the samples are no images. `options` are those of
+    a registered data set.
 
     `scale` says what each channel is normalised with: "own", the mean and standard deviation of the training
-    samples, or "fixed", which is (pixel - 0.5) / 0.5 for pixels in [0, 1], and for signals a centre and a unit of
-    each channel that all persons share, so that domains can be compared.
+    samples, or "fixed", which is (pixel - 0.5) / 0.5 for pixels in [0, 1], and for generated signals a centre and a
+    unit of each channel that all persons share, so that domains can be compared. Other numbers have no fixed scale
+    and stay as they are (`Dataset.scaled` is False).
 
-    Raises `UserError` for names, paths, sizes and files that do not work.
+    Raises:
+        UserError: names, paths, columns, sizes and files that do not work, and data that no classifier can learn.
     """
     if scale not in get_args(Scale):
         raise unknown("scale", scale, get_args(Scale))
@@ -53,8 +67,10 @@ def load(
         if value is not None and value < 1:
             raise UserError(f"data.{option} is {value}: it must be at least 1.")
     try:
-        raw = _raw(name, path, size)
+        raw = _read(Request(name, path, size, label, natural, options or {}))
     except ImportError as error:
+        if is_registered(name):  # in a function of the user's own, which knows what it needs
+            raise
         raise UserError(
             f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
         ) from error
@@ -63,65 +79,88 @@ def load(
     return data
 
 
-def _raw(name: str, path: str, size: int | None) -> Pixels | Signals:
-    if path and (name in DOMAINS or name in SIGNALS):
-        raise UserError(
-            f"data.path is {path} but data.name is the embedded '{name}': give what lies there a name of its "
-            "own, which results are kept under."
-        )
-    if path:
-        return _from_path(path, size, name)
-    if name in DOMAINS:
-        return embedded_pixels(name, size or SIZE)
-    if name in SIGNALS:
-        return _without_size(name, SIGNALS[name](), size)
-    if os.path.exists(os.path.expanduser(name)):
-        return _from_path(name, size, name)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        return _from_hub(name, size)
-    if "/" in name or name.startswith(("~", ".")):
-        return _from_path(name, size, name)
-    message = str(unknown("data set", name, (*DOMAINS, *SIGNALS), (*sorted(DOMAINS), *SYNOPSIS)))
+def load_config(data: Data, name: str | None = None, path: str | None = None, scale: Scale = "own") -> Dataset:
+    """Return the data set that a run's `data` asks for; a `name` and a `path` that are given replace its own."""
+    return load(
+        data.name if name is None else name,
+        path=data.path if path is None else path,
+        size=data.size,
+        train_limit=data.train_limit,
+        test_limit=data.test_limit,
+        augment=data.augment,
+        label=data.label,
+        natural=data.natural,
+        options=data.options,
+        scale=scale,
+    )
+
+
+def _read(request: Request) -> Pixels | Signals:
+    if request.name in SOURCES:
+        return SOURCES[request.name](request)
+    request.refuse("options", because=f"they are for registered data sets, and '{request.name}' is none")
+    for matches, read in MATCHERS:
+        if matches(request):
+            return read(request)
+    own = [name for name in SOURCES if is_registered(name)]
+    message = str(unknown("data set", request.name, SOURCES, (*sorted(DOMAINS), *SYNOPSIS, *own)))
     raise UserError(
         f"{message} A path, or a name of the Hugging Face hub with its slash (owner/name), works as well."
     )
 
 
-def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
-    """Return the pixels of an embedded data set, from the cache if they lie there."""
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise UserError(f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide.")
-    return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
-
-
-def _without_size(name: str, signals: Signals, size: int | None) -> Signals:
-    if size is not None:
-        raise UserError(
-            f"data.size is {size}: size is for images, and data set '{name}' has signals of shape "
-            f"{signals.train_x.shape[1:]}: leave it out."
-        )
-    return signals
-
-
-def _from_path(path: str, size: int | None, name: str) -> Pixels | Signals:
+def _read_path(request: Request, path: str) -> Pixels | Signals:
     folder = Path(path).expanduser()
+    no_table = f"it names a column of a table, and {path} is none"
     if is_har(folder):
-        return _without_size(name, har_signals(folder, name), size)
-    source = find(path)
-    label = re.sub(r"\W+", "_", source.path.stem)
-    return cached(f"{label}-{source.fingerprint()}-{size or 'own'}", lambda: source.read(size))
+        request.refuse("label", "natural", because=no_table)
+        return without_size(request, har_signals(folder, request.name))
+    files = find(path)
+    label = re.sub(r"\W+", "_", files.path.stem)
+    key = f"{label}-{files.fingerprint()}-{request.size or 'own'}"
+    if files.kind == "images":
+        request.refuse("label", because=no_table)
+        request.refuse("natural", because=f"{no_table} (folders of domains are named in world.domains)")
+        return cached(key, lambda: files.read_images(request.size))
+    return _read_tables(request, files.tables, key, str(files.path), f"{files.kind} {files.path.name}")
 
 
-def _from_hub(name: str, size: int | None) -> Pixels:
+def _read_hub(request: Request) -> Pixels | Signals:
+    name, what = request.name, f"data set '{request.name}'"
     splits = hub_splits(name)
-    chosen = {split: splits[found] for split, found in pick_splits(list(splits), f"data set '{name}'").items()}
+    chosen = {split: splits[found] for split, found in pick_splits(list(splits), what).items()}
     files = [Path(part["filename"]) for table in chosen.values() for part in table.cache_files]
     state = "\n".join(f"{file}\t{file.stat().st_size}\t{file.stat().st_mtime_ns}" for file in files)
-    digest = sha256(state.encode()).hexdigest()[:16]
+    key = f"{name.replace('/', '--')}-{sha256(state.encode()).hexdigest()[:16]}-{request.size or 'own'}"
+    return _read_tables(request, lambda: chosen, key, what, f"{name} of the Hugging Face hub")
 
-    def build() -> Pixels:
-        raws = {split: raw_split(table, f"data set '{name}', split {split}") for split, table in chosen.items()}
-        note = f"{name} of the Hugging Face hub (columns {', '.join(next(iter(raws.values()))[1])})"
-        return to_pixels({split: raw for split, (raw, _) in raws.items()}, size, f"data set '{name}'", note)
 
-    return cached(f"{name.replace('/', '--')}-{digest}-{size or 'own'}", build)
+def _read_tables(
+    request: Request, open_tables: Callable[[], dict[str, Any]], key: str, what: str, note: str
+) -> Pixels | Signals:
+    """Return the samples of tables, from the cache if they lie there under `key`."""
+    wanted = Wanted(request.label, request.natural)
+    if any(wanted):
+        key += f"-{sha256(repr(tuple(wanted)).encode()).hexdigest()[:8]}"
+
+    def build() -> Pixels | Signals:
+        tables = open_tables()
+        return read_tables(tables, columns_of(tables, what, wanted), request.size, what, note)
+
+    return cached(key, build)
+
+
+def _is_hub_name(request: Request) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", request.name) is not None
+
+
+MATCHERS: tuple[tuple[Callable[[Request], bool], Read], ...] = (
+    (lambda asked: bool(asked.path), lambda asked: _read_path(asked, asked.path)),
+    (lambda asked: os.path.exists(os.path.expanduser(asked.name)), lambda asked: _read_path(asked, asked.name)),
+    (_is_hub_name, _read_hub),
+    (
+        lambda asked: "/" in asked.name or asked.name.startswith(("~", ".")),
+        lambda asked: _read_path(asked, asked.name),
+    ),
+)
+"""For a name that is not in `SOURCES`: what it may be, and what reads it; the first that matches does."""

@@ -1,31 +1,48 @@
-"""Data on this machine: a parquet file, a folder of them, or a folder of images."""
+"""Data on this machine: a parquet or CSV file, a folder of them, or a folder of images."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from syncnorm.data.dataset import Pixels
+from syncnorm.data.raw import Pixels, Signals
+from syncnorm.data.sources.assemble import where
 from syncnorm.data.sources.decode import Raw, to_pixels
-from syncnorm.data.sources.tables import TEST_NAMES, TRAIN_NAMES, parquet_table, pick_splits, raw_split
+from syncnorm.data.sources.features import to_features
+from syncnorm.data.sources.tables import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    Columns,
+    Wanted,
+    csv_table,
+    find_columns,
+    parquet_table,
+    pick_splits,
+    raw_split,
+)
 from syncnorm.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+TABLE_SUFFIXES = {".parquet": "parquet", ".csv": "CSV", ".tsv": "CSV"}
+"""What the file of a table may be called, and the kind that it is."""
 
 
 @dataclass(frozen=True)
-class Source:
+class Files:
     """What a path holds: files of one kind, by split ("train" and "test", or "whole")."""
 
     path: Path
     kind: str
     splits: dict[str, list[Path]]
+    empty: list[str] = field(default_factory=list)
+    """Class folders without an image."""
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that change when a file is added, removed, renamed or written."""
-        lines = [self.kind]
+        lines = [self.kind, *self.empty]
         for split, files in self.splits.items():
             for file in files:
                 try:
@@ -35,58 +52,86 @@ class Source:
                 lines.append(f"{split}\t{file.relative_to(self.path.parent)}\t{state.st_size}\t{state.st_mtime_ns}")
         return sha256("\n".join(lines).encode()).hexdigest()[:16]
 
-    def read(self, size: int | None) -> Pixels:
-        """Decode all images. `size`: side in pixels that they are stretched to, None to keep theirs."""
-        if self.kind == "images":
-            return self._read_images(size)
-        found = {
-            split: raw_split(parquet_table(files), f"{self.path}, split {split}")
-            for split, files in self.splits.items()
-        }
-        columns = ", ".join(next(iter(found.values()))[1])
-        note = f"parquet {self.path.name} (columns {columns})"
-        return to_pixels({split: raw for split, (raw, _) in found.items()}, size, str(self.path), note)
+    def tables(self) -> dict[str, Any]:
+        """Return the table of each split."""
+        read = parquet_table if self.kind == "parquet" else csv_table
+        return {split: read(files) for split, files in self.splits.items()}
 
-    def _read_images(self, size: int | None) -> Pixels:
-        """A class is a folder: its name is the label, in alphabetical order over all splits."""
+    def read_images(self, size: int | None) -> Pixels:
+        """Decode an image folder. A class is a folder: its name is the label, in alphabetical order over all splits.
+
+        `size` is the side in pixels that images are stretched to, None keeps theirs.
+        """
         names = tuple(sorted({file.parent.name for files in self.splits.values() for file in files}))
         number = {name: index for index, name in enumerate(names)}
         raws = {
             split: Raw(files, np.array([number[file.parent.name] for file in files], dtype=np.int64), names)
             for split, files in self.splits.items()
         }
-        return to_pixels(raws, size, str(self.path), f"image folder {self.path.name}")
+        changes = [f"left out, as empty: class folder {name}" for name in self.empty]
+        return to_pixels(raws, size, str(self.path), f"image folder {self.path.name}", changes)
 
 
-def find(path: str) -> Source:
+def columns_of(tables: dict[str, Any], what: str, wanted: Wanted) -> Columns:
+    """Return which columns hold images, labels and who a sample belongs to: the same in all splits' tables."""
+    found = {split: find_columns(table.features, where(what, split), wanted) for split, table in tables.items()}
+    if len(set(found.values())) > 1:
+        seen = "; ".join(f"{split}: {columns.named()}" for split, columns in found.items())
+        raise UserError(f"{what}: the splits have other columns ({seen}): name them alike.")
+    return next(iter(found.values()))
+
+
+def read_tables(tables: dict[str, Any], columns: Columns, size: int | None, what: str, note: str) -> Pixels | Signals:
+    """Return tables by split as images, or as features where no column holds images. `what` names them in errors."""
+    note = f"{note} (columns {columns.named()})"
+    if columns.image:
+        raws = {split: raw_split(table, where(what, split), columns) for split, table in tables.items()}
+        return to_pixels(raws, size, what, note)
+    if size is not None:
+        raise UserError(f"data.size is {size}: size is for images, and {what} has a column of none: leave it out.")
+    return to_features(tables, columns, what, note)
+
+
+def find(path: str) -> Files:
     """Return what lies at `path`; what is missing, empty or of no known kind raises `UserError`."""
     place = Path(os.path.expanduser(path)).resolve()
     try:
         if place.is_file():
-            if place.suffix != ".parquet":
-                raise UserError(f"{place} is not a parquet file: give a .parquet file, a folder of them, or images.")
-            return Source(place, "parquet", {"whole": [place]})
+            if place.suffix not in TABLE_SUFFIXES:
+                raise UserError(
+                    f"{place} is neither a parquet nor a CSV file: give a .parquet, .csv or .tsv file, a folder of "
+                    "them, or of images."
+                )
+            return Files(place, TABLE_SUFFIXES[place.suffix], {"whole": [place]})
         if not place.is_dir():
             raise UserError(
-                f"no data at {place}: `path` must be a parquet file, a folder with train*.parquet and "
-                "test*.parquet, or a folder of images with one subfolder a class."
+                f"no data at {place}: `path` must be a parquet or CSV file, a folder with train* and test* of them, "
+                "or a folder of images with one subfolder a class."
             )
-        tables = sorted(place.glob("*.parquet")) or sorted(place.glob("*/*.parquet"))
-        return _parquet_folder(place, tables) if tables else _image_folder(place)
+        for suffix, kind in TABLE_SUFFIXES.items():
+            tables = sorted(place.glob(f"*{suffix}")) or sorted(place.glob(f"*/*{suffix}"))
+            if tables and (kind == "parquet" or not _holds_images(place)):
+                return _table_folder(place, kind, tables)
+        return _image_folder(place)
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror}.") from error
 
 
-def _parquet_folder(place: Path, files: list[Path]) -> Source:
+def _holds_images(place: Path) -> bool:
+    """Return whether subfolders hold images, beside which a CSV file is only a list of them."""
+    return any(_images(sub) or any(_images(inner) for inner in _subfolders(sub)) for sub in _subfolders(place))
+
+
+def _table_folder(place: Path, kind: str, files: list[Path]) -> Files:
     """Files belong to the split that their name begins with: train.parquet, train-00000-of-00002.parquet."""
     found: dict[str, list[Path]] = {}
     for file in files:
         found.setdefault(file.stem.split("-")[0].split("_")[0].split(".")[0].lower(), []).append(file)
     chosen = pick_splits(list(found), str(place))
-    return Source(place, "parquet", {split: found[name] for split, name in chosen.items()})
+    return Files(place, kind, {split: found[name] for split, name in chosen.items()})
 
 
-def _image_folder(place: Path) -> Source:
+def _image_folder(place: Path) -> Files:
     """Classes are subfolders with images, of `place` itself or of its train/ and test/; nothing hidden is one."""
     folders = _subfolders(place)
     classes = [folder.name for folder in folders if _images(folder)]
@@ -102,12 +147,13 @@ def _image_folder(place: Path) -> Source:
         inner = {name: subs for name, subs in inner.items() if any(_images(sub) for sub in subs)}
         if not inner:
             raise UserError(
-                f"{place} holds neither parquet files nor subfolders of images: put train.parquet and "
+                f"{place} holds neither parquet or CSV files nor subfolders of images: put train.parquet and "
                 "test.parquet there, or the images of each class in a subfolder named after the class."
             )
         splits = {split: inner[name] for split, name in pick_splits(list(inner), str(place)).items()}
     files = {split: [file for sub in subs for file in _images(sub)] for split, subs in splits.items()}
-    return Source(place, "images", files)
+    empty = [str(sub.relative_to(place)) for subs in splits.values() for sub in subs if not _images(sub)]
+    return Files(place, "images", files, empty)
 
 
 def _subfolders(folder: Path) -> list[Path]:

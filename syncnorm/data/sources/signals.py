@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from syncnorm.data.dataset import Signals
+from syncnorm.data.raw import Signals
 from syncnorm.data.sources import activity, biosignal
 
 ACTIVITY_PERSONS, BIOSIGNAL_PERSONS = 24, 16

@@ -1,4 +1,4 @@
-"""Tables of images and labels, as Hugging Face `datasets` reads them from parquet files and from its hub."""
+"""Tables of images or features, as Hugging Face `datasets` reads them from parquet and CSV files and from its hub."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from syncnorm.data.sources.decode import Raw
-from syncnorm.errors import UserError
+from syncnorm.errors import UserError, unknown
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
@@ -18,11 +19,23 @@ LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "
 """What a column of labels is usually called, best first."""
 
 
+class Wanted(NamedTuple):
+    """Columns that the user named: that of the labels, and that of who a sample belongs to; empty for none."""
+
+    label: str = ""
+    natural: str = ""
+
+
 class Columns(NamedTuple):
-    """Which column holds the images and which the labels."""
+    """Which column holds the images (empty in a table of features), the labels, and who a sample belongs to."""
 
     image: str
     label: str
+    natural: str = ""
+
+    def named(self) -> str:
+        """Return the columns for a note."""
+        return ", ".join(filter(None, self))
 
 
 def pick_splits(names: Sequence[str], what: str) -> dict[str, str]:
@@ -59,6 +72,41 @@ def parquet_table(files: Sequence[Path]) -> Any:
         raise UserError(f"{names} do not have the same columns: {_first_line(error)}") from error
 
 
+def csv_table(files: Sequence[Path]) -> Any:
+    """Return the rows of CSV files with a header, in their order, as one `datasets.Dataset`.
+
+    Columns are separated by what the header has most of: comma, semicolon or tab.
+    """
+    import datasets
+    import pyarrow as pa
+    from datasets.table import InMemoryTable
+    from pyarrow import csv
+
+    tables = []
+    for file in files:
+        try:
+            with file.open("rb") as lines:
+                header = lines.readline().decode()
+            options = csv.ParseOptions(delimiter=max(",;\t", key=header.count))
+            table = csv.read_csv(file, parse_options=options)
+            if any(pa.types.is_binary(column.type) for column in table.schema):  # text that could not be decoded
+                raise UnicodeError
+        except UnicodeError as error:
+            raise UserError(f"{file} is not written in UTF-8: save it as UTF-8.") from error
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{file} cannot be read as CSV: {_first_line(error)}") from error
+        tables.append(table)
+    names = tables[0].column_names
+    if all(_is_number(name) for name in names):
+        raise UserError(f"{files[0]} begins with numbers: its first line must be the names of the columns.")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{files[0]} has the column {', '.join(sorted(twice))} twice: give each its own name.")
+    try:
+        return datasets.Dataset(InMemoryTable(pa.concat_tables(tables, promote_options="permissive")))
+    except pa.ArrowException as error:
+        raise UserError(f"{', '.join(file.name for file in files)} differ: {_first_line(error)}") from error
+
+
 def hub_splits(name: str) -> dict[str, Any]:
     """Open a data set of the hub, or what an earlier download left here if the hub cannot be reached."""
     import datasets
@@ -89,29 +137,36 @@ def hub_splits(name: str) -> dict[str, Any]:
         ) from error
 
 
-def raw_split(table: Any, what: str) -> tuple[Raw, Columns]:
-    """Return one split's encoded images and labels, and the columns they came from."""
+def raw_split(table: Any, what: str, columns: Columns) -> Raw:
+    """Return one split's encoded images and labels; `columns` are those that `find_columns` found."""
     import datasets
 
-    columns = find_columns(table.features, what)
     if len(table) == 0:
-        raise UserError(f"{what} is empty: it has the columns {columns.image} and {columns.label} but no row.")
-    table = table.select_columns(list(columns)).cast_column(columns.image, datasets.Image(decode=False))
+        raise UserError(f"{what} is empty: it has the columns {columns.named()} but no row.")
+    table = table.select_columns(list(filter(None, columns))).cast_column(columns.image, datasets.Image(decode=False))
+    labels, names = labels_of(table, columns, what)
+    natural = np.asarray(table[columns.natural][:], dtype=object) if columns.natural else None
+    return Raw(_encoded(table, columns.image, what), labels, names, natural)
+
+
+def labels_of(table: Any, columns: Columns, what: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:
+    """Return a table's labels as they stand there, and the class names that it gives them."""
+    import datasets
+
     labels = table[columns.label][:]
     if None in labels:
         raise UserError(f"{what}: row {labels.index(None)} has no label: leave such rows out.")
     feature = table.features[columns.label]
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    values = np.asarray(labels, dtype=str if _is_text(feature) else np.int64)
-    return Raw(_encoded(table, columns.image, what), values, names), columns
+    return np.asarray(labels), tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def find_columns(features: Mapping[str, Any], what: str) -> Columns:
-    """Find the image and the label column by type.
+def find_columns(features: Mapping[str, Any], what: str, wanted: Wanted) -> Columns:
+    """Find the image and the label column by type, unless `wanted` names the label.
 
-    Images are an Image, {bytes, path} or bytes; labels a ClassLabel, else integers or booleans, else text in a
-    column with a usual name. Of several, the one with the usual name is taken, else the first; but of several
-    integers without a usual name none, since the first may as well be a number of the row.
+    Images are an Image, {bytes, path} or bytes; labels a ClassLabel, else integers or booleans, else text or floats
+    in a column with a usual name. Of several, the one with the usual name is taken, else the first; but of several
+    integers without a usual name none, since the first may as well be a number of the row. In a table without images
+    integers are features, so a label needs a usual name there, or to be a ClassLabel.
     """
     import datasets
 
@@ -119,20 +174,51 @@ def find_columns(features: Mapping[str, Any], what: str) -> Columns:
         encoded = isinstance(kind, dict) and {*kind} == {"bytes", "path"}
         return encoded or isinstance(kind, datasets.Image) or _is_value(kind, "binary")
 
+    for name in filter(None, wanted):
+        if name not in features:
+            raise unknown(f"column of {what}", name, features)
     images = [name for name, kind in features.items() if is_image(kind)]
-    labels = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    named = bool(labels)
-    labels = labels or [name for name, kind in features.items() if _is_value(kind, "int") or _is_value(kind, "bool")]
-    labels = labels or [name for name, kind in features.items() if _is_text(kind) and name in LABEL_NAMES]
-    for found, needed in ((images, "images"), (labels, "class labels (ClassLabel, integers, or text called label)")):
-        if not found:
-            raise UserError(f"{what} has no column of {needed}; its columns are {', '.join(features)}.")
-    usual = next((name for name in LABEL_NAMES if name in labels), None)
-    if usual is None and len(labels) > 1 and not named:
+    image = "image" if "image" in images else images[0] if images else ""
+    others = {name: kind for name, kind in features.items() if name not in (wanted.natural, *images)}
+    return Columns(image, wanted.label or _find_label(others, features, what, bool(image)), wanted.natural)
+
+
+def _find_label(columns: Mapping[str, Any], everything: Mapping[str, Any], what: str, beside_images: bool) -> str:
+    import datasets
+
+    named = [name for name, kind in columns.items() if isinstance(kind, datasets.ClassLabel)]
+    usual = [name for name in LABEL_NAMES if name in columns]
+    whole = [name for name, kind in columns.items() if _is_value(kind, "int") or _is_value(kind, "bool")]
+    if named:
+        return next((name for name in usual if name in named), named[0])
+    if usual:  # integers before words before fractions
+        for fitting in (whole, [name for name in usual if is_text(columns[name])], usual):
+            if found := [name for name in usual if name in fitting]:
+                return found[0]
+    if not beside_images:
         raise UserError(
-            f"{what} may have its labels in any of {', '.join(labels)}: rename the right column to label."
+            f"{what} has neither images nor a column called {', '.join(LABEL_NAMES[:-1])} or {LABEL_NAMES[-1]}; its "
+            f"columns are {', '.join(everything)}: name that of the labels in data.label."
         )
-    return Columns("image" if "image" in images else images[0], usual or labels[0])
+    if len(whole) > 1:
+        raise UserError(
+            f"{what} may have its labels in any of {', '.join(whole)}: name the right column in data.label, or "
+            "rename it to label."
+        )
+    if not whole:
+        raise UserError(
+            f"{what} has no column of class labels (ClassLabel, integers, or text or whole numbers called label); "
+            f"its columns are {', '.join(everything)}: name one in data.label."
+        )
+    return whole[0]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_value(kind: Any, of: str) -> bool:
@@ -142,7 +228,8 @@ def _is_value(kind: Any, of: str) -> bool:
     return isinstance(kind, datasets.Value) and of in kind.dtype
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Return whether a column holds text."""
     return _is_value(kind, "string")
 
 

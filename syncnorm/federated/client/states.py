@@ -1,4 +1,4 @@
-"""What clients keep between rounds: in memory, or memory-mapped on disk, for the clients that were sampled alone."""
+"""What clients keep between rounds, in memory or memory-mapped on disk: of those alone that were ever sampled."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,17 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Own = dict[str, Tensor]
+from syncnorm.errors import UserError
+
+ClientState = dict[str, Tensor]
+"""What one client keeps between rounds."""
 
 
 class ClientStates(Protocol):
     """A store of what clients keep, by client."""
 
-    def get(self, client: int) -> Own | None:
+    def get(self, client: int) -> ClientState | None:
         """Return what a client kept last; None where it never kept anything."""
 
-    def put(self, client: int, own: Mapping[str, Tensor]) -> None:
-        """Keep something for a client, in the place of what it kept before."""
+    def put(self, client: int, state: Mapping[str, Tensor]) -> None:
+        """Keep a state for a client, in place of the one before."""
 
     def clients(self) -> list[int]:
         """Return the clients that have kept something, in ascending order."""
@@ -29,16 +32,16 @@ class InMemory:
     """Client states in a dict."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, Own] = {}
+        self._kept: dict[int, ClientState] = {}
 
-    def get(self, client: int) -> Own | None:
+    def get(self, client: int) -> ClientState | None:
         """Return what a client kept last; None where it never kept anything."""
         return self._kept.get(client)
 
-    def put(self, client: int, own: Mapping[str, Tensor]) -> None:
-        """Keep something for a client, in the place of what it kept before."""
-        # Of a batched step this would be a slice, and a slice keeps all of its stack.
-        self._kept[client] = {name: value.clone() for name, value in own.items()}
+    def put(self, client: int, state: Mapping[str, Tensor]) -> None:
+        """Keep a state for a client, in place of the one before."""
+        # The batched engine returns slices, and a slice keeps its whole stack in memory.
+        self._kept[client] = {name: value.clone() for name, value in state.items()}
 
     def clients(self) -> list[int]:
         """Return the clients that have kept something, in ascending order."""
@@ -48,9 +51,12 @@ class InMemory:
 class OnDisk:
     """Client states in one sparse, memory-mapped file: a record of equal size for each of `count` clients.
 
-    The names, shapes and types of all are those of the first that is put. Only records that are read or written take
-    memory or disk. The file lies in a folder of its own under `folder` (the system's for temporary files, if None)
-    and is gone with the store. Tensors come back on `device`.
+    All have the names, shapes and types of the first that is put. Only records that were written take memory or disk.
+    The file lies in a new folder under `folder` (None: the system's temporary one), which is deleted with the store.
+    Tensors come back on `device`.
+
+    Raises:
+        UserError: a state of another layout than the first.
     """
 
     def __init__(self, count: int, folder: Path | None = None, device: torch.device | str = "cpu") -> None:
@@ -60,7 +66,7 @@ class OnDisk:
         self._layout: dict[str, tuple[torch.Size, torch.dtype, slice]] = {}
         self._records: np.memmap[tuple[int, int], np.dtype[np.uint8]] | None = None
 
-    def get(self, client: int) -> Own | None:
+    def get(self, client: int) -> ClientState | None:
         """Return what a client kept last; None where it never kept anything."""
         if not self._has[client]:
             return None
@@ -71,15 +77,19 @@ class OnDisk:
             for name, (shape, dtype, place) in self._layout.items()
         }
 
-    def put(self, client: int, own: Mapping[str, Tensor]) -> None:
-        """Keep something for a client, in the place of what it kept before."""
+    def put(self, client: int, state: Mapping[str, Tensor]) -> None:
+        """Keep a state for a client, in place of the one before."""
         if self._records is None:
-            self._open(own)
+            self._open(state)
         assert self._records is not None
         layout = {name: (shape, dtype) for name, (shape, dtype, _) in self._layout.items()}
-        assert {name: (value.shape, value.dtype) for name, value in own.items()} == layout
+        if {name: (value.shape, value.dtype) for name, value in state.items()} != layout:
+            raise UserError(
+                f"client {client} keeps tensors of other names, shapes or types than the first that was stored: let "
+                "the algorithm's client_result keep the same for every client and round."
+            )
         for name, (_, _, place) in self._layout.items():
-            self._records[client, place] = own[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            self._records[client, place] = state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         self._has[client] = True
 
     def clients(self) -> list[int]:
@@ -87,9 +97,9 @@ class OnDisk:
         found: list[int] = np.flatnonzero(self._has).tolist()
         return found
 
-    def _open(self, own: Mapping[str, Tensor]) -> None:
+    def _open(self, state: Mapping[str, Tensor]) -> None:
         end = 0
-        for name, value in own.items():
+        for name, value in state.items():
             start = -(-end // value.element_size()) * value.element_size()  # views need aligned places
             end = start + value.numel() * value.element_size()
             self._layout[name] = (value.shape, value.dtype, slice(start, end))
@@ -98,9 +108,9 @@ class OnDisk:
         self._records = np.memmap(path, dtype=np.uint8, mode="w+", shape=(self._count, size))
 
 
-def kept_by(states: ClientStates) -> Iterator[tuple[int, Own]]:
+def kept_by(states: ClientStates) -> Iterator[tuple[int, ClientState]]:
     """Yield every client that has kept something, with what it kept."""
     for client in states.clients():
-        own = states.get(client)
-        assert own is not None
-        yield client, own
+        state = states.get(client)
+        assert state is not None
+        yield client, state

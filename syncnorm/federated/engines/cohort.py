@@ -1,9 +1,8 @@
 """The batched engine: the clients of a round make their steps together, as one computation.
 
 Parameters and buffers are stacked, one row a client, and `torch.vmap` runs the model over the rows. Updates are those
-of the plain engine up to rounding. Clients are independent of each other within a round, so a step need not wait for
-its turn: what is batched is any clients whose next batches have the same size. (Padding a short batch would change
-its statistics.)
+of the plain engine up to rounding. Within a round clients are independent, so any clients whose next batches have the
+same size make a step together. (Padding a short batch would change its statistics.)
 """
 
 import warnings
@@ -21,33 +20,33 @@ from syncnorm.federated.engines import loop
 from syncnorm.federated.engines.cohort_layers import ClientsTogether, fold, unfold
 from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
 from syncnorm.federated.engines.loop import set_mode
-from syncnorm.federated.local import Local, Step, Task, Update, extra_terms, images
+from syncnorm.federated.local import Local, Step, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip
 
 TOGETHER = 64
-"""Clients that are batched at most: more need memory and are hardly faster."""
+"""Largest number of clients in one batch: more need memory and are hardly faster."""
 
 
 def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
     """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); updates in the order of tasks.
 
-    Where the batched computation raises, the plain engine trains the same tasks, so that a client that fails does so
-    alone. A model that only that engine can run is warned of.
+    Where the batched computation raises, the plain engine trains the same tasks, so that only the client at fault
+    fails. Where all of them succeed there, a warning says so.
 
     Raises:
-        UserError: a model that draws random numbers (dropout): clients would not draw their own. With
-            `local.synchronised`, for which there is no plain engine, anything that the batched computation raises,
-            and first batches of different size.
+        UserError: a model that draws random numbers (dropout): clients would not draw their own. Where clients share
+            statistics, which the plain engine cannot: anything that the batched computation raises, and first batches
+            of different size.
     """
     try:
         return train_together(local, x, y, tasks)
     except UserError:
         raise
     except Exception as error:
-        if local.synchronised:
+        if local.algorithm.shares_statistics:
             raise UserError(
                 "clients that share the statistics of a step make it in one batched computation, or not at all, and "
-                f"with this model it fails ({type(error).__name__}: {error}): choose another method than fedtan."
+                f"with this model it fails ({type(error).__name__}: {error}): choose another method."
             ) from error
         updates = loop.train(local, x, y, tasks)
         if not any(update.error for update in updates):
@@ -60,8 +59,8 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
 
 
 def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
-    """Do what `train` does, and raise whatever the batched computation raises."""
-    together = len(tasks) if local.synchronised else TOGETHER
+    """Do what `train` does, but raise whatever the batched computation raises."""
+    together = len(tasks) if local.algorithm.shares_statistics else TOGETHER
     blocks = [tasks[start : start + together] for start in range(0, len(tasks), together)]
     try:
         return [update for block in blocks for update in _Cohort(local, block).train(x, y)]
@@ -80,7 +79,7 @@ class _Cohort:
     """The clients of some tasks, stacked."""
 
     def __init__(self, local: Local, tasks: Sequence[Task]) -> None:
-        # Those with most steps first: the clients of a group are then mostly neighbours, and their rows a slice.
+        # Clients with most steps first: those of a group are then mostly neighbours, and their rows a slice.
         self._order = sorted(range(len(tasks)), key=lambda place: -len(tasks[place].batches))
         self._tasks = [tasks[place] for place in self._order]
         self._local = local
@@ -92,15 +91,18 @@ class _Cohort:
             for name, like in chain(self._model.named_parameters(), self._model.named_buffers())
         }
         self._trained = {name: self._state[name] for name, p in self._model.named_parameters() if p.requires_grad}
-        self._received = {name: self._state[name].clone() for name in local.shared} if local.prox else {}
-        self._correction = self._stack_some([task.correction for task in self._tasks])
+        self._received: dict[str, Tensor] = {}
+        self._inputs: dict[str, Tensor] = {}
+        if local.has_term:
+            self._received = {name: self._state[name].clone() for name in local.shared}
+            self._inputs = _stack_all([task.inputs for task in self._tasks])
         momentum = self._stack_some([task.momentum for task in self._tasks])
         self._optimizer = STACKED[local.optim.name](local.optim, self._trained, momentum)
 
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
         """Make all steps, and return the updates in the order in which the tasks came."""
         losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
-        for number, (group, steps) in enumerate(_schedule(self._tasks, self._local.synchronised)):
+        for number, (group, steps) in enumerate(step_groups(self._tasks, self._local.algorithm.shares_statistics)):
             chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
             labels = y[torch.stack([task.batches[step] for task, step in chosen])]
             set_mode(self._model, chosen[0][0].running[steps[0]])
@@ -109,9 +111,9 @@ class _Cohort:
                 rows,
                 self._images(x, chosen),
                 labels,
-                # The very first goes through vmap in any case: it is vmap that refuses models that draw numbers.
+                # The first step always goes through vmap, which refuses models that draw random numbers.
                 alone=len(group) == 1 and number > 0,
-                synchronised=self._local.synchronised and steps[0] == 0,
+                synchronised=self._local.algorithm.shares_statistics and steps[0] == 0,
             )
         return self._updates(losses.tolist())
 
@@ -130,8 +132,7 @@ class _Cohort:
         values = state | leaves
         values |= {name: values[known] for name, known in self._tied.items()}
         inputs = {Step.PREFIX + name: value for name, value in values.items()}
-        # torch's own way with tied weights leaves the values of this step in a module that has two names.
-        run = partial(functional_call, self._step, tie_weights=False)
+        run = partial(_call_in_place, self._step)
         losses: Tensor
         if alone:  # vmap costs more than it saves
             losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
@@ -139,7 +140,7 @@ class _Cohort:
             with ClientsTogether(synchronised):
                 losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
         # A client's loss does not depend on the others' parameters, so the gradient of the sum is each one's own.
-        objective = losses.sum() + self._extra_terms(leaves, rows)
+        objective = losses.sum() + self._local_terms(leaves, rows)
         gradients = dict(
             zip(leaves, torch.autograd.grad(objective, list(leaves.values()), allow_unused=True), strict=True)
         )
@@ -154,25 +155,18 @@ class _Cohort:
                 put(self._state[name], rows, value)
         return losses.detach()
 
-    def _extra_terms(self, parameters: Mapping[str, Tensor], rows: Rows) -> Tensor | float:
-        """Return the sum over the clients `rows` of what FedProx and SCAFFOLD add to their losses."""
-        if not self._local.prox and not self._correction:
+    def _local_terms(self, parameters: Mapping[str, Tensor], rows: Rows) -> Tensor | float:
+        """Return the sum over the clients `rows` of their algorithm's term."""
+        if not self._local.has_term:
             return 0.0
-
-        def of_client(
-            parameters: dict[str, Tensor], received: dict[str, Tensor], corrections: dict[str, Tensor]
-        ) -> Tensor:
-            terms = extra_terms(self._local, parameters, received, corrections or None)
-            assert terms is not None
-            return terms
-
-        received, correction = (
-            {name: stack[rows] for name, stack in stacks.items()} for stacks in (self._received, self._correction)
+        shared = {name: parameters[name] for name in self._local.shared}
+        received, inputs = (
+            {name: stack[rows] for name, stack in some.items()} for some in (self._received, self._inputs)
         )
-        return torch.vmap(of_client)(dict(parameters), received, correction).sum()
+        return torch.vmap(self._local.algorithm.local_term)(shared, received, inputs).sum()
 
     def _stack_some(self, entries: Sequence[Mapping[str, Tensor] | None]) -> dict[str, Tensor]:
-        """Stack what each client has by name of parameter; zeros for a client that has none."""
+        """Stack entries by parameter; zeros for a client that has none."""
         names = sorted({name for own in entries for name in own or {}})
         return {
             name: _stack([(own or {}).get(name, torch.zeros_like(like)) for own in entries], like)
@@ -193,11 +187,11 @@ class _Cohort:
         return [updates[place] for place in range(len(updates))]
 
 
-def _schedule(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield who makes a step together until nobody has any left: rows of tasks, and the step that each one is at.
+def step_groups(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the clients that make a step together, until no step is left: rows of tasks, and each one's step.
 
-    Clients go together whose batches have the same size and the same normaliser. First go those among whom is the
-    client with most steps left: it decides how long the others have to wait. With `synchronised` all go first.
+    Clients of a group have batches of the same size and the same normaliser. The group whose client has the most
+    steps left goes first, since the round ends with that client. With `synchronised` all make the first step at once.
     """
     at = [0] * len(tasks)
     while True:
@@ -210,8 +204,8 @@ def _schedule(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[
         if synchronised and len(groups) > 1 and not any(at):
             sizes = ", ".join(str(size) for size in sorted({size for size, _ in groups}))
             raise UserError(
-                f"the clients' first batches have {sizes} samples, and fedtan needs as many on every client: lower "
-                "batch to the smallest client's number of samples, or set equal_size."
+                f"the clients' first batches have {sizes} samples, and a step that shares statistics needs as many "
+                "on every client: lower batch to the smallest client's number of samples, or set equal_size."
             )
         group = max(groups.values(), key=lambda rows: max(len(tasks[row].batches) - at[row] for row in rows))
         yield group, [at[row] for row in group]
@@ -219,8 +213,20 @@ def _schedule(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[
             at[row] += 1
 
 
+def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, Tensor]) -> Tensor:
+    """Call `step` with parameters and buffers in place of its own; buffers that it assigns anew are copied back."""
+    after = dict(values)
+    # torch's own way with tied weights leaves the values of this step in a module that has two names.
+    loss: Tensor = functional_call(step, after, inputs, tie_weights=False)
+    with torch.no_grad():
+        for name, value in values.items():
+            if after[name] is not value:
+                value.copy_(after[name])
+    return loss
+
+
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the names of tensors that a further module of `model` holds, and the name that they are listed by."""
+    """Return the further names of tensors that several modules hold, and the name under which each is listed."""
     first: dict[int, str] = {}
     tied = {}
     for where, module in model.named_modules():
@@ -237,6 +243,14 @@ def _rows(group: list[int], device: torch.device) -> Rows:
     if group == list(range(group[0], group[-1] + 1)):
         return slice(group[0], group[-1] + 1)
     return torch.tensor(group, device=device)
+
+
+def _stack_all(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack what every client has under the same names; other names in one of them raise `ValueError`."""
+    for own in inputs:
+        if own.keys() != inputs[0].keys():
+            raise ValueError("the algorithm's client_inputs have other names for one client than for another")
+    return {name: _stack([own[name] for own in inputs], like) for name, like in inputs[0].items()}
 
 
 def _stack(values: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Layers of all clients at once: what `torch.vmap` does slowly, or cannot do, handed to one kernel for all.
+"""Layers of all clients at once: one kernel for what `torch.vmap` does slowly or cannot do.
 
 Under vmap a convolution over K clients is one convolution with K groups, whose images are (B, K * C, H, W). Torch's
-CPU kernels like those best in channels_last: with 16 images of 8x8 for each of 20 clients, on one core, max pooling
-is 30 times as fast as in the default layout, a convolution from 1 to 16 channels 8 times, batch norm twice. vmap's
-own rules for max pooling and batch norm leave that layout, and its rule for group norm refuses it, so these are
-replaced here by the same functions on the folded images; cross-entropy, which it takes apart, by one on all samples.
+CPU kernels are fastest on those in channels_last: with 16 images of 8x8 for each of 20 clients, on one core, max
+pooling is 30 times as fast as in the default layout, a convolution from 1 to 16 channels 8 times, batch norm twice.
+vmap's own rules for max pooling and batch norm change that layout, and its rule for group norm refuses it. They are
+replaced here by the same functions on the folded images, and cross-entropy by one call on all samples.
 
 Legend: K clients, B samples a client, C channels.
 """
@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import _add_batch_dim, _unwrap_batched
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
 from torch.overrides import TorchFunctionMode
 
+from syncnorm._torch import outside_vmap
+
 POOLING = (F.max_pool2d, F.adaptive_avg_pool2d)
-"""Of the second to one position, vmap's own way is client by client, with a warning."""
+"""For pooling to one position, vmap falls back to a loop over clients, with a warning."""
 
 
 def fold(x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def unfold(x: Tensor, clients: int) -> Tensor:
 
 
 class ClientsTogether(TorchFunctionMode):
-    """While active, what this file names is one kernel for all clients under `torch.vmap` over them.
+    """While active, the functions in this file run as one kernel for all clients under `torch.vmap` over clients.
 
     synchronised: batch norm in training normalises every client with the moments of all clients' samples, and moves
         running statistics to those (the variance unbiased by the count of all), as SyncBatchNorm does on as many
@@ -52,16 +52,16 @@ class ClientsTogether(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Replace the functions that this file is about, and call any other."""
+        """Replace the functions of this file, and call any other."""
         kwargs = kwargs or {}
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
         if func is F.group_norm:
             return self._group_norm(*args, **kwargs)
         if func in POOLING and not kwargs.get("return_indices"):
-            return _of_all_clients(partial(_pool, func, args[1:], kwargs), args[0])
+            return outside_vmap(partial(_pool, func, args[1:], kwargs), args[0])
         if func is F.cross_entropy and len(args) == 2 and not kwargs and args[0].dim() == 2:
-            return _of_all_clients(_cross_entropy, *args).mean()
+            return outside_vmap(_cross_entropy, *args).mean()
         return func(*args, **kwargs)
 
     def _batch_norm(
@@ -79,38 +79,12 @@ class ClientsTogether(TorchFunctionMode):
             call = partial(_synchronised_batch_norm, momentum, eps)
         else:
             call = partial(_batch_norm, training, momentum, eps)
-        return _of_all_clients(call, x, mean, var, weight, bias)
+        return outside_vmap(call, x, mean, var, weight, bias)
 
     def _group_norm(
         self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
     ) -> Any:
-        return _of_all_clients(partial(_group_norm, groups, eps), x, weight, bias)
-
-
-def _of_all_clients(call: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """Call a function of all clients' tensors from under vmap, where plain code sees those of one.
-
-    The function gets its first tensor as (B, K, ...), further ones as (K, ...), and returns (B, K, ...). What it does
-    is recorded by autograd.
-
-    It is what torch does with a `torch.autograd.Function` that has a rule for vmap, without that class: what it adds
-    is an eighth of a round of small clients.
-    """
-    vmap: Any = retrieve_current_functorch_interpreter()
-    level, clients = vmap.level(), vmap.batch_size()
-    first, *others = (
-        None if tensor is None else _clients_at(int(place == 0), *_unwrap_batched(tensor, level), clients)
-        for place, tensor in enumerate(tensors)
-    )
-    with vmap.lower():
-        result = call(first, *others)
-    return _add_batch_dim(result, 1, level)
-
-
-def _clients_at(place: int, tensor: Tensor, dim: int | None, clients: int) -> Tensor:
-    if dim is None:  # the same for all
-        tensor, dim = tensor.expand(clients, *tensor.shape), 0
-    return tensor.movedim(dim, place)
+        return outside_vmap(partial(_group_norm, groups, eps), x, weight, bias)
 
 
 def _pool(func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ ENGINES: dict[str, Train] = {"cohort": cohort.train, "loop": loop.train}
 """The engines by name. They give the same updates up to rounding."""
 
 PROBED_STEPS = 4
-"""Steps of each client that a probe makes: the last ones, among which is the short batch of an epoch."""
+"""Steps of each client that a probe makes: its last ones, which include the short batch of an epoch."""
 
 
 class Engine(Protocol):
@@ -29,10 +29,10 @@ class Engine(Protocol):
         """Return the updates of `tasks`, in their order."""
 
 
-class Chosen:
+class AutoEngine:
     """An engine by its name; "auto" becomes the name of the faster one when the first round is trained.
 
-    A run that is to be carried on bit for bit keeps `name`, and sets it when it goes on.
+    To resume a run to the same bits, save `name` and set it again.
 
     Raises:
         UserError: an unknown name.
@@ -53,10 +53,10 @@ class Chosen:
 def faster(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> str:
     """Return the name of the engine that trains such tasks faster: each makes a few steps, and nothing is kept.
 
-    The plain one, where the batched one raises anything. Where clients exchange statistics the batched one, which
-    alone can do that.
+    That is the plain one where the batched one raises anything. Where clients share statistics it is the batched one,
+    which alone can do that.
     """
-    if local.synchronised:
+    if local.algorithm.shares_statistics:
         return "cohort"
     probe = [
         replace(task, batches=task.batches[-PROBED_STEPS:], running=task.running[-PROBED_STEPS:])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.local import Local, Task, Update, extra_terms, images
+from syncnorm.federated.local import Local, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip, batch_norms
 from syncnorm.training.classifier import make_optimizer
 
@@ -18,11 +18,12 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     A client that raises gives an update with an error, and the others go on.
 
     Raises:
-        UserError: training whose clients exchange statistics inside a step, which one at a time they cannot.
+        UserError: an algorithm whose clients share statistics inside a step, which takes all of them at once.
     """
-    if local.synchronised:
+    if local.algorithm.shares_statistics:
         raise UserError(
-            "fedtan's clients exchange statistics inside a step: choose the engine cohort, which trains them at once."
+            "the clients of this method exchange statistics inside a step: choose the engine cohort, which trains "
+            "them at once."
         )
     return [_attempt(local, x, y, task) for task in tasks]
 
@@ -31,7 +32,7 @@ def _attempt(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
     try:
         with torch.random.fork_rng(devices=[]):
             return _train(local, x, y, task)
-    except Exception as error:  # of the user's model or data: this client's alone
+    except Exception as error:  # from the user's model or data: only this client fails
         return Update(task.client, {}, error=f"{type(error).__name__}: {error}")
 
 
@@ -42,15 +43,18 @@ def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
     optimizer = make_optimizer(local.classifier.named_parameters(), local.optim)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     _resume(optimizer, parameters, task.momentum)
-    received = {name: task.state[name] for name in local.shared} if local.prox else {}
+    shared = {name: parameters[name] for name in local.shared}
+    received = {name: task.state[name] for name in local.shared}
     losses = []
     for step, index in enumerate(task.batches):
         set_mode(model, task.running[step])
         loss = local.classifier.training_step((images(local, x, task, step), y[index]), step)
         losses.append(loss.detach() * len(index))
-        terms = extra_terms(local, parameters, received, task.correction)
+        objective = loss
+        if local.has_term:
+            objective = loss + local.algorithm.local_term(shared, received, task.inputs)
         optimizer.zero_grad()
-        (loss if terms is None else loss + terms).backward()  # type: ignore[no-untyped-call]
+        objective.backward()  # type: ignore[no-untyped-call]
         if local.clip:
             _clip(parameters, local.clip)
         optimizer.step()
@@ -68,7 +72,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def set_mode(model: nn.Module, running: bool) -> None:
-    """Train; batch norms alone evaluate where running statistics are to normalise."""
+    """Set training mode; with `running`, batch norms alone are in evaluation mode."""
     model.train()
     if running:
         for layer in batch_norms(model).values():

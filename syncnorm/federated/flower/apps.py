@@ -20,18 +20,17 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from syncnorm.config import Clients, Result
+from syncnorm.config import Result
 from syncnorm.errors import UserError
 from syncnorm.federated.client.client import Started, finish, measure, start, start_state
-from syncnorm.federated.engines.engine import Chosen
+from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import failure, sentence
 from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
-from syncnorm.federated.server.evaluation import score, validate
 from syncnorm.federated.server.rounds import Rounds
-from syncnorm.worlds import expect
+from syncnorm.federated.server.scores import score, validate
 
 
 class TogetherApp(ClientApp):
@@ -42,7 +41,7 @@ class TogetherApp(ClientApp):
         begun: list[tuple[Federation, Started] | Message] = []
         for message, context in zip(messages, contexts, strict=True):
             try:
-                begun.append(_begin(message, context))
+                begun.append(begin(message, context))
             except Exception as error:  # this client's alone
                 begun.append(failure(message, sentence(error)))
         ready = [one for one in begun if not isinstance(one, Message) and one[1].task.batches]
@@ -61,14 +60,14 @@ client_app = TogetherApp()
 """A client of any run: plays the client that its node's "partition-id" names."""
 
 server_app = ServerApp()
-"""The server of the run that "run" in the run's config describes. It prints the metrics and keeps the result as JSON
+"""The server of the run that "run" in the run's config describes. It prints the metrics, and keeps the result as JSON
 in `context.state["result"]["json"]`."""
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Train for a round."""
-    federation, started = _begin(message, context)
+    federation, started = begin(message, context)
     if not started.task.batches:
         return _end(message, context, federation, started, None)
     (update,) = _trained([(federation, started)], "loop")
@@ -101,7 +100,7 @@ def query_moments(message: Message, context: Context) -> Message:
 
 @client_app.query("kept")
 def query_kept(message: Message, context: Context) -> Message:
-    """Return what the client keeps: asked for where a run averages over clients what stays with them."""
+    """Return what the client keeps, for a run that averages it over clients."""
     own = wire.kept(context.state, _federation(message, context).device)
     return Message(wire.pack_own(own), reply_to=message)
 
@@ -125,10 +124,10 @@ def serve(grid: Grid, context: Context) -> None:
 def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIMEOUT) -> Result:
     """Play the run that JSON describes on a grid and return its result.
 
-    `ended` is set where no reply will come any more: then waiting for one is a `ConnectionError`.
+    `ended` is set when no more replies will come; waiting for one then raises `ConnectionError`.
 
     Raises:
-        UserError: for anything in the run that does not work; a round that failed; clients that are not there.
+        UserError: anything in the run that does not work; a round that failed; missing clients.
     """
     started = time.perf_counter()
     federation = federation_of(text)
@@ -141,26 +140,33 @@ def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIM
 @lru_cache(maxsize=1)
 def federation_of(text: str) -> Federation:
     """Return the federation of the run that JSON describes; a process keeps the last."""
-    run = wire.run_from_text(text)
-    expect(run, Clients)
-    return Federation(run)
+    return Federation(wire.run_from_text(text))
 
 
 @lru_cache(maxsize=1)
-def _chosen(federation: Federation, engine: str) -> Chosen:
-    return Chosen(engine)
+def _engine(federation: Federation, engine: str) -> AutoEngine:
+    return AutoEngine(engine)
 
 
 def forget() -> None:
     """Drop the federation that this process keeps for its next message."""
     federation_of.cache_clear()
-    _chosen.cache_clear()
+    _engine.cache_clear()
 
 
 def _federation(message: Message, context: Context) -> Federation:
     config = message.content.get(wire.CONFIG)
     sent = config.get(wire.RUN) if isinstance(config, ConfigRecord) else None
-    return federation_of(str(sent or context.run_config.get("run", "{}")))
+    text = str(sent or context.run_config.get("run", "{}"))
+    try:
+        return federation_of(text)
+    except UserError as error:
+        if not str(error).startswith("unknown "):
+            raise
+        raise UserError(
+            f"{str(error).removesuffix('.')}; the app that this SuperNode runs has to carry the module that "
+            "registers it."
+        ) from error
 
 
 def _client(context: Context) -> int:
@@ -173,7 +179,7 @@ def _client(context: Context) -> int:
 
 
 def _received(message: Message, context: Context) -> tuple[Federation, int, dict[str, Tensor]]:
-    """Return what evaluates: what was received, with what the client keeps, or the message's stand-in for that."""
+    """Return the model's entries to evaluate: received ones, and kept ones or the message's stand-in for them."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
     own = wire.kept(context.state, federation.device)
@@ -182,7 +188,8 @@ def _received(message: Message, context: Context) -> tuple[Federation, int, dict
     return federation, _client(context), start_state(federation, received, own)
 
 
-def _begin(message: Message, context: Context) -> tuple[Federation, Started]:
+def begin(message: Message, context: Context) -> tuple[Federation, Started]:
+    """Return the federation of a train message's run, and its client about to train."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
     return federation, start(federation, _client(context), received, wire.kept(context.state, federation.device))
@@ -191,14 +198,14 @@ def _begin(message: Message, context: Context) -> tuple[Federation, Started]:
 def _trained(begun: Sequence[tuple[Federation, Started]], engine: str) -> list[Update]:
     federation, first = begun[0]
     pool, local = federation.population, federation.local(first.received.round)
-    return _chosen(federation, engine).train(local, pool.x, pool.y, [started.task for _, started in begun])
+    return _engine(federation, engine).train(local, pool.x, pool.y, [started.task for _, started in begun])
 
 
 def _end(
     message: Message, context: Context, federation: Federation, started: Started, update: Update | None
 ) -> Message:
     if update is None:
-        samples = len(federation.train(started.task.client))
+        samples = len(federation.schedule.samples(started.task.client))
         return Message(wire.pack_idle(started.received, samples), reply_to=message)
     reply, own = finish(federation, started, update)
     if reply.error:

@@ -1,4 +1,4 @@
-"""A client's side of a policy, in two lines of a ClientApp.
+"""The client's side of a policy, as two lines in a ClientApp.
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
@@ -24,13 +24,13 @@ HOME = "syncnorm-kept"
 def load_global(model: nn.Module, message: Message, context: Context, policy: str | Policy = "fedavg_pooled") -> None:
     """Load the model that a message brings, with the client's own entries in the place of those that stay at home.
 
-    A client that trains for the first time has no own yet and takes all entries from the message.
+    A client that trains for the first time takes all entries from the message.
     """
     state = from_record(arrays_in(message.content))
     kept = context.state.get(HOME)
     if isinstance(kept, ArrayRecord):
-        kinds = rules(model, check_policy(policy))
-        state |= {name: value for name, value in from_record(kept).items() if kinds.get(name) in KEPT}
+        reductions = rules(model, check_policy(policy))
+        state |= {name: value for name, value in from_record(kept).items() if reductions.get(name) in KEPT}
     model.load_state_dict(state)
 
 
@@ -49,8 +49,8 @@ def reply_with(
     """
     content = RecordDict({"metrics": MetricRecord(dict(metrics))})
     if message.metadata.message_type.split(".")[0] == MessageType.TRAIN:
-        kinds, state = rules(model, check_policy(policy)), model.state_dict()
-        content["arrays"] = to_record({name: value for name, value in state.items() if kinds[name] in SENT})
-        if kept := {name: value for name, value in state.items() if kinds[name] in KEPT}:
+        reductions, state = rules(model, check_policy(policy)), model.state_dict()
+        content["arrays"] = to_record({name: value for name, value in state.items() if reductions[name] in SENT})
+        if kept := {name: value for name, value in state.items() if reductions[name] in KEPT}:
             context.state[HOME] = to_record(kept)
     return Message(content, reply_to=message)

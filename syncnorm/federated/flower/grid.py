@@ -23,8 +23,8 @@ from flwr.supercore.run import Run
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.flower.identity import SERVER, act_as_server, empty_run, stamp
 from syncnorm.federated.flower.logs import hush_flower
-from syncnorm.federated.flower.patience import GivenUp, Patience
 from syncnorm.federated.flower.records import decoded
+from syncnorm.federated.flower.timeout import TimedOut, TimeoutRunner
 from syncnorm.seeds import derive
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,12 @@ class CohortGrid(Grid):
         client_app: the app that every client runs.
         num_clients: how many clients there are.
         run_config: what apps read as `context.run_config`.
-        engine: for `syncnorm.federated.client_app`, what trains a round's clients: "cohort" all in one batched step,
-            "loop" one after the other, "auto" the faster of both. Other apps are called client by client.
+        engine: for `syncnorm.federated.client_app`, how a round's clients are trained: "cohort" all in one batched
+            step, "loop" one after the other, "auto" the faster of both. Other apps are called client by client.
         seed: fixes every random choice.
 
     Raises:
-        UserError: no client, an unknown engine, or a version of Flower that this does not know.
+        UserError: no client, an unknown engine, or an unsupported version of Flower.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class CohortGrid(Grid):
         self._sent = 0
         self._exchanges = 0
         self._lock = RLock()
-        self._patience = Patience()
+        self._runner = TimeoutRunner()
         if seed is not None:
             random.seed(derive("flower sampling", seed))
 
@@ -123,11 +123,11 @@ class CohortGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return the ids of all clients, 1 .. num_clients, without a list of them."""
+        """Return the ids of all clients, 1 .. num_clients, as a range."""
         return range(1, self.num_clients + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Take messages for clients; return the ids under which their replies can be pulled."""
+        """Queue messages for clients; return the ids under which their replies can be pulled."""
         ids = []
         with self._lock:
             for message in messages:
@@ -146,9 +146,9 @@ class CohortGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order of client ids.
 
-        After `timeout` seconds the client at work is given up (its thread cannot be ended: it goes on until it ends
-        by itself, and what it then says is dropped), and those whose turn has not come do not reply. Clients that
-        are trained together, in one computation, are waited for.
+        After `timeout` seconds the client at work is no longer waited for (its thread cannot be ended: it goes on
+        until it ends by itself, and its reply is dropped), and clients after it do not reply. There is no timeout for
+        clients that are trained together, in one computation.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -199,10 +199,10 @@ class CohortGrid(Grid):
             if left is None:
                 reply = self.client_app(delivered, context)
             else:
-                reply = self._patience.wait(lambda: self.client_app(delivered, context), left)
+                reply = self._runner.run(lambda: self.client_app(delivered, context), left)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
-        except GivenUp:
+        except TimedOut:
             log.debug("client %d did not reply in time", node)
             return None
         except (Exception, SystemExit) as error:  # the client's alone: the round goes on
@@ -211,7 +211,7 @@ class CohortGrid(Grid):
         return self._accept(message, context, reply)
 
     def _refusal(self, message: Message) -> Message | None:
-        """Return the error reply to a message that no client will get."""
+        """Return the error reply to a message that no client can get; None for any other."""
         if message.metadata.dst_node_id not in self.get_node_ids():
             return failure(message, f"there is no client {message.metadata.dst_node_id}", ErrorCode.NODE_UNAVAILABLE)
         if _expired(message):
@@ -219,7 +219,7 @@ class CohortGrid(Grid):
         return None
 
     def _accept(self, message: Message, context: Context, reply: Message) -> Message:
-        """Keep the state of a client that replied, and return its reply if it comes in time."""
+        """Keep the state of a client that replied, and return its reply, or an error if it expired."""
         if reply.has_error():
             return reply
         if len(context.state):
@@ -231,7 +231,7 @@ class CohortGrid(Grid):
         return reply
 
     def _context(self, node: int) -> Context:
-        """Return a client's context, with a state that can be dropped if the client fails."""
+        """Return a client's context, with a copy of its state, which is dropped if the client fails."""
         state = self.states.get(node)
         return Context(
             run_id=self._run.run_id,
@@ -248,7 +248,7 @@ Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 def _delivered(message: Message, read: dict[int, ArrayRecord]) -> Message:
-    """Return a client's own copy of a message, for all clients of a round are sent the same records."""
+    """Return a client's own copy of a message, since all clients of a round are sent the same records."""
     if not message.has_content():
         return message
     content = RecordDict()
@@ -307,7 +307,7 @@ def _cuda() -> bool:
 
 @contextmanager
 def _own_streams(active: bool) -> Iterator[None]:
-    """Put the global generators back afterwards, so that what clients draw does not change what a server draws."""
+    """Restore the global generators afterwards, so that clients' draws do not change the server's."""
     if not active:
         yield
         return

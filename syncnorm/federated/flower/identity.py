@@ -1,7 +1,7 @@
-"""The one place that touches what Flower keeps to itself: who builds a message, and what id a sent message has.
+"""The only use of Flower's internals: who builds a message, and which id a sent message has.
 
-A process that Flower starts is told who it is; `Message(...)` asks for that and fails elsewhere. Flower's own grids
-set a message's id when it is sent, and no public name does. A test beside this file's name holds Flower to both.
+A process that Flower starts is told its task; `Message(...)` needs that and fails elsewhere. Flower's own grids set a
+message's id when it is sent, and no public name does. A test of this file checks both against the installed Flower.
 """
 
 from importlib.metadata import version
@@ -19,7 +19,7 @@ def act_as_server() -> None:
     """Let this process build messages, as a ServerApp that Flower started; nothing changes where it can already.
 
     Raises:
-        UserError: a version of Flower that says otherwise who a process is.
+        UserError: a version of Flower that identifies processes otherwise.
     """
     if _can_build():
         return

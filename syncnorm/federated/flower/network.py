@@ -8,13 +8,13 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from syncnorm.errors import UserError
-from syncnorm.federated.client.client import Own
+from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import CohortGrid, reason
 from syncnorm.federated.messages import Reply
-from syncnorm.federated.server.evaluation import Score
 from syncnorm.federated.server.network import To
+from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
 
 PATIENCE = 300.0
@@ -37,8 +37,9 @@ class OverFlower:
     def __init__(self, federation: Federation, grid: Grid, text: str, ended: Event, timeout: float = TIMEOUT) -> None:
         self.federation, self.grid, self._text, self._ended = federation, grid, text, ended
         self._timeout = timeout
-        self._node = self._nodes(federation.world.count)
-        self._client = {node: client for client, node in self._node.items()}
+        self.nodes = self._find_nodes(federation.world.count)
+        """By client, the node that plays it."""
+        self._client = {node: client for client, node in self.nodes.items()}
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
         """Let clients train on what they receive; one without a batch is missing, a lost one is an error."""
@@ -58,24 +59,26 @@ class OverFlower:
         found = self._contents("query.moments", self._broadcasts(clients, to))
         return [wire.unpack_moments(content, self.federation.device) for content in found.values()]
 
-    def score(self, clients: Sequence[int], to: To, fallback: Own) -> list[Score]:
-        """Evaluate at each client what it received, with what it keeps, or `fallback` where it keeps nothing."""
+    def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
+        """Evaluate what each client receives, with what it keeps, or `fallback` where it keeps nothing."""
         found = self._contents("evaluate", self._broadcasts(clients, to, fallback))
         return [wire.unpack_score(client, content, self.federation.device) for client, content in found.items()]
 
-    def validate(self, clients: Sequence[int], to: To, fallback: Own) -> list[float]:
+    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
         """Return each client's validation accuracy."""
         found = self._contents("evaluate.validation", self._broadcasts(clients, to, fallback))
         return [wire.number(content, wire.METRICS, "accuracy") for content in found.values()]
 
-    def kept(self, clients: Sequence[int]) -> dict[int, Own]:
-        """Return what clients keep, of those that keep something."""
+    def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
+        """Return what each client keeps, without those that keep nothing."""
         request = wire.pack_request(self._text)
         found = self._contents("query.kept", dict.fromkeys(clients, request))
-        owns = {client: wire.kept(content, self.federation.device) for client, content in found.items()}
-        return {client: own for client, own in owns.items() if own is not None}
+        states = {client: wire.kept(content, self.federation.device) for client, content in found.items()}
+        return {client: state for client, state in states.items() if state is not None}
 
-    def _broadcasts(self, clients: Sequence[int], to: To, fallback: Own | None = None) -> dict[int, RecordDict]:
+    def _broadcasts(
+        self, clients: Sequence[int], to: To, fallback: ClientState | None = None
+    ) -> dict[int, RecordDict]:
         """Return what each client is sent; one record for all where the server's tensors are the same."""
         packed: dict[tuple[int, ...], RecordDict] = {}
         contents = {}
@@ -88,14 +91,14 @@ class OverFlower:
         return contents
 
     def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
-        messages = [Message(content, self._node[client], kind) for client, content in contents.items()]
+        messages = [Message(content, self.nodes[client], kind) for client, content in contents.items()]
         replies = self._exchange(messages)
         return {
             self._client[node]: reply for reply in replies if (node := reply.metadata.src_node_id) in self._client
         }
 
     def _contents(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
-        """Return what clients answered, in the order asked; without one of them a mean would be another one."""
+        """Return what clients answered, in the order asked; a missing answer would change a mean, and is an error."""
         answers = self._ask(kind, contents)
         for client in contents:
             answer = answers.get(client)
@@ -126,8 +129,8 @@ class OverFlower:
         if self._ended.wait(PAUSE):
             raise ConnectionError("the simulation of the clients has ended before they replied")
 
-    def _nodes(self, count: int) -> dict[int, int]:
-        """Return the node of each client, once enough are there."""
+    def _find_nodes(self, count: int) -> dict[int, int]:
+        """Return the node of each client, once enough nodes are connected."""
         if isinstance(self.grid, CohortGrid):
             _check_count(self.grid.num_clients, count)
             return {client: client + 1 for client in range(count)}

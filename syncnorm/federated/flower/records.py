@@ -1,4 +1,4 @@
-"""A model's state as Flower's records and back, bit for bit, and serialised only when somebody asks for bytes."""
+"""A model's state as Flower's records and back, bit for bit, serialised only when the bytes are read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,10 @@ _NAMES = {
 
 
 class TensorArray(Array):
-    """An `Array` that holds a tensor and turns it into bytes when `data` is read; sent or copied, it is a plain one.
+    """An `Array` that holds a tensor, and turns it into bytes when `data` is read or it is sent or copied.
 
-    A model then passes between a server and clients of one process without being serialised, and any strategy that
-    reads arrays finds arrays. `numpy()` copies, as an Array's does, so that nobody writes into the tensor.
+    So a model passes between a server and clients of one process without being serialised, and any strategy can read
+    it as arrays. `numpy()` copies, as an Array's does, so that nobody writes into the tensor.
     """
 
     tensor: Tensor
@@ -73,7 +73,7 @@ def to_record(state: Mapping[str, Tensor], *, copy: bool = True) -> ArrayRecord:
 
     Args:
         state: tensors by name, for example `model.state_dict()`.
-        copy: False leaves the tensors where they are; nobody may write into them afterwards.
+        copy: False shares the tensors; nobody may write into them afterwards.
 
     Raises:
         UserError: a type that Flower's arrays, which are NumPy's, cannot hold, for example bfloat16.
@@ -98,7 +98,7 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def decoded(record: ArrayRecord) -> ArrayRecord:
-    """Return the same record with its bytes read once, so that each of many readers need not do it again."""
+    """Return the same record with its bytes decoded once, for many readers."""
     result = ArrayRecord()
     for name, array in record.items():
         if not isinstance(array, TensorArray) and array.stype == _FORMAT and array.dtype in _NAMES.values():

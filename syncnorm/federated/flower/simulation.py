@@ -17,15 +17,17 @@ from syncnorm.config import Clients, Result, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.flower.apps import client_app, federation_of, forget, play
 from syncnorm.federated.flower.wire import run_as_text
+from syncnorm.registry import environment_of_plugins
+from syncnorm.worlds import expect
 
 
 def simulate_with_flower(run: Run) -> Result:
-    """Train and evaluate one run with clients in Ray's processes, one a core; they share a GPU if there is one.
+    """Train and evaluate one run with clients in Ray's processes, one per core; they share a GPU if there is one.
 
     Raises:
-        UserError: for anything in `run` that does not work; a round that failed.
+        UserError: anything in `run` that does not work; a round that failed.
     """
-    assert isinstance(run.world, Clients)
+    world = expect(run, Clients)
     if find_spec("ray") is None:
         raise UserError(
             "the engine flower needs Ray: install syncnorm[federated], or choose the engine cohort or loop."
@@ -41,7 +43,8 @@ def simulate_with_flower(run: Run) -> Result:
     with _quiet():
         try:
             federation_of(text)  # a mistake in the run shows before Ray starts
-            run_simulation(app, client_app, num_supernodes=run.world.count, backend_config=_backend())
+            os.environ.update(environment_of_plugins())
+            run_simulation(app, client_app, num_supernodes=world.count, backend_config=_backend())
         finally:
             ended.set()
             forget()
@@ -58,7 +61,7 @@ def _backend() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Flower's and Ray's log, and put back what they change in the environment."""
+    """Silence Flower's and Ray's logs, and restore the environment afterwards."""
     logger, before = logging.getLogger("flwr"), dict(os.environ)
     level = logger.level
     if "FLWR_LOG_LEVEL" not in os.environ and level == logging.DEBUG:

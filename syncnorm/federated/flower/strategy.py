@@ -21,7 +21,7 @@ from syncnorm.federated.policies import POLICIES, Policy, policy_named, rules
 from syncnorm.surgery import batch_norms
 
 LEFT_OUT = "clients-left-out"
-"""The metric that counts the clients of a round whose replies were of no use."""
+"""The metric that counts the clients of a round whose replies were unusable."""
 
 
 class NormFedAvg(FedAvg):
@@ -37,13 +37,13 @@ class NormFedAvg(FedAvg):
     Clients are sent every entry of the model, so that one that comes for the first time has all of them. For policies
     that keep a part at home (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the client's side.
 
-    A reply that is an error, has no positive weight, or a model that is not finite or does not fit, is left out:
-    named in the log and in `left_out`, and counted in the metric "clients-left-out". Where fewer than `enough` of a
-    round's clients are of use, the global model stays as it is.
+    A reply that is an error, has no positive weight, or a model that is not finite or does not fit, is left out. The
+    log and `left_out` name it, and the metric "clients-left-out" counts it. Where fewer than `enough` of a round's
+    clients gave a usable reply, the global model stays as it is.
 
     Args:
         model: says which entries are batch norm, and in which shape and type entries are; it is not changed.
-        policy: what happens to batch norm: a name in `POLICIES` that asks nothing of training, or a row of your own.
+        policy: a name in `POLICIES` that does not change training, or a row of your own.
         enough: the smallest fraction of a round's clients that makes a new global model.
         options: FedAvg's own.
 
@@ -59,7 +59,7 @@ class NormFedAvg(FedAvg):
             raise UserError(f"enough is {enough}: it is a fraction of a round's clients, from 0 to 1.")
         self.policy = check_policy(policy)
         self.enough = enough
-        self.kinds = rules(model, self.policy)
+        self.reductions = rules(model, self.policy)
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
         self.left_out: dict[int, list[str]] = {}
@@ -97,7 +97,7 @@ class NormFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the next global model and the clients' mean metrics; neither where too few replies are of use."""
+        """Return the next global model and the clients' mean metrics; neither where too few replies are usable."""
         usable, wrong = self._sort_out(replies, train=True)
         if missing := self._asked - len(usable) - len(wrong):
             wrong.append(f"{missing} of {self._asked} clients did not reply")
@@ -109,7 +109,7 @@ class NormFedAvg(FedAvg):
         states = [from_record(arrays_in(reply.content)) for reply in usable]
         shares = normalised_weights(states, [self._weight(reply) for reply in usable])
         try:
-            combined = combine(self._state, self.kinds, states, shares)
+            combined = combine(self._state, self.reductions, states, shares)
         except UserError as error:
             self._report(server_round, [f"all clients: {error}"])
             log(WARNING, "round %d: the model stays as it is", server_round)
@@ -119,7 +119,7 @@ class NormFedAvg(FedAvg):
         return to_record(combined, copy=False), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Return the clients' mean metrics; replies that are of no use are left out."""
+        """Return the clients' mean metrics; unusable replies are left out."""
         usable, wrong = self._sort_out(replies, train=False)
         self._report(server_round, wrong)
         if not usable:
@@ -127,7 +127,7 @@ class NormFedAvg(FedAvg):
         return self.evaluate_metrics_aggr_fn([reply.content for reply in usable], self.weighted_by_key)
 
     def _sort_out(self, replies: Iterable[Message], train: bool) -> tuple[list[Message], list[str]]:
-        """Return the replies that are of use, in the order of node ids, and what is wrong with the others."""
+        """Return the usable replies, in the order of node ids, and what is wrong with the others."""
         usable: list[Message] = []
         wrong = []
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
@@ -140,7 +140,7 @@ class NormFedAvg(FedAvg):
                     first = usable[0].metadata.src_node_id
                     raise ValueError(f"it sent a list where client {first} sent a number or a list of another length")
                 usable.append(reply)
-            except Exception as error:  # whatever was sent must not end the run
+            except Exception as error:  # a bad reply must not end the run
                 client = f"client {reply.metadata.src_node_id}"
                 wrong.append(f"{client}: {str(error).removeprefix(client).strip()}")
         return usable, wrong
@@ -153,7 +153,7 @@ class NormFedAvg(FedAvg):
             raise ValueError(f"its weight '{self.weighted_by_key}' is {weight}, which is no positive number")
         if train:
             state = from_record(arrays_in(reply.content))
-            check_update(self._state, state, self.kinds, str(reply.metadata.src_node_id))
+            check_update(self._state, state, self.reductions, str(reply.metadata.src_node_id))
 
     def _weight(self, reply: Message) -> float:
         metrics = _metrics(reply)
@@ -170,11 +170,11 @@ class NormFedAvg(FedAvg):
 
 
 def check_policy(policy: str | Policy) -> Policy:
-    """Return a policy that asks of clients no more than to keep entries at home; others raise `UserError`."""
+    """Return a policy that asks of clients only to keep entries at home; others raise `UserError`."""
     row = policy_named(policy)
-    if policy != "centralised" and _is_averaging(row):
+    if _is_averaging(row):
         return row
-    offered = [name for name, other in POLICIES.items() if _is_averaging(other) and name != "centralised"]
+    offered = [name for name, other in POLICIES.items() if _is_averaging(other)]
     name = policy if isinstance(policy, str) else "this policy"
     raise UserError(
         f"{name} also changes how clients train, which a strategy cannot: choose one of {', '.join(offered)}, or run "
@@ -183,7 +183,8 @@ def check_policy(policy: str | Policy) -> Policy:
 
 
 def _is_averaging(row: Policy) -> bool:
-    return (row.rest, row.training, row.gathered) == ("shared", "batch", "ema") and not row.options
+    plain = row.averages and row.training == "batch" and row.statistics_source == "ema"
+    return plain and not row.options
 
 
 def _shape(value: Tensor | None) -> torch.Size | None:
@@ -191,7 +192,7 @@ def _shape(value: Tensor | None) -> torch.Size | None:
 
 
 def _lengths(reply: Message) -> dict[str, int | None]:
-    """Return the length of each metric that is a list, None for a number: only alike ones can be averaged."""
+    """Return the length of each metric that is a list, None for a number: only equal ones can be averaged."""
     return {name: len(value) if isinstance(value, list) else None for name, value in _metrics(reply).items()}
 
 

@@ -1,8 +1,8 @@
-"""What server and clients of a run say to each other, as Flower's records under Flower's own names.
+"""The messages of a run as Flower's records, under Flower's own names.
 
 A train message holds "arrays" and "config" (with "server-round", from 1), a reply "arrays" and "metrics" (with
-"num-examples"), so that strategies of Flower's can speak with these clients too. "run" in the config is the run, as
-JSON.
+"num-examples"), so that Flower's strategies can work with these clients too. "extra" is what the run's algorithm
+sends beside the model. "run" in the config is the run, as JSON.
 """
 
 import json
@@ -16,14 +16,17 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Data, Norm, Optim, Run
 from syncnorm.errors import UserError, unknown
-from syncnorm.federated.client.client import Own
+from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower.records import from_record, to_record
 from syncnorm.federated.messages import Broadcast, Reply
-from syncnorm.federated.server.evaluation import Score
+from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
+from syncnorm.registry import load_plugins
 
-ARRAYS, CONFIG, CONTROL, METRICS, FALLBACK, OWN = "arrays", "config", "control", "metrics", "fallback", "own"
+REGISTERED = "metric."
+"""Before the name of a registered metric."""
+ARRAYS, CONFIG, EXTRA, METRICS, FALLBACK, OWN = "arrays", "config", "extra", "metrics", "fallback", "own"
 ROUND, RUN, EXAMPLES, IDLE, SMALL = "server-round", "run", "num-examples", "idle", "small-batches"
 MOMENTS = ("count", "mean", "m2")
 
@@ -36,9 +39,12 @@ def run_as_text(run: Run) -> str:
 def run_from_text(text: str) -> Run:
     """Return the run that JSON describes; fields that it leaves out have their defaults.
 
+    Loads the plugins, so that the run may name what they register.
+
     Raises:
         UserError: a text that is no JSON object, or a field that a run of clients does not have.
     """
+    load_plugins()
     try:
         given = json.loads(text)
     except json.JSONDecodeError as error:
@@ -73,39 +79,39 @@ def pack_request(text: str) -> RecordDict:
     return RecordDict({CONFIG: ConfigRecord({RUN: text})})
 
 
-def pack_broadcast(broadcast: Broadcast, text: str, fallback: Own | None = None) -> RecordDict:
-    """Return what a client receives, as the content of a message; `fallback` stands in for what it may not keep."""
+def pack_broadcast(broadcast: Broadcast, text: str, fallback: ClientState | None = None) -> RecordDict:
+    """Return what a client receives, as a message's content; `fallback` is for a client that keeps nothing."""
     content = RecordDict(
         {
             ARRAYS: to_record(broadcast.state, copy=False),
             CONFIG: ConfigRecord({ROUND: broadcast.round + 1, RUN: text}),
         }
     )
-    if broadcast.control:
-        content[CONTROL] = to_record(broadcast.control, copy=False)
+    if broadcast.extra:
+        content[EXTRA] = to_record(broadcast.extra, copy=False)
     if fallback:
         content[FALLBACK] = to_record(fallback, copy=False)
     return content
 
 
 def unpack_broadcast(content: RecordDict, federation: Federation) -> Broadcast:
-    """Return what a client received, in the model's own types: other strategies average counters to float64."""
-    state = federation.model.state_dict()
+    """Return what a client received, in the model's types: other strategies average counters to float64."""
+    state = federation.models.template.state_dict()
     received = _tensors(content, ARRAYS, federation.device)
     strange = sorted(received.keys() - state.keys())
     if strange:
         raise ValueError(f"the server sent '{strange[0]}', which the run's model does not have")
     typed = {name: value.to(state[name].dtype) for name, value in received.items()}
     round_ = int(number(content, CONFIG, ROUND)) - 1
-    return Broadcast(round_, typed, _tensors(content, CONTROL, federation.device))
+    return Broadcast(round_, typed, _tensors(content, EXTRA, federation.device))
 
 
 def pack_reply(reply: Reply) -> RecordDict:
     """Return what a client sends after training, as the content of a reply."""
     metrics = MetricRecord({EXAMPLES: reply.samples, "loss": reply.loss, SMALL: reply.small_batches, IDLE: 0})
     content = RecordDict({ARRAYS: to_record(reply.state, copy=False), METRICS: metrics})
-    if reply.control:
-        content[CONTROL] = to_record(reply.control, copy=False)
+    if reply.extra:
+        content[EXTRA] = to_record(reply.extra, copy=False)
     return content
 
 
@@ -124,7 +130,7 @@ def unpack_reply(client: int, content: RecordDict, device: torch.device) -> Repl
         _tensors(content, ARRAYS, device),
         samples=int(number(content, METRICS, EXAMPLES)),
         loss=number(content, METRICS, "loss"),
-        control=_tensors(content, CONTROL, device),
+        extra=_tensors(content, EXTRA, device),
         small_batches=int(number(content, METRICS, SMALL)),
     )
 
@@ -134,12 +140,14 @@ def pack_score(score: Score) -> RecordDict:
     metrics: dict[str, Any] = {EXAMPLES: score.samples, "accuracy": score.accuracy, "loss": score.loss}
     if score.reestimated is not None:
         metrics["reestimated"] = score.reestimated
+    metrics |= {f"{REGISTERED}{name}": value for name, value in score.metrics.items()}
     return RecordDict({METRICS: MetricRecord(metrics), **pack_moments(score.moments)})
 
 
 def unpack_score(client: int, content: RecordDict, device: torch.device) -> Score:
     """Return an evaluation."""
     metrics = content[METRICS]
+    own = [name for name in metrics if name.startswith(REGISTERED)]
     return Score(
         client,
         accuracy=number(content, METRICS, "accuracy"),
@@ -147,6 +155,7 @@ def unpack_score(client: int, content: RecordDict, device: torch.device) -> Scor
         samples=int(number(content, METRICS, EXAMPLES)),
         reestimated=number(content, METRICS, "reestimated") if "reestimated" in metrics else None,
         moments=unpack_moments(content, device),
+        metrics={name.removeprefix(REGISTERED): number(content, METRICS, name) for name in own},
     )
 
 
@@ -163,23 +172,23 @@ def unpack_moments(content: RecordDict, device: torch.device) -> dict[str, Momen
     return {layer: Moments(count[layer], mean[layer], m2[layer]) for layer in count}
 
 
-def keep(state: RecordDict, own: Own | None) -> None:
-    """Keep something in a client's context, in the place of what it kept before; None keeps that."""
+def keep(state: RecordDict, own: ClientState | None) -> None:
+    """Keep a client's state in its context, in place of the one before; None leaves that."""
     if own:
-        state[OWN] = to_record(own)  # a copy: of a batched step this would be a slice, which keeps all of its stack
+        state[OWN] = to_record(own)  # a copy: the batched engine returns slices, which keep their whole stack
 
 
-def kept(state: RecordDict, device: torch.device) -> Own | None:
+def kept(state: RecordDict, device: torch.device) -> ClientState | None:
     """Return what a client kept last; None where it never kept anything."""
     return _tensors(state, OWN, device) if OWN in state else None
 
 
-def stand_in(content: RecordDict, device: torch.device) -> Own:
+def stand_in(content: RecordDict, device: torch.device) -> ClientState:
     """Return the fallback that a message brings."""
     return _tensors(content, FALLBACK, device)
 
 
-def pack_own(own: Own | None) -> RecordDict:
+def pack_own(own: ClientState | None) -> RecordDict:
     """Return what a client keeps as the content of a reply; nothing for None."""
     return RecordDict() if own is None else RecordDict({OWN: to_record(own, copy=False)})
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from syncnorm.errors import UserError
-from syncnorm.federated.client.client import Own, finish, measure, start, start_state
-from syncnorm.federated.client.states import ClientStates
+from syncnorm.federated.client.client import finish, measure, start, start_state
+from syncnorm.federated.client.states import ClientState, ClientStates
 from syncnorm.federated.engines.engine import Engine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, Reply
-from syncnorm.federated.server.evaluation import Score, score, validate
+from syncnorm.federated.server.scores import Score, score, validate
 from syncnorm.moments import Moments
 
 To = Callable[[int], Broadcast]
@@ -17,7 +17,7 @@ To = Callable[[int], Broadcast]
 
 
 class Network(Protocol):
-    """What a server asks of its clients. Answers come in the order of the clients asked; a lost one is missing."""
+    """What a server asks of its clients. Answers come in the order of `clients`; a lost one is missing."""
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
         """Let clients train on what they receive."""
@@ -25,14 +25,14 @@ class Network(Protocol):
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
         """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
 
-    def score(self, clients: Sequence[int], to: To, fallback: Own) -> list[Score]:
-        """Evaluate at each client what it received, with what it keeps, or `fallback` where it keeps nothing."""
+    def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
+        """Evaluate what each client receives, with what it keeps, or `fallback` where it keeps nothing."""
 
-    def validate(self, clients: Sequence[int], to: To, fallback: Own) -> list[float]:
+    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
         """Return each client's validation accuracy."""
 
-    def kept(self, clients: Sequence[int]) -> dict[int, Own]:
-        """Return what clients keep, of those that keep something."""
+    def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
+        """Return what each client keeps, without those that keep nothing."""
 
 
 class InProcess:
@@ -59,29 +59,30 @@ class InProcess:
         local = federation.local(started[0].received.round)
         updates = self.engine.train(local, pool.x, pool.y, [one.task for one in started])
         for one, update in zip(started, updates, strict=True):
-            reply, own = finish(federation, one, update)
+            reply, kept = finish(federation, one, update)
             replies.append(reply)
-            if own:
-                self.states.put(update.client, own)
+            if kept:
+                self.states.put(update.client, kept)
         return replies
 
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
         """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
         return [measure(self.federation, client, to(client).state) for client in clients]
 
-    def score(self, clients: Sequence[int], to: To, fallback: Own) -> list[Score]:
-        """Evaluate at each client what it received, with what it keeps, or `fallback` where it keeps nothing."""
-        return [score(self.federation, client, self._state(client, to, fallback)) for client in clients]
+    def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
+        """Evaluate what each client receives, with what it keeps, or `fallback` where it keeps nothing."""
+        return [score(self.federation, client, self.model_state(client, to, fallback)) for client in clients]
 
-    def validate(self, clients: Sequence[int], to: To, fallback: Own) -> list[float]:
+    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
         """Return each client's validation accuracy."""
-        return [validate(self.federation, client, self._state(client, to, fallback)) for client in clients]
+        return [validate(self.federation, client, self.model_state(client, to, fallback)) for client in clients]
 
-    def kept(self, clients: Sequence[int]) -> dict[int, Own]:
-        """Return what clients keep, of those that keep something."""
+    def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
+        """Return what each client keeps, without those that keep nothing."""
         found = {client: self.states.get(client) for client in clients}
-        return {client: own for client, own in found.items() if own is not None}
+        return {client: state for client, state in found.items() if state is not None}
 
-    def _state(self, client: int, to: To, fallback: Own) -> Own:
-        own = self.states.get(client)
-        return start_state(self.federation, to(client), fallback if own is None else own)
+    def model_state(self, client: int, to: To, fallback: ClientState) -> ClientState:
+        """Return the entries of the model that a client evaluates."""
+        kept = self.states.get(client)
+        return start_state(self.federation, to(client), fallback if kept is None else kept)

@@ -1,18 +1,57 @@
-"""What layers that are not torch's own have in common: a weight and a bias per channel."""
+"""The formula of a norm, written once, and the weight and bias per channel that it ends in."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norms.core.shapes import by_channel, check_channels
+from syncnorm.norms.core.shapes import beside, check_channels
+
+
+def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Return `x` (N, C, ...) normalised by given statistics, in the type of `x`.
+
+        y = (x - mean) / sqrt(var + eps) * weight + bias
+
+    computed in the type of `var`. Statistics (C,) multiply the weight into 1 / sqrt(var + eps) first, which saves a
+    pass over `x`. With statistics (N, C) or (1, C) the weight comes last, and weight and bias may be (N, C).
+    """
+    scale = torch.rsqrt(var + eps)
+    if scale.dim() == 1 and weight is not None:
+        scale, weight = scale * weight.to(scale.dtype), None
+    y = (x.to(scale.dtype) - beside(mean, x)) * beside(scale, x)
+    return scale_and_shift(y, weight, bias).to(x.dtype)
 
 
 def scale_and_shift(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Return `y` (N, C, ...) times weight (C,), plus bias (C,), in the type of `y`; either may be missing."""
+    """Return `y` (N, C, ...) times weight plus bias, (C,) or (N, C), in the type of `y`; either may be missing."""
     if weight is not None:
-        y = y * by_channel(weight.to(y.dtype), y)
+        y = y * beside(weight.to(y.dtype), y)
     if bias is not None:
-        y = y + by_channel(bias.to(y.dtype), y)
+        y = y + beside(bias.to(y.dtype), y)
     return y
+
+
+def running_affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return what a layer multiplies its input by in evaluation, and then adds: by running_mean and running_var.
+
+    scale = weight / sqrt(running_var + eps),   shift = bias - running_mean scale;   (C,) each, in float64
+    """
+    return _as_affine(norm, norm.running_mean.double(), norm.running_var.double())
+
+
+def running_square_affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return what `running_affine` does, for a layer that evaluates by running_square and subtracts no mean."""
+    square = norm.running_square.double()
+    return _as_affine(norm, torch.zeros_like(square), square)
+
+
+def _as_affine(norm: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    scale = torch.rsqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
 class ChannelAffine(nn.Module):

@@ -1,4 +1,4 @@
-"""What ranks tell each other: moments, sums, and once, before the first sum, the shapes they are about to send.
+"""Collectives: moments, sums, and, once before the first of them, a check that ranks agree on shapes.
 
 Collectives here are differentiable or plain, eager or compiled; every function is the identity for one rank.
 """
@@ -9,14 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed import _functional_collectives as functional
-from torch.distributed.distributed_c10d import _get_default_store
 
+from syncnorm._torch import key_value_store, sum_in_graph
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
-
-# Compiled collectives carry gradients from torch 2.11 on; before, a compiled model breaks its graph at the layer.
-COMPILES = hasattr(functional, "all_reduce_backward")
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
@@ -82,7 +78,7 @@ def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:
     store costs no collective and no device synchronisation. Every rank of the group has to call this equally often.
     """
     rank, size = rank_and_size(group)
-    store = _get_default_store()
+    store = key_value_store()
     name = (group or dist.group.WORLD).group_name  # type: ignore[union-attr]
     turn = store.add(f"syncnorm/{name}/turn/{rank}", 1)
     prefix = f"syncnorm/{name}/{turn}"
@@ -99,9 +95,8 @@ def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:
 
 def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
     if torch.compiler.is_compiling():
-        summed: Tensor = functional.all_reduce(x, "sum", group or dist.group.WORLD)  # type: ignore[arg-type]
-    else:
-        summed = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]
+        return sum_in_graph(x, group)
+    summed: Tensor = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]
     return summed
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from syncnorm.moments import Moments, accumulator
+from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.collectives import gather_moments, gather_moments_differentiably, sum_over_ranks
 
 # Up to as many rows of channels PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
@@ -27,14 +28,7 @@ def batch_norm_plain(
     y = (x - mean) / sqrt(M2 / N + eps) * weight + bias
     """
     moments = gather_moments_differentiably(Moments.of(x, (0, *range(2, x.dim()))), group).pooled()
-    channels = (1, -1, *[1] * (x.dim() - 2))
-    scale = torch.rsqrt(moments.var() + eps)
-    if weight is not None:
-        scale = scale * weight.to(scale.dtype)
-    y = (x.to(scale.dtype) - moments.mean.view(channels)) * scale.view(channels)
-    if bias is not None:
-        y = y + bias.to(scale.dtype).view(channels)
-    return y.to(x.dtype), moments
+    return normalise(x, moments.mean, moments.var(), eps, weight, bias), moments
 
 
 def batch_norm_native(
@@ -53,7 +47,7 @@ def batch_norm_native(
 
 def announce_error(channels: int, like: Tensor, group: ProcessGroup | None) -> None:
     """Take part in the peers' gather with a count of -1, so that they raise rather than wait for this rank."""
-    nothing = like.new_zeros(channels, dtype=accumulator(like.dtype))
+    nothing = like.new_zeros(channels, dtype=acc_dtype(like.dtype))
     gather_moments(Moments(nothing.new_tensor(-1.0), nothing, nothing), group)
 
 
@@ -126,7 +120,7 @@ def _moments_of_channels(x: Tensor) -> Moments:
     """
     if x.device.type == "cpu" and x.stride(1) == 1 and x.numel() > ROWS_ADDED_WELL * x.shape[1]:
         return Moments.of(x, (0, *range(2, x.dim())))
-    channels, statistics = x.shape[1], accumulator(x.dtype)
+    channels, statistics = x.shape[1], acc_dtype(x.dtype)
     count = x.new_full((), x.numel() // channels, dtype=statistics)
     scratch = x.new_zeros(2, channels, dtype=statistics)
     if x.numel() == 0:

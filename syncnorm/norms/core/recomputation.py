@@ -1,11 +1,13 @@
-"""Whether a forward is a recomputation, whose batch the running statistics have already counted."""
+"""Detect the recomputation of activation checkpointing, so that running statistics count each batch once."""
 
 import torch
+
+from syncnorm._torch import in_backward
 
 
 def recomputing() -> bool:
     """Return whether this forward runs inside a backward, as activation checkpointing makes it."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and in_backward()
 
 
 def refuse_recomputation(layer: str) -> None:

@@ -13,6 +13,11 @@ def by_sample(values: Tensor, x: Tensor) -> Tensor:
     return values.view(*values.shape, *[1] * (x.dim() - 2))
 
 
+def beside(values: Tensor, x: Tensor) -> Tensor:
+    """Return `values`, (C,) or (N, C), so that they go with `x` (N, C, ...)."""
+    return by_channel(values, x) if values.dim() == 1 else by_sample(values, x)
+
+
 def check_channels(layer: nn.Module, channels: int, x: Tensor) -> None:
     """Raise `ValueError` where `x` is not (N, channels) with up to three more dimensions, or holds integers."""
     if problem := channels_problem(layer, channels, x):

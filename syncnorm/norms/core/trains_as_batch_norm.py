@@ -1,4 +1,4 @@
-"""The training of batch norms whose own part lies in evaluation, or behind batch norm: it is PyTorch's."""
+"""The base of batch norms that train as PyTorch's and differ in evaluation, or in what comes after."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class TrainsAsBatchNorm(_BatchNorm):
     """Batch norm that trains as PyTorch's does, and counts a batch once where activations are checkpointed."""
 
     def train_on(self, x: Tensor) -> Tensor:
-        """Normalise `x` by its own moments, which the running statistics follow."""
+        """Normalise `x` by its own moments, and update the running statistics."""
         check_values(self, self.num_features, x)
         return self.by_batch_alone(x) if recomputing() else super().forward(x)
 
     def by_batch_alone(self, x: Tensor) -> Tensor:
         """Normalise `x` by its own moments, and leave the running statistics as they are."""
-        # With statistics to throw away, since a recomputation has to save as many tensors.
+        # Copies of the statistics, since a recomputation has to save as many tensors as the forward did.
         mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
         return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
 

@@ -3,20 +3,24 @@
 import json
 from collections.abc import Sequence
 from dataclasses import is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from syncnorm.checks import check_value
 from syncnorm.config import Run
 from syncnorm.errors import UserError
-from syncnorm.study.plan.spec import Study, field_path, varies, with_axis
+from syncnorm.study.plan.spec import Study, base_of, field_path, grids_of, has_field, varies, with_axis, with_field
 
 
 def with_vary(study: Study, axes: Sequence[str]) -> Study:
     """Return the study with axes like "norm=bn,gn" or "per-device-batch=2,32" in place of its own.
 
     Values are read by the type of their field; "none" is None, and "a+b" are the names a and b of a field that takes
-    several. `UserError`: no such field, or a text that is none of
-    its values; of fixed choices, `expand` refuses it.
+    several.
+
+    Raises:
+        UserError: no such field, or a text that is none of its values; of fixed choices, `expand` refuses it.
     """
     seen = set()
     for axis in axes:
@@ -24,10 +28,11 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
         name = name.replace("-", "_")
         if not equals or not texts:
             raise UserError(f"--vary {axis}: write a field and its values, such as norm=bn,gn.")
-        if (path := field_path(study.base, name)) in seen:
+        own = _run_with(study, name)
+        if (path := field_path(own, name)) in seen:
             raise UserError(f"--vary {axis}: {name} is there twice; write all of its values at once: {name}=A,B.")
         seen.add(path)
-        study = with_axis(study, name, [parse(study.base, name, text) for text in texts.split(",")])
+        study = with_axis(study, name, [parse(own, name, text) for text in texts.split(",")])
     return study
 
 
@@ -36,9 +41,21 @@ def refuse_varied(study: Study, options: Sequence[str]) -> None:
     for option in options:
         name = option.removesuffix(".name")
         whole = ["world"] if option.startswith("world.") else []  # a grid's own world replaces the base's
-        for vary in (study.vary, *(grid.vary for grid in study.also)):
-            if any(varies(vary, study.base, field) for field in (option, name, *whole)):
+        for grid in grids_of(study):
+            if any(varies(grid.vary, study.base, field) for field in (option, name, *whole)):
                 raise UserError(f"--{option} would set what the study varies: write --vary {name}=VALUE instead.")
+
+
+def with_option(run: Run, name: str, texts: Sequence[str]) -> Run:
+    """Return `run` with the field at the dotted path `name` set to what `--name TEXT ...` means."""
+    option = f"--{name.replace('_', '-')}"
+    *owners, last = name.split(".")
+    owner: Any = run
+    for part in owners:
+        owner = getattr(owner, part)
+    if isinstance(getattr(owner, last, None), dict):
+        raise UserError(f"{option}: a dict of options is written in the file, or varied: --vary {name}.OPTION=VALUE.")
+    return with_field(run, name, read_value(get_type_hints(type(owner))[last], texts, option))
 
 
 def parse(run: Run, name: str, text: str) -> Any:
@@ -50,23 +67,60 @@ def parse(run: Run, name: str, text: str) -> Any:
     if isinstance(owner, dict):
         return _option(text)
     hint = get_type_hints(type(owner))[last]
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if NoneType in kinds and text.lower() == "none":
-        return None
-    kind = kinds[0]
+    if any(is_dataclass(kind) for kind in _choices(hint)):
+        return text  # the name of a norm or a data set
+    several = any(get_origin(kind) is tuple for kind in _choices(hint))
+    return read_value(hint, text.split("+") if several else [text], f"--vary {name}")
+
+
+def read_value(hint: Any, texts: Sequence[str], name: str) -> Any:
+    """Return the value of the type `hint` that `texts` mean; `name` is what a sentence calls it.
+
+    "none" is None where the type allows it, and an empty tuple. A switch needs no text.
+
+    Raises:
+        UserError: a text that means no such value, too many of them, or none.
+    """
+    kind = next((choice for choice in _choices(hint) if choice is not NoneType), str)
+    empty = len(texts) == 1 and texts[0].lower() == "none"
     if get_origin(kind) is tuple:
-        return () if text.lower() == "none" else tuple(text.split("+"))
+        return () if empty else tuple(read_value(get_args(kind)[0], [text], name) for text in texts)
+    if empty and NoneType in _choices(hint):
+        return None
+    if kind is bool and not texts:
+        return True
+    if len(texts) != 1:
+        raise UserError(f"{name} needs {'a value' if not texts else 'one value, not ' + ' '.join(texts)}.")
+    return _scalar(hint, kind, texts[0], name)
+
+
+def _scalar(hint: Any, kind: Any, text: str, name: str) -> Any:
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if is_dataclass(kind) or kind is str or get_origin(kind) is Literal:
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{name}: '{text}' is not {what}.") from None
+    if kind is Path:
+        return Path(text)
+    if any(choice is str or get_origin(choice) is Literal for choice in _choices(hint)):
+        if not any(choice is str for choice in _choices(hint)) and not name.startswith("--vary"):
+            allowed = tuple(value for choice in _choices(hint) for value in get_args(choice))
+            check_value(text, Literal[allowed], name)
         return text
-    if kind not in (int, float):
-        raise UserError(f"--vary {name}: its values cannot be written on the command line, only in the file.")
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise UserError(f"--vary {name}: '{text}' is not {what}.") from None
+    raise UserError(f"{name}: its values cannot be written on the command line, only in the file.")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _run_with(study: Study, name: str) -> Run:
+    """Return the run in whose world the field `name` is: the main grid's, or the first further grid's that has it."""
+    owners = [base_of(grid.vary, study.base) for grid in grids_of(study)]
+    return next((run for run in owners if has_field(run, name)), owners[0])
 
 
 def _option(text: str) -> Any:

@@ -8,13 +8,18 @@ from itertools import product
 from typing import Any
 
 from syncnorm.checks import check_types
-from syncnorm.config import Clients, Devices, Domains, Norm, Run, run_id
+from syncnorm.config import Clients, Devices, Domains, Norm, Run, default_of, run_id
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.exhibits import Agreement, Exhibit
+from syncnorm.study.plot import Plot
+from syncnorm.study.rows import Agreement
 
 KIND = "world.kind"
 """What a row's config calls its world: a key of `WORLDS`."""
 WORLDS: dict[str, type[Devices | Clients | Domains]] = {world.kind: world for world in (Devices, Clients, Domains)}
+
+
+Axes = dict[str, Sequence[Any]]
+"""By field of a run, its values."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Study:
     """Many runs, one question.
 
     `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the
-    runs are the product of all values and of the seeds 0 .. seeds-1. `quick` holds the fields of this class
-    that `--quick` replaces.
+    runs are the product of all values and of the seeds first_seed .. first_seed + seeds - 1. `quick` holds the fields
+    of this class that `--quick` replaces.
 
     A field of another type raises `UserError`.
     """
@@ -45,9 +50,10 @@ class Study:
     vary: dict[str, Sequence[Any]]
     seeds: int = 5
     also: tuple[Grid, ...] = ()
-    figures: tuple[Exhibit, ...] = ()
+    figures: tuple[Plot, ...] = ()
     agreements: tuple[Agreement, ...] = ()
     quick: Mapping[str, Any] = field(default_factory=dict)
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -70,15 +76,15 @@ def expand(study: Study) -> list[Run]:
     A value that its field cannot have, and a study without runs, raise `UserError`.
     """
     found: dict[str, tuple[int, Run]] = {}
-    for grid in (Grid(study.vary, study.seeds), *study.also):
+    if study.first_seed < 0:
+        raise UserError(f"study '{study.name}' has first_seed {study.first_seed}: it must be at least 0.")
+    for grid in grids_of(study):
         seeds = study.seeds if grid.seeds is None else grid.seeds
         if seeds < 1:
             raise UserError(f"study '{study.name}' has {seeds} seeds: it needs at least 1.")
         for name, axis in grid.vary.items():
             if field_path(base_of(grid.vary, study.base), name) == ("seed",):
-                raise UserError(
-                    f"study '{study.name}' varies seed: its seeds are 0 to N-1, so give `seeds`, their number."
-                )
+                raise UserError(f"study '{study.name}' varies seed: give `seeds`, their number, and `first_seed`.")
             if isinstance(axis, str) or not isinstance(axis, Sequence) or not axis:
                 raise UserError(f"study '{study.name}' varies {name} over {axis!r}: write a list of values.")
         for values in product(*grid.vary.values()):
@@ -86,10 +92,15 @@ def expand(study: Study) -> list[Run]:
             for name, value in zip(grid.vary, values, strict=True):
                 run = with_field(run, name, value)
             check_types(run)
-            for seed in range(seeds):
+            for seed in range(study.first_seed, study.first_seed + seeds):
                 one = replace(run, seed=seed)
                 found.setdefault(run_id(one), (seed, one))
     return [run for _, run in sorted(found.values(), key=lambda pair: pair[0])]
+
+
+def grids_of(study: Study) -> tuple[Grid, ...]:
+    """Return the study's grids, the main one first."""
+    return (Grid(study.vary, study.seeds), *study.also)
 
 
 def with_field(run: Run, name: str, value: Any) -> Run:
@@ -143,7 +154,7 @@ def _default_at(kind: str, path: tuple[str, ...], name: str) -> Any:
         if item is None:
             break
         if item.metadata.get("added"):
-            return item.default
+            return default_of(item)
         node = getattr(node, part)
     raise UserError(f"'{name}' is not part of what names a run, so nothing can be told apart by it.")
 
@@ -194,8 +205,7 @@ def with_engine(study: Study, engine: str) -> Study:
 
     An engine that no world of the study has raises `UserError`.
     """
-    grids = [Grid(study.vary, study.seeds), *study.also]
-    worlds = dict.fromkeys(type(base_of(grid.vary, study.base).world) for grid in grids)
+    worlds = dict.fromkeys(type(base_of(grid.vary, study.base).world) for grid in grids_of(study))
     if not any(engine in world.engines for world in worlds):
         own = {world.kind: ", ".join(world.engines) or "none to choose" for world in worlds}
         known = "; ".join(f"those of {world} have {engines}" for world, engines in own.items())
@@ -213,26 +223,58 @@ def with_engine(study: Study, engine: str) -> Study:
 
 
 def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
-    """Return the study with `values` for a field, in every grid that varies it and in the first anyway."""
-    path = field_path(base_of(study.vary, study.base), name)
+    """Return the study with `values` for a field: in its main grid, and in every further grid.
 
-    def replaced(vary: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        base = base_of(vary, study.base)
-        return {key: values if field_path(base, key) == path else old for key, old in vary.items()}
+    A further grid that varies the field itself keeps those of its values that are among the new ones, and is left out
+    where none is: it was written for its values. A grid whose world has no such field stays as it is; one grid has
+    to have it.
+    """
+    had = [has_field(base_of(grid.vary, study.base), name) for grid in grids_of(study)]
+    if not any(had):
+        field_path(base_of(study.vary, study.base), name)  # raises the sentence
+    main = _with_values(study.base, study.vary, name, values) if had[0] else study.vary
+    also = []
+    for grid, has_it in zip(study.also, had[1:], strict=True):
+        vary = _narrowed(study.base, grid.vary, name, values) if has_it else grid.vary
+        if all(vary.values()):
+            also.append(replace(grid, vary=vary))
+    return replace(study, vary=main, also=tuple(also))
 
-    also = tuple(replace(grid, vary=replaced(grid.vary)) for grid in study.also)
-    study = replace(study, vary=replaced(study.vary), also=also)
-    if not varies(study.vary, study.base, name):
-        study = replace(study, vary={**study.vary, name: values})
-    return study
+
+def has_field(run: Run, name: str) -> bool:
+    """Return whether a run has the field `name`."""
+    try:
+        field_path(run, name)
+    except UserError:
+        return False
+    return True
 
 
-def varies(vary: dict[str, Sequence[Any]], base: Run, name: str) -> bool:
+def _with_values(base: Run, vary: Axes, name: str, values: Sequence[Any]) -> Axes:
+    """Return a grid's axes with `values` for one field, in the place where the field was if it was one of them."""
+    own = base_of(vary, base)
+    path = field_path(own, name)
+    replaced = {key: values if field_path(own, key) == path else old for key, old in vary.items()}
+    return replaced if varies(vary, base, name) else {**vary, name: values}
+
+
+def _narrowed(base: Run, vary: Axes, name: str, values: Sequence[Any]) -> Axes:
+    """Return a further grid's axes: of a field that it varies those of its values that are wanted, else all."""
+    own = base_of(vary, base)
+    path = field_path(own, name)
+    for key, old in vary.items():
+        if field_path(own, key) == path:
+            wanted = [with_field(own, key, value) for value in values]
+            return {**vary, key: [value for value in old if with_field(own, key, value) in wanted]}
+    return {**vary, name: values}
+
+
+def varies(vary: Axes, base: Run, name: str) -> bool:
     """Return whether `vary` has the field `name`, however it is written."""
     return field_path(base, name) in {field_path(base_of(vary, base), key) for key in vary}
 
 
-def base_of(vary: dict[str, Sequence[Any]], base: Run) -> Run:
+def base_of(vary: Axes, base: Run) -> Run:
     """Return the run whose fields a grid names: the study's base, in the first of the grid's own worlds."""
     worlds = vary.get("world", ())
     world = worlds[0] if worlds else None

@@ -1,17 +1,31 @@
-"""What the terminal shows of a study: its main table as plain text, and how many batch norms its models have."""
+"""What the terminal shows of a study: its main table as plain text, and what a reader should know of it."""
 
-from syncnorm.study.exhibits import Chart
-from syncnorm.study.report.render import show
-from syncnorm.study.report.tables import Table
-from syncnorm.study.rows import Results
+import sys
+
+from syncnorm.study.plot import Plot
+from syncnorm.study.report.render import LeftOut, render, stored_plots
+from syncnorm.study.rows import Results, diverged
+from syncnorm.study.table import MINUS, Table
+
+ASCII = {"±": "+-", MINUS: "-", "—": "-", "…": "...", "“": '"', "”": '"'}
+"""What stands in for a sign that a terminal cannot show."""
 
 
-def main_table(results: Results) -> str:
-    """Return the first table of the first exhibit that shows any run, as text; empty without one."""
-    for exhibit in results.about.figures:
-        if isinstance(exhibit, Chart) and not (shown := show(exhibit, results)).empty:
-            return plain(shown.tables[0])
-    return ""
+def main_table(results: Results, encoding: str | None = None) -> str:
+    """Return the first table that has any run as text, with what is left out below it; empty without either.
+
+    `encoding` is the terminal's, by default that of stdout: a sign that it lacks has another in its place.
+    """
+    encoding = encoding or sys.stdout.encoding or "ascii"
+    table, notes = "", []
+    for found in stored_plots(results):
+        if isinstance(found, LeftOut):
+            notes.append(f"plot {found.number} is left out: {found.why}")
+        elif not table:
+            table = _table(*found, results, encoding)
+    if lost := sum(diverged(row) for row in results.finished):
+        notes.append(f"{lost} of {len(results.finished)} finished runs diverged: they are in no mean.")
+    return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)
 
 
 def layers_found(results: Results) -> str:
@@ -22,26 +36,50 @@ def layers_found(results: Results) -> str:
     found = {
         f"{row['config']['model']} with {row['config']['norm']['name']} {row['metrics']['batch_norms']:.0f}": None
         for row in results.finished
-        if "batch_norms" in row["metrics"]
+        if row["metrics"].get("batch_norms") is not None
     }
-    return f"batch norms, found by type: {', '.join(found)}" if found else ""
+    said = f"batch norms, found by type: {', '.join(found)}" if found else ""
+    return showable(said, sys.stdout.encoding or "ascii")
 
 
-def plain(table: Table) -> str:
+def plain(table: Table, encoding: str = "utf-8") -> str:
     """Return a table with aligned columns; a star marks what is bold."""
-    lines = [[f"{table.corner} \\ {table.span}" if table.span else table.corner, *table.header]]
+
+    def show(text: str) -> str:
+        return showable(text, encoding)
+
+    lines = [[show(f"{table.corner} \\ {table.span}" if table.span else table.corner), *map(show, table.header)]]
     headings: dict[int, str] = {}
     for heading, block in table.blocks:
         if heading:
-            headings[len(lines)] = heading
+            headings[len(lines)] = show(heading)
         for cells in block:
-            texts = [f"{cell.text} ({cell.note})" if cell.note else cell.text for cell in cells]
+            texts = [show(f"{cell.text} ({cell.note})" if cell.note else cell.text) for cell in cells]
             lines.append([f"{text}*" if cell.bold else text for text, cell in zip(texts, cells, strict=True)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    parts = [table.title]
+    parts = [show(table.title)]
     for number, line in enumerate(lines):
         if number in headings:
             parts.append(headings[number])
         padded = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
         parts.append("  ".join([line[0].ljust(widths[0]), *padded]).rstrip())
     return "\n".join(parts)
+
+
+def showable(text: str, encoding: str) -> str:
+    """Return a text with only such signs as an encoding has: "+-" for "±", and "?" for what has no stand-in."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = "".join(ASCII.get(sign, sign) for sign in text)
+        return text.encode(encoding, errors="replace").decode(encoding)
+    return text
+
+
+def _table(number: int, plot: Plot, results: Results, encoding: str) -> str:
+    """Return the first table of a plot as text; empty where no run is in it."""
+    found = render(number, plot, results)
+    if isinstance(found, LeftOut):
+        return ""  # the page says why
+    view, tables = found
+    return plain(tables[0], encoding) if tables and not view.empty else ""

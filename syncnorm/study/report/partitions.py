@@ -1,41 +1,39 @@
-"""Who held what in the runs of clients: one figure for every way that a study deals its data."""
+"""Who held what in the runs of clients: one figure for every partition of a study."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from syncnorm.study.report.figures import write_image
-from syncnorm.study.report.labels import setting
+from syncnorm.study.report.analysis.labels import setting
+from syncnorm.study.report.drawing.partition_figure import partition_figure
+from syncnorm.study.report.drawing.style import write_image
 from syncnorm.study.rows import Results, Row
 
-DEALING = ("count", "domains", "skew", "alpha", "skew_options", "noise", "equal_size", "held_out", "unseen")
+PARTITION = ("count", "domains", "skew", "alpha", "skew_options", "noise", "equal_size", "held_out", "unseen")
 """The fields of clients that decide who holds what."""
-SHOWN = ("count", "domains", "skew", "alpha", "noise", "held_out", "unseen")
+NAMED = ("count", "domains", "skew", "alpha", "noise", "held_out", "unseen")
 
 
 def partitions(results: Results) -> list[tuple[str, dict[str, Any]]]:
-    """Return, for every way of dealing, what it is in words and the card of its first finished run."""
+    """Return every partition of the study in words, with the card of its first finished run."""
     first: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in results.finished:
         card = row.get("details", {}).get("partition", {})
         if "clients" in card:  # of very many clients a card has a summary alone
             config = row["config"]
-            key = json.dumps([config["data"], *(config["world"].get(name) for name in DEALING)], sort_keys=True)
+            key = json.dumps([config["data"], *(config["world"].get(name) for name in PARTITION)], sort_keys=True)
             first.setdefault(key, (_words(row), card))
     return list(first.values())
 
 
-def write_partition(card: dict[str, Any], folder: Path, name: str) -> str:
-    """Write the figure of a card as NAME.png, NAME.svg and NAME.pdf, and return the SVG's text."""
-    from syncnorm.study.report.partition_figure import (
-        partition_figure,  # torch: not a cost of a report without clients
-    )
-
-    return write_image(lambda: partition_figure(card), folder, name)
+def write_partition(card: dict[str, Any], folder: Path, name: str, formats: Sequence[str]) -> None:
+    """Write the figure of a card as NAME.FORMAT, once a format."""
+    write_image(lambda: partition_figure(card), folder, name, formats)
 
 
 def _words(row: Row) -> str:
     config, world = row["config"], row["config"]["world"]
-    parts = [setting(name, world[name]) for name in SHOWN if world.get(name) not in (None, [], 0, 0.0)]
+    parts = [setting(name, world[name]) for name in NAMED if world.get(name) not in (None, [], 0, 0.0)]
     name = [] if world["domains"] else [config["data"]["name"]]
     return ", ".join([*name, *parts, f"seed {config['seed']}"])

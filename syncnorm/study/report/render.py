@@ -1,53 +1,89 @@
-"""What a report shows of an exhibit: its tables and its figure, whatever its kind."""
+"""The plots of a results folder, as they were kept with it, and what each shows of the rows."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
-from matplotlib.figure import Figure
-
-from syncnorm.study.exhibits import Columns, Drift, Exhibit, Gap, Profile
-from syncnorm.study.report.drift import draw_drift, drift_table, maps_of
-from syncnorm.study.report.figures import draw
-from syncnorm.study.report.gap import draw_gap, gap_table, shares_of
-from syncnorm.study.report.points import gather
-from syncnorm.study.report.profile import draw_profile, profile_table, profiles_of
-from syncnorm.study.report.tables import Table, tables_of
+from syncnorm.errors import UserError
+from syncnorm.study.plot import Plot, View
+from syncnorm.study.report.drawing.style import write_image
+from syncnorm.study.report.plots import PLOTS, from_plain
 from syncnorm.study.rows import Results
+from syncnorm.study.table import Table
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An exhibit with its rows."""
+class Drawn:
+    """A figure as it was written, or that there is none."""
 
     name: str
-    """Of its files."""
+    """Of its files, without a suffix."""
+    there: bool
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A plot that is not shown."""
+
     number: int
-    """Among the exhibits of its study, from 1."""
-    title: str
-    panels: int
-    tables: list[Table]
-    drawing: Callable[[], Figure] | None
-    """Draws its figure, if it has one."""
-    empty: bool
-    """Whether no run that has finished is in it."""
+    why: str
+    """A sentence."""
 
 
-def show(exhibit: Exhibit, results: Results) -> Shown:
-    """Collect the rows of an exhibit of the study."""
-    if isinstance(exhibit, Drift):
-        maps = maps_of(exhibit, results)
-        tables = [drift_table(maps)] if maps.values else []
-        drawn = partial(draw_drift, maps)
-        return Shown(maps.name, maps.number, maps.title, len(maps.panels), tables, drawn, not maps.values)
-    drawing: Callable[[], Figure] | None
-    if isinstance(exhibit, Gap):
-        shares = shares_of(exhibit, results)
-        points, tables, drawing = shares.points, [gap_table(shares)], partial(draw_gap, shares)
-    elif isinstance(exhibit, Profile):
-        profiles = profiles_of(exhibit, results)
-        points, tables, drawing = profiles.points, [profile_table(profiles)], partial(draw_profile, profiles)
-    else:
-        points = gather(exhibit, results)
-        tables, drawing = tables_of(points), None if isinstance(exhibit, Columns) else partial(draw, points)
-    return Shown(points.name, points.number, points.title, len(points.panels), tables, drawing, not points.values)
+def stored_plots(results: Results) -> Iterator[tuple[int, Plot] | LeftOut]:
+    """Yield the plots of a study with their numbers; one that cannot be made here says why.
+
+    A plot that shows none of the runs is passed over: the study was changed from the command line.
+    """
+    for number, plain in enumerate(results.about.figures, start=1):
+        kind = str(plain.get("kind", "curve"))
+        if kind not in PLOTS:
+            yield LeftOut(number, _unregistered(kind, results.about.command))
+            continue
+        try:
+            plot = from_plain(plain)
+        except UserError as error:
+            yield LeftOut(number, str(error))
+            continue
+        if any(plot.fits(fields) for fields in results.about.runs.values()):
+            yield number, plot
+
+
+def _unregistered(kind: str, command: str) -> str:
+    again = f"start the study's own command again, which trains only what is missing ({command})"
+    way = again if command else "import the module that registers it and call write_report, or install it as a plugin"
+    return f"nothing that is imported here registers plots of kind '{kind}': {way}."
+
+
+def render(number: int, plot: Plot, results: Results) -> tuple[View, list[Table]] | LeftOut:
+    """Collect the rows of a plot, and return its view and its tables, named by its number."""
+
+    def collected() -> tuple[View, list[Table]]:
+        view = plot.collect(results)
+        return view, [replace(table, name=f"{number}-{table.name}") for table in view.tables()]
+
+    return _guarded(number, plot, collected)
+
+
+def draw(number: int, plot: Plot, view: View, folder: Path, formats: Sequence[str]) -> Drawn | LeftOut:
+    """Write the figure of a plot's view into `folder`, if it has one."""
+    name = f"{number}-{view.name}"
+    return _guarded(number, plot, lambda: Drawn(name, write_image(view.figure, folder, name, formats)))
+
+
+def _guarded(number: int, plot: Plot, action: Callable[[], Done]) -> Done | LeftOut:
+    """Return what `action` gives; a plot that is not syncnorm's own is left out where it raises anything.
+
+    The others are still shown.
+    """
+    try:
+        return action()
+    except UserError:
+        raise
+    except Exception as error:
+        if PLOTS.source(plot.kind) is None:
+            raise
+        return LeftOut(number, f"the plot '{plot.kind}' raised {type(error).__name__}: {error}.")

@@ -1,60 +1,78 @@
-"""The report of a results folder: tables, figures and one page that needs nothing but itself."""
+"""The report of a results folder: tables, figures, and one page that shows them and needs nothing from elsewhere."""
 
-import re
 from collections import Counter
+from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from syncnorm.errors import unknown
 from syncnorm.files import write_file
-from syncnorm.study.exhibits import Exhibit
 from syncnorm.study.plan.spec import flatten
-from syncnorm.study.report.figures import write_image
-from syncnorm.study.report.labels import listing, value_label
+from syncnorm.study.plot import Plot, View
+from syncnorm.study.report.analysis.agreement import agreement_table
+from syncnorm.study.report.analysis.labels import listing, value_label
+from syncnorm.study.report.drawing.style import FORMATS
 from syncnorm.study.report.partitions import partitions, write_partition
-from syncnorm.study.report.points import fits
-from syncnorm.study.report.render import show
+from syncnorm.study.report.provenance import provenance
+from syncnorm.study.report.render import LeftOut, draw, render, stored_plots
+from syncnorm.study.report.runs import divergences, failures, run_records
 from syncnorm.study.report.table_formats import html, write_tables
-from syncnorm.study.report.tables import Table, agreement_table, failures, run_records
-from syncnorm.study.rows import ROWS, Results, Row, read
+from syncnorm.study.rows import ROWS, Results, Row, diverged, read
+from syncnorm.study.table import Table
+
+SHOWN = "png"
+"""The format of the figures that the page shows."""
 
 
-def write_report(directory: str | Path) -> Path:
+def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,)) -> Path:
     """Write `tables/`, `figures/` and `report.html` into a results folder; return the page's path.
 
-    A study that is still running is reported as far as it is. A folder that is none, or cannot be written,
-    raises `UserError`.
+    A study that is still running is reported as far as it is. A plot that cannot be made here is left out, and the
+    page says why.
+
+    Args:
+        directory: the results folder.
+        formats: of the figures, of "png", "pdf" and "svg". The page shows the PNG, which is always written, and links
+            to the others.
+
+    Raises:
+        UserError: a folder that holds no results or cannot be written; a format that is none of these.
     """
     folder = Path(directory)
+    formats = _checked(formats)
     results = read(folder)
     parts = [_head(results)]
     tables: list[Table] = []
-    for exhibit in results.about.figures:
-        if not any(fits(exhibit, fields) for fields in results.about.runs.values()):
-            continue  # the study was changed from the command line, and has no run that this shows
-        section, own = _exhibit(exhibit, results, folder / "figures")
+    for found in stored_plots(results):
+        section, own = _plot(found, results, folder / "figures", formats)
         parts.append(section)
         tables += own
-    parts += _partitions(results, folder / "figures")
-    if results.about.agreements:
-        table = agreement_table(results)
-        parts.append(f"<h2>{escape(table.title)}</h2>{_table(table)}")
-        tables.append(table)
-    if results.failed:
-        table = failures(results.failed)
-        parts.append(f"<h2>{escape(table.title)}</h2>{_table(table)}{_tracebacks(results.failed)}")
+    parts += _partitions(results, folder / "figures", formats)
+    for table, more in _about_runs(results):
+        parts.append(f"<h2>{escape(table.title)}</h2>{_table(table)}{more}")
         tables.append(table)
     parts += [_settings(results), _environment(results), _reproduce(results, folder)]
     write_tables(tables, run_records(results), folder / "tables")
     return write_file(folder / "report.html", _page(results.about.study, "\n".join(parts)))
 
 
-def inline(svg: str, prefix: str) -> str:
-    """Return an SVG file's text for use inside a page: without prolog and metadata, its ids made unique."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", body)
-    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", body, count=1))
+def _checked(formats: Sequence[str]) -> tuple[str, ...]:
+    """Return the formats, the page's own first."""
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format of figures", name, FORMATS)
+    return tuple(dict.fromkeys((SHOWN, *formats)))
+
+
+def _about_runs(results: Results) -> list[tuple[Table, str]]:
+    """Return the tables of agreements, of failed and of diverged runs, where there are any, and what follows each."""
+    found = [(agreement_table(results), "")] if results.about.agreements else []
+    if lost := [row for row in results.finished if diverged(row)]:
+        found.append((divergences(lost), ""))
+    if results.failed:
+        found.append((failures(results.failed), _tracebacks(results.failed)))
+    return found
 
 
 def _page(title: str, body: str) -> str:
@@ -69,14 +87,16 @@ def _page(title: str, body: str) -> str:
 def _head(results: Results) -> str:
     about = results.about
     finished, failed, missing = len(results.finished), len(results.failed), len(results.missing)
+    lost = sum(map(diverged, results.finished))
     total = len(about.runs)
     state = f"{total - missing} of {total} runs so far." if missing else f"All {total} runs have ended."
-    if results.strangers:
-        state += f" {results.strangers} further runs in the folder are not part of the study as it is now."
+    if results.orphans:
+        state += f" {results.orphans} further runs in the folder are not part of the study as it is now."
     hours = sum(row["seconds"] for row in results.finished) / 3600
     numbers = [
         ("finished", str(finished), ""),
         ("failed", str(failed), "warn" if failed else ""),
+        *([("diverged", str(lost), "warn")] if lost else []),
         ("missing", str(missing), "warn" if missing else ""),
         ("seeds", str(len({point["seed"] for point in about.runs.values()})), ""),
         ("hours of computing", f"{hours:.2g}", ""),
@@ -90,28 +110,44 @@ def _head(results: Results) -> str:
     )
 
 
-def _exhibit(exhibit: Exhibit, results: Results, folder: Path) -> tuple[str, list[Table]]:
-    """Write an exhibit's figure, if it has one; return its part of the page, and its tables."""
-    shown = show(exhibit, results)
-    svg = write_image(shown.drawing, folder, shown.name) if shown.drawing else ""
-    figure = _figure(svg, shown.name, shown.title, shown.panels) if svg else ""
-    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in shown.tables)
-    return f"<h2>{'Figure' if svg else 'Table'} {shown.number}</h2>\n{figure}\n{titled}", shown.tables
+def _plot(
+    found: tuple[int, Plot] | LeftOut, results: Results, folder: Path, formats: Sequence[str]
+) -> tuple[str, list[Table]]:
+    """Write a plot's figure, if it has one; return its part of the page, and its tables."""
+    if isinstance(found, LeftOut):
+        return _left_out(found), []
+    number, plot = found
+    rendered = render(number, plot, results)
+    if isinstance(rendered, LeftOut):
+        return _left_out(rendered), []
+    view, tables = rendered
+    drawn = draw(number, plot, view, folder, formats)
+    if isinstance(drawn, LeftOut):
+        return _left_out(drawn), []
+    figure = _figure(drawn.name, view, formats) if drawn.there else ""
+    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in tables)
+    return f"<h2>{'Figure' if figure else 'Table'} {number}</h2>\n{figure}\n{titled}", tables
 
 
-def _figure(svg: str, name: str, title: str, panels: int) -> str:
-    narrow = ' class="narrow"' if panels < 2 else ""
-    image = inline(svg, f"figure{name.partition('-')[0]}-")
-    image = image.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)
-    return f"<figure{narrow}>{image}{_links('figures', name, ('png', 'svg', 'pdf'))}</figure>"
+def _left_out(plot: LeftOut) -> str:
+    return f'<h2>Plot {plot.number}</h2>\n<p class="warn">Left out: {escape(plot.why)}</p>'
 
 
-def _partitions(results: Results, folder: Path) -> list[str]:
-    """Return the part of the page that says who held what: the first way of dealing, and the others folded."""
+def _figure(name: str, view: View, formats: Sequence[str]) -> str:
+    """Return a figure that is in the folder, with links to its files."""
+    narrow = "" if view.wide else ' class="narrow"'
+    image = f'<img src="figures/{escape(name)}.{SHOWN}" alt="{escape(view.title)}">'
+    below = f"<figcaption>{escape(view.caption)}</figcaption>" if view.caption else ""
+    return f"<figure{narrow}>{image}{below}{_links('figures', name, formats)}</figure>"
+
+
+def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[str]:
+    """Return the part of the page that says who held what: the first partition, and the others folded."""
     parts = []
     for number, (words, card) in enumerate(partitions(results), start=1):
         name = f"partition{number}"
-        figure = _figure(write_partition(card, folder, name), f"{name}", f"Who holds what: {words}", 1)
+        write_partition(card, folder, name, formats)
+        figure = _figure(name, View(name=name, title=f"Who holds what: {words}"), formats)
         shown = f"<p>{escape(words)}</p>{figure}"
         parts.append(shown if number == 1 else f"<details><summary>{escape(words)}</summary>{figure}</details>")
     return ["<h2>Who holds what</h2>", *parts] if parts else []
@@ -122,7 +158,7 @@ def _table(table: Table) -> str:
     return f'<div class="wide">{html(table)}</div>{_links("tables", table.name, formats)}'
 
 
-def _links(folder: str, name: str, suffixes: tuple[str, ...]) -> str:
+def _links(folder: str, name: str, suffixes: Sequence[str]) -> str:
     links = [f'<a href="{escape(f"{folder}/{name}.{suffix}")}">{suffix.upper()}</a>' for suffix in suffixes]
     return f'<p class="files">{" · ".join(links)}</p>'
 
@@ -171,6 +207,7 @@ def _reproduce(results: Results, folder: Path) -> str:
     return (
         f"<h2>Reproduce</h2>{again}<p>This page, its tables and its figures, from <code>{ROWS}</code>:</p>"
         f"<pre>syncnorm report {escape(folder.name)}</pre>"
+        f"{''.join(f'<p>{escape(sentence)}</p>' for sentence in provenance(results))}"
         "<p>A run is named by the hash of its configuration: the same run has the same name anywhere.</p>"
         f"<details><summary>The study's {len(results.about.runs)} run ids</summary>"
         f"<pre>{escape(' '.join(results.about.runs))}</pre></details>"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from syncnorm.files import write_file
-from syncnorm.study.report.tables import MINUS, Cell, Table
+from syncnorm.study.table import MINUS, Cell, Table
 
 _MARKDOWN = str.maketrans({char: f"\\{char}" for char in "\\|*`<>[]"})
 _LATEX = {

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from syncnorm.config import Execution, Result, Run, run_id
 from syncnorm.environment import environment
-from syncnorm.errors import UserError
+from syncnorm.errors import UserError, where_raised
 
 
 class Trainer(Protocol):
@@ -20,6 +20,9 @@ class Trainer(Protocol):
 
     def check(self, run: Run) -> None:
         """Raise the `UserError` that `run` would end with."""
+
+    def summary(self, run: Run) -> str:
+        """Return one line that says what data `run` has."""
 
     def forget(self) -> None:
         """Drop what `check` has kept."""
@@ -55,25 +58,29 @@ def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failur
     return result if result.environment else replace(result, environment=environment())
 
 
-def refuse_mistakes(runs: Sequence[Run], trainer: Trainer, label: Callable[[Run], str]) -> None:
-    """Raise the first error that one of `runs` would end with as a `UserError`, before any of them is trained.
+def refuse_mistakes(runs: Sequence[Run], trainer: Trainer, label: Callable[[Run], str]) -> list[str]:
+    """Return what data `runs` have, a line each, having found no mistake in any of them.
 
     The trainer is asked once for all seeds of a run.
+
+    Raises:
+        UserError: the first error that one of `runs` would end with, before any of them is trained.
     """
-    asked = set()
+    asked: set[str] = set()
+    data: dict[str, None] = {}
     for run in runs:
         if (name := run_id(replace(run, seed=0))) not in asked:
             asked.add(name)
             try:
                 trainer.check(run)
+                data[trainer.summary(run)] = None
             except UserError as error:
                 raise UserError(f"{error} (In the run with {label(run)}.)") from error
             except Exception as error:  # of the user's own model, as a rule
-                frame = traceback.extract_tb(error.__traceback__)[-1]
-                where = f"{frame.filename}, line {frame.lineno}"
-                what = f"{where}: {type(error).__name__}: {error}"
+                what = f"{where_raised(error)}: {type(error).__name__}: {error}"
                 raise UserError(f"{what} (In the run with {label(run)}.)") from error
     trainer.forget()
+    return [line for line in data if line]
 
 
 def load_trainer(name: str) -> Trainer:

@@ -23,6 +23,8 @@ from typing import NoReturn
 
 from syncnorm.config import Execution, Progress, Result, Run, silent
 from syncnorm.environment import environment
+from syncnorm.errors import UserError
+from syncnorm.registry import load_plugins
 from syncnorm.study.run.attempt import Failure, Trainer, attempt, load_trainer
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
@@ -136,7 +138,12 @@ def main() -> None:
     die_with_parent()
     link = _Link(address) if rank() == 0 else None
     try:
+        load_plugins()
         trainer = load_trainer(trainer_name)
+    except UserError as error:
+        if link:
+            link.send(Failure(str(error)))
+        raise
     except Exception as error:
         if link:
             link.send(Failure(f"cannot import {trainer_name}: {type(error).__name__}: {error}."))

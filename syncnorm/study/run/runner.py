@@ -17,17 +17,20 @@ from pathlib import Path
 from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Progress, Result, Run, describe, run_id
 from syncnorm.environment import cores, cuda_devices, environment
 from syncnorm.errors import UserError
-from syncnorm.study.exhibits import Gap
-from syncnorm.study.plan.about import about_study
+from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
-from syncnorm.study.rows import failed_row, finished_row, read
+from syncnorm.study.report.plots.check import check_plots
+from syncnorm.study.rows import ROWS, failed_row, finished_row, read, read_rows
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.changes import Change, changed_rows
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
 from syncnorm.study.run.store import Store
 from syncnorm.study.run.tracking import STALL_SECONDS, Kind, Mode, Tracker
 from syncnorm.study.run.workers import Advanced, Ended, Placement, Started, work
 
+DATA_LINES = 5
+"""At most so many lines say what was loaded."""
 INTERRUPTED_SECONDS = 3.0
 
 
@@ -38,6 +41,7 @@ def run_study(
     jobs: int | None = None,
     engine: Engine | ClientEngine | None = None,
     wandb: Mode = "auto",
+    keep: bool = False,
     track: Sequence[Kind] = (),
     trainer: str = TRAINER,
     command: str = "",
@@ -54,14 +58,17 @@ def run_study(
     `syncnorm.load_run`.
     In a process that torchrun started, the runs of exactly its number of ranks are trained by all
     ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
+    So is a finished run that other source of a model or plugin, or other data, has made, unless `keep` is set.
 
     Raises:
         UserError: a study, a folder or a world size that cannot be used, or a full disk.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of what there is.
     """
+    refuse_while_importing("run_study")
     _check_numbers(jobs, checkpoint_every)
     study = with_engine(study, engine) if engine else study
     runs = expand(study)
+    check_plots(study, runs, names=trainer == TRAINER)
     size = world_size()
     if size is not None:
         runs = _runs_of_size(runs, size)
@@ -71,24 +78,46 @@ def run_study(
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = _labeller(study, runs)
-    _refuse_gaps(study, runs)
-    if unfinished := _unfinished(runs, Path(out)):
-        refuse_mistakes(unfinished, load_trainer(trainer), label)
+    stale, notes = _examine(runs, Path(out), trainer, keep, label)
     with Store.open(out, study, command) as store:
+        store.finished -= stale
         meter = Meter(len(runs), sum(run_id(run) in store.finished for run in runs))
         trackers = _trackers(store.directory, wandb, track, {run_id(run): label(run) for run in runs})
         record = _Record(study, store, meter, trackers, label)
         how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
         try:
             with _terminable(), record.meter:
+                for note in notes:
+                    record.meter.say(note)
                 if size is None:
-                    _hand_out(_todo(runs, store), record, trainer, jobs or _default_jobs(), how)
+                    _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
                 else:
                     _train_together(_todo(runs, store), record, trainer, how)
         except KeyboardInterrupt:
             record.close(INTERRUPTED_SECONDS)
             raise
         record.close()
+
+
+def _examine(
+    runs: Sequence[Run], out: Path, trainer: str, keep: bool, label: Callable[[Run], str]
+) -> tuple[set[str], list[str]]:
+    """Look at the runs that are to be trained before anything is, and at the finished ones.
+
+    Returns:
+        Ids of finished runs that other source or data has made, none if they are to be kept; and lines to print: what
+        was loaded, and what has changed.
+
+    Raises:
+        UserError: the first mistake in a run that is to be trained.
+    """
+    changes = _changes(runs, out, trainer)
+    stale = set() if keep else {run for change in changes for run in change.runs}
+    unfinished = _unfinished(runs, out, stale)
+    data = refuse_mistakes(unfinished, load_trainer(trainer), label) if unfinished else []
+    more = [f"data: {len(data) - DATA_LINES} more, of other runs"] if len(data) > DATA_LINES else []
+    notes = [f"note: {change.sentence(keep)}." for change in changes]
+    return stale, [*(f"data: {line}" for line in data[:DATA_LINES]), *more, *notes]
 
 
 def _check_numbers(jobs: int | None, checkpoint_every: float) -> None:
@@ -119,14 +148,6 @@ def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[
     """Start W&B's tracker as its mode says, and the others that are named."""
     others: list[Kind] = [kind for kind in dict.fromkeys(track) if kind != "wandb"]
     return [Tracker(directory, "wandb", wandb, labels), *(Tracker(directory, kind, labels=labels) for kind in others)]
-
-
-def _refuse_gaps(study: Study, runs: Sequence[Run]) -> None:
-    """Raise the `UserError` that the report of a gap would end with."""
-    if any(isinstance(figure, Gap) for figure in study.figures):
-        from syncnorm.study.report.gap import check_gaps  # draws figures: not a cost of starting
-
-        check_gaps(about_study(study), runs)
 
 
 class _Record:
@@ -198,11 +219,18 @@ def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
     return label
 
 
-def _unfinished(runs: Sequence[Run], out: Path) -> list[Run]:
-    """Return the runs that a results folder lacks; all, where there is no such folder yet."""
+def _changes(runs: Sequence[Run], out: Path, trainer: str) -> list[Change]:
+    """Return what has changed since finished runs were made; nothing, where another trainer than ours makes them."""
+    if trainer != TRAINER or not (out / ROWS).exists():
+        return []
+    return changed_rows(runs, read_rows(out))
+
+
+def _unfinished(runs: Sequence[Run], out: Path, stale: set[str]) -> list[Run]:
+    """Return the runs that a results folder lacks, and stale ones; all, where there is no such folder yet."""
     if not (out / "study.json").exists():
         return list(runs)
-    finished = {row["run_id"] for row in read(out).finished}
+    finished = {row["run_id"] for row in read(out).finished} - stale
     return [run for run in runs if run_id(run) not in finished]
 
 
@@ -225,7 +253,7 @@ def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, how
                 record.ended(event)
 
 
-def _default_jobs() -> int:
+def default_jobs() -> int:
     """Return one worker a core; with CUDA at most four a device, each of which takes memory of it."""
     return min(cores(), 4 * len(cuda_devices()) or cores())
 

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 from syncnorm.errors import UserError
 from syncnorm.files import write_file
-from syncnorm.study.exhibits import as_plain
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.spec import Study
 from syncnorm.study.rows import ABOUT, FORMAT, ROWS, About, Row, read_rows, stored_about, strict
@@ -110,7 +109,7 @@ class Store:
 
 
 def _plain(about: About) -> dict[str, Any]:
-    return {"format": FORMAT, **asdict(about), "figures": [as_plain(figure) for figure in about.figures]}
+    return {"format": FORMAT, **asdict(about)}
 
 
 def _lock(descriptor: int, folder: Path) -> None:

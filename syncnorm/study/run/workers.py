@@ -25,6 +25,7 @@ from tempfile import TemporaryFile
 from syncnorm.config import Execution, Progress, Result, Run, run_id, training_of
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
+from syncnorm.registry import environment_of_plugins
 from syncnorm.study.run.attempt import Failure
 from syncnorm.study.run.ranks import TOKEN
 
@@ -189,6 +190,7 @@ class _Worker:
                 **os.environ,
                 **({} if ranks else _one_device(number)),
                 TOKEN: self._token,
+                **environment_of_plugins(),
                 "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
                 "PYTHONFAULTHANDLER": "1",
                 "OMP_NUM_THREADS": "1",

@@ -1,0 +1,78 @@
+"""The private parts of torch that syncnorm uses, each behind a function that says what is expected of it.
+
+A torch release may move or change any of them without notice. tests/test_torch_contract.py holds torch to what stands
+here, so that such a change shows there first, and is answered in this file alone.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed import _functional_collectives as functional
+
+# Compiled collectives carry gradients from torch 2.11 on; before, a compiled model breaks its graph at the layer.
+COMPILES_COLLECTIVES = hasattr(functional, "all_reduce_backward")
+
+assert_recorded: Callable[..., None] = torch._assert
+"""`assert_recorded(condition, message)`: an assertion that fx records, and that TorchScript takes and leaves out."""
+
+
+def in_backward() -> bool:
+    """Return whether this code runs inside a backward pass, as the recomputation of a checkpointed forward does."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def key_value_store() -> Any:
+    """Return the key-value store that the ranks of the default process group share."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def sum_in_graph(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return the sum of `x` over the ranks as an operation that `torch.compile` keeps in its graph."""
+    summed: Tensor = functional.all_reduce(x, "sum", group or dist.group.WORLD)  # type: ignore[arg-type]
+    return summed
+
+
+def compiler_is_loaded() -> bool:
+    """Return whether torch's compiler has been imported, without importing it, which takes seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+def uncompiled_module(model: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile(model)` was made from; any other module is its own."""
+    inner: nn.Module = getattr(model, "_orig_mod", model)
+    return inner
+
+
+def outside_vmap(call: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+    """Call a function of the whole batch from inside `torch.vmap`, where plain code sees a single row of it.
+
+    For a vmap over R rows the function gets its first tensor as (B, R, ...), further ones as (R, ...), and returns
+    (B, R, ...). Tensors that are the same for all rows are expanded. Autograd records what the function does.
+
+    This is what torch does for a `torch.autograd.Function` with a vmap rule, without the cost of that class.
+    """
+    from torch._C._functorch import _add_batch_dim, _unwrap_batched
+    from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+    vmap: Any = retrieve_current_functorch_interpreter()
+    level, rows = vmap.level(), vmap.batch_size()
+    first, *others = (
+        None if tensor is None else _rows_at(int(place == 0), *_unwrap_batched(tensor, level), rows)
+        for place, tensor in enumerate(tensors)
+    )
+    with vmap.lower():
+        result = call(first, *others)
+    return _add_batch_dim(result, 1, level)
+
+
+def _rows_at(place: int, tensor: Tensor, dim: int | None, rows: int) -> Tensor:
+    if dim is None:  # the same for all
+        tensor, dim = tensor.expand(rows, *tensor.shape), 0
+    return tensor.movedim(dim, place)

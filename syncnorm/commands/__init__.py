@@ -1,0 +1,1 @@
+"""What the `syncnorm` command can do, one file a command."""

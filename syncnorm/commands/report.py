@@ -1,0 +1,37 @@
+"""`syncnorm report DIR`: write tables, figures and page again from the rows in a folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from syncnorm.commands.options import given_options, read_options, show_help
+from syncnorm.commands.show import show
+from syncnorm.errors import UserError
+from syncnorm.study.plan.load import load_study
+
+PROG = "syncnorm report DIR"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write tables, figures and page again from the rows of a results folder DIR: the --out folder of a run."""
+
+    study: Path | None = None
+    """The study's file, where the report needs what it registers: plots of its own."""
+    formats: tuple[str, ...] = ("png",)
+    """Formats of the figures: png, pdf, svg. The page shows the PNG, which is always written."""
+
+
+def report(arguments: list[str]) -> int:
+    """Run the command; return its exit code."""
+    from syncnorm.study.report.report import write_report
+
+    if set(arguments) & {"-h", "--help"}:
+        show_help(ReportOptions(), PROG)
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("write the results folder first: syncnorm report DIR.")
+    directory, *rest = arguments
+    options = read_options(ReportOptions(), given_options(rest, PROG), PROG)
+    if options.study:
+        load_study(str(options.study))
+    write_report(Path(directory), [name for text in options.formats for name in text.split(",")])
+    return show(Path(directory))

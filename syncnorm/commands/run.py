@@ -1,0 +1,122 @@
+"""`syncnorm run EXPERIMENT.py`: train what a study lacks, and report it."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from syncnorm.commands.options import Given, given_options, option_names, read_options, show_help
+from syncnorm.commands.show import show
+from syncnorm.config import ClientEngine, Engine, Execution, Run
+from syncnorm.errors import UserError
+from syncnorm.study.plan.load import load_study
+from syncnorm.study.plan.override import refuse_varied, with_vary
+from syncnorm.study.plan.spec import Study, quicker, with_engine
+from syncnorm.study.run.forecast import forecast
+from syncnorm.study.run.ranks import rank
+from syncnorm.study.run.runner import run_study
+from syncnorm.study.run.tracking import Kind, Mode
+
+PROG = "syncnorm run EXPERIMENT.py"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Train what a study still lacks, and write its tables, figures and page.
+
+    Started again it goes on where it was. Options of the study's base run (data, model, norm, world, optim)
+    hold for all of its runs, and are refused for what the study varies: --vary replaces those values.
+    """
+
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The study's own small version, into a folder of its own."""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train nothing: print the runs in groups, how many exist, how many would be trained, and how long that takes."""
+    out: Path | None = None
+    """Folder of the results; out/NAME OF THE STUDY if not given."""
+    seeds: int | None = None
+    """Number of seeds."""
+    first_seed: int | None = None
+    """The first of the seeds; 0 if not given."""
+    vary: tuple[str, ...] = ()
+    """Fields and the values that they take, e.g. norm=bn,gn per-device-batch=2,32 skew=0. In the study's further
+    grids a field that they vary keeps those of its values that are named here."""
+    jobs: int | None = None
+    """Number of worker processes; one a core, at most four a CUDA device, if not given."""
+    engine: Engine | ClientEngine | None = None
+    """The engine of every run: virtual or torchrun for devices, cohort, loop, flower or auto for clients."""
+    keep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep finished runs that other source of a model or plugin, or other data, has made; else they run again."""
+    checkpoint_every: float = Execution.checkpoint_every
+    """Seconds between two checkpoints of a run: one that is killed goes on from its last, to the same bits."""
+    save_models: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep the trained weights of every run that is trained, under OUT/models: syncnorm.load_run(OUT, RUN_ID)."""
+    wandb: Mode = "auto"
+    """Weights & Biases follows runs while they train; auto is online where WANDB_API_KEY is set, else offline."""
+    track: tuple[Kind, ...] = ()
+    """Further trackers: tensorboard."""
+    base: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; return its exit code."""
+    if not arguments or arguments[0].startswith("-"):
+        if set(arguments) & {"-h", "--help"}:
+            show_help(RunOptions(), PROG)
+        raise UserError("write the experiment file first: syncnorm run EXPERIMENT.py [options].")
+    file, *rest = arguments
+    study = load_study(file)
+    study = quicker(study) if "--quick" in rest else study
+    defaults = RunOptions(base=study.base)
+    if set(rest) & {"-h", "--help"}:
+        show_help(defaults, PROG)
+    given = given_options(rest, PROG)
+    _refuse(study, given)
+    options = read_options(defaults, given, PROG)
+    study = changed(study, options, given)
+    out = options.out or Path("out") / study.name
+    if options.dry_run:
+        print(forecast(study, out, jobs=options.jobs, keep=options.keep))
+        return 0
+    command = shlex.join(["syncnorm", "run", *arguments])
+    run_study(
+        study,
+        out,
+        jobs=options.jobs,
+        wandb=options.wandb,
+        track=options.track,
+        keep=options.keep,
+        save_models=options.save_models,
+        checkpoint_every=options.checkpoint_every,
+        command=command,
+    )
+    return show(out) if rank() == 0 else 0
+
+
+def changed(study: Study, options: RunOptions, given: Sequence[Given]) -> Study:
+    """Return the study with the options of the command line put in."""
+    names = [one.name.replace("world.no_", "world.") for one in given]
+    refuse_varied(study, [name for name in names if name in set(option_names(study.base))])
+    study = replace(study, base=options.base)
+    if options.seeds is not None:
+        also = tuple(replace(grid, seeds=grid.seeds and min(grid.seeds, options.seeds)) for grid in study.also)
+        study = replace(study, seeds=options.seeds, also=also)
+    if options.first_seed is not None:
+        study = replace(study, first_seed=options.first_seed)
+    study = with_vary(study, options.vary)
+    return with_engine(study, options.engine) if options.engine else study
+
+
+def _refuse(study: Study, given: Sequence[Given]) -> None:
+    """Raise `UserError` for options that a study cannot have, though a single run has them."""
+    names = [one.name for one in given]
+    if "seed" in names:
+        raise UserError("a study runs several seeds: write --first-seed K for the first, --seeds N for their number.")
+    if "optim.epochs" in names and study.base.world.step == "round":
+        raise UserError("clients train in rounds: write --world.rounds N in place of --optim.epochs.")
+    for one in given:
+        if one.name == "vary" and not one.texts:
+            raise UserError("--vary needs a field and its values, such as norm=bn,gn.")

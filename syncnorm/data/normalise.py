@@ -1,0 +1,110 @@
+"""From samples as they were found to a `Dataset`: limited, converted to tensors, normalised per channel."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from syncnorm.data.dataset import Dataset, Scale
+from syncnorm.data.raw import Groups, Pixels, Signals
+from syncnorm.seeds import derive
+
+
+def normalised(
+    name: str,
+    raw: Pixels | Signals,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    scale: Scale = "own",
+) -> Dataset:
+    """Return `raw` as a `Dataset`: limited, pixels scaled to [0, 1], then normalised per channel.
+
+    A limit keeps that many samples, drawn by seed 0; of two limits the smaller keeps a subset of the larger.
+    With the scale "own", mean and (biased) standard deviation are those of the training samples that are kept; a
+    constant channel is only centred. With "fixed" both are 0.5 for pixels, `centre` and `unit` for signals: several
+    data sets keep the shift between them. Signals without those stay as they are, and the data set says so
+    (`scaled`).
+    """
+    train = chosen("train", len(raw.train_y), train_limit)
+    test = chosen("test", len(raw.test_y), test_limit)
+    kept = torch.from_numpy(np.ascontiguousarray(raw.train_x[train]))
+    held_out = torch.from_numpy(np.ascontiguousarray(raw.test_x[test]))
+    mean, std, scaled = _scale(raw, kept, scale)
+    white = torch.iinfo(kept.dtype).max if isinstance(raw, Pixels) else 1
+    # Columns of a table may be large numbers that differ little: float64 until they are normalised.
+    work = torch.float64 if kept.dtype == torch.float64 else torch.float32
+    given = torch.float32 if scaled else work
+    train_x, test_x = (x.to(work, copy=True).div_(white).sub_(mean).div_(std).to(given) for x in (kept, held_out))
+    return Dataset(
+        name=name,
+        train_x=train_x,
+        train_y=torch.from_numpy(raw.train_y[train]),
+        test_x=test_x,
+        test_y=torch.from_numpy(raw.test_y[test]),
+        classes=len(raw.class_names),
+        class_names=raw.class_names,
+        note=raw.note,
+        changes=raw.changes,
+        natural=_limited(raw.natural, train, test),
+        domain=_limited(raw.domain, train, test),
+        scaled=scaled,
+    )
+
+
+def _scale(raw: Pixels | Signals, kept: Tensor, scale: Scale) -> tuple[Tensor, Tensor, bool]:
+    """Return what is subtracted and divided by, and whether that is a scale at all."""
+    if isinstance(raw, Pixels):
+        return (*channel_moments(kept), True) if scale == "own" else (torch.tensor(0.5), torch.tensor(0.5), True)
+    if raw.as_is:
+        return torch.tensor(0.0), torch.tensor(1.0), True
+    if scale == "own":
+        return (*signal_moments(kept), True)
+    if raw.centre is None or raw.unit is None:
+        return torch.tensor(0.0), torch.tensor(1.0), False
+    by_channel = (1, -1, *(1,) * (kept.ndim - 2))
+    centre, unit = (torch.from_numpy(part).float().view(by_channel) for part in (raw.centre, raw.unit))
+    return centre, unit, True
+
+
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each channel's mean and biased standard deviation: uint8 or uint16 (N, C, H, W) to float32 (1, C, 1, 1).
+
+    They are those of pixels scaled to [0, 1], taken from counts of the 256 (or 65,536) values: the same to the last
+    bit for any number of threads. A constant channel gets the standard deviation 1.
+    """
+    white = torch.iinfo(x.dtype).max
+    values = torch.arange(white + 1, dtype=torch.float64) / white
+    channels = (x if x.dtype == torch.uint8 else x.to(torch.int32)).unbind(1)
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=white + 1) for channel in channels]).double()
+    share = counts / counts.sum(1, keepdim=True)
+    mean = (share * values).sum(1, keepdim=True)
+    std = (share * (values - mean).square()).sum(1, keepdim=True).sqrt()
+    std = torch.where(std > 0, std, torch.ones_like(std))
+    return mean.float().view(1, -1, 1, 1), std.float().view(1, -1, 1, 1)
+
+
+def signal_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each channel's mean and biased standard deviation: (N, C, ...) to (1, C, ...), in the type of `x`.
+
+    Summed in float64 and one order, whatever the number of threads. A constant channel gets the standard deviation 1.
+    """
+    values = x.numpy().astype(np.float64)
+    others = (0, *range(2, x.ndim))
+    mean, std = values.mean(others, keepdims=True), values.std(others, keepdims=True)
+    std[np.ptp(values, others, keepdims=True) == 0] = 1
+    return torch.from_numpy(mean).to(x.dtype), torch.from_numpy(std).to(x.dtype)
+
+
+def _limited(column: Groups | None, train: "Chosen", test: "Chosen") -> Groups | None:
+    return column and Groups(column.names, column.train[train], column.test[test])
+
+
+Chosen = NDArray[np.int64] | slice
+
+
+def chosen(split: str, count: int, limit: int | None) -> Chosen:
+    """Return which of `count` samples of a split a limit keeps, in order, drawn by seed 0."""
+    if limit is None or limit >= count:
+        return slice(None)
+    drawn = np.random.default_rng(derive("limit", 0, split)).permutation(count)[:limit]
+    return np.sort(drawn)

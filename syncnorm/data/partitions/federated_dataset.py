@@ -1,0 +1,171 @@
+"""Who holds what in the clients world: training, validation and test samples of every client.
+
+A sample is an index into one pool of images, so that what a round trains on is one gather. Every random choice
+draws from a stream of its own: one more domain, noise or a validation set moves no sample between clients.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from syncnorm.config import Clients
+from syncnorm.data.domain_pool import Pool
+from syncnorm.data.partitions.client_noise import noisy_test
+from syncnorm.data.partitions.client_partition import RESAMPLED, DomainAssignment, Indices, Partition
+from syncnorm.errors import UserError
+
+NATURAL = "natural"
+"""The skew under which each client is one value of the natural column."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FederatedDataset:
+    """The clients of a run and what they hold, as `make_federated_dataset` builds it.
+
+    Clients 0 .. count-1 train; the `held_out` ones after them hold data and never train. `x` (N, ...) and `y`
+    int64 (N,), on the device, pool all domains' training samples, with noise; `train` and `validation` index them.
+    """
+
+    world: Clients
+    seed: int
+    pool: Pool
+    assignment: DomainAssignment
+    partition: Partition
+    x: Tensor
+    train_size: int | None
+    """Samples that training is cut to; None keeps all that are not validation."""
+    validation_size: int
+
+    @property
+    def count(self) -> int:
+        """Clients that train."""
+        return self.assignment.count
+
+    @property
+    def held_out(self) -> int:
+        """Further clients, which never train."""
+        return self.assignment.held_out
+
+    @property
+    def y(self) -> Tensor:
+        """Labels of `x`: int64 (N,)."""
+        return self.pool.y
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.pool.class_names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) of an image, (C, L) of a signal."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """All domains: those of the training clients, then those that only held-out clients hold."""
+        return self.pool.names
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the content of its pool, see `syncnorm.data.fingerprint`."""
+        return self.pool.fingerprint
+
+    def summary(self) -> str:
+        """Return one line: the data, and how many clients hold them."""
+        held_out = f" and {self.held_out} held out" if self.held_out else ""
+        return f"{self.pool.summary()}; {self.count:,} clients{held_out}, skew {self.world.skew}"
+
+    def __repr__(self) -> str:
+        return f"<FederatedDataset {self.summary()}>"
+
+    @property
+    def global_test(self) -> tuple[Tensor, Tensor]:
+        """Test images and labels of all domains that clients train on, without noise."""
+        end = self.pool.test_starts[self.assignment.domains]
+        return self.pool.test_x[:end], self.pool.test_y[:end]
+
+    def domain(self, client: int) -> str:
+        """Return the name of the domain that a client holds."""
+        return self.pool.names[self.assignment.of(client)]
+
+    def train(self, client: int) -> Tensor:
+        """Return the client's training samples: int64 indices into `x` and `y`, on the CPU, in random order."""
+        return self._pooled(client, self._split(client)[0])
+
+    def validation(self, client: int) -> Tensor:
+        """Return the client's validation samples, as `train` does, and none of those; held-out clients have none."""
+        train, validation = self._split(client)
+        # A resampled client may hold a sample twice.
+        return self._pooled(client, validation[~np.isin(validation, train)])
+
+    def natural(self, client: int) -> str:
+        """Return which value of the natural column the client is; empty under other skews than "natural"."""
+        column = self.pool.natural[self.assignment.of(client)]
+        if self.world.skew != NATURAL or column is None:
+            return ""
+        value: int = column.train[self.partition.samples(client)[0]]
+        return column.names[value]
+
+    def test(self, client: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the client's own test set: images (n, C, H, W), labels (n,), weights float64 (n,) that sum to 1.
+
+        A client of the skew "natural" has the test samples of its own value, with uniform weights. Any other has all
+        test samples of its domain, with the client's noise. Each class weighs what it weighs in the client's training
+        samples, so that the weighted accuracy estimates, without bias, the accuracy on the client's own distribution
+        of labels, with less noise than a small split of the client's own. Skews that leave labels alike have uniform
+        weights. A class without test samples weighs nothing, and the others make up for it.
+
+        Raises `UserError` where the client has no test sample, or none of its classes has.
+        """
+        index = self._test_index(client)
+        x, y = noisy_test(self.pool.test_x[index], self.world, client, self.seed), self.pool.test_y[index]
+        return x, y, self.test_weights(client)
+
+    def test_weights(self, client: int) -> Tensor:
+        """Return the weights of `test` alone, without its samples."""
+        y = self.pool.test_y[self._test_index(client)]
+        if self._labels_alike():
+            return torch.full((len(y),), 1 / len(y), dtype=torch.float64, device=y.device)
+        tested = torch.bincount(y, minlength=self.classes)
+        share = self.histogram(client).double().to(y.device).where(tested > 0, 0)
+        if share.sum() == 0:
+            raise UserError(
+                f"no class that client {client} trains on has a test image in domain '{self.domain(client)}': use "
+                "more test samples (data.test_limit)."
+            )
+        return (share / share.sum() / tested.clamp(min=1))[y]
+
+    def histogram(self, client: int) -> Tensor:
+        """Return how many training samples of each class a client has: int64 (classes,)."""
+        return torch.bincount(self.y[self.train(client).to(self.y.device)], minlength=self.classes).cpu()
+
+    def _split(self, client: int) -> tuple[Indices, Indices]:
+        """Return training and validation samples, as indices in the client's domain."""
+        samples = self.partition.samples(client)
+        held = len(samples) - (self.validation_size if client < self.count else 0)
+        return samples[: held if self.train_size is None else self.train_size], samples[held:]
+
+    def _pooled(self, client: int, samples: Indices) -> Tensor:
+        return torch.from_numpy(samples + self.pool.starts[self.assignment.of(client)])
+
+    def _test_index(self, client: int) -> slice | Tensor:
+        """Return where the client's test samples lie in the pool."""
+        domain = self.assignment.of(client)
+        place, column, value = self.pool.tests(domain), self.pool.natural[domain], self.natural(client)
+        if not value or column is None:
+            return place
+        own = np.flatnonzero(column.test == column.names.index(value))
+        if len(own) == 0:
+            raise UserError(
+                f"client {client}, '{value}' of the natural column, has no test sample: give it some, or leave it "
+                "out."
+            )
+        return torch.from_numpy(own + place.start).to(self.pool.test_y.device)
+
+    def _labels_alike(self) -> bool:
+        """Return whether every client's test samples stand for it as they are."""
+        skew = self.world.skew
+        return skew in ("iid", "quantity", NATURAL) or (skew == RESAMPLED and self.world.alpha is None)

@@ -1,0 +1,73 @@
+"""What every source returns: samples and labels as they were found, before normalisation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncnorm.seeds import derive
+
+Bytes = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+class Groups(NamedTuple):
+    """A column that says where each sample comes from, e.g. which client: indices into `names`, by split."""
+
+    names: tuple[str, ...]
+    train: Labels
+    test: Labels
+
+
+class Pixels(NamedTuple):
+    """Images as they are cached: uint8 or uint16 (N, C, H, W), labels int64 (N,), class names, a note.
+
+    `changes` says what was converted or left out while loading, one phrase each; `natural` says who each sample
+    belongs to, `domain` which domain it is from.
+    """
+
+    train_x: NDArray[Any]
+    train_y: Labels
+    test_x: NDArray[Any]
+    test_y: Labels
+    class_names: tuple[str, ...]
+    note: str
+    changes: tuple[str, ...] = ()
+    natural: Groups | None = None
+    domain: Groups | None = None
+
+
+class Signals(NamedTuple):
+    """Samples that are numbers: signals (N, C, L), feature vectors (N, F) or images (N, C, H, W), float32 or float64.
+
+    `centre` and `unit`, float32 (C,), are what the fixed scale subtracts from each channel and divides it by: the
+    same for all data sets that are domains of one task; None where there are no such numbers. With `as_is` the
+    samples are normalised already and stay as they are. The rest is as in `Pixels`.
+    """
+
+    train_x: NDArray[Any]
+    train_y: Labels
+    test_x: NDArray[Any]
+    test_y: Labels
+    class_names: tuple[str, ...]
+    note: str
+    centre: NDArray[np.float32] | None = None
+    unit: NDArray[np.float32] | None = None
+    changes: tuple[str, ...] = ()
+    natural: Groups | None = None
+    domain: Groups | None = None
+    as_is: bool = False
+
+
+def stratified_fifth(labels: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return sorted indices (train, test): a random fifth of every class is test, by seed 0.
+
+    Every class gives a fifth of its samples, rounded up or down.
+    """
+    array = np.asarray(labels)
+    mixed = np.random.default_rng(derive("split", 0)).permutation(len(array))
+    by_class = mixed[np.argsort(array[mixed], kind="stable")]
+    test = np.zeros(len(array), dtype=bool)
+    test[by_class[::5]] = True
+    return np.flatnonzero(~test), np.flatnonzero(test)

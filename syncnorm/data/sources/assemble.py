@@ -1,0 +1,216 @@
+"""Samples and labels of any kind in, checked, with classes counted from 0 and a test split, out.
+
+Every source but the generated ones goes through here, so that each mistake in labels gets the same sentence.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from syncnorm.data.raw import Groups, Labels, Pixels, Signals, stratified_fifth
+from syncnorm.errors import UserError
+
+Values = NDArray[Any]
+PER_CLASS = 2
+"""Samples a class has on average, at least: labels with fewer are numbers of rows or measured values."""
+CHANGE_OF_LABELS = "labels that are whole numbers written as fractions are taken as classes"
+
+
+class Split(NamedTuple):
+    """Samples (N, ...), labels (numbers or words), and columns that say where a sample comes from, by sample."""
+
+    x: Values
+    y: Values
+    natural: Values | None = None
+    domain: Values | None = None
+
+
+def assemble(
+    splits: Mapping[str, Split],
+    what: str,
+    note: str,
+    class_names: Sequence[str] | None = None,
+    changes: Iterable[str] = (),
+) -> Pixels | Signals:
+    """Return the splits "train" and "test", or split the one called "whole": a fifth is test, drawn by seed 0.
+
+    The fifth is stratified by class, and by `natural` where that is given. `what` names the data in errors. Where
+    there are no `class_names` the classes are the values found, in order. Bytes and 16-bit numbers of shape
+    (N, C, H, W) become `Pixels`, anything else `Signals`.
+
+    Raises `UserError` for splits that are empty or differ in shape, and for labels that cannot be classes.
+    """
+    for name, split in splits.items():
+        check_split(split, where(what, name))
+    changed = list(changes)
+    if any(split.y.dtype.kind == "f" for split in splits.values()):
+        changed.append(CHANGE_OF_LABELS)
+    labels, names = class_indices({name: split.y for name, split in splits.items()}, what, class_names)
+    natural = _groups({name: split.natural for name, split in splits.items()}, what, "natural")
+    domain = _groups({name: split.domain for name, split in splits.items()}, what, "domain")
+    if "whole" in splits:
+        train, test = stratified_fifth(_strata(labels["whole"], natural.train if natural else None))
+        x = splits["whole"].x
+        samples = (x[train], labels["whole"][train], x[test], labels["whole"][test])
+        natural, domain = (
+            column and Groups(column.names, column.train[train], column.train[test]) for column in (natural, domain)
+        )
+        note = f"{note}; a stratified fifth of it is the test split"
+        changed.append("a stratified fifth, drawn by seed 0, is the test")
+    else:
+        shapes = {name: split.x.shape[1:] for name, split in splits.items()}
+        if shapes["train"] != shapes["test"]:
+            raise UserError(
+                f"{what}: training samples have shape {shapes['train']} and test samples {shapes['test']}: give both "
+                "the same."
+            )
+        types = {name: split.x.dtype for name, split in splits.items()}
+        if types["train"] != types["test"]:
+            raise UserError(
+                f"{what}: training samples are of type {types['train']} and test samples of type {types['test']}: "
+                "give both the same."
+            )
+        samples = (splits["train"].x, labels["train"], splits["test"].x, labels["test"])
+    if samples[0].ndim == 4 and samples[0].dtype in (np.uint8, np.uint16):
+        return Pixels(*samples, names, note, tuple(changed), natural, domain)
+    return Signals(*samples, names, note, changes=tuple(changed), natural=natural, domain=domain)
+
+
+def class_indices(
+    labels: Mapping[str, Values], what: str, class_names: Sequence[str] | None = None
+) -> tuple[dict[str, Labels], tuple[str, ...]]:
+    """Return labels as 0 .. classes-1, and the class names: the values found, in order, where nothing names them.
+
+    Raises `UserError` for labels that are missing, not whole or negative, for one class alone, and for about as many
+    different labels as samples.
+    """
+    plain = {name: _plain(values, where(what, name)) for name, values in labels.items()}
+    kinds = {values.dtype.kind for values in plain.values()}
+    if len(kinds) > 1:
+        raise UserError(f"{what}: labels are numbers in one split and words in the other: write them alike.")
+    everything = np.concatenate(list(plain.values()))
+    found = np.unique(everything)
+    if found.dtype.kind == "i" and found[0] < 0:
+        raise UserError(f"{what}: label {found[0]} stands for no class; leave out the samples without a label.")
+    if len(found) > 2 and PER_CLASS * len(found) > len(everything):
+        raise UserError(
+            f"{what}: {len(found)} different labels on {len(everything)} samples look like numbers of rows or "
+            "measured values, not like classes: name the column of classes in data.label, or leave out classes with "
+            "one sample."
+        )
+    trained = np.unique(plain["whole" if "whole" in plain else "train"])
+    if len(trained) == 1:
+        raise UserError(
+            f"{what}: every training sample has the label '{_name(trained[0], class_names)}', and a classifier needs "
+            "two classes or more: give data of other classes too."
+        )
+    if class_names is None:
+        return {name: np.searchsorted(found, values).astype(np.int64) for name, values in plain.items()}, tuple(
+            str(value) for value in found
+        )
+    return {name: _named(values, tuple(class_names), what) for name, values in plain.items()}, tuple(class_names)
+
+
+def where(what: str, split: str) -> str:
+    """Return how a sentence calls a split of the data."""
+    return what if split == "whole" else f"{what}, split {split}"
+
+
+def check_split(split: Split, where: str) -> None:
+    """Raise `UserError` for a split that is empty, whose columns differ in length, or that has NaN in its samples."""
+    if len(split.x) == 0:
+        raise UserError(f"{where} is empty: it has no sample.")
+    for column, values in (("labels", split.y), ("natural", split.natural), ("domain", split.domain)):
+        if values is not None and len(values) != len(split.x):
+            name = "labels" if column == "labels" else f"values of {column}"
+            raise UserError(f"{where} has {len(split.x)} samples and {len(values)} {name}: give one for each sample.")
+    if split.x.dtype.kind == "f" and not np.isfinite(split.x).all():
+        row = int(np.flatnonzero(~np.isfinite(split.x.reshape(len(split.x), -1)).all(1))[0])
+        raise UserError(
+            f"{where}: sample {row} has a value that is not finite (NaN or infinite): fill it or leave it out."
+        )
+
+
+def _plain(values: Values, where: str) -> Values:
+    """Return labels as int64 or text."""
+    if values.ndim != 1:
+        raise UserError(
+            f"{where}: labels have shape {values.shape}: give one class a sample, its number or its name."
+        )
+    if values.dtype.kind == "O":
+        values = np.array(values.tolist())
+    if values.dtype.kind == "f":
+        _check_whole(values, where)
+    elif values.dtype.kind not in "biuUT":
+        raise UserError(f"{where}: labels are of type {values.dtype}: give the number or the name of a class.")
+    return values.astype(str) if values.dtype.kind in "UT" else values.astype(np.int64)
+
+
+def _check_whole(values: Values, where: str) -> None:
+    if np.isnan(values).any():
+        raise UserError(f"{where}: row {int(np.flatnonzero(np.isnan(values))[0])} has no label: leave such rows out.")
+    fractions = values[values != np.floor(values)]
+    if len(fractions):
+        raise UserError(
+            f"{where}: label {fractions[0]:g} is no whole number: labels must be classes, so turn measured values "
+            "into classes first."
+        )
+
+
+def _named(values: Values, class_names: tuple[str, ...], what: str) -> Labels:
+    """Return the places in `class_names` of labels, which are such places or such names."""
+    if values.dtype.kind == "i":
+        if values.max() >= len(class_names):
+            raise UserError(
+                f"{what}: label {values.max()} is beyond the {len(class_names)} class names: labels count from 0."
+            )
+        return values
+    strange = set(values.tolist()) - set(class_names)
+    if strange:
+        raise UserError(f"{what}: label '{min(strange)}' is not among the class names {', '.join(class_names)}.")
+    place = {name: index for index, name in enumerate(class_names)}
+    return np.array([place[value] for value in values.tolist()], dtype=np.int64)
+
+
+def _name(value: Any, class_names: Sequence[str] | None) -> str:
+    if class_names is None or isinstance(value, str) or not 0 <= value < len(class_names):
+        return str(value)
+    return str(class_names[value])
+
+
+def _groups(columns: Mapping[str, Values | None], what: str, called: str) -> Groups | None:
+    """Return a column of all splits; of the split "whole" it is all in `train`."""
+    given = {name: np.asarray(values) for name, values in columns.items() if values is not None}
+    if not given:
+        return None
+    if len(given) < len(columns):
+        missing = next(name for name in columns if name not in given)
+        raise UserError(f"{where(what, missing)} has no column {called}, which the other split has: give it to both.")
+    texts = {}
+    for name, values in given.items():
+        empty = [row for row, value in enumerate(values.tolist()) if value is None or value != value]
+        if empty:
+            raise UserError(
+                f"{where(what, name)}: row {empty[0]} has no value of {called}: every sample must belong somewhere."
+            )
+        texts[name] = _places(values)
+    if len({values.dtype.kind for values in texts.values()}) > 1:
+        texts = {name: values.astype(str) for name, values in texts.items()}
+    names = np.unique(np.concatenate(list(texts.values())))
+    indices = {name: np.searchsorted(names, values).astype(np.int64) for name, values in texts.items()}
+    train = indices["whole" if "whole" in indices else "train"]
+    return Groups(tuple(str(name) for name in names), train, indices.get("test", np.zeros(0, np.int64)))
+
+
+def _places(values: Values) -> Values:
+    """Return the values of a column as int64, in whose order 2 comes before 10, or as text."""
+    values = np.array(values.tolist())
+    if values.dtype.kind == "f" and (values == np.floor(values)).all():  # a table may make 3.0 of 3
+        return values.astype(np.int64)
+    return values.astype(np.int64) if values.dtype.kind in "biu" else values.astype(str)
+
+
+def _strata(labels: Labels, natural: Labels | None) -> Labels:
+    return labels if natural is None else natural * (int(labels.max()) + 1) + labels

@@ -1,0 +1,171 @@
+"""All data sets by name: embedded, generated, and those that other people's modules register."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import Any, TypeVar
+
+from syncnorm.data.raw import Pixels, Signals
+from syncnorm.data.sources.arrays import from_registered
+from syncnorm.data.sources.cache import cached
+from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE, SUMMARIES
+from syncnorm.data.sources.signals import SIGNALS
+from syncnorm.errors import UserError, unknown
+from syncnorm.registry import Registry, check_named
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+OFFERED = ("path", "size")
+"""Fields of a request that a registered function gets if it names them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: fields of `config.Data` that a source may read."""
+
+    name: str
+    path: str = ""
+    size: int | None = None
+    label: str = ""
+    natural: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def refuse(self, *names: str, because: str) -> None:
+        """Raise `UserError` where one of the fields `names` is given."""
+        for name in names:
+            if value := getattr(self, name):
+                raise UserError(f"data.{name} is {value}: {because}, so leave it out.")
+
+
+Read = Callable[[Request], Pixels | Signals]
+
+
+def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
+    """Return the pixels of an embedded data set, from the cache if they lie there."""
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise UserError(f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide.")
+    return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
+
+
+def _read_embedded(request: Request) -> Pixels:
+    _check_embedded(request)
+    return embedded_pixels(request.name, request.size or SIZE)
+
+
+def _read_generated(request: Request) -> Signals:
+    _check_embedded(request)
+    return without_size(request, SIGNALS[request.name]())
+
+
+def _check_embedded(request: Request) -> None:
+    if request.path:
+        raise UserError(
+            f"data.path is {request.path} but data.name is the embedded '{request.name}': give what lies there a "
+            "name of its own, which results are kept under."
+        )
+    request.refuse("label", "natural", because=f"it names a column of a table, and '{request.name}' is none")
+    request.refuse("options", because=f"they are for registered data sets, and '{request.name}' is embedded")
+
+
+def without_size(request: Request, signals: Signals) -> Signals:
+    """Return `signals`; a size, which is for images, raises `UserError`."""
+    if request.size is not None:
+        raise UserError(
+            f"data.size is {request.size}: size is for images, and data set '{request.name}' has signals of shape "
+            f"{signals.train_x.shape[1:]}: leave it out."
+        )
+    return signals
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """What reads an embedded or generated data set, and what that is, in a line."""
+
+    read: Read
+    summary: str
+
+    def __call__(self, request: Request) -> Pixels | Signals:
+        """Read the data set."""
+        return self.read(request)
+
+
+def _generated(name: str) -> BuiltIn:
+    kind, _, number = name.partition("-")
+    what = {"activity": "wearable activity", "biosignal": "physiological signals"}[kind]
+    return BuiltIn(_read_generated, f"generated {what} of person {int(number)}")
+
+
+SOURCES: Registry[Read] = Registry(
+    "data set",
+    {
+        **{name: BuiltIn(_read_embedded, SUMMARIES[name]) for name in DOMAINS},
+        **{name: _generated(name) for name in SIGNALS},
+    },
+)
+"""What reads a data set, by its name."""
+ON_REGISTRATION: list[Callable[[], None]] = []
+"""Drop the data sets that are kept in memory: called when a name is registered, which may be one of theirs anew."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What reads a registered data set: its function, whose source is part of what names a row."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, request: Request) -> Pixels | Signals:
+        """Call the function with what it asks for, and check what it returns."""
+        return _read_registered(self.function, request)
+
+
+def register_data(name: str) -> Callable[[Function], Function]:
+    """Register the decorated function as the data set `name`, for `data.name` and `syncnorm.data.load`.
+
+        @syncnorm.register_data("two-moons")
+        def two_moons(samples: int = 1000):
+            x, y = sklearn.datasets.make_moons(samples, noise=0.2, random_state=0)
+            return x, y
+
+    The function gets the options of `data.options` by keyword, and `path` and `size` of `config.Data` if it names
+    them. `syncnorm.data.sources.arrays` says what it may return. Every process of a run calls it, so it must return
+    the same every time.
+
+    Raises:
+        UserError: a name that is taken, or no name.
+    """
+    check_named(name, "syncnorm.register_data")
+
+    def register(function: Function) -> Function:
+        SOURCES.add(name, Registered(function))
+        for drop in ON_REGISTRATION:
+            drop()
+        return function
+
+    return register
+
+
+def is_registered(name: str) -> bool:
+    """Return whether a data set is one that somebody registered."""
+    return name in SOURCES and SOURCES.source(name) is not None
+
+
+def _read_registered(function: Callable[..., Any], request: Request) -> Pixels | Signals:
+    what = f"data set '{request.name}'"
+    request.refuse("label", "natural", because=f"it names a column of a table, and {what} is registered")
+    parameters = signature(function).parameters
+    options = dict(request.options)
+    for name in OFFERED:
+        if name in parameters:
+            options.setdefault(name, getattr(request, name))
+        else:
+            request.refuse(name, because=f"the function of {what} has no parameter '{name}'")
+    if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for option in options:
+            if option not in parameters:
+                if not parameters:
+                    raise UserError(f"{what} takes no options: leave out '{option}'.")
+                raise unknown(f"option of {what}", option, parameters)
+    try:
+        signature(function).bind(**options)
+    except TypeError as error:
+        raise UserError(f"{what}: {error}; give it in data.options.") from error
+    return from_registered(function(**options), request.name)

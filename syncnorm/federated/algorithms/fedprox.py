@@ -1,0 +1,34 @@
+"""FedProx (Li et al., arXiv 1812.06127): a penalty on the distance to what was received."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from syncnorm.federated.algorithms.base import Algorithm, Option
+from syncnorm.federated.messages import Tensors
+
+
+class FedProx(Algorithm):
+    """Minimise data loss + mu/2 ||w - w_received||^2, over the shared parameters.
+
+    Options:
+        mu: the strength of the penalty.
+        squared: False is mu/2 ||w - w_received||, without the square, as some public code has it.
+    """
+
+    OPTIONS: ClassVar[Mapping[str, Option]] = {"mu": Option(0.01), "squared": Option(True)}
+
+    def local_term(self, parameters: Tensors, received: Tensors, inputs: Tensors) -> Tensor:
+        """Return the penalty."""
+        squares = [(value - received[name]).square().sum() for name, value in parameters.items()]
+        distance = torch.stack(squares).sum()
+        strength: float = self.options["mu"] / 2
+        return strength * (distance if self.options["squared"] else _root(distance))
+
+
+def _root(square: Tensor) -> Tensor:
+    """Return the square root, with a gradient of zero at zero, where that of sqrt is infinite."""
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())

@@ -1,0 +1,87 @@
+"""The models of a run of clients: what all start from, what trains, and what is evaluated."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.config import Norm, Run
+from syncnorm.federated.policies import Policy, rules
+from syncnorm.surgery import convert
+from syncnorm.training import Classifier
+from syncnorm.training.building import DTYPES, build_model
+
+
+class Models:
+    """Builds a run's model, always with the same first weights, with the layers that the policy asks for.
+
+    template: the first model, whose state everything starts from; not to be written to.
+    """
+
+    def __init__(self, run: Run, policy: Policy, shape: tuple[int, ...], classes: int, device: torch.device) -> None:
+        self._run, self._policy = run, policy
+        self._shape, self._classes, self._device = shape, classes, device
+        self.template = self.build()
+
+    def build(self) -> nn.Module:
+        """Build the model anew: a copy's closures, if it has any, would still refer to the original."""
+        model = build_model(self._run, self._shape, self._classes).to(self._device, DTYPES[self._run.precision])
+        if self._policy.training != "hybrid":
+            return model
+        rules(model, self._policy)  # `convert` would bring batch norm back into a model that has none any more
+        return convert(model, "hybrid_bn", **self._run.norm.options)
+
+    def classifier(self, frozen: bool) -> Classifier:
+        """Return what trains, with frozen statistics or not; the same object each time, whose weights are ignored."""
+        return self._frozen_classifier if frozen else self._classifier
+
+    def fresh(self, frozen: bool) -> dict[str, Tensor]:
+        """Return the first parameters and buffers of what trains; shared, not to be written to."""
+        return self._fresh_frozen if frozen else self._fresh
+
+    def with_state(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """Return the model that evaluates, with these entries over its first ones; the same object each time."""
+        _load(self._evaluated, {**self._initial, **state})
+        return self._evaluated
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        layer = Norm("reference_bn", self._run.norm.options) if self._policy.training == "running" else None
+        return Classifier(self.build(), norm=layer, optim=self._run.optim)
+
+    @cached_property
+    def _frozen_classifier(self) -> Classifier:
+        return Classifier(self.build(), norm=Norm("frozen_bn", self._run.norm.options), optim=self._run.optim)
+
+    @cached_property
+    def _fresh(self) -> dict[str, Tensor]:
+        return _copies(self._classifier.model)
+
+    @cached_property
+    def _fresh_frozen(self) -> dict[str, Tensor]:
+        return _copies(self._frozen_classifier.model)
+
+    @cached_property
+    def _evaluated(self) -> nn.Module:
+        return self.build()
+
+    @cached_property
+    def _initial(self) -> dict[str, Tensor]:
+        return _copies(self.template)
+
+
+def everything(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer of a model once, those that a state_dict leaves out too."""
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in everything(model)}
+
+
+@torch.no_grad()
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    for name, value in everything(model):
+        value.copy_(state[name])

@@ -1,0 +1,156 @@
+"""The evaluation of a run: at its clients, of its global model, and at clients held out."""
+
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from syncnorm.federated.aggregation import combine, normalised_weights
+from syncnorm.federated.client.client import section, statistics_entries
+from syncnorm.federated.client.states import ClientState
+from syncnorm.federated.federation import CHUNK, Federation
+from syncnorm.federated.messages import Broadcast, size
+from syncnorm.federated.policies import Reduction
+from syncnorm.federated.server.log import Log
+from syncnorm.federated.server.network import Network
+from syncnorm.federated.server.scores import drift, score, summary, uniform
+from syncnorm.federated.server.server import Server
+from syncnorm.moments import Moments
+from syncnorm.seeds import derive
+from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.metrics import own_metrics
+
+EVALUATED = 1000
+"""At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
+
+
+class Evaluator:
+    """Evaluates what the server and the clients hold after the rounds played so far.
+
+    chosen: what clients kept in an earlier round, where that one is evaluated; None evaluates the last round.
+    """
+
+    def __init__(self, federation: Federation, network: Network, server: Server, log: Log) -> None:
+        self.federation, self.network, self.server, self._log = federation, network, server, log
+        self.chosen: dict[int, ClientState] | None = None
+
+    @property
+    def clients(self) -> list[int]:
+        """The clients that are evaluated: all that are not held out, or a sample if they are too many."""
+        count = self.federation.world.count
+        if count <= EVALUATED:
+            return list(range(count))
+        rng = np.random.default_rng(derive("evaluated", self.federation.run.seed))
+        chosen: list[int] = np.sort(rng.choice(count, EVALUATED, replace=False)).tolist()
+        return chosen
+
+    def gather(self, round_: int) -> None:
+        """Set the server's statistics by a pass over the clients' data, where the policy has such a pass."""
+        if self.federation.policy.statistics_source not in ("before", "after"):
+            return
+        clients = self.clients
+        found = [
+            moments
+            for moments in self.network.measure(clients, lambda client: self.server.broadcast(round_, client))
+            if moments
+        ]
+        if not found:
+            return
+        pooled = {layer: Moments.pool([moments[layer] for moments in found]) for layer in found[0]}
+        statistics = self.federation.layout.with_aliases(statistics_entries(pooled))
+        self.server.set_statistics(statistics)
+        down = sum(self.server.broadcast(round_, client).bytes for client in clients)
+        self._log.add(bytes_up=len(found) * size(statistics), bytes_down=down)
+
+    def broadcast(self, round_: int, client: int) -> Broadcast:
+        """Return what a client evaluates: of an earlier round, also what it kept then."""
+        now = self.server.broadcast(round_, client, evaluate=True)
+        if self.chosen is None:
+            return now
+        built = {name: self.server.state[name] for name in self.federation.layout.kept}
+        kept = section(self.chosen.get(client, self.fallback()), "state")
+        return Broadcast(now.round, {**now.state, **built, **kept})
+
+    def validate(self, round_: int) -> float:
+        """Return the clients' mean accuracy on their validation samples."""
+        return fmean(self.network.validate(self.clients, lambda k: self.broadcast(round_, k), self.fallback()))
+
+    def measure(self, round_: int) -> tuple[dict[str, float], dict[str, Any]]:
+        """Evaluate the model at clients, globally, and at clients held out; return metrics and details."""
+        federation = self.federation
+        scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
+        metrics = summary(federation, scores)
+        details: dict[str, Any] = {"accuracy_by_client": {one.client: one.accuracy for one in scores}}
+        seen = [one for one in scores if one.moments]
+        if seen:
+            details["drift"] = drift(seen)
+        metrics |= self._global_scores()
+        if federation.world.held_out:
+            metrics |= self._held_out()
+        return metrics, details
+
+    def follow(self, round_: int) -> None:
+        """Note the accuracy at clients, and the global model's, in the history; nothing else changes."""
+        trained, counts = self.server.state, dict(self._log.counts)
+        self.gather(round_)
+        scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
+        metrics = summary(self.federation, scores) | self._global_scores()
+        self._log.note("accuracy_at", float(round_))
+        for name in ("accuracy", "global_accuracy"):
+            if name in metrics:
+                self._log.note(name, metrics[name])
+        self.server.state, self._log.counts = trained, counts
+
+    def fallback(self) -> ClientState:
+        """Return what stands in for what a client keeps, at clients that were never sampled."""
+        if self.federation.world.unsampled == "initial" or not self.federation.layout.kept:
+            return {}
+        return {f"state.{name}": value for name, value in self._average_kept("average").items()}
+
+    def global_state(self) -> Mapping[str, Tensor]:
+        """Return the global model's entries; what stays with clients is averaged, or pooled if the run says so."""
+        if not self.federation.policy.personal:
+            return self.server.state
+        rule = self.federation.world.global_norm
+        return {**self.server.state, **self._average_kept("average" if rule == "none" else rule)}
+
+    def kept_state(self) -> dict[int, dict[str, Tensor]]:
+        """Return, by client, the model's entries that each evaluated client keeps, of those that keep any."""
+        kept = self.network.client_states(self.clients) if self.chosen is None else self.chosen
+        own = {client: section(known, "state") for client, known in kept.items()}
+        return {client: state for client, state in own.items() if state}
+
+    def _global_scores(self) -> dict[str, float]:
+        """Evaluate the global model on all test data, where there is one."""
+        federation = self.federation
+        if federation.policy.personal and federation.world.global_norm == "none":
+            return {}
+        x, y = federation.population.global_test
+        logits = predict(federation.models.with_state(self.global_state()), x, CHUNK)
+        accuracy, loss = accuracy_and_loss(logits, y, uniform(len(y)))
+        own = {f"global_{name}": value for name, value in own_metrics(logits, y).items()}
+        return {"global_accuracy": accuracy, "global_loss": loss, **own}
+
+    def _held_out(self) -> dict[str, float]:
+        """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""
+        state, count = self.global_state(), self.federation.world.count
+        ids = range(count, count + self.federation.world.held_out)
+        scores = [score(self.federation, client, state) for client in ids]
+        found = {"heldout_accuracy": fmean(one.accuracy for one in scores)}
+        again = [one.reestimated for one in scores if one.reestimated is not None]
+        return found | ({"heldout_reestimated_accuracy": fmean(again)} if again else {})
+
+    def _average_kept(self, statistics: Reduction) -> dict[str, Tensor]:
+        """Return the mean over clients of what they keep of the model, each weighted as in the rounds."""
+        federation = self.federation
+        kept = self.network.client_states(list(self._log.last_seen)) if self.chosen is None else self.chosen
+        states = [section(own, "state") for _, own in sorted(kept.items())]
+        states = [state for state in states if state]
+        if not states:
+            return {}
+        alike = federation.world.weighting == "uniform"
+        weights = [1.0 if alike else float(len(federation.schedule.samples(client))) for client in sorted(kept)]
+        reductions = federation.layout.reductions_of_kept(statistics)
+        return combine(self.server.state, reductions, states, normalised_weights(states, weights))

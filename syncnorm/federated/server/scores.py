@@ -1,0 +1,136 @@
+"""Scores of models: of a client on its own test data, their summary, and the drift of statistics."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.federated.client.client import statistics_entries
+from syncnorm.federated.federation import CHUNK, Federation
+from syncnorm.moments import Moments
+from syncnorm.surgery import layer_moments
+from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.metrics import own_metrics
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of a model on one client's own test data."""
+
+    client: int
+    accuracy: float
+    loss: float
+    samples: int
+    """Training samples of the client."""
+    reestimated: float | None = None
+    """Accuracy with running statistics re-estimated on the client's training images, without their labels."""
+    moments: dict[str, Moments] = field(default_factory=dict)
+    """Those statistics, by layer."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Registered metrics, by name."""
+
+
+def score(federation: Federation, client: int, state: State) -> Score:
+    """Score a model with these entries at a client, as it is and with its batch norms re-estimated."""
+    x, y, weights = federation.population.test(client)
+    logits = predict(federation.models.with_state(state), x, CHUNK)
+    accuracy, loss = accuracy_and_loss(logits, y, weights)
+    metrics = own_metrics(logits, y, client, weights.to(logits))
+    own = federation.population.x[federation.population.train(client)]
+    # With one sample, a linear layer's statistics have no variance.
+    if not federation.layout.layers or len(own) < 2:
+        return Score(client, accuracy, loss, len(own), metrics=metrics)
+    # Equal parts: a last one with a single sample would have no variance in a linear layer.
+    moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
+    again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
+    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
+    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics)
+
+
+def validate(federation: Federation, client: int, state: State) -> float:
+    """Return a model's accuracy on a client's validation samples."""
+    index = federation.population.validation(client)
+    x, y = federation.population.x[index], federation.population.y[index]
+    accuracy, _ = weighted(federation.models.with_state(state), x, y, uniform(len(index)))
+    return accuracy
+
+
+@torch.no_grad()
+def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Return `(accuracy, cross-entropy in nats)` of a model in evaluation mode; weights (n,) sum to 1."""
+    return accuracy_and_loss(predict(model, x, CHUNK), y, weights)
+
+
+def uniform(samples: int) -> Tensor:
+    """Return weights that make a mean: float64 (samples,)."""
+    return torch.full((samples,), 1 / samples, dtype=torch.float64)
+
+
+def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]:
+    """Return the metrics of the clients that train: mean, worst, spread, weighted by samples, and by domain."""
+    accuracies = [one.accuracy for one in scores]
+    samples = sum(one.samples for one in scores)
+    found = {
+        "accuracy": fmean(accuracies),
+        "client_accuracy_worst": min(accuracies),
+        "client_accuracy_std": stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "client_accuracy_weighted": sum(one.samples * one.accuracy for one in scores) / samples,
+        "loss": fmean(one.loss for one in scores),
+    }
+    found |= {name: fmean(one.metrics[name] for one in scores) for name in scores[0].metrics}
+    again = [one.reestimated for one in scores if one.reestimated is not None]
+    if again:
+        found |= {"reestimated_accuracy": fmean(again), "reestimated_accuracy_worst": min(again)}
+    if len(federation.population.domains) > 1:
+        found |= _by_domain(federation, scores)
+    return found
+
+
+def _by_domain(federation: Federation, scores: Iterable[Score]) -> dict[str, float]:
+    domains: dict[str, list[float]] = {}
+    for one in scores:
+        domains.setdefault(federation.population.domain(one.client), []).append(one.accuracy)
+    return {f"accuracy_{name}": fmean(values) for name, values in domains.items()}
+
+
+def drift(scores: Sequence[Score]) -> dict[str, object]:
+    """Return how far each client's statistics lie from all clients' pooled: plain data, a row a layer.
+
+    In units of the pooled standard deviation s, with the client's mean m_k and standard deviation s_k of what enters
+    the layer under the model that evaluates it, the Wasserstein-2 distance between diagonal Gaussians per channel,
+
+        sqrt(mean over channels of ((m_k - m)^2 + (s_k - s)^2) / s^2).
+    """
+    layers = list(scores[0].moments)
+    values = []
+    for layer in layers:
+        parts = [one.moments[layer] for one in scores]
+        pooled = Moments.pool(parts)
+        mean, deviation = pooled.mean, pooled.var().sqrt()
+        scale = torch.where(deviation > 0, deviation, 1.0)
+        far = [((p.mean - mean) / scale).square() + ((p.var().sqrt() - deviation) / scale).square() for p in parts]
+        values.append([one.mean().sqrt().item() for one in far])
+    return {"layers": layers, "clients": [one.client for one in scores], "values": values}
+
+
+def evaluated_by(federation: Federation) -> str:
+    """Return whose statistics the norm layers used for a run's accuracy."""
+    policy, layers = federation.policy, federation.layout.layers
+    if not layers:
+        return "none"
+    if not federation.layout.has_statistics:
+        return "batch (the test images at hand)"
+    if federation.policy.data == "all":
+        return "own (one client with all data)"
+    if policy.statistics == "local":
+        return "own (each client)"
+    if policy.statistics_source in ("before", "after"):
+        return "gathered by a pass (all clients)"
+    if policy.training == "frozen":
+        return "averaged, then frozen (clients)"
+    moving = ", moving average" if policy.statistics_source == "seen" else ""
+    return f"{'pooled' if policy.statistics == 'pooled' else 'averaged'}{moving} (clients)"

@@ -1,0 +1,281 @@
+"""The words and units that a report uses for fields, their values and metrics."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isinf
+from typing import Any
+
+from syncnorm.study.plot import Axis, names_of
+
+WORDS = {
+    "per_device_batch": "samples per device",
+    "global_batch": "samples per step",
+    "ranks": "devices",
+    "skew": "label-sorted data",
+    "partition": "partition",
+    "norm": "norm",
+    "data": "data set",
+    "lr": "learning rate",
+    "train_limit": "training samples",
+    "test_limit": "test samples",
+    "size": "image side",
+    "buffers": "evaluated buffers",
+    "optim": "optimiser",
+    "count": "clients",
+    "participation": "clients per round",
+    "batch": "samples per client's step",
+    "alpha": "Dirichlet alpha",
+    "noise": "image noise",
+    "held_out": "held-out clients",
+    "unseen": "unseen domains",
+    "equal_size": "equal client size",
+    "small_batch": "small batches",
+    "min_batch": "smallest normalised batch",
+    "clip": "gradient clipping",
+    "unsampled": "unsampled clients",
+    "adapt": "adaptation",
+    "adapt_samples": "samples seen",
+    "batches": "training batches",
+    "test_batch": "samples per test batch",
+    "test_order": "test order",
+}
+UNITS = {"skew": "%", "size": "pixels", "participation": "%"}
+PERCENT = {"participation"}
+"""Fractions that are shown in percent."""
+NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batches"}
+"""Fields whose values are names that say by themselves what they are."""
+VALUES = {("batches", "mixed"): "mixed batches", ("batches", "one_domain"): "one-domain batches"}
+"""Values that are words of their own, by field."""
+ALL = {"adapt_samples", "train_limit", "test_limit"}
+"""Fields that take all there is where they are not set: None lies at infinity on an axis."""
+PHRASES = {
+    "gradient_norm_initial": "gradient norm before training",
+    "gradient_norm_final": "gradient norm after training",
+}
+"""Metrics that are not called by their name."""
+
+DOMAIN_METRICS = {
+    "accuracy": ("accuracy on unseen domains", "unseen domains"),
+    "accuracy_seen": ("accuracy on seen domains", "seen domains"),
+    "seen_accuracy": ("accuracy on seen domains, not adapted", "seen domains"),
+    "unseen_accuracy": ("accuracy on unseen domains, not adapted", "unseen domains"),
+    "loss": ("loss on unseen domains", "unseen domains' loss"),
+    "train_loss": ("training loss", "training loss"),
+}
+"""Metrics of the domains world: their words, and fewer of them for the head of a column."""
+
+CLIENT_METRICS = {
+    "accuracy": ("accuracy, mean over clients", "mean over clients"),
+    "validation_accuracy": ("validation accuracy, mean over clients", "validation"),
+    "loss": ("loss, mean over clients", "loss"),
+    "train_loss": ("training loss", "training loss"),
+    "client_accuracy_weighted": ("accuracy, mean over clients' samples", "mean over samples"),
+    "client_accuracy_worst": ("accuracy of the worst client", "worst client"),
+    "client_accuracy_std": ("standard deviation of accuracy between clients", "deviation between clients"),
+    "global_accuracy": ("accuracy of the global model", "global model"),
+    "global_loss": ("loss of the global model", "global model's loss"),
+    "reestimated_accuracy": (
+        "accuracy with each client's statistics re-estimated, mean over clients",
+        "re-estimated, mean",
+    ),
+    "reestimated_accuracy_worst": (
+        "accuracy of the worst client with its statistics re-estimated",
+        "re-estimated, worst client",
+    ),
+    "heldout_accuracy": ("accuracy of held-out clients with averaged statistics", "held out"),
+    "heldout_reestimated_accuracy": (
+        "accuracy of held-out clients with their statistics re-estimated",
+        "held out, re-estimated",
+    ),
+    "bytes_up": ("data sent to the server", "sent to the server"),
+    "bytes_down": ("data sent to clients", "sent to clients"),
+    "bytes_total": ("data sent both ways", "sent both ways"),
+    "clients_left_out": ("updates left out", "left out"),
+    "small_batches": ("batches too small to normalise", "small batches"),
+    "never_sampled": ("clients never sampled", "never sampled"),
+    "staleness": ("rounds since a client was last sampled", "staleness"),
+}
+"""Metrics of the clients world: their words, and fewer of them for the head of a column."""
+COUNTS = ("clients_left_out", "small_batches", "never_sampled", "staleness", "round", "idle", "batch_norms")
+"""Those that count something: a decimal is enough."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: its stored value times `scale`, in `unit` (may be empty), with so many decimals."""
+
+    words: str
+    short: str
+    """For the head of a column."""
+    unit: str
+    difference_unit: str
+    scale: float
+    decimals: int
+    higher_is_better: bool | None
+    """None where neither is better."""
+
+    @property
+    def title(self) -> str:
+        """Name and unit: "Accuracy (%)"."""
+        return _capital(self.label)
+
+    @property
+    def label(self) -> str:
+        """The same within a sentence: "accuracy (%)"."""
+        return _with_unit(self.words, self.unit)
+
+    @property
+    def difference_label(self) -> str:
+        """Name and unit of a difference within a sentence: "accuracy (percentage points)"."""
+        return _with_unit(self.words, self.difference_unit)
+
+    def difference_title(self, reference: str) -> str:
+        """Name, reference and unit of a difference: "Accuracy, difference to bn (percentage points)"."""
+        return _with_unit(f"{_capital(self.words)}, difference to {reference}", self.difference_unit)
+
+    def sign(self, reference: str) -> str:
+        """What a positive difference means."""
+        words = {True: "better than", False: "worse than", None: "more than"}[self.higher_is_better]
+        return f"Positive is {words} {reference}."
+
+
+def metric_label(name: str, kind: str = "devices", *, unseen: bool | None = True) -> Metric:
+    """Return how to show a metric of a world ("devices", "clients", "domains").
+
+    `unseen` says whether the runs of domains leave some out in training; None where some do and some do not.
+    Accuracies and errors are in percent, losses in nats, bytes in megabytes (10^6), others as they are stored.
+    """
+    words, short = _metric_words(name, kind, unseen)
+    if "loss" in name:
+        return Metric(words, short, "nats", "nats", 1.0, 3, higher_is_better=False)
+    if name.endswith("accuracy_std"):
+        return Metric(words, short, "percentage points", "percentage points", 100.0, 1, higher_is_better=None)
+    if "accuracy" in name or "error" in name:
+        return Metric(words, short, "%", "percentage points", 100.0, 1, higher_is_better="accuracy" in name)
+    if name.startswith("bytes"):
+        return Metric(words, short, "MB", "MB", 1e-6, 2, higher_is_better=False)
+    counted = kind == "clients" and name in COUNTS
+    return Metric(words, short, "", "", 1.0, 1 if counted else 3, higher_is_better=None)
+
+
+def _metric_words(name: str, kind: str, unseen: bool | None) -> tuple[str, str]:
+    plain = PHRASES.get(name, name.replace("_", " "))
+    if kind == "devices":
+        return plain, plain
+    if kind == "domains" and name in ("accuracy", "loss") and not unseen:
+        where = "seen domains" if unseen is False else "unseen domains, on seen ones where none is unseen"
+        return f"{name} on {where}", "seen domains" if unseen is False else "unseen, if any"
+    known = CLIENT_METRICS if kind == "clients" else DOMAIN_METRICS
+    domain = name.removeprefix("accuracy_")
+    return known.get(name, (plain, plain) if domain == name else (f"accuracy on {domain}", domain))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _with_unit(words: str, unit: str) -> str:
+    return f"{words} ({unit})" if unit else words
+
+
+def field_label(axis: Axis, value: Any = None) -> str:
+    """Return a field's words, without its unit: "world.skew" gives "label-sorted data".
+
+    `value`, one of the field's, tells fields apart that share a name: a skew that is a text is a partition. An axis
+    of several fields is called by the first, or by all where no value of it says by itself what it is.
+    """
+    if not isinstance(axis, str) and not _speaks(axis):
+        return listing(field_label(name) for name in axis)
+    name = _last(axis, value)
+    return WORDS.get(name, name.replace("_", " "))
+
+
+def axis_label(axis: Axis, value: Any = None) -> str:
+    """Return a field's words with its unit: "label-sorted data (%)". Labels of several fields say their units."""
+    unit = UNITS.get(_last(axis, value), "") if isinstance(axis, str) else ""
+    return _with_unit(field_label(axis, value), unit)
+
+
+def setting(axis: Axis, value: Any) -> str:
+    """Return a field and its value in words: "label-sorted data 50 %". A label of several fields says all itself."""
+    if not isinstance(axis, str):
+        return str(value)
+    if _last(axis, value) == "domains":
+        count = len(value) if isinstance(value, list) else value.count(", ") + 1 if value != "none" else 0
+        return f"{count} domains" if count else "one domain"
+    if isinstance(value, bool):
+        return field_label(axis) if value else f"no {field_label(axis)}"
+    if isinstance(value, dict) or (_last(axis, value), str(value)) in VALUES:
+        return value_label(value, axis)
+    unit = UNITS.get(_last(axis, value))
+    return " ".join([field_label(axis, value), value_label(value, axis), *([unit] if unit else [])])
+
+
+def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Return one label for the values of several fields.
+
+    Where the first is a name that says by itself what it is, such as a norm or a method, the label is that name and
+    what else is not as in `base`: "fedbn", "fedavg + gn"; a number always has its place: "fedavg + momentum 0.1".
+    Else every value stands with its field, the base's too: "Dirichlet alpha 0.1, learning rate 0.0125".
+    """
+    if not _speaks(axis):
+        return ", ".join(setting(name, values[name]) for name in names_of(axis))
+    first, *others = names_of(axis)
+    words = [value_label(values[first], first)]
+    for name in others:
+        value = values[name]
+        if name not in base or value != base[name] or _is_number(value):
+            words.append(short_setting(name, value))
+    return " + ".join(words)
+
+
+def short_setting(axis: Axis, value: Any) -> str:
+    """Return a value as it stands where its field is not named: "fedbn", but "Dirichlet alpha 0.1", "norm none"."""
+    says_itself = _last(axis, value) in NAMES and value != "none"
+    return value_label(value, axis) if says_itself else setting(axis, value)
+
+
+def value_label(value: Any, axis: Axis = "") -> str:
+    """Return a field's value as text: 50.0 is "50", an option that is not set is "default".
+
+    Options are {"groups": 8, "affine": False} as "groups 8, no affine".
+    """
+    last = _last(axis, value)
+    if value is None:
+        return "all" if last in ALL else "default"
+    if isinstance(value, float) and isinf(value) and last in ALL:
+        return "all"
+    if isinstance(value, dict):
+        return ", ".join(setting(name, item) for name, item in sorted(value.items())) or f"default {last}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and last in PERCENT:
+        value = 100 * value
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else VALUES.get((last, str(value)), str(value))
+
+
+def _speaks(axis: Axis) -> bool:
+    """Return whether the values of an axis's first field are names that say by themselves what they are."""
+    return _last(axis, None) in NAMES
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def takes_all(field: str) -> bool:
+    """Return whether a field takes as much as there is where it is not set."""
+    return _last(field, None) in ALL
+
+
+def _last(axis: Axis, value: Any) -> str:
+    name = (names_of(axis) or ("",))[0].removesuffix(".name").rsplit(".", 1)[-1]
+    return "partition" if name == "skew" and isinstance(value, str) else name
+
+
+def listing(words: Iterable[str]) -> str:
+    """Join words as prose does: "a, b and c"."""
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last

@@ -1,0 +1,293 @@
+"""The points of a chart: which rows belong together, and what they say."""
+
+import re
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
+from typing import Any
+
+from syncnorm.study.plan.spec import KIND
+from syncnorm.study.plot import Axis, Plot, View, names_of
+from syncnorm.study.report.analysis.across import Across, sample
+from syncnorm.study.report.analysis.agreement import without_repeats
+from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
+from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
+from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
+from syncnorm.study.rows import Results, Row, diverged
+
+
+class Chart(Plot):
+    """A plot of numbers: its runs in panels, lines and along x."""
+
+    line: Axis
+    panel: Axis | None
+
+    @abstractmethod
+    def across(self) -> Across:
+        """Return what lies along x."""
+
+    @abstractmethod
+    def stem(self) -> tuple[str, ...]:
+        """Return what its files are called, before the names of line and panel."""
+
+    @abstractmethod
+    def words(self, points: "Points") -> str:
+        """Return its title where the user gives none, without what `where` says."""
+
+    def axes(self) -> tuple[Axis | None, ...]:
+        """Return line and panel."""
+        return self.line, self.panel
+
+
+@dataclass(frozen=True)
+class Points:
+    """What a chart shows, by panel, line and x, each in the study's order (numeric x ascending)."""
+
+    chart: Chart
+    kind: str
+    """The world of its runs; "devices" where there are several."""
+    panels: list[Any]
+    lines: list[str]
+    xs: list[Any]
+    planned: frozenset[Place]
+    """Places where the study has runs, finished or not."""
+    values: dict[Place, dict[int, float]]
+    """The metric by seed. Runs that diverged are left out, except from profiles by layer."""
+    evaluated_by: dict[str, list[str]]
+    """By line: whose statistics the norm layers used."""
+    without_value: int
+    """Finished runs of which a metric is missing or was not finite, without those that diverged."""
+    unseen: bool | None = True
+    """Whether runs of domains leave some out in training; None where some do and some do not."""
+    cases: int = 1
+    """Of how many runs a seed's value is the mean."""
+    diverged: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    """Where runs diverged: how many, and how many have finished there. x is None where a run has several."""
+
+    @cached_property
+    def across(self) -> Across:
+        """What lies along x."""
+        return self.chart.across()
+
+    def summary(self, panel: Any, line: str, x: Any) -> Summary | None:
+        """Return the summary of a place, or None where no run has finished."""
+        values = self.values.get((panel, line, x))
+        return summarise(list(values.values())) if values else None
+
+    def difference(self, panel: Any, line: str, x: Any, reference: str) -> Summary | None:
+        """Return the summary of line - reference over the seeds that both have at (panel, x)."""
+        return paired(self.values.get((panel, line, x), {}), self.values.get((panel, reference, x), {}))
+
+    def divergence(self, panel: Any, line: str, x: Any) -> str:
+        """Say how many runs of a place diverged: "diverged (1 of 5)"; empty without any."""
+        found = self.diverged.get((panel, line, x)) or self.diverged.get((panel, line, None))
+        return f"diverged ({found[0]} of {found[1]})" if found else ""
+
+    def metric(self, x: Any) -> Metric:
+        """Return how the values at x are shown."""
+        return metric_label(self.across.metric(x), self.kind, unseen=self.unseen)
+
+    @cached_property
+    def metrics(self) -> dict[Any, Metric]:
+        """How values are shown, by x."""
+        return {x: self.metric(x) for x in self.xs}
+
+    @property
+    def name(self) -> str:
+        """A name for files, of letters, digits, hyphens and underscores."""
+        chart = self.chart
+        return file_name(*chart.stem(), *(joined(axis) for axis in (chart.line, chart.panel) if axis))
+
+    @property
+    def title(self) -> str:
+        """The plain statement of what is shown: "Accuracy (%) by samples per device and norm"."""
+        if self.chart.title:
+            return self.chart.title
+        where = [setting(name, value) for name, value in self.chart.where.items() if name != KIND]
+        words = self.chart.words(self)
+        return f"{words}, at {listing(where)}" if where else words
+
+    @property
+    def line_label(self) -> str:
+        """The words of what tells lines apart."""
+        return field_label(self.chart.line, sample(self.kind))
+
+    @property
+    def x_label(self) -> str:
+        """The words of x with their unit."""
+        return self.across.label(self.kind)
+
+    @property
+    def x_and_line(self) -> str:
+        """What a title says that a chart goes by: "samples per device and norm"."""
+        return listing([self.across.words(self.kind), self.line_label])
+
+    def x_text(self, x: Any, *, difference: bool = False) -> str:
+        """Return a value of x as text, with the unit of differences if it is one's."""
+        return self.across.text(x, self.metrics, difference=difference)
+
+    def evaluation(self) -> str:
+        """Say what was averaged, which statistics evaluated which lines, and how many runs diverged."""
+        parts = [self._evaluation()]
+        if self.cases > 1:
+            over = listing(field_label(name) for name in self.chart.averaged())
+            parts.insert(0, f"A seed's value is the mean over {self.cases} runs ({over}).")
+        if self.diverged:
+            parts.append(said_diverged(sum(count for count, _ in self.diverged.values())))
+        return " ".join(parts)
+
+    def _evaluation(self) -> str:
+        if said := self.across.evaluated(self.kind):
+            return said
+        lines: defaultdict[str, list[str]] = defaultdict(list)
+        for line in self.lines:
+            if names := self.evaluated_by.get(line):
+                lines[" / ".join(names)].append(line)
+        if not lines:
+            return "Nothing is evaluated yet."
+        if len(lines) == 1:
+            return f"Evaluated with statistics: {next(iter(lines))}."
+        parts = [f"{names} for {listing(group)}" for names, group in lines.items()]
+        return f"Evaluated with statistics: {'; '.join(parts)}."
+
+    def nothing(self) -> str:
+        """Say why there is no value at all."""
+        if self.without_value:
+            return f"no run that has finished gave {listing(self.across.names)}"
+        return "all runs that have finished diverged" if self.diverged else "no run has finished"
+
+    def usual_n(self) -> int:
+        """Return the number of seeds that most places have (0 without any)."""
+        return usual(len(values) for values in self.values.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChartView(View):
+    """What a chart shows: its points."""
+
+    points: Points
+
+
+def named(points: Points) -> dict[str, Any]:
+    """Return what every view of these points is called."""
+    return {
+        "name": points.name,
+        "title": points.title,
+        "wide": len(points.panels) > 1,
+        "empty": not points.values and not points.diverged,
+        "points": points,
+    }
+
+
+def gather(chart: Chart, results: Results) -> Points:
+    """Collect the rows of a chart of the study.
+
+    A row that repeats another but for the field of an agreement is left to the agreement's table.
+    """
+    about, across, over = results.about, chart.across(), chart.averaged()
+    runs = {run: fields for run, fields in about.runs.items() if chart.fits(fields)}
+    rows = rows_of(chart, results)
+    places = [place(chart, runs[row["run_id"]], about.base) for row in rows]
+    cases = [_case(over, runs[row["run_id"]]) for row in rows]
+    names = line_names(rows, places, cases)
+    lost = {row["run_id"] for row in rows if diverged(row)}
+    left_out = lost if across.after_training else set()
+    wanted = {_case(over, fields) for fields in runs.values()}
+    values: defaultdict[Place, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    without_value = 0
+    for row, (panel, _, x), case, name in zip(rows, places, cases, names, strict=True):
+        if row["run_id"] in left_out:
+            continue
+        found = {at: value for at, value in across.values(row, x) if value is not None}
+        without_value += len(found) < across.needed()
+        for at, value in found.items():
+            values[panel, name, at][row["config"]["seed"]][case] = value
+    means = {spot: mean for spot, seeds in values.items() if (mean := _means(seeds, wanted))}
+    spots = [place(chart, fields, about.base) for fields in runs.values()]
+    panels, lines = (list(dict.fromkeys(one[axis] for one in spots)) for axis in range(2))
+    xs = across.order([one[2] for one in spots], [x for _, _, x in means])
+    kinds = {str(fields.get(KIND, "devices")) for fields in runs.values()}
+    unseen = {bool(row["config"]["world"].get("unseen")) for row in rows}
+    return Points(
+        chart=chart,
+        kind=kinds.pop() if len(kinds) == 1 else "devices",
+        panels=panels,
+        lines=_lines(lines, places, names),
+        xs=xs,
+        planned=frozenset([*across.planned(spots, xs), *means]),
+        values=means,
+        evaluated_by=_evaluated_by(rows, names),
+        without_value=without_value,
+        unseen=unseen.pop() if len(unseen) == 1 else None,
+        cases=len(wanted),
+        diverged=_diverged(rows, places, names) if lost else {},
+    )
+
+
+def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Place:
+    """Return (panel, line, x) from the values of a run's fields; x is None where it is none of them."""
+    line = value_label(axis_value(chart.line, fields, base), chart.line)
+    return axis_value(chart.panel, fields, base), line, chart.across().place(fields, base)
+
+
+def rows_of(plot: Plot, results: Results) -> list[Row]:
+    """Return the finished rows that a plot is about, without those that repeat others."""
+    rows = [row for row in results.finished if plot.fits(results.about.runs[row["run_id"]])]
+    return without_repeats(rows, results, plot.fields())
+
+
+def file_name(*parts: str) -> str:
+    """Return a name for files from its parts, of letters, digits, hyphens and underscores."""
+    return "-".join(re.sub(r"\W+", "_", part) for part in parts)
+
+
+def joined(axis: Axis | None) -> str:
+    """Return the fields of an axis as part of a file's name."""
+    return "_".join(names_of(axis))
+
+
+def usual(counts: Iterable[int]) -> int:
+    """Return the most frequent number, of several the largest; 0 without any."""
+    found = Counter(counts)
+    return max(found, key=lambda n: (found[n], n), default=0)
+
+
+def said_diverged(count: int) -> str:
+    """Say that so many runs are in no mean."""
+    return f"Diverged, and in no mean: {count} {'run' if count == 1 else 'runs'}."
+
+
+def _lines(lines: list[str], places: Sequence[Place], names: Sequence[str]) -> list[str]:
+    """Return the names of all lines in the study's order; a line that is several has those in its place."""
+    named: defaultdict[str, dict[str, None]] = defaultdict(dict)
+    for (_, line, _), name in zip(places, names, strict=True):
+        named[line][name] = None
+    return [name for line in lines for name in named.get(line, [line])]
+
+
+def _evaluated_by(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for row, name in zip(rows, names, strict=True):
+        found[name].add(row["evaluated_by"])
+    return {name: sorted(by) for name, by in found.items()}
+
+
+def _diverged(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]) -> dict[Place, tuple[int, int]]:
+    ended, lost = Counter[Place](), Counter[Place]()
+    for row, (panel, _, x), name in zip(rows, places, names, strict=True):
+        ended[panel, name, x] += 1
+        lost[panel, name, x] += diverged(row)
+    return {spot: (count, ended[spot]) for spot, count in lost.items() if count}
+
+
+def _case(over: Sequence[str], fields: Mapping[str, Any]) -> str:
+    """Return what tells a run from those that it is averaged with."""
+    return "; ".join(value_label(fields[name], name) for name in over)
+
+
+def _means(seeds: Mapping[int, Mapping[str, float]], wanted: set[str]) -> dict[int, float]:
+    """Return the mean of every seed of which all cases have finished."""
+    return {seed: fmean(found.values()) for seed, found in seeds.items() if found.keys() == wanted}

@@ -1,0 +1,188 @@
+"""The tables of charts: means with intervals, differences, and the parts that tables of every kind share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from syncnorm.study.plot import Axis, names_of
+from syncnorm.study.report.analysis.labels import Metric, setting
+from syncnorm.study.report.analysis.points import Points
+from syncnorm.study.report.analysis.statistics import Estimate, Summary, overlap
+from syncnorm.study.table import MINUS, NOTHING, Cell, Table
+
+
+def with_differences(points: Points) -> list[Table]:
+    """Return the table of means and, of several lines, that of the differences to the first."""
+    return [means(points), *([differences(points)] if len(points.lines) > 1 else [])]
+
+
+def means(points: Points, shown: Sequence[Any] | None = None) -> Table:
+    """Return the table of means with 95 % intervals: lines by x, a block a panel.
+
+    The best of a column is bold only if its interval is apart from those of all other lines there, and none of its
+    runs diverged. `shown` are the x that the table shows, all if not given; the records have all.
+    """
+
+    def cell(panel: Any, line: str, x: Any) -> Cell:
+        summary, metric = points.summary(panel, line, x), points.metric(x)
+        text = mean_text(summary, metric) if summary else _nothing(points, panel, line, x)
+        note = _note(points, summary, points.divergence(panel, line, x))
+        return Cell(text, _stands_out(points, panel, line, x, metric.higher_is_better), note)
+
+    xs = list(points.xs if shown is None else shown)
+    return Table(
+        name=points.name,
+        title=points.title,
+        caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. "
+        "Bold: best of its column, with an interval apart from all others in it. "
+        f"{points.evaluation()}{_without(points)}",
+        corner=points.line_label,
+        span=points.across.span(points.metrics, points.kind),
+        header=[points.x_text(x) for x in xs],
+        blocks=blocks_of(points, points.lines, xs, cell),
+        records=_records(points),
+    )
+
+
+def differences(points: Points) -> Table:
+    """Return the table of differences to the first line, paired by seed."""
+    reference, *others = points.lines
+    one = None if points.across.several else points.metric(None)
+
+    def cell(panel: Any, line: str, x: Any) -> Cell:
+        summary = points.difference(panel, line, x, reference)
+        text = mean_text(summary, points.metric(x), sign="+") if summary else _nothing(points, panel, line, x)
+        own, other = points.divergence(panel, line, x), points.divergence(panel, reference, x)
+        return Cell(text, note=_note(points, summary, own or (other and f"{reference} {other}")))
+
+    return Table(
+        name=f"{points.name}-differences",
+        title=one.difference_title(reference) if one else f"Differences to {reference}",
+        caption="Mean ± half width of the 95 % t interval of the differences paired by seed; "
+        f"{_usual(points)}. {one.sign(reference) if one else f'Positive is more than {reference}.'} "
+        f"{points.evaluation()}",
+        corner=points.line_label,
+        span=points.across.span(points.metrics, points.kind, difference=True),
+        header=[points.x_text(x, difference=True) for x in points.xs],
+        blocks=blocks_of(points, others, points.xs, cell),
+    )
+
+
+def few(xs: list[Any], most: int = 8) -> list[Any]:
+    """Return at most so many of the values, the first and the last among them."""
+    if len(xs) <= most:
+        return xs
+    return [xs[round(index * (len(xs) - 1) / (most - 1))] for index in range(most)]
+
+
+def blocks_of(
+    points: Points, lines: list[str], xs: list[Any], cell: Callable[[Any, str, Any], Cell]
+) -> list[tuple[str, list[list[Cell]]]]:
+    """Return a table's blocks, one a panel: its heading, and a line of cells for every line that is there."""
+    panel_field = points.chart.panel
+    there = {(panel, line) for panel, line, _ in points.planned}
+    return [
+        (
+            setting(panel_field, panel) if panel_field else "",
+            [[Cell(line), *(cell(panel, line, x) for x in xs)] for line in lines if (panel, line) in there],
+        )
+        for panel in points.panels
+    ]
+
+
+def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better: bool | None) -> bool:
+    """Return whether a line is the best at (panel, x), apart from all others that the study has there."""
+    own = points.summary(panel, line, x)
+    others = [other for other in points.lines if other != line and (panel, other, x) in points.planned]
+    rivals = [points.summary(panel, other, x) for other in others]
+    if own is None or not rivals or points.divergence(panel, line, x):
+        return False
+    return all(
+        rival is not None and not overlap(own, rival) and (own.mean > rival.mean) == higher_is_better
+        for rival in rivals
+    )
+
+
+def mean_text(summary: Summary, metric: Metric, sign: str = "") -> str:
+    """Return "84.3 ± 1.2" in the metric's unit; without an interval only the mean."""
+    mean = f"{summary.mean * metric.scale:{sign}z.{metric.decimals}f}".replace("-", MINUS)
+    if summary.half_width is None:
+        return mean
+    return f"{mean} ± {summary.half_width * metric.scale:.{metric.decimals}f}"
+
+
+def interval_text(estimate: Estimate, text: Callable[[float], str]) -> str:
+    """Return "63.2 [51.0, 75.9]", its numbers written by `text`; without an interval only the value."""
+    value, *ends = (text(one).replace("-", MINUS) for one in (estimate.value, *(estimate.interval or ())))
+    return f"{value} [{', '.join(ends)}]" if ends else value
+
+
+def _nothing(points: Points, panel: Any, line: str, x: Any) -> str:
+    return NOTHING if (panel, line, x) in points.planned else ""
+
+
+def _note(points: Points, summary: Summary | None, divergence: str) -> str:
+    """Return what a cell says beside its number: its n, if it is not the usual one, and what diverged."""
+    n = f"n = {summary.n}" if summary and summary.n != points.usual_n() else ""
+    return "; ".join(part for part in (n, divergence) if part)
+
+
+def _usual(points: Points) -> str:
+    n = points.usual_n()
+    if n == 0:
+        return points.nothing()
+    uneven = any(len(values) != n for values in points.values.values())
+    alone = "; one seed gives no interval" if any(len(v) == 1 for v in points.values.values()) else ""
+    return f"n = {n} {'seed' if n == 1 else 'seeds'}{' unless a cell says otherwise' if uneven else ''}{alone}"
+
+
+def _without(points: Points) -> str:
+    return f" {points.across.lacking(points.without_value)}" if points.without_value else ""
+
+
+def _records(points: Points) -> list[dict[str, Any]]:
+    """Return one record a point: its statistics and those of its difference to the first line, as stored."""
+    records = []
+    for panel in points.panels:
+        for line in points.lines:
+            for x in points.xs:
+                if (summary := points.summary(panel, line, x)) is None:
+                    continue
+                seeds = sorted(points.values[panel, line, x])
+                difference = None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
+                records.append(
+                    {
+                        **place_columns(points, panel, line, x),
+                        "evaluated_by": " / ".join(points.evaluated_by[line]),
+                        "seeds": " ".join(map(str, seeds)),
+                        **statistics_columns("", summary),
+                        "reference": points.lines[0] if difference else None,
+                        **statistics_columns("difference_", difference),
+                    }
+                )
+    return records
+
+
+def place_columns(points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
+    """Return the columns that say where a record is in its chart."""
+    chart = points.chart
+    columns: dict[str, Any] = {_column(chart.panel): panel} if chart.panel else {}
+    columns[_column(chart.line)] = line
+    return {**columns, **points.across.columns(x, points.kind)}
+
+
+def _column(axis: Axis) -> str:
+    return "+".join(names_of(axis))
+
+
+def statistics_columns(prefix: str, summary: Summary | None) -> dict[str, Any]:
+    """Return a record's columns of a summary."""
+    low, high = (summary.interval if summary else None) or (None, None)
+    values = {
+        "n": summary.n if summary else None,
+        "mean": summary.mean if summary else None,
+        "std": summary.std if summary else None,
+        "half_width": summary.half_width if summary else None,
+        "low": low,
+        "high": high,
+    }
+    return {prefix + name: value for name, value in values.items()}

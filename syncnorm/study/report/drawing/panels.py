@@ -1,0 +1,166 @@
+"""What figures draw inside of their panels: lines with intervals, the axes of x and y."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import isinf, log2, nan
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+from syncnorm.study.report.analysis.points import Points
+from syncnorm.study.report.drawing.style import GRID
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TICK_CHARACTERS, TICK_LINES = 16, 3
+PANEL_WIDTH, FEW_WIDTH, MANY_WIDTH, FEW = 3.1, 4.8, 7.4, 6
+"""Inches of a panel, and at least of all together: for up to `FEW` lines, and for more."""
+PANEL_CHARACTERS = 45
+"""Characters that fit below a panel of few lines."""
+TURN = 60
+"""Degrees, of labels that do not fit level."""
+SPAN = 30
+"""The factor from which numbers are shown by their logarithm."""
+
+
+SIZES = {"P": 6.0, "X": 6.0, "*": 7.5, "h": 5.5, "p": 5.5, "^": 5.5, "v": 5.5, "<": 5.5, ">": 5.5}
+"""Of markers that would look smaller than others."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a line looks."""
+
+    color: str
+    marker: str
+    dashes: str = "-"
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """The same for matplotlib."""
+        return {
+            "color": self.color,
+            "marker": self.marker,
+            "linestyle": self.dashes,
+            "markersize": SIZES.get(self.marker, 4.5),
+            "markeredgecolor": "white",
+            "markeredgewidth": 0.6,
+        }
+
+
+MOST_BANDS = 8
+"""Lines whose bands stay apart."""
+Styles = dict[str, Style]
+"""By line."""
+
+
+def positions(xs: list[Any]) -> list[float]:
+    """Return where the values of x lie: powers of two, and what spans more than a factor of 30, by logarithm.
+
+    Other numbers lie as they are, and what is no number in order. Infinity, as much as there is, is one step further.
+    """
+    if not is_numeric(xs):
+        return [float(index) for index in range(len(xs))]
+    numbers = [x for x in xs if not isinf(x)]
+    powers = all(x > 0 and log2(x).is_integer() for x in numbers)
+    logarithmic = powers or (min(numbers) > 0 and max(numbers) > SPAN * min(numbers))
+    places = [log2(x) if logarithmic else float(x) for x in numbers]
+    step = min((b - a for a, b in pairwise(places)), default=1.0)
+    return places + [max(places, default=0.0) + step] * (len(xs) - len(numbers))
+
+
+def x_axis(ax: "Axes", points: Points) -> dict[str, list[float]]:
+    """Lay out the axis of x, and return where the points of every line lie on it.
+
+    Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
+    """
+    places = positions(points.xs)
+    step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
+    labels, turned = tick_labels(points)
+    ax.set_xticks(places, labels, rotation=TURN if turned else 0)
+    margin = 0.4 * step
+    ax.set_xlim(places[0] - margin, places[-1] + margin)
+    ax.set_xlabel(points.x_label)
+    shifts = [step * 0.36 * ((index + 0.5) / len(points.lines) - 0.5) for index in range(len(points.lines))]
+    return {line: [place + shift for place in places] for line, shift in zip(points.lines, shifts, strict=True)}
+
+
+def grid(ax: "Axes") -> None:
+    """Lay out the axis of y, with lines across."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.grid(axis="y", color=GRID, linewidth=0.7)
+    ax.set_axisbelow(True)
+    ax.tick_params(length=3, width=0.7)
+
+
+def draw_line(
+    ax: "Axes",
+    line: str,
+    styles: Styles,
+    places: Sequence[float],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    scale: float = 1.0,
+    *,
+    joined: bool,
+) -> None:
+    """Draw a line's values (as shown; NaN leaves a gap) and their intervals (times `scale`).
+
+    Between categories there is nothing: they are not joined, and get intervals as bars.
+    """
+    color = styles[line].color
+    lows, highs = ([(ends[side] if ends else nan) * scale for ends in intervals] for side in range(2))
+    if joined:
+        ax.fill_between(places, lows, highs, color=color, alpha=band(styles), linewidth=0)
+    ax.vlines(places, lows, highs, color=color, linewidth=0.7 if joined else 1.6, alpha=0.5)
+    ax.plot(places, values, label=line, zorder=3, **styles[line].look, linewidth=1.4 if joined else 0)
+
+
+def band(styles: Styles) -> float:
+    """Return how much a band covers: little where many lie over each other."""
+    return 0.16 if len(styles) <= MOST_BANDS else 0.06
+
+
+def is_numeric(xs: list[Any]) -> bool:
+    """Return whether all values of x are numbers."""
+    return all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
+
+
+def clip(text: str, room: int) -> str:
+    """Return a text of at most `room` characters, without the middle of a longer one."""
+    return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
+
+
+def panels_width(panels: int, lines: int) -> float:
+    """Return the inches of so many panels side by side."""
+    return max(PANEL_WIDTH * panels, FEW_WIDTH if lines <= FEW else MANY_WIDTH)
+
+
+def tick_labels(points: Points) -> tuple[list[str], bool]:
+    """Return the values of x as they stand below the axis, and whether they are turned to fit.
+
+    Words are broken over lines where that makes them fit level; else they are clipped.
+    """
+    texts = [points.x_text(x) for x in points.xs]
+    if not is_numeric(points.xs):
+        wide = len(points.panels) < 2 and len(points.lines) > FEW
+        room = int(PANEL_CHARACTERS * (MANY_WIDTH / FEW_WIDTH if wide else 1)) // len(texts) - 2
+        lines = [wrap(text, max(1, room), break_long_words=False) or [""] for text in texts]
+        if all(len(some) <= TICK_LINES and max(map(len, some)) <= room for some in lines):
+            return ["\n".join(some) for some in lines], False
+    labels = [clip(text, TICK_CHARACTERS) for text in texts]
+    return labels, _crowded(points.xs, [len(label) for label in labels])
+
+
+def _crowded(xs: list[Any], lengths: list[int]) -> bool:
+    """Return whether labels of so many characters do not fit side by side below a panel."""
+    if sum(lengths) + 2 * len(lengths) > PANEL_CHARACTERS or max(lengths) > 10:
+        return True
+    places = positions(xs)
+    across = max(places[-1] - places[0], 1e-9)
+    room = [PANEL_CHARACTERS * (b - a) / across for a, b in pairwise(places)]
+    needed = [(a + b) / 2 + 1 for a, b in pairwise(lengths)]
+    return any(here < there for here, there in zip(room, needed, strict=True))

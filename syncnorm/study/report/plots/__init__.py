@@ -1,0 +1,99 @@
+"""The kinds of plots: one file a kind, and a row here. `register_plot` adds a kind from anywhere."""
+
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from typing import Any, TypeVar
+
+from syncnorm.errors import UserError
+from syncnorm.registry import Registry, check_named
+from syncnorm.study.plot import Plot
+from syncnorm.study.report.plots.columns import Columns
+from syncnorm.study.report.plots.curve import Curve
+from syncnorm.study.report.plots.drift import Drift
+from syncnorm.study.report.plots.gap import Gap
+from syncnorm.study.report.plots.history import History
+from syncnorm.study.report.plots.profile import Profile
+from syncnorm.study.report.plots.trade import Trade
+
+__all__ = [
+    "PLOTS",
+    "Columns",
+    "Curve",
+    "Drift",
+    "Gap",
+    "History",
+    "Profile",
+    "Trade",
+    "from_plain",
+    "register_plot",
+]
+
+Kind = TypeVar("Kind", bound=type[Plot])
+
+BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Gap, Profile)
+PLOTS: Registry[type[Plot]] = Registry("plot", {plot.kind: plot for plot in BUILT_IN})
+"""By what `study.json` calls them."""
+
+
+def register_plot(kind: str) -> Callable[[Kind], Kind]:
+    """Return a class decorator that makes a plot of one's own known by a name, for `study.json` to keep.
+
+    A study file may use the plot at once; an installed package registers it from a module that its entry point in the
+    group "syncnorm.plugins" names. This one shows how long runs took:
+
+        from dataclasses import dataclass
+        import syncnorm
+        from syncnorm.study import Plot, View
+
+        @syncnorm.register_plot("minutes")
+        @dataclass(frozen=True)
+        class Minutes(Plot):
+            def collect(self, results):
+                rows = [row for row in results.finished if self.fits(results.about.runs[row["run_id"]])]
+                return MinutesView(name="minutes", title="Minutes a run", rows=rows, empty=not rows)
+
+        @dataclass(frozen=True, kw_only=True)
+        class MinutesView(View):
+            rows: list
+            def figure(self):
+                from matplotlib.figure import Figure
+                figure = Figure(figsize=(6, 3))
+                figure.subplots().hist([row["seconds"] / 60 for row in self.rows])
+                return figure
+
+    Args:
+        kind: a name that no other plot has.
+
+    Raises:
+        UserError: a name that is taken; a class that is no plot, or no frozen dataclass.
+    """
+    check_named(kind, "register_plot")
+
+    def register(plot: Kind) -> Kind:
+        if not (isinstance(plot, type) and issubclass(plot, Plot)):
+            raise UserError(f"plot '{kind}' is {plot!r}: it must be a class derived from syncnorm.study.Plot.")
+        if not is_dataclass(plot) or "__dataclass_fields__" not in plot.__dict__:
+            raise UserError(
+                f"plot '{kind}': write @dataclass(frozen=True) between @register_plot and class {plot.__name__}."
+            )
+        PLOTS.add(kind, plot)
+        plot.kind = kind
+        return plot
+
+    return register
+
+
+def from_plain(plain: dict[str, Any]) -> Plot:
+    """Return the plot that `as_plain` gave. Data without a kind are a curve's: there once was no other.
+
+    Raises:
+        UserError: a kind that is not known here, or fields that this kind does not have.
+    """
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()
+    }
+    kind = values.pop("kind", "curve")
+    try:
+        return PLOTS[kind](**values)
+    except TypeError as error:
+        raise UserError(f"plots of kind '{kind}' do not have these fields: {', '.join(values)}.") from error

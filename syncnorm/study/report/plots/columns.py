@@ -1,0 +1,59 @@
+"""Several metrics side by side."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from syncnorm.study.plot import Axis, Reads
+from syncnorm.study.report.analysis.across import Across, Metrics, shared_unit
+from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named
+from syncnorm.study.report.analysis.tables import with_differences
+from syncnorm.study.rows import Results
+from syncnorm.study.table import Table
+
+
+@dataclass(frozen=True)
+class Columns(Chart):
+    """A table: one row a value of `line`, one column a metric, one block a value of `panel`.
+
+    Runs that differ in the fields of `mean_over` alone count as one.
+    """
+
+    kind: ClassVar[str] = "columns"
+
+    line: Axis
+    metrics: tuple[str, ...] = ("accuracy",)
+    panel: Axis | None = None
+    mean_over: tuple[str, ...] = ()
+
+    def collect(self, results: Results) -> "ColumnsView":
+        """Collect the metrics of every run, by panel and line."""
+        return ColumnsView(**named(gather(self, results)))
+
+    def averaged(self) -> tuple[str, ...]:
+        """Return `mean_over`."""
+        return self.mean_over
+
+    def reads(self) -> Reads:
+        """Return what it shows of a row."""
+        return Reads(metrics=self.metrics)
+
+    def across(self) -> Across:
+        """Return the metrics."""
+        return Metrics(self.metrics)
+
+    def stem(self) -> tuple[str, ...]:
+        """Return "columns"."""
+        return ("columns",)
+
+    def words(self, points: Points) -> str:
+        """Return e.g. "Accuracy (%) by method"."""
+        return f"{shared_unit(points.metrics) or 'Metrics'} by {points.line_label}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnsView(ChartView):
+    """The tables of means and of differences; there is no figure."""
+
+    def tables(self) -> list[Table]:
+        """Return the means, and the differences to the first line."""
+        return with_differences(self.points)

@@ -1,0 +1,90 @@
+"""A metric against a field of the runs."""
+
+from dataclasses import dataclass
+from math import nan
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from syncnorm.study.plot import Axis, Reads
+from syncnorm.study.report.analysis.across import Across, Field
+from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, joined, named
+from syncnorm.study.report.analysis.tables import with_differences
+from syncnorm.study.report.drawing.figures import below, compose_chart, footnote
+from syncnorm.study.report.drawing.panels import Styles, draw_line, grid, is_numeric, x_axis
+from syncnorm.study.rows import Results
+from syncnorm.study.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Curve(Chart):
+    """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`.
+
+    Runs that differ in the fields of `mean_over` alone count as one.
+    """
+
+    kind: ClassVar[str] = "curve"
+
+    x: Axis
+    line: Axis
+    panel: Axis | None = None
+    metric: str = "accuracy"
+    mean_over: tuple[str, ...] = ()
+
+    def collect(self, results: Results) -> "CurveView":
+        """Collect the metric of every run, by panel, line and x."""
+        return CurveView(**named(gather(self, results)))
+
+    def axes(self) -> tuple[Axis | None, ...]:
+        """Return x, line and panel."""
+        return self.x, self.line, self.panel
+
+    def averaged(self) -> tuple[str, ...]:
+        """Return `mean_over`."""
+        return self.mean_over
+
+    def reads(self) -> Reads:
+        """Return what it shows of a row."""
+        return Reads(metrics=(self.metric,))
+
+    def across(self) -> Across:
+        """Return the field of x."""
+        return Field((self.metric,), self.x)
+
+    def stem(self) -> tuple[str, ...]:
+        """Return the metric and x."""
+        return self.metric, joined(self.x)
+
+    def words(self, points: Points) -> str:
+        """Return e.g. "Accuracy (%) by samples per device and norm"."""
+        return f"{points.metric(None).title} by {points.x_and_line}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveView(ChartView):
+    """The lines of a curve: means with intervals, and every seed as a dot."""
+
+    def tables(self) -> list[Table]:
+        """Return the means, and the differences to the first line."""
+        return with_differences(self.points)
+
+    def figure(self) -> "Figure":
+        """Draw a line a value of `line`."""
+        points = self.points
+        return compose_chart(points, points.metric(None), footnote(points), self._paint, below(points))
+
+    def _paint(self, ax: "Axes", panel: Any, styles: Styles) -> None:
+        points = self.points
+        scale = points.metric(None).scale
+        for line, places in x_axis(ax, points).items():
+            summaries = [points.summary(panel, line, x) for x in points.xs]
+            means = [one.mean * scale if one else nan for one in summaries]
+            intervals = [one.interval if one else None for one in summaries]
+            draw_line(ax, line, styles, places, means, intervals, scale, joined=is_numeric(points.xs))
+            for x, place in zip(points.xs, places, strict=True):
+                values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
+                color = styles[line].color
+                ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
+        grid(ax)

@@ -1,0 +1,39 @@
+"""What a reader must know of where rows come from, beside their environment."""
+
+from collections import Counter, defaultdict
+
+from syncnorm.study.report.analysis.labels import listing
+from syncnorm.study.rows import Results, Row
+
+DIRTY = "-dirty"
+"""How the commit of a working tree with changes ends."""
+
+
+def provenance(results: Results) -> list[str]:
+    """Return a sentence for each doubt whether all rows come from the same source and data; none for no doubt."""
+    return [*_dirty(results.finished), *_fingerprints(results.finished)]
+
+
+def _dirty(rows: list[Row]) -> list[str]:
+    commits = Counter(row["environment"].get("commit", "") for row in rows)
+    found = {commit: count for commit, count in commits.items() if commit.endswith(DIRTY)}
+    if not found:
+        return []
+    return [
+        f"{sum(found.values())} of {len(rows)} finished runs were made from a working tree with uncommitted changes "
+        f"({listing(found)}): no commit holds their source."
+    ]
+
+
+def _fingerprints(rows: list[Row]) -> list[str]:
+    """Say what has several fingerprints, such as "model mynet": the same name stood for several things."""
+    seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        for name, value in (row.get("fingerprints") or {}).items():
+            seen[name][str(value)[:12]] += 1
+    return [
+        f"Different versions of {name} made these runs: "
+        f"{listing(f'{value} ({count} runs)' for value, count in found.items())}. Means over them mix versions."
+        for name, found in seen.items()
+        if len(found) > 1
+    ]

@@ -1,0 +1,73 @@
+"""What a study would do: its runs in groups, how many exist, how many would be trained, and how long that takes."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from syncnorm.config import Run, describe, run_id
+from syncnorm.progress import span
+from syncnorm.study.plan.spec import Grid, Study, expand, grids_of
+from syncnorm.study.rows import ROWS, Row, read_rows
+from syncnorm.study.run.changes import changed_rows
+from syncnorm.study.run.runner import default_jobs
+
+
+def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = False) -> str:
+    """Return in lines what `run_study` would do with the same arguments; nothing is trained or written.
+
+    The estimate takes, for each run to be trained, the mean seconds of the finished runs in `out` that differ from it
+    in the seed alone, or else of all of them.
+    """
+    runs = expand(study)
+    rows = read_rows(out) if (out / ROWS).exists() else {}
+    done = {run for run, row in rows.items() if "metrics" in row}
+    changes = changed_rows(runs, rows)
+    stale = set() if keep else {run for change in changes for run in change.runs}
+    todo = [run for run in runs if run_id(run) not in done or run_id(run) in stale]
+    lines = [f"{study.name}: {len(runs)} runs, {len(runs) - len(todo)} finished, {len(todo)} to train"]
+    for number, grid in enumerate(grids_of(study)):
+        lines.append(f"  {'main grid' if not number else f'grid {number + 1}'}: {_axes(study, grid)}")
+    lines += [f"  {change.sentence(keep)}" for change in changes]
+    if todo:
+        lines.append(f"  {_time(todo, rows, jobs or default_jobs())}")
+    lines.append(f"  results: {out}")
+    return "\n".join(lines)
+
+
+def _axes(study: Study, grid: Grid) -> str:
+    """Return a grid as text: its fields with their values, and how many runs they make."""
+    seeds = study.seeds if grid.seeds is None else grid.seeds
+    axes = [f"{name} ({', '.join(map(_text, values))})" for name, values in grid.vary.items()]
+    points = prod(len(values) for values in grid.vary.values())
+    return f"{' x '.join([*axes, f'{seeds} seeds'])}: {points * seeds} runs"
+
+
+def _text(value: Any) -> str:
+    name = getattr(value, "name", None)
+    return str(name if isinstance(name, str) else getattr(value, "kind", value))
+
+
+def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int) -> str:
+    """Return how long the runs to be trained take, or why nobody knows."""
+    seconds: defaultdict[str, list[float]] = defaultdict(list)
+    everything: list[float] = []
+    for row in rows.values():
+        if "metrics" in row:
+            seconds[_without_seed(row["config"])].append(row["seconds"])
+            everything.append(row["seconds"])
+    if not everything:
+        return "time: not known before a run has finished; --quick is the study's own small version"
+    known = [seconds.get(_without_seed(describe(run))) for run in todo]
+    total = sum(fmean(found or everything) for found in known)
+    alike = sum(found is not None for found in known)
+    basis = f"from {len(everything)} finished runs, {alike} of {len(todo)} with another seed among them"
+    return (
+        f"time: about {span(total)} of training, {span(total / min(jobs, len(todo)))} with {jobs} workers ({basis})"
+    )
+
+
+def _without_seed(config: dict[str, Any]) -> str:
+    return str(sorted((key, value) for key, value in config.items() if key != "seed"))

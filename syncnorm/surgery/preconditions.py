@@ -1,0 +1,80 @@
+"""What a model has to be before its layers are changed or measured."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from syncnorm._torch import compiler_is_loaded
+from syncnorm.errors import UserError
+
+_QUANTISED = re.compile(r"torch\.ao\.nn\..*(quantized|qat)")
+
+
+def check_model(model: Any) -> None:
+    """Raise `UserError` for what is no module, and for batch norms that torch has compiled or quantised."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UserError(f"the model is {what}: give a torch.nn.Module.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name:
+            raise UserError(f"layer '{name}' is compiled by TorchScript: give the model from before that.")
+        if _QUANTISED.match(type(module).__module__) and any(isinstance(m, _BatchNorm) for m in module.modules()):
+            raise UserError(f"layer '{name}' is quantised: give the model from before that.")
+
+
+def check_changeable(model: Any) -> None:
+    """Raise what `check_model` does, and `UserError` for a model whose layers must not change any more."""
+    check_model(model)
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise UserError(
+            "the model is wrapped in DistributedDataParallel, which knows the parameters that it had: change the "
+            "model inside (.module), and wrap that anew."
+        )
+
+
+def warn_of_foreign_norms(model: nn.Module, left: str) -> None:
+    """Warn of modules that keep a running mean and are no torch batch norm: a class of its own, or F.batch_norm."""
+    found = [
+        f"'{name}' ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if any("running_mean" in key and value is not None for key, value in module._buffers.items())
+        and not isinstance(module, _BatchNorm | _InstanceNorm)
+    ]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        warnings.warn(
+            f"{', '.join(found[:3])}{more}: keeps a running mean, but is no torch.nn batch norm (it may call "
+            f"F.batch_norm), so {left}.",
+            stacklevel=3,
+        )
+
+
+def call(model: nn.Module, x: Any, what: str) -> Any:
+    """Return `model(x)`; whatever it raises becomes a `UserError` that says what `what` is."""
+    try:
+        return model(x)
+    except UserError:
+        raise
+    except Exception as error:
+        given = f"{x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(f"the model fails on {what} ({given}): {in_a_line(error)}.") from error
+
+
+def in_a_line(error: Exception) -> str:
+    """Return what an error says, its first line, behind its type unless it is meant for the user."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Let compiled parts run as they were written: compiled code looks for no hooks, and cannot be traced."""
+    return torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext()

@@ -1,0 +1,72 @@
+"""Metrics of one's own, measured wherever accuracy is, in every world."""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from syncnorm.errors import UserError, where_raised
+from syncnorm.registry import Registry
+
+Metric = Callable[..., float]
+"""From logits (N, classes) and labels (N,) to a number; it may take the number of the client as `client`."""
+METRICS: Registry[Metric] = Registry("metric", {})
+
+
+def register_metric(name: str) -> Callable[[Metric], Metric]:
+    """Register a metric: a function `(logits, labels) -> float`, which appears in every row under its name.
+
+    It sees logits (N, classes) and labels (N,) of a test set, both on the device of the model, without gradients.
+
+    In the clients world it is measured at every client, on the samples of the client's test whose weight is above 0,
+    and the row has the mean over clients; `global_NAME` is that of the global model. A function that has a parameter
+    `client` gets the client's number (None elsewhere), and one that has `weights` gets all samples and their weights
+    (N,), which sum to 1. In the domains world the row has the mean over the domains that `accuracy` is the mean of,
+    and `NAME_DOMAIN` for each.
+
+    >>> @register_metric("top2")
+    ... def top2(logits, labels):
+    ...     return (logits.topk(2).indices == labels[:, None]).any(1).float().mean().item()
+
+    Raises:
+        UserError: a name that is taken; at a run's end, a value that is no finite number.
+    """
+
+    def register(function: Metric) -> Metric:
+        if not callable(function):
+            raise UserError(f"metric '{name}' is a {type(function).__name__}: register a function (logits, labels).")
+        METRICS.add(name, function)
+        return function
+
+    return register
+
+
+@torch.no_grad()
+def own_metrics(
+    logits: Tensor, labels: Tensor, client: int | None = None, weights: Tensor | None = None
+) -> dict[str, float]:
+    """Return the registered metrics of logits (N, classes) and labels (N,), by name; weights (N,) are a client's."""
+    return {name: _measured(name, METRICS[name], logits, labels, client, weights) for name in METRICS}
+
+
+def _measured(
+    name: str, metric: Metric, logits: Tensor, labels: Tensor, client: int | None, weights: Tensor | None
+) -> float:
+    asked = inspect.signature(metric).parameters
+    more: dict[str, Any] = {key: value for key, value in (("client", client), ("weights", weights)) if key in asked}
+    if weights is not None and "weights" not in asked:
+        logits, labels = logits[weights > 0], labels[weights > 0]
+    try:
+        value = metric(logits, labels, **more)
+    except Exception as error:
+        raise UserError(f"metric '{name}': {where_raised(error)}: {type(error).__name__}: {error}") from error
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"metric '{name}' returned {value!r}: it must return a number.") from None
+    if not math.isfinite(number):
+        raise UserError(f"metric '{name}' returned {number}: it must return a finite number.")
+    return number

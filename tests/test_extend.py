@@ -1,0 +1,120 @@
+"""The door: what other people register works wherever a run goes.
+
+Every example of docs/extend.md is registered at once, as a study's own file would, as a module that it imports, and
+as an installed package; the runs go through two workers, two ranks of torchrun, and Flower's own simulation.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from syncnorm.study.rows import Results, read
+
+PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
+BLOCKS = re.findall(r"## (?:A|An) (\w+)[^\n]*\n.*?```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+REGISTRATIONS = "\n".join(re.split("\n(?:BASE|WORLD|STUDY) = ", block)[0] for _, block in BLOCKS)
+
+STUDY = """
+from syncnorm.config import Clients, Data, Devices, Domains, Norm, Optim, Run
+from syncnorm.study import Columns, Grid, Study
+
+MINE = {{"method": "affine_home", "algorithm": "half_step", "skew": "parity"}}
+SITES = Clients(count=2, rounds=2, batch=8, engine={engine!r}, **MINE)
+BASE = Run(
+    data=Data("stripes", options={{"samples": 260}}),
+    model="two_layers",
+    norm=Norm("scale_only", {{"init": 0.5}}) if {world!r} == "devices" else Norm("bn"),
+    world=Devices(2, 8, engine={engine!r}) if {world!r} == "devices" else SITES,
+    optim=Optim(epochs=1),
+)
+STUDY = Study("own", "Does it work?", BASE, {{"lr": [0.01, 0.05]}}, seeds=2,
+              figures=(Columns("lr", ("accuracy", "top2")),{plot}))
+"""
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    paths = [*map(str, folders), *(path for path in sys.path if path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+
+
+def run(folder: Path, *options: str, launcher: tuple[str, ...] = (), **more: str) -> Results:
+    """Run `syncnorm run own.py` in a folder, in a process of its own, and return what its results folder holds."""
+    command = [
+        sys.executable,
+        "-m",
+        *launcher,
+        "syncnorm",
+        "run",
+        "own.py",
+        "--wandb",
+        "off",
+        "--out",
+        "out",
+        *options,
+    ]
+    done = subprocess.run(command, cwd=folder, env=environment(folder) | more, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return read(folder / "out")
+
+
+def study(world: str, engine: str, plot: str = "Minutes()") -> str:
+    return STUDY.format(world=world, engine=engine, plot=plot)
+
+
+def check(results: Results, *made_of: str) -> None:
+    assert len(results.finished) == 4
+    for row in results.finished:
+        assert row["metrics"]["top2"] == 1.0, "of two classes"
+        assert set(made_of) <= set(row["fingerprints"])
+
+
+@pytest.mark.parametrize("where", ["file", "module", "package"])
+def test_devices_in_two_workers(tmp_path: Path, where: str) -> None:
+    if where == "file":
+        (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "virtual"))
+    else:
+        (tmp_path / "my_module.py").write_text(REGISTRATIONS)
+        imported, plot = ("from my_module import Minutes\n", "Minutes()") if where == "module" else ("", "")
+        (tmp_path / "own.py").write_text(imported + study("devices", "virtual", plot))
+    if where == "package":
+        info = tmp_path / "mine-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[syncnorm.plugins]\nmine = my_module\n")
+    check(run(tmp_path, "--jobs", "2"), "norm scale_only", "model two_layers", "data stripes", "metric top2")
+
+
+@pytest.mark.dist
+def test_devices_under_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "torchrun"))
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    ours = run(tmp_path, "--first-seed", "5")
+    theirs = run(tmp_path, "--first-seed", "7", launcher=launcher)
+    for results in (ours, theirs):
+        check(results, "norm scale_only", "model two_layers")
+
+
+@pytest.mark.parametrize("engine", ["loop", "cohort"])
+def test_clients_in_two_workers(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", engine))
+    made_of = ("policy affine_home", "partition parity", "model two_layers", "data stripes", "algorithm half_step")
+    check(run(tmp_path, "--jobs", "2"), *made_of)
+
+
+@pytest.mark.dist
+def test_clients_over_flowers_own_simulation(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", "flower"))
+    check(run(tmp_path, "--jobs", "1", "--seeds", "1", "--vary", "lr=0.01,0.02,0.05,0.1"), "policy affine_home")
+
+
+def test_every_kind_of_name_has_an_example() -> None:
+    from syncnorm.registry import HOMES
+
+    assert {kind.lower() for kind, _ in BLOCKS} == set(HOMES)
+    for kind, block in BLOCKS:
+        assert len([line for line in block.splitlines() if line.strip()]) <= 20, kind

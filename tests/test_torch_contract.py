@@ -1,0 +1,114 @@
+"""What syncnorm expects of the private parts of torch: a release that changes one fails here first."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from ranks import ok, run_ranks
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+from syncnorm import _torch
+
+
+def test_no_other_file_uses_them() -> None:
+    """What is spelled `torch._...` stands in this one file."""
+    root = Path(_torch.__file__).parent
+    private = ("torch._", "_get_default_store", "_functional_collectives", "_orig_mod")
+    users = [
+        str(path.relative_to(root))
+        for path in sorted(root.rglob("*.py"))
+        if path.name != "_torch.py" and any(word in path.read_text() for word in private)
+    ]
+    assert users == []
+
+
+def test_a_recomputation_knows_that_it_is_in_a_backward() -> None:
+    said = []
+
+    def part(x: Tensor) -> Tensor:
+        said.append(_torch.in_backward())
+        return x.sin().cos()
+
+    y = checkpoint(part, torch.ones(2, requires_grad=True), use_reentrant=False)
+    assert said == [False]
+    y.sum().backward()
+    assert said == [False, True]
+    assert not _torch.in_backward()
+
+
+def test_ranks_share_a_store() -> None:
+    def meet(rank: int) -> int:
+        store = _torch.key_value_store()
+        store.set(f"contract/{rank}", str(rank))
+        store.wait([f"contract/{peer}" for peer in range(2)])
+        assert store.check(["contract/0"])
+        assert store.get(f"contract/{1 - rank}") == str(1 - rank).encode()
+        return int(store.add("contract/count", 1))
+
+    assert sorted(ok(run_ranks(2, meet))) == [1, 2]
+
+
+def test_an_assertion_is_recorded_by_fx() -> None:
+    class Asserts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            _torch.assert_recorded(x.dim() == 2, "two dimensions")
+            return x
+
+    traced = fx.symbolic_trace(Asserts())
+    with pytest.raises(AssertionError, match="two dimensions"):
+        traced(torch.zeros(3))
+    torch.jit.script(Asserts())(torch.zeros(2, 2))
+
+
+def test_a_compiled_model_holds_the_one_it_was_made_of() -> None:
+    model = nn.Linear(2, 2)
+    assert _torch.uncompiled_module(model) is model
+    assert _torch.uncompiled_module(torch.compile(model)) is model
+
+
+def test_torch_alone_does_not_load_the_compiler() -> None:
+    program = (
+        "import torch; from syncnorm._torch import compiler_is_loaded as loaded; before = loaded(); "
+        "import torch._dynamo; print(before, loaded())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+@pytest.mark.parametrize("shared_weight", [True, False])
+def test_code_under_vmap_reaches_the_whole_batch(shared_weight: bool) -> None:
+    rows, samples = 3, 5
+    x = torch.randn(rows, samples, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(4 if shared_weight else (rows, 4), dtype=torch.float64, requires_grad=True)
+    shapes = []
+
+    def call(x: Tensor, weight: Tensor, nothing: None) -> Tensor:
+        shapes.append((x.shape, weight.shape, nothing))
+        return (x * weight).sin()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = torch.vmap(
+            lambda x, weight: _torch.outside_vmap(call, x, weight, None), (0, None if shared_weight else 0)
+        )(x, weight)
+    assert shapes == [((samples, rows, 4), (rows, 4), None)]
+    expected = (x * (weight if shared_weight else weight.unsqueeze(1))).sin()
+    torch.testing.assert_close(found, expected)
+    for tensor in (x, weight):
+        grads = [torch.autograd.grad(y.square().sum(), tensor, retain_graph=True)[0] for y in (found, expected)]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.skipif(not _torch.COMPILES_COLLECTIVES, reason="torch before 2.11")
+def test_a_sum_in_a_graph_sums_over_the_ranks() -> None:
+    def add(rank: int) -> float:
+        summed = _torch.sum_in_graph(torch.tensor([rank + 1.0]), dist.group.WORLD)
+        return float(F.relu(summed))
+
+    assert ok(run_ranks(2, add)) == [3.0, 3.0]
