@@ -15,7 +15,7 @@ from syncnorm.domains.prepare import prepare
 from syncnorm.domains.world import measure
 from syncnorm.errors import UserError
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.server.evaluation import score, uniform, weighted
+from syncnorm.federated.server.scores import score, uniform, weighted
 from syncnorm.study import Study
 from syncnorm.study.rows import read
 from syncnorm.study.run.runner import run_study
