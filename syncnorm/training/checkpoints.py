@@ -100,13 +100,12 @@ def load_module_state(module: nn.Module, state: State) -> None:
 
 
 def random_state() -> State:
-    """Return the states of torch's random number generators; those of runs are torch's."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    """Return the states of torch's random number generators, on the CPU and on this process's CUDA device."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None}
 
 
 def load_random_state(state: State) -> None:
     """Put a `random_state` back."""
     torch.set_rng_state(state["cpu"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

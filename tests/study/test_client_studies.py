@@ -113,6 +113,19 @@ def test_a_run_with_a_row_has_no_checkpoint_so_that_what_failed_starts_afresh(tm
         assert [path.name for path in store.checkpoints.iterdir()] == [run_id(other)]
 
 
+@pytest.mark.fault
+def test_a_run_that_lost_its_process_twice_goes_on_at_the_next_start(tmp_path: Path) -> None:
+    study = replace(clients(fault="kill"), vary={"method": ["fedavg"]}, seeds=1)
+    (one,) = expand(study)
+    with Store.open(tmp_path, study) as store:
+        (store.checkpoints / run_id(one)).mkdir(parents=True)
+        (store.checkpoints / run_id(one) / "state.json").write_text("[1, 2]")
+    run(study, tmp_path)
+    (row,) = read(tmp_path).failed
+    assert "was killed by SIGKILL" in row["error"]
+    assert (tmp_path / "checkpoints" / run_id(one) / "state.json").exists()
+
+
 def both() -> Study:
     devices = Grid({"world": [Devices(ranks=2), Devices(ranks=4)], "norm": ["bn", "gn"], "skew": [0.0]}, seeds=1)
     return replace(

@@ -1,16 +1,19 @@
 """Worker processes: warm, replaced when they die, gone when they should be."""
 
+import os
+import signal
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from syncnorm.config import Devices, Domains, Result, Run
+from syncnorm.config import Data, Devices, Domains, Optim, Progress, Result, Run
 from syncnorm.errors import UserError
 from syncnorm.study.run.attempt import Failure
-from syncnorm.study.run.workers import Ended, _Due, _due_for, work
+from syncnorm.study.run.workers import Advanced, Ended, Placement, _Due, _due_for, work
 
 TRAINER = "fake_fit"
 PAIR = Devices(ranks=2, engine="torchrun")
@@ -22,7 +25,8 @@ def faulty(fault: str, **options: Any) -> Run:
 
 def ends(runs: list[Run], **options: Any) -> dict[str, Ended]:
     """Return how the runs ended, by the fault that they asked for, or their seed."""
-    got = [event for event in work(runs, TRAINER, **options) if isinstance(event, Ended)]
+    trainer = options.pop("trainer", TRAINER)
+    got = [event for event in work(runs, trainer, **options) if isinstance(event, Ended)]
     assert len(got) == len(runs)
     return {end.run.model_options.get("fault", str(end.run.seed)): end for end in got}
 
@@ -43,6 +47,10 @@ def test_every_run_ends_and_a_fault_ends_its_own_run_only(tmp_path: Path) -> Non
     assert failure(got["mistake"]) == Failure("the model cannot do that: choose another.", users=True)
     assert failure(got["exit"]).error == "SystemExit: 3"
     assert "was killed by SIGKILL" in failure(got["kill"]).error
+    assert {fault for fault, end in got.items() if isinstance(end.outcome, Failure) and end.outcome.lost} == {
+        "kill",
+        "segfault",
+    }
     assert "was killed by SIGSEGV" in failure(got["segfault"]).error
     assert "fake_fit.py" in failure(got["segfault"]).detail, "where it crashed"
     assert failure(got["unstorable"]).error.startswith("TypeError: Object of type complex")
@@ -87,6 +95,46 @@ def test_a_launch_shares_its_runs_among_ranks_and_is_replaced_when_one_dies(tmp_
     got = ends(runs, ranks=2)
     assert isinstance(got["kill"].outcome, Result)
     assert all(isinstance(got[str(seed)].outcome, Result) for seed in range(3))
+
+
+@pytest.mark.dist
+@pytest.mark.fault
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["rank", "launcher"])
+def test_a_launch_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bits(victim: str, tmp_path: Path) -> None:
+    run = Run(
+        data=Data("digits", train_limit=64, test_limit=40),
+        model_options={"width": 4},
+        world=Devices(ranks=2, per_device_batch=8, engine="torchrun"),
+        optim=Optim(epochs=20),
+    )
+    heard: list[Progress] = []
+    killed_at = 0.0
+    for event in work([run], "syncnorm.worlds", ranks=2, how=Placement(tmp_path, checkpoint_every=0.0)):
+        if isinstance(event, Advanced):
+            heard.append(event.progress)
+            if not killed_at and event.progress.fraction > 0.1:
+                killed_at = event.progress.fraction
+                launcher = next(pid for pid in _children(os.getpid()) if _children(pid))
+                os.kill(_children(launcher)[-1] if victim == "rank" else launcher, signal.SIGKILL)
+    assert isinstance(event, Ended)
+    assert isinstance(event.outcome, Result), event.outcome
+    (whole,) = ends([run], ranks=2, trainer="syncnorm.worlds").values()
+    assert isinstance(whole.outcome, Result)
+    assert event.outcome.metrics == whole.outcome.metrics
+    assert event.outcome.history == whole.outcome.history
+    firsts = [one.fraction for one in heard]
+    assert min(firsts[firsts.index(killed_at) + 1 :]) > 0.05, "it does not begin anew"
+
+
+def _children(parent: int) -> list[int]:
+    """Return the ids of a process's children, in the order of their start."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(entry.name))
+    return sorted(found)
 
 
 def test_runs_that_share_a_training_go_to_the_worker_that_has_it() -> None:

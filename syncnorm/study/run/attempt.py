@@ -42,6 +42,8 @@ class Failure:
     """What a developer wants: a traceback, or the last lines that a dead process wrote."""
     users: bool = False
     """Whether it is the user's to mend; trying again cannot help then."""
+    lost: bool = False
+    """Whether the process died under the run, which says nothing against its checkpoint."""
 
 
 def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failure:

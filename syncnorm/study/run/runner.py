@@ -180,7 +180,7 @@ class _Record:
             row = finished_row(self._study.name, outcome)
         else:
             row = failed_row(self._study.name, end.run, outcome.error, end.seconds, end.environment, outcome.detail)
-        self._store.append(row)
+        self._store.append(row, keep_checkpoint=isinstance(outcome, Failure) and outcome.lost)
         error = outcome.error if isinstance(outcome, Failure) else ""
         self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
 

@@ -63,11 +63,12 @@ class Store:
             raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --out.") from error
         return cls(folder, descriptor, study.name, {run for run, row in rows.items() if "metrics" in row})
 
-    def append(self, row: Row) -> None:
+    def append(self, row: Row, keep_checkpoint: bool = False) -> None:
         """Append a row as one line and wait until it is on the disk; values that are not finite become null.
 
         When the disk is full or fails, the file is as it was before and `UserError` says so. A run that has its row
-        needs no checkpoint: it is removed, and what failed starts afresh the next time.
+        needs no checkpoint: it is removed, and what failed starts afresh the next time, unless `keep_checkpoint` says
+        that it goes on then.
         """
         if row["study"] != self._study or row["run_id"] in self.finished:
             raise ValueError(f"run {row['run_id']} of {row['study']} is of another study or already finished")
@@ -85,10 +86,11 @@ class Store:
             ) from error
         if "metrics" in row:
             self.finished.add(row["run_id"])
-        self._forget(row["run_id"])
+        if not keep_checkpoint:
+            self._forget(row["run_id"])
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Release the lock."""
         os.close(self._descriptor)
 
     def _forget(self, run: str) -> None:

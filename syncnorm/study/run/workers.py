@@ -276,4 +276,4 @@ class _Worker:
             how = f"ended with code {code}"
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - TAIL_BYTES))
         what = f"the torchrun launch of {self._ranks} ranks" if self._ranks else "its worker process"
-        return Failure(f"{what} {how}.", self._log.read().decode(errors="replace").strip())
+        return Failure(f"{what} {how}.", self._log.read().decode(errors="replace").strip(), lost=True)
