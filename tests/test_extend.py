@@ -118,3 +118,39 @@ def test_every_kind_of_name_has_an_example() -> None:
     assert {kind.lower() for kind, _ in BLOCKS} == set(HOMES)
     for kind, block in BLOCKS:
         assert len([line for line in block.splitlines() if line.strip()]) <= 20, kind
+
+
+def test_an_edited_model_is_said_and_its_runs_are_trained_again(tmp_path: Path) -> None:
+    module = tmp_path / "my_module.py"
+    module.write_text(REGISTRATIONS)
+    (tmp_path / "own.py").write_text("import my_module\n" + study("devices", "virtual", ""))
+    before = run(tmp_path, "--seeds", "1", "--jobs", "1")
+    module.write_text(REGISTRATIONS.replace("padding=1", "padding='same'"))
+
+    def said(*options: str) -> str:
+        command = [
+            sys.executable,
+            "-m",
+            "syncnorm",
+            "run",
+            "own.py",
+            "--wandb",
+            "off",
+            "--out",
+            "out",
+            "--seeds",
+            "1",
+        ]
+        done = subprocess.run(
+            [*command, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
+    assert "2 runs, 0 finished, 2 to train" in (plan := said("--dry-run"))
+    assert "model two_layers has changed" in plan
+    assert "2 finished runs, kept as --keep says" in said("--keep")
+    assert read(tmp_path / "out").rows == before.rows
+    assert "2 finished runs, to be trained again" in said("--jobs", "1")
+    after = read(tmp_path / "out").rows
+    assert all(after[run]["fingerprints"] != row["fingerprints"] for run, row in before.rows.items())
+    assert "2 finished, 0 to train" in said("--dry-run")

@@ -63,7 +63,7 @@ def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int) -> str:
     known = [seconds.get(_without_seed(describe(run))) for run in todo]
     total = sum(fmean(found or everything) for found in known)
     alike = sum(found is not None for found in known)
-    basis = f"from {len(everything)} finished runs, {alike} of {len(todo)} with another seed among them"
+    basis = f"from {len(everything)} finished runs; {alike} of {len(todo)} differ from one in the seed alone"
     return (
         f"time: about {span(total)} of training, {span(total / min(jobs, len(todo)))} with {jobs} workers ({basis})"
     )
