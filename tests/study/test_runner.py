@@ -260,7 +260,7 @@ def test_a_model_that_cannot_be_built_is_refused_with_the_line_at_fault(
     (tmp_path / "half_made.py").write_text("def factory(classes):\n    return [][classes]\n")
     monkeypatch.syspath_prepend(tmp_path)
     study = Study("broken", "?", base=Run(model="half_made:factory"), vary={"norm": ["bn"]})
-    with pytest.raises(UserError, match=r"half_made\.py, line 2: IndexError: .*In the run with seed 0"):
+    with pytest.raises(UserError, match=r"IndexError: .*half_made\.py:2.*In the run with seed 0"):
         run_study(study, tmp_path / "out", wandb="off")
     assert not (tmp_path / "out").exists()
 

@@ -85,18 +85,11 @@ def run_study(
         trackers = _trackers(store.directory, wandb, track, {run_id(run): label(run) for run in runs})
         record = _Record(study, store, meter, trackers, label)
         how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
-        try:
-            with _terminable(), record.meter:
-                for note in notes:
-                    record.meter.say(note)
-                if size is None:
-                    _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
-                else:
-                    _train_together(_todo(runs, store), record, trainer, how)
-        except KeyboardInterrupt:
-            record.close(INTERRUPTED_SECONDS)
-            raise
-        record.close()
+        with _recording(record, notes):
+            if size is None:
+                _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
+            else:
+                _train_together(_todo(runs, store), record, trainer, how)
 
 
 def _examine(
@@ -125,6 +118,20 @@ def _check_numbers(jobs: int | None, checkpoint_every: float) -> None:
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
     if not 0 <= checkpoint_every < inf:
         raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
+
+
+@contextmanager
+def _recording(record: "_Record", notes: Sequence[str]) -> Iterator[None]:
+    """Show the progress of what is done inside, and close the record after it, or after an interrupt."""
+    try:
+        with _terminable(), record.meter:
+            for note in notes:
+                record.meter.say(note)
+            yield
+    except KeyboardInterrupt:
+        record.close(INTERRUPTED_SECONDS)
+        raise
+    record.close()
 
 
 @contextmanager
