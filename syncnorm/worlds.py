@@ -4,14 +4,16 @@ Nothing outside of a world asks which world it is. A world is imported when its 
 that trains nothing starts at once. A new world is a configuration in `config/worlds.py`, a folder, and a row here.
 """
 
+import json
 import sys
 from dataclasses import replace
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from syncnorm.checks import check_run
-from syncnorm.config import Execution, Norm, Result, Run, WorldConfig
+from syncnorm.config import Execution, Norm, Result, Run, WorldConfig, run_id
 from syncnorm.errors import UserError
 from syncnorm.fingerprint import code_fingerprint, files_fingerprint
 from syncnorm.registry import registry_of
@@ -125,6 +127,15 @@ def fingerprints(run: Run, samples: bool = False) -> dict[str, str]:
     if samples or any(what.startswith("data ") for what in found):
         found[SAMPLES] = world_of(run).data(run).fingerprint
     return found
+
+
+def checkpoint_id(run: Run) -> str:
+    """Return what names a run's checkpoint: its id, and the source and files that make it.
+
+    A run whose model was edited since it was killed starts afresh.
+    """
+    made_of = json.dumps(fingerprints(run), sort_keys=True)
+    return f"{run_id(run)}-{sha256(made_of.encode()).hexdigest()[:12]}"
 
 
 def expect(run: Run, config: type[Config]) -> Config:

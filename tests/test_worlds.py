@@ -1,7 +1,9 @@
 """A run goes to its world, and a wrong one is told the way."""
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +72,18 @@ def test_no_world_is_imported_before_it_is_needed() -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'syncnorm.training', 'syncnorm.federated')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_checkpoint_is_of_a_run_and_of_the_source_that_makes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = tmp_path / "edited_net.py"
+    found = []
+    for width in (1, 2, 1):
+        source.write_text(f"import torch\n\ndef net(classes):\n    return torch.nn.LazyLinear({width})\n")
+        sys.modules.pop("edited_net", None)
+        importlib.invalidate_caches()
+        found.append(worlds.checkpoint_id(Run(model="edited_net:net")))
+    assert found[0] == found[2] != found[1]
+    assert all(name.startswith(run_id(Run(model="edited_net:net"))) for name in found)

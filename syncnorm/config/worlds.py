@@ -149,7 +149,7 @@ class Clients(WorldConfig):
     def names(self) -> list[tuple[str, str]]:
         """Return the policy, the algorithm, the partition and the data sets that this world names."""
         named = [("policy", self.method), ("algorithm", self.algorithm), ("partition", self.skew)]
-        return [*named, *(("data", name) for name in self.domains)]
+        return [*named, *(("data", name) for name in (*self.domains, *self.unseen))]
 
     def complete(self, config: dict[str, Any]) -> None:
         """Leave out the epochs: clients train in rounds."""

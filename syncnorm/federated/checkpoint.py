@@ -6,11 +6,12 @@ Every random choice is derived from the run's seed, round and client, so no gene
 import time
 from pathlib import Path
 
-from syncnorm.config import Run, run_id
+from syncnorm.config import Run
 from syncnorm.federated.client.states import kept_by
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.training.checkpoints import Checkpoints
+from syncnorm.worlds import checkpoint_id
 
 SECONDS = 30.0
 """Between two checkpoints."""
@@ -20,7 +21,7 @@ class Checkpoint:
     """Saves and restores a run in `folder`."""
 
     def __init__(self, folder: Path, run: Run, rounds: Rounds, network: InProcess, seconds: float = SECONDS) -> None:
-        self._files, self._rounds, self._network = Checkpoints(folder, run_id(run)), rounds, network
+        self._files, self._rounds, self._network = Checkpoints(folder, checkpoint_id(run)), rounds, network
         self._seconds = seconds
         self._began = self._last = time.monotonic()
         self.seconds_before = 0.0

@@ -12,11 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from syncnorm.config import Execution, Run, run_id, silent
+from syncnorm.config import Execution, Run, silent
 from syncnorm.training.batches import Batches
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.progress import Report
 from syncnorm.training.resume import Resume
+from syncnorm.worlds import checkpoint_id
 
 PRECISIONS: dict[str, Any] = {
     "float32": "32-true",
@@ -34,7 +35,7 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
     """
     callbacks: list[pl.Callback] = []
     if execution.checkpoint:
-        callbacks.append(Resume(execution.checkpoint, run_id(run), execution.checkpoint_every))
+        callbacks.append(Resume(execution.checkpoint, checkpoint_id(run), execution.checkpoint_every))
     if execution.report is not silent and int(os.environ.get("RANK", "0")) == 0:
         callbacks.append(Report(execution))
     if run.compile:
