@@ -305,6 +305,7 @@ def test_help_shows_the_defaults_of_the_study(
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--world.global-batch {None}|INT Samples all devices see in one step. (default: 8)" in text
     assert "--vary" in text
+    assert "--seed " not in text, "it would be refused"
 
 
 def test_help_is_there_at_once() -> None:

@@ -46,7 +46,7 @@ def summary(item: Any) -> str:
     documented = next((one for one in _documented(item) if inspect.getdoc(one)), None)
     text = inspect.getdoc(documented) or "" if documented is not None else ""
     first = text.partition("\n\n")[0].replace("\n", " ")
-    return first.partition(". ")[0].rstrip(".")
+    return first.partition(". ")[0].rstrip(".") or getattr(item, "statistics", "")
 
 
 def _documented(item: Any) -> Iterator[Any]:

@@ -84,8 +84,16 @@ def read_options(default: Options, given: Sequence[Given], prog: str) -> Options
 
 
 def show_help(default: Any, prog: str) -> None:
-    """Print the options with their defaults, and exit with 0."""
-    tyro.cli(type(default), args=["--help"], prog=prog, default=default, config=(tyro.conf.AvoidSubcommands,))
+    """Print the options with their defaults, and exit with 0.
+
+    The seed of a single run is left out: a study has --seeds and --first-seed.
+    """
+    shown = Run.__annotations__["seed"]
+    Run.__annotations__["seed"] = tyro.conf.Suppress[int]
+    try:
+        tyro.cli(type(default), args=["--help"], prog=prog, default=default, config=(tyro.conf.AvoidSubcommands,))
+    finally:
+        Run.__annotations__["seed"] = shown
 
 
 def option_names(node: Any, prefix: str = "") -> Iterator[str]:
