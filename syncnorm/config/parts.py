@@ -25,6 +25,9 @@ class Data:
     """Use at most this many test samples (drawn once, by seed 0)."""
     augment: Literal["none", "shift", "shift_flip"] = "none"
     """Batched augmentation of training images: random shift by an eighth, and horizontal flip."""
+    workers: int = 0
+    """Processes that make training batches, for data that do not fit on the device: these stay in the host's memory.
+    0: data lie on the device. Clients have none. Not part of a run's id: results are the same."""
     label: str = field(default="", metadata=LATER)
     """The column of a table that holds the labels; empty finds it by its type and usual names."""
     natural: str = field(default="", metadata=LATER)

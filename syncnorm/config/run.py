@@ -79,7 +79,8 @@ def describe(run: Run) -> dict[str, Any]:
     per_device_batch and global_batch of devices are all filled in, and clients have no `optim.epochs`.
     """
     config: dict[str, Any] = _plain(run)
-    del config["data"]["path"]
+    for placement in ("path", "workers"):
+        del config["data"][placement]
     config["world"]["kind"] = run.world.kind
     run.world.complete(config)
     return config

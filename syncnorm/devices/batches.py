@@ -22,6 +22,7 @@ class RankBatches(Batches):
         seed: of order and augmentation.
         kind: of augmentation, see `config.Data`.
         rank: a real rank's number; None for all ranks in one process.
+        workers: processes that make batches.
     """
 
     def __init__(
@@ -32,17 +33,20 @@ class RankBatches(Batches):
         seed: int,
         kind: Kind = "none",
         rank: int | None = None,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         self.data, self.shards, self.per_device_batch = data, shards, per_device_batch
-        self.seed, self.kind, self.rank = seed, kind, rank
+        self.seed, self.kind, self.rank, self.workers = seed, kind, rank, workers
         self.steps = len(rank_batches(shards, per_device_batch, seed, epoch=0))
 
-    def deal(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of an epoch from step `first` on."""
+    def deal(self, epoch: int, first: int, every: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of an epoch from step `first` on, or of those every `every`-th."""
         dealt = rank_batches(self.shards, self.per_device_batch, self.seed, epoch)
         mine = dealt.flatten(1) if self.rank is None else dealt[:, :, self.rank]
         rank, ranks = (0, 1) if self.rank is None else (self.rank, len(self.shards))
-        for step, index in enumerate(mine[first:].to(self.data.train_x.device), first):
+        mine = mine.to(self.data.train_x.device)
+        for step in range(first, len(mine), every):
+            index = mine[step]
             x = self.data.train_x[index]
             yield augment(x, self.kind, self.seed, epoch, step, rank, ranks), self.data.train_y[index]

@@ -49,8 +49,9 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
             metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
         use_statistics(model, statistics, chosen)
     logits = predict(model, data.test_x)
-    metrics["accuracy"], metrics["loss"] = accuracy_and_loss(logits, data.test_y)
-    metrics |= own_metrics(logits, data.test_y)
+    labels = data.test_y.to(logits.device)
+    metrics["accuracy"], metrics["loss"] = accuracy_and_loss(logits, labels)
+    metrics |= own_metrics(logits, labels)
     squares = [p.detach().double().square().sum() for p in model.parameters()]
     metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
     return metrics, evaluated_by(run, model, chosen if statistics else "rank0")

@@ -15,7 +15,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training, data_device
 from syncnorm.worlds import expect
 
 
@@ -38,15 +38,15 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_training(run)
     norm_spec(run.norm.name)
     _check_buffers(run, ranks)
-    data = load_data(run.data, device, DTYPES[run.precision])
+    data = load_data(run.data, data_device(run, device), DTYPES[run.precision])
     labels = data.train_y.cpu()
     if not 0 <= devices(run).skew <= 100:
         raise UserError(f"world.skew is {devices(run).skew:g}: it is a percentage, from 0 to 100.")
     shards = partition(labels, "sorted", ranks, run.seed, percent=devices(run).skew) if ranks > 1 else [_all(labels)]
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
-    _check_layers(run, model, data)
-    _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]])
+    _check_layers(run, model, data, device)
+    _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]].to(device))
     return Prepared(data, model, shards)
 
 
@@ -119,7 +119,7 @@ def _check_buffers(run: Run, ranks: int) -> None:
 
 
 @torch.no_grad()
-def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
+def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.device) -> None:
     """Run two samples through the model in evaluation mode, and see what each batch norm would have to work with."""
     positions: dict[str, int] = {}
     hooks = [
@@ -130,7 +130,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset) -> None:
     ]
     was_training = model.training
     try:
-        logits = model.eval()(data.train_x[:2])
+        logits = model.eval()(data.train_x[:2].to(device))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -55,7 +55,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     rank = _check_world(run)
     device = _device()
     prepared = prepare(run, device)
-    first = _first_batch(run, prepared) if rank is None else None
+    first = _first_batch(run, prepared, device) if rank is None else None
     initial = first and gradient_profile(prepared.model, *first)
     classifier, batches = train(run, prepared, rank, execution)
     final = first and gradient_profile(classifier.model.to(device), *first)
@@ -113,16 +113,18 @@ def train(
     return classifier, batches
 
 
-def _first_batch(run: Run, prepared: Prepared) -> tuple[Tensor, Tensor]:
+def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return what the first step of training sees; of norms that each rank has a copy for, what rank 0 sees."""
-    x, y = next(iter(_batches(run, prepared, rank=None).train_dataloader()))
+    x, y = (part.to(device) for part in next(_batches(run, prepared, rank=None).deal(epoch=0, first=0)))
     ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
     return x[::ranks], y[::ranks]
 
 
 def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
     _, per_device_batch = layout(devices(run))
-    return RankBatches(prepared.data, prepared.shards, per_device_batch, run.seed, kind=run.data.augment, rank=rank)
+    return RankBatches(
+        prepared.data, prepared.shards, per_device_batch, run.seed, run.data.augment, rank, run.data.workers
+    )
 
 
 def _placement(run: Run) -> dict[str, Any]:

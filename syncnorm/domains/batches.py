@@ -58,16 +58,19 @@ def check_batch(pool: Pool, seen: Sequence[int], world: Domains) -> None:
 class DomainBatches(Batches):
     """The batches of `deal`, epoch by epoch, from tensors that lie on the device."""
 
-    def __init__(self, pool: Pool, seen: Sequence[int], world: Domains, seed: int, kind: Kind) -> None:
+    def __init__(
+        self, pool: Pool, seen: Sequence[int], world: Domains, seed: int, kind: Kind, workers: int = 0
+    ) -> None:
         super().__init__()
+        self.workers = workers
         self.pool, self.seen, self.world, self.seed, self.kind = pool, seen, world, seed, kind
         self.steps = len(deal(pool, seen, world, seed, epoch=0))
 
-    def deal(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch from step `first` on."""
+    def deal(self, epoch: int, first: int, every: int = 1) -> Iterator[Batch]:
+        """Yield the batches of an epoch from step `first` on, or of those every `every`-th."""
         device = self.pool.x.device
         dealt = deal(self.pool, self.seen, self.world, self.seed, epoch)
-        for step, (index, ids) in enumerate(dealt[first:], first):
-            index = index.to(device)
+        for step in range(first, len(dealt), every):
+            index, ids = dealt[step][0].to(device), dealt[step][1]
             x = augment(self.pool.x[index], self.kind, self.seed, epoch, step)
             yield x, self.pool.y[index], ids.to(device)

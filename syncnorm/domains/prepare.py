@@ -12,7 +12,7 @@ from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_
 from syncnorm.domains.batches import check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_training
+from syncnorm.training.building import DTYPES, build_model, check_logits, check_training, data_device
 from syncnorm.worlds import expect
 
 
@@ -42,14 +42,14 @@ def prepare(run: Run, device: torch.device) -> Prepared:
             raise UserError(
                 f"norm '{run.norm.name}' is to tell {told} domains apart, and {training} train: leave the option out."
             )
-    pool = load_domains(run, device)
+    pool = load_domains(run, data_device(run, device))
     unseen = tuple(index for index, name in enumerate(world.domains) if name in world.unseen)
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
     check_batch(pool, seen, world)
     classes = len(pool.class_names)
     model = build_model(run, tuple(pool.x.shape[1:]), classes).to(device, DTYPES[run.precision])
     index, ids = deal(pool, seen, world, run.seed, epoch=0)[0]
-    _check_step(run, model, pool.x[index.to(device)], ids, classes)
+    _check_step(run, model, pool.x[index.to(pool.x.device)].to(device), ids, classes)
     check_adaptation(world, run.norm, model)
     _check_test(world, model, pool)
     return Prepared(pool, model, seen, unseen)
@@ -106,8 +106,11 @@ def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
     """Raise what the tests would: adapt a copy of the model to two samples, or to one where a batch has no more."""
     sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
     smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # of the domains' last batches
-    stream = pool.x[: min(world.adapt_samples or 2, 2)]
-    test = TargetBatches([pool.test_x[: min(smallest, 2)]], stream, None, world.test_batch, world.adapt_options)
+    device = next(model.parameters()).device
+    stream = pool.x[: min(world.adapt_samples or 2, 2)].to(device)
+    test = TargetBatches(
+        [pool.test_x[: min(smallest, 2)].to(device)], stream, None, world.test_batch, world.adapt_options
+    )
     try:
         logits_of(world.adapt, copy.deepcopy(model), test)
     except UserError:

@@ -154,7 +154,8 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     """Train the prepared model, and return it with what its epochs gave."""
     torch.manual_seed(derive("training", run.seed, 0))
     classifier = DomainClassifier(run, prepared)
-    batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, run.data.augment)
+    kind, workers = run.data.augment, run.data.workers
+    batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, kind, workers)
     run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
     steps, before = optimiser_steps(run, batches), classifier.seconds_before
     return Trained(classifier.model.to(device), classifier.history, steps, before)
@@ -175,15 +176,15 @@ def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt:
     training = slice(pool.starts[index], pool.starts[index + 1])
     order = _order(world, pool.test_y[tests].cpu(), derive("test order", run.seed, name)) + tests.start
     unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
-    device = pool.x.device
+    held, device = pool.x.device, next(model.parameters()).device
     test = TargetBatches(
-        batches=pool.test_x[order.to(device)].split(world.test_batch),  # type: ignore[no-untyped-call]
-        unlabelled=pool.x[unlabelled[: world.adapt_samples].to(device)],
+        batches=pool.test_x[order.to(held)].to(device).split(world.test_batch),  # type: ignore[no-untyped-call]
+        unlabelled=pool.x[unlabelled[: world.adapt_samples].to(held)].to(device),
         known=prepared.seen.index(index) if index in prepared.seen else None,
         chunk=world.test_batch,
         options=world.adapt_options if adapt == world.adapt else {},
     )
-    return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(device)]
+    return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(held)].to(device)
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:

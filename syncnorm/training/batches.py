@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 
 class Batches(pl.LightningDataModule):
@@ -13,9 +15,11 @@ class Batches(pl.LightningDataModule):
     """Batches in an epoch."""
     resume_at: tuple[int, int] = (0, 0)
     """Epoch and step at which training starts."""
+    workers: int = 0
+    """Processes that make batches; 0: this one makes them."""
 
-    def deal(self, epoch: int, first: int) -> Iterator[Any]:
-        """Yield the batches of an epoch from step `first` on."""
+    def deal(self, epoch: int, first: int, every: int = 1) -> Iterator[Any]:
+        """Yield the batches of an epoch from step `first` on, or of those every `every`-th."""
         raise NotImplementedError
 
     def train_dataloader(self) -> "_Epochs":
@@ -34,4 +38,22 @@ class _Epochs:
         batches = self._batches
         epoch = batches.trainer.current_epoch if batches.trainer else 0
         resumed, step = batches.resume_at
-        yield from batches.deal(epoch, step if epoch == resumed else 0)
+        first = step if epoch == resumed else 0
+        if not batches.workers:
+            yield from batches.deal(epoch, first)
+            return
+        source = _Dealt(batches.deal, epoch, first)
+        pinned = torch.cuda.is_available()
+        yield from DataLoader(source, batch_size=None, num_workers=batches.workers, pin_memory=pinned)
+
+
+class _Dealt(IterableDataset[Any]):
+    """An epoch's batches; of W workers, worker w makes the batches w, w + W, w + 2 W, ..., which come in order."""
+
+    def __init__(self, deal: Any, epoch: int, first: int) -> None:
+        self._deal, self._epoch, self._first = deal, epoch, first
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        assert worker is not None
+        return iter(self._deal(self._epoch, self._first + worker.id, worker.num_workers))

@@ -44,10 +44,17 @@ def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
 def check_training(run: Run) -> None:
     """Raise `UserError` for a number that an optimiser cannot have, and for what this machine cannot do."""
     _check_optim(run.optim)
+    if run.data.workers < 0:
+        raise UserError(f"data.workers is {run.data.workers}: it must be at least 0.")
     if run.evaluate_every is not None and run.evaluate_every < 1:
         raise UserError(f"evaluate_every is {run.evaluate_every}: it must be at least 1, or None for the end alone.")
     if run.precision == "16-mixed" and not torch.cuda.is_available():
         raise UserError("precision 16-mixed needs a CUDA device: write bf16-mixed, which any machine can do.")
+
+
+def data_device(run: Run, device: torch.device) -> torch.device:
+    """Return where a run's data lie: on the device that trains, or in the host's memory for workers to take from."""
+    return torch.device("cpu") if run.data.workers else device
 
 
 def _check_optim(optim: Optim) -> None:

@@ -7,17 +7,20 @@ from torch import Tensor, nn
 
 def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[float, float]:
     """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode; samples (N, ...), labels (N,)."""
-    return accuracy_and_loss(predict(model, x, batch), y)
+    logits = predict(model, x, batch)
+    return accuracy_and_loss(logits, y.to(logits.device))
 
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Return the logits (N, classes) of `model` in evaluation mode; its own mode is as before."""
+    """Return the logits (N, classes) of `model` in evaluation mode, on its device; its own mode is as before."""
     was_training = model.training
+    parameter = next(model.parameters(), x)
     model.eval()
-    logits = torch.cat([model(part) for part in x.split(batch)])  # type: ignore[no-untyped-call]
-    model.train(was_training)
-    return logits
+    try:
+        return torch.cat([model(part.to(parameter.device)) for part in x.split(batch)])  # type: ignore[no-untyped-call]
+    finally:
+        model.train(was_training)
 
 
 def accuracy_and_loss(logits: Tensor, y: Tensor, weights: Tensor | None = None) -> tuple[float, float]:

@@ -202,3 +202,24 @@ def test_clients_are_followed_by_round_and_train_the_same(options: dict[str, Any
 def test_a_run_that_diverges_says_so(run: Run) -> None:
     assert fit(replace(run, optim=replace(PLAIN, lr=1e30))).details["diverged"] is True
     assert "diverged" not in fit(run).details
+
+
+@pytest.mark.parametrize("run", [DEVICES, DOMAINS], ids=["devices", "domains"])
+def test_workers_make_the_same_batches_in_the_same_order(run: Run, ends: list[dict[str, torch.Tensor]]) -> None:
+    run = replace(run, data=replace(run.data, augment="shift"))
+    forget()
+    fit(run)
+    forget()
+    working = replace(run, data=replace(run.data, workers=2))
+    assert run_id(working) == run_id(run)
+    fit(working)
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_workers_are_refused_where_there_are_none() -> None:
+    for run, sentence in (
+        (replace(DEVICES, data=Data("digits", workers=-1)), "data.workers is -1: it must be at least 0"),
+        (replace(CLIENTS, data=Data("digits", workers=2)), "data.workers is 2, which clients do not have"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            check(run)
