@@ -84,6 +84,7 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put another wandb in place of the real one; return the file it is in. What it is told goes to `said`."""
     (tmp_path / "fake").mkdir()
     monkeypatch.syspath_prepend(tmp_path / "fake")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))  # before the installed one, in the tracker's process too
     monkeypatch.setenv("SAID", str(tmp_path / "said"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
