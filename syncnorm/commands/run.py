@@ -43,8 +43,8 @@ class RunOptions:
     first_seed: int | None = None
     """The first seed; default: 0."""
     vary: tuple[str, ...] = ()
-    """Fields and their values, e.g. norm=bn,gn per-device-batch=2,32 skew=0. The study's additional grids keep only
-    those of their own values of these fields that are listed here."""
+    """Fields and their values, e.g. norm=bn,gn per-device-batch=2,32 skew=0. In the study's additional grids, these
+    fields keep only the values listed here."""
     jobs: int | None = None
     """Number of worker processes; default: one per core, at most four per CUDA device."""
     engine: Engine | ClientEngine | None = None

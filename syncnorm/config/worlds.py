@@ -56,8 +56,7 @@ class Devices(WorldConfig):
     global_batch: int | None = None
     """Samples per step on all devices together."""
     skew: float = 0.0
-    """Percentage of the training data that is sorted by label before it is split among ranks (0: IID, 100:
-    sorted)."""
+    """Percentage of the training data that is sorted by label before it is split among ranks (0 IID, 100 sorted)."""
     engine: Engine = "virtual"
     """virtual: all ranks in one process, with exact results; torchrun: one process per rank."""
     buffers: Literal["rank0", "pooled"] = "rank0"
