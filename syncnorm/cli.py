@@ -1,8 +1,9 @@
 """The `syncnorm` command.
 
-syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's defaults syncnorm report
-DIR                     rewrite tables, figures and page from the rows in DIR syncnorm list [KIND] norms, policies,
-algorithms, partitions, data, models, metrics, plugins, ... syncnorm --version the version of this package
+syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's defaults
+syncnorm report DIR                     rewrite tables, figures and page from the rows in DIR
+syncnorm list [KIND]                    norms, policies, algorithms, partitions, data, models, metrics, plugins, ...
+syncnorm --version                      the version of this package
 """
 
 import os

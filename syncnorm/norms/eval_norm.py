@@ -1,7 +1,7 @@
 """Batch norm that corrects its running statistics for each evaluated sample; it trains as batch norm.
 
-model = syncnorm.convert(model, "eval_norm", batch=2)           # as expected in a batch of 2 with this sample model =
-syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share for the sample
+model = syncnorm.convert(model, "eval_norm", batch=2)           # as expected in a batch of 2 with this sample
+model = syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share for the sample
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Batch norm that evaluates with statistics of the batch it predicts, alone or mixed with the running ones.
 
 model = syncnorm.convert(model, "prediction_bn").eval()                     # the batch alone
-model = syncnorm.convert(model, "prediction_bn", prior_count=16).eval()     # larger batches weigh more model =
-syncnorm.convert(model, "alpha_bn", alpha=0.9).eval()               # a fixed mix
+model = syncnorm.convert(model, "prediction_bn", prior_count=16).eval()     # larger batches weigh more
+model = syncnorm.convert(model, "alpha_bn", alpha=0.9).eval()               # a fixed mix
 
 AdaBN is different: it replaces the running statistics by the target's (`syncnorm.recalibrate`).
 """

@@ -1,7 +1,7 @@
 """Fold batch norms into the convolutions and linear layers before them, for evaluation.
 
-model = syncnorm.fold(model)                # warns of norms that cannot be folded report =
-syncnorm.fold_report(model)        # the same in advance, layer by layer
+model = syncnorm.fold(model)                # warns of norms that cannot be folded
+report = syncnorm.fold_report(model)        # the same in advance, layer by layer
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 QUANTITY = "Share of the gap closed (%)"
 LOWEST, HIGHEST = -1.0, 2.0
-"""Limits of the axis in percent: a far-off line would squash all others."""
+"""Range of shares on the axis: a far-off line would squash all others."""
 MARGIN = 5.0
-"""Percent, on the axis beyond the shares shown."""
+"""Margin of the axis beyond the shown shares, in percent."""
 NO_GAP = "no gap"
 
 Ends = tuple[dict[int, float], dict[int, float]]
