@@ -49,7 +49,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("interrupted: finished runs are kept, and the same command goes on from there.", file=sys.stderr)
+        print("interrupted: finished runs are kept; run the same command again to resume.", file=sys.stderr)
         return 130
 
 
