@@ -301,7 +301,7 @@ def _train_together(todo: Sequence[Run], record: _Record, trainer: str, how: Pla
     def emit(run: Run, outcome: Result | Failure) -> None:
         record.ended(Ended(run, outcome, time.monotonic() - begin, environment()))
         if isinstance(outcome, Failure):
-            record.meter.say("a rank failed, so all ranks end: run the same command again to continue with other runs.")
+            record.meter.say("a rank failed, so all ranks end: run the same command again for the other runs.")
             record.close(INTERRUPTED_SECONDS)
 
     take_part(source(), load_trainer(trainer), emit, record.advanced)
