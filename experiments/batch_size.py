@@ -7,9 +7,9 @@ Run:       syncnorm run experiments/batch_size.py [--quick]
            syncnorm run experiments/batch_size.py --data.name cifar10 --data.path PATH --data.augment shift_flip \
                --model resnet20 --optim.epochs 20
 
-The global batch is fixed at 32, so the number of devices is 32 / samples per device: one step of SGD averages as many
-gradients in every column, and only whose samples share statistics differs. Virtual ranks train all of it; a torchrun
-of two real ranks repeats one column in float64 and has to agree with its virtual twin.
+The global batch is fixed at 32, so the number of devices is 32 / samples per device: one step of SGD averages equally
+many gradients in every column, and only the sets of samples that share statistics differ. Virtual ranks train
+everything; torchrun with two real ranks repeats one column in float64 and must agree with virtual ranks.
 """
 
 from dataclasses import replace
@@ -27,10 +27,10 @@ TWINS = {
     "precision": ["float64"],
     "engine": ["virtual", "torchrun"],
 }
-"""Two ranks of 16 samples, real and virtual; in float64, where their rounding stays apart from their meaning."""
+"""Two ranks of 16 samples, real and virtual; in float64, so that rounding differences stay negligible."""
 
 POOLED = {"norm": ["bn"], "per_device_batch": [1, 2, 4, 8, 16], "skew": SKEWS, "buffers": ["pooled"]}
-"""Batch norm once more, evaluated with all devices' running statistics pooled and not with rank 0's."""
+"""Batch norm again, evaluated with the pooled running statistics of all devices instead of rank 0's."""
 
 VIRTUAL = {"engine": "virtual", "precision": "float32"}
 

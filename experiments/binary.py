@@ -1,15 +1,16 @@
 """In binary networks, does batch norm matter because it keeps gradients from growing?
 
-Speaks to: Sari, Belbahri & Partovi Nia (arXiv 1909.09139), who say so of binary networks, and that initialisations
-           made for real networks mean nothing to them. No number of theirs is reproduced.
+Speaks to: Sari, Belbahri & Partovi Nia (arXiv 1909.09139), who claim this for binary networks, and that
+           initialisations for real networks do not matter there. None of their numbers is reproduced.
 Run:       syncnorm run experiments/binary.py [--quick]
 
 An MLP of eight hidden binary layers, 128 wide, between a real first layer and a real classifier; digits, Adam. The
-gradient norm is that of the loss by each layer's output, for the first batch of training, before and after training.
-Beside batch norm and none: layer norm, which takes a scale from each sample alone; and no norm but binary layers
-divided by the square root of their inputs' number, which is a fixed scale that nothing measures. If batch norm only
-keeps gradients from growing, these two should do as well. Real networks of the same shape show what the
-initialisations do where scales are seen. SGD stands beside Adam, since the steps of Adam do not grow with a gradient.
+gradient norm is that of the loss with respect to each layer's output, for the first training batch, before and after
+training. Besides batch norm and none, there is layer norm, which takes its scale from each sample alone; and no norm,
+but binary layers divided by the square root of their number of inputs, a fixed scale instead of a measured one. If
+batch norm only keeps gradients from growing, these two should do equally well. Real networks of the same shape show
+the effect of the initialisations where scales matter. SGD is included besides Adam, since Adam's steps do not grow
+with the gradient.
 """
 
 from dataclasses import replace

@@ -4,7 +4,7 @@ Leave one subject out: a network is trained on the physiological signals of seve
 
 Speaks to: Giri et al. (arXiv 1610.01757): 62 people, 24 handcrafted features, leave one subject out; accuracy 0.86
            with batch norm in a 1-D CNN after 200 epochs, 0.69 for the best other classifier, as its abstract says.
-           Its data are not public, so its numbers are not reproduced; what is asked is the protocol's question, batch
+           Its data are not public, so its numbers are not reproduced; this study asks the protocol's question: batch
            norm on or off, epoch by epoch.
 Run:       syncnorm run experiments/biosignals.py [--quick]
 

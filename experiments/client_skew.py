@@ -6,11 +6,11 @@ Speaks to: Zhang et al. (arXiv 2308.09565, table 4: CIFAR-10 with one or two cla
            this study does not decide it: here the winner changes with the groups, the learning rate and the skew.
 Run:       syncnorm run experiments/client_skew.py [--quick]
 
-Ten clients share the digits. Label skew: one domain, dealt by Dirichlet(alpha) over each class. Feature skew: five
-domains of digits with two clients each, dealt in the same way within a domain, so that alpha 100 is feature skew
-alone. An eleventh client never trains: it has its share of the one domain, or a sixth domain that nobody else has.
-Every line trains with the same optimiser and the same batches. No learning rate is tuned to a line, and group norm
-has its default groups, so a line that falls behind here may only need other values.
+Ten clients share the digits. Label skew: one domain, partitioned by Dirichlet(alpha) over each class. Feature skew:
+five domains of digits with two clients each, partitioned in the same way within a domain, so that alpha 100 is
+feature skew alone. An eleventh client never trains: it has its share of the one domain, or a sixth domain that no
+other client has. Every line trains with the same optimiser and the same batches. No learning rate is tuned to a line,
+and group norm has its default groups, so a line that falls behind here may only need other values.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ NORMS = ["gn", "none"]
 ALGORITHMS = ["fedprox", "scaffold"]
 
 LINE = ("method", "norm", "algorithm")
-"""What tells one line from another; what is not named is fedavg with bn."""
+"""The fields that distinguish lines; values that are not named are fedavg and bn."""
 
 ONE_DOMAIN: dict[str, list[object]] = {"domains": [()], "train_limit": [None]}
 FIVE_DOMAINS: dict[str, list[object]] = {"domains": [DOMAINS], "train_limit": [360], "unseen": [("digits-photo",)]}

@@ -1,10 +1,10 @@
 """What do per-domain statistics buy when domain labels are known at test time, and what when they are not?
 
-FedBN's question (arXiv 2102.07623) asked in one place, with nobody's samples hidden: each of six digits domains is
-left out of training once. On the domains that training has seen, a sample's domain may be known (each domain's own
-statistics) or not (all domains' pooled, or domains weighed by their resemblance, as in BNE). On the one left out
-there are none, and what remains is to adapt: to its samples (AdaBN), to each batch (prediction-time batch norm, the
-mix of Schneider et al., alpha-BN, TENT), or not to need it (GN, MixStyle, IABN).
+This is FedBN's question (arXiv 2102.07623) for central training: each of six digits domains is left out of training
+once. On seen domains, a sample's domain may be known (each domain's own statistics) or not (all domains pooled, or
+domains weighted by similarity, as in BNE). The domain left out has no statistics, so the choices are to adapt to its
+samples (AdaBN) or to each batch (prediction-time batch norm, the mix of Schneider et al., alpha-BN, TENT), or to use
+a norm that needs no adaptation (GN, MixStyle, IABN).
 
 Speaks to: BNE (arXiv 2011.12672): PACS, ResNet-18, 83.1 % on average over the domain left out, as listed by others.
            TENT (arXiv 2006.10726), its repository: CIFAR-10-C at the highest severity, WRN-28-10, mean error 43.5 %
@@ -13,8 +13,8 @@ Speaks to: BNE (arXiv 2011.12672): PACS, ResNet-18, 83.1 % on average over the d
            all samples' statistics.
 Run:       syncnorm run experiments/domains.py [--quick]
 
-Every domain has at most 1,437 training samples, so that none outweighs another. Domains share one scale, so that what
-tells them apart stays. Lines that differ in their adaptation alone share one trained model.
+Every domain has at most 1,437 training samples, so that none outweighs another. Domains share one scale, so that
+their differences are preserved. Lines that differ only in their adaptation share one trained model.
 """
 
 from dataclasses import replace
@@ -66,7 +66,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
 
 
 def plots(base: Run) -> tuple[Plot, ...]:
-    """Return what the study of `base` shows."""
+    """Return the plots of the study of `base`."""
     return (
         Columns(
             line=LINE,

@@ -4,8 +4,8 @@ Speaks to: BNE (arXiv 2011.12672), which reports on Office-Caltech; no table of 
 Run:       syncnorm run experiments/domains_office.py --data.path FOLDER [--quick]
 
 FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. Images are brought to
-32x32 pixels, and the network is small and trained from nothing, so accuracies are far below those of pretrained
-networks: what is compared is what is done with statistics. Every domain has at most 300 training images, so that
+32x32 pixels, and the network is small and trained from scratch, so accuracies are far below those of pretrained
+networks: the study compares only the treatment of statistics. Every domain has at most 300 training images, so that
 none outweighs another.
 """
 

@@ -4,11 +4,11 @@ Speaks to: Li et al. (FedBN, arXiv 2102.07623): AlexNet with batch norm at 256x2
            over the four domains 62.7 % for FedAvg and 70.5 % for FedBN (as transcribed by others).
 Run:       syncnorm run experiments/fedbn_office.py --data.path FOLDER [--quick]
 
-FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. The protocol: a client a
-domain; training data cut to half of the smallest domain's, validation samples (0.4 of it) from the tail; SGD with
-learning rate 1e-2 and no momentum, batch 32, one local epoch a round, clients weigh alike; the round with the best
-mean validation accuracy is reported. What differs from the paper: the network, four strided 5x5 convolutions with 32
-to 128 channels at 64x64 in place of AlexNet at 256x256; 80 rounds in place of 300; shifts and flips in place of flips
+FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. The protocol: one client
+per domain; training data cut to half of the smallest domain's, validation samples (0.4 of it) from the end; SGD with
+learning rate 1e-2 and no momentum, batch 32, one local epoch per round, equal client weights; the round with the best
+mean validation accuracy is reported. Differences from the paper: the network is four strided 5x5 convolutions with 32
+to 128 channels at 64x64 instead of AlexNet at 256x256; 80 rounds instead of 300; shifts and flips instead of flips
 and rotations; a random fifth of each domain is its test set. FedProx penalises the norm itself with mu = 1e-3, as the
 authors' code for this data does.
 """

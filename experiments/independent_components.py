@@ -2,14 +2,14 @@
 
 Speaks to: Kim (arXiv 2108.08186), MLPs on face embeddings, 5 folds of Adience: age 60.86 % with norm and dropout
            before every linear layer and skip connections; gender 90.66 % with skip connections and without them.
-           (Those embeddings are not at hand, so these numbers are not reproduced.) And to Chen et al. (arXiv
+           (Those embeddings are not available, so these numbers are not reproduced.) And to Chen et al. (arXiv
            1905.05928), who put batch norm and dropout before the weights rather than after them.
 Run:       syncnorm run experiments/independent_components.py [--quick]
 
 An MLP of two blocks of two linear layers, 128 wide, in two orders: "ic" is linear, ReLU, norm, dropout; "after" is
-linear, norm, ReLU, dropout. Both have the same parameters, as many norms, and start from the same weights. Without
-norm and skip the two orders are the same network, so only one is trained there. 1400 images of digits as they are,
-and of digits blended into photographs; one learning rate for all.
+linear, norm, ReLU, dropout. Both have the same parameters and number of norms, and start from the same weights.
+Without norm and skip the two orders are the same network, so only one is trained there. The data are 1400 images of
+plain digits, and of digits blended into photographs; one learning rate for all.
 """
 
 from dataclasses import replace

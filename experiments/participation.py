@@ -2,14 +2,14 @@
 
 Speaks to: an independent re-run of FedBN (github.com/surafel58/FedBN, PHASE2_STEP1C.md; Digits-Five, 20 clients, 30
            rounds, 10 % participation, 5 seeds): worst client 32.6 +- 22.6 % for FedBN, 64.9 +- 7.9 % for FedAvg, 64.2
-           +- 11.7 % with local affine and shared statistics, and 77.2 +- 1.1 % with statistics taken anew on each
+           +- 11.7 % with local affine and shared statistics, and 77.2 +- 1.1 % with statistics re-estimated on each
            client's data under the final weights.
 Run:       syncnorm run experiments/participation.py [--quick]
 
 Twenty clients, four in each of five domains of digits, IID within a domain. The four corners of a table: gamma and
-beta local or shared, running statistics local or shared. A client that is not sampled keeps what it had while the
-shared weights move on; one that was never sampled has statistics 0 and 1. The remedy, evaluated for every run beside
-the rest: running statistics re-estimated on the client's own images, without their labels, under the final weights.
+beta local or shared, running statistics local or shared. A client that is not sampled keeps its old entries while the
+shared weights change; one that was never sampled has statistics 0 and 1. The remedy, also evaluated for every run:
+running statistics re-estimated on the client's own images, without labels, under the final weights.
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
 """How many unlabelled samples of a new user do a network's statistics need, and does training by user prepare it?
 
 Activity recognition from wearable signals with a 1-D CNN. Sixteen persons, four of whom are left out of training at
-a time; a stream of a left-out person's windows then sets the statistics: all at once (AdaBN), or from the source's
-on, as the stream goes (online, with the source worth 16 windows). Training mixes persons in a batch, or takes each
-batch of one person, or mixes them with statistics for each (domain_bn).
+a time; a stream of a left-out person's windows then sets the statistics: all at once (AdaBN), or step by step,
+starting from the source's (online, with the source counted as 16 windows). Training mixes persons in a batch, or uses
+batches of one person each, or mixes persons with separate statistics for each (domain_bn).
 
 Speaks to: Mazankiewicz et al. (arXiv 2005.12178): batches of one user each in training, the new user's statistics
            estimated from the stream; 44 subjects, up to +14 %, median +4 %, as its abstract says. Its exact recursion
@@ -11,9 +11,9 @@ Speaks to: Mazankiewicz et al. (arXiv 2005.12178): batches of one user each in t
 Run:       syncnorm run experiments/personalise.py [--quick]
            (on UCI HAR: experiments/personalise_har.py)
 
-The signals are GENERATED (see `syncnorm.data.sources.activity`): persons differ in what statistics of a channel can
-take out (gain, offset) and in what they cannot (placement, tempo, style, noise) by construction, so the size of a
-gain says something about the methods beside each other, and nothing about people.
+The signals are GENERATED (see `syncnorm.data.sources.activity`): by construction, persons differ in properties that a
+channel's statistics can remove (gain, offset) and in others that they cannot (placement, tempo, style, noise), so the
+size of a gain compares methods, and says nothing about people.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ QUESTION = (
 
 
 def personalise(name: str, base: Run, folds: Sequence[tuple[str, ...]], samples: Sequence[int]) -> Study:
-    """Return the study that leaves out each of `folds` once, and shows its persons so many `samples` each."""
+    """Return the study that leaves out each of `folds` once, and adapts to these numbers of `samples` per person."""
 
     def grid(
         norm: str,
@@ -76,7 +76,7 @@ def personalise(name: str, base: Run, folds: Sequence[tuple[str, ...]], samples:
 
 
 def plots(most: int) -> tuple[Plot, ...]:
-    """Return what the study shows; `most` is the largest number of samples that it gives an adaptation."""
+    """Return the study's plots; `most` is the largest number of samples for an adaptation."""
     return (
         Curve(
             x="adapt_samples",

@@ -3,8 +3,8 @@
 Speaks to: what experiments/personalise.py does.
 Run:       syncnorm run experiments/personalise_har.py --data.path "FOLDER/UCI HAR Dataset" [--quick]
 
-FOLDER is where the archive of Anguita et al. (2013) was unpacked. A person's own test windows are the last fifth of
-each activity in time.
+FOLDER is the folder into which the archive of Anguita et al. (2013) was unpacked. A person's own test windows are the
+last fifth of each activity in time.
 """
 
 from personalise import personalise

@@ -8,17 +8,18 @@ Published: ImageNet, ResNet-50, validation error with 2 images a GPU, of MABN's 
            norm's gap. EvalNorm reports 6.18 points over batch norm, likewise with 2 (its abstract).
 Run:       syncnorm run experiments/small_batch.py [--quick]
 
-The global batch is 32 in every column; 32 samples a device is one device. The network is narrow, and its layers see
-36, 9 and 4 positions of a sample, so that with one or two samples a statistic is made of little: a wide network on
-larger images loses nothing to batch norm with 2 (experiments/batch_size.py). Image size and width were chosen so that
-batch norm with 2 is below batch norm with 32, on one to three seeds; single runs of other norms had been seen before
-the epochs, the rates and the steps below were fixed. Every line is trained at two learning rates, and both are shown.
+The global batch is 32 in every column; 32 samples per device means one device. The network is narrow, and its layers
+have 36, 9 and 4 positions per sample, so that with one or two samples a statistic rests on few values: a wide network
+on larger images loses nothing with batch norm at 2 samples (experiments/batch_size.py). Image size and width were
+chosen, on one to three seeds, so that batch norm with 2 is below batch norm with 32; single runs of other norms had
+been seen before the epochs, the rates and the steps below were fixed. Every line is trained at two learning rates,
+and both are shown.
 
-What a line takes from its source is shrunk to this training of some 500 steps: batch renormalisation is batch norm
-for 40 steps, its bounds are full at step 240; MABN averages as many steps as make up 32 samples, from step 50 on, and
-renormalises from step 120 on; cross-iteration batch norm looks back over as many steps as make up 32 samples, at most
-8, with the gradient through today's weight. It needs a copy of the model for every device and is by far the slowest
-line, hence its fewer columns and seeds. EvoNorm holds a nonlinearity of its own, and the ReLU behind it stays.
+Settings from the sources are scaled down to this training of some 500 steps: batch renormalisation is batch norm for
+40 steps, and its bounds are full at step 240; MABN averages as many steps as make up 32 samples, from step 50 on, and
+renormalises from step 120 on; cross-iteration batch norm uses as many past steps as make up 32 samples, at most 8,
+with the gradient through the current weight. It needs a copy of the model for every device and is by far the slowest
+line, so it has fewer columns and seeds. EvoNorm includes a nonlinearity, and the ReLU after it stays.
 """
 
 from collections.abc import Sequence
@@ -33,11 +34,11 @@ RATES = [0.02, 0.1]
 
 BY_DEVICE = ["bn", "brn", "mabn", "diminishing_bn", "full_norm", "eval_norm", "evonorm_b0"]
 BY_SAMPLE = ["sync_bn", "gn", "frn", "evonorm_s0", "none"]
-"""Norms to which the device's batch is all the same."""
+"""Norms that do not depend on the device's batch."""
 
 
 def norm_at(name: str, per_device_batch: int) -> Norm:
-    """Return a norm with the options that it has with so many samples a device."""
+    """Return a norm with its options for this number of samples per device."""
     steps = 32 // per_device_batch
     options: dict[str, dict[str, Any]] = {
         "brn": {"warmup": 40, "r_end": 240, "d_end": 240},
@@ -50,7 +51,7 @@ def norm_at(name: str, per_device_batch: int) -> Norm:
 def grids(
     norms: Sequence[str], sizes: Sequence[int], rates: Sequence[float] = RATES, seeds: int | None = None
 ) -> tuple[Grid, ...]:
-    """Return these norms at these sizes, a grid a size."""
+    """Return these norms at these sizes, one grid per size."""
     return tuple(
         Grid(
             {
@@ -66,7 +67,7 @@ def grids(
 
 
 def figures(rate: float) -> tuple[Plot, ...]:
-    """Return what is shown of one learning rate."""
+    """Return the plots for one learning rate."""
     at = f"at learning rate {rate}"
     return (
         Curve(

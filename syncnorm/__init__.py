@@ -1,8 +1,8 @@
 """syncnorm: whose samples share batch statistics?
 
-The names below import torch when they are first used, so that the command line starts at once. Most need torch alone;
-`fit`, `load_run` and `register_adaptation` need what a study needs.
-`syncnorm.data`, `syncnorm.training` and `syncnorm.study` are imported by name.
+The names below import torch at first use, so that the command line starts quickly. Most need torch alone; `fit`,
+`load_run` and `register_adaptation` also need the packages of a study. Import `syncnorm.data`, `syncnorm.training`
+and `syncnorm.study` by name.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m syncnorm`, and the start of the `syncnorm` command."""
+"""Entry point of `python -m syncnorm` and of the `syncnorm` command."""
 
 import sys
 

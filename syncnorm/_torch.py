@@ -1,7 +1,7 @@
-"""The private parts of torch that syncnorm uses, each behind a function that says what is expected of it.
+"""The private parts of PyTorch that syncnorm uses, each behind a function that documents the expected behaviour.
 
-A torch release may move or change any of them without notice. tests/test_torch_contract.py holds torch to what stands
-here, so that such a change shows there first, and is answered in this file alone.
+A PyTorch release may change any of them without notice. tests/test_torch_contract.py checks the behaviour described
+here, so that such a change shows there first and needs changes in this file alone.
 """
 
 import sys
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as functional
 
-# Compiled collectives carry gradients from torch 2.11 on; before, a compiled model breaks its graph at the layer.
+# Compiled collectives carry gradients since torch 2.11; before, a compiled model breaks its graph at the layer.
 COMPILES_COLLECTIVES = hasattr(functional, "all_reduce_backward")
 
 assert_recorded: Callable[..., None] = torch._assert
-"""`assert_recorded(condition, message)`: an assertion that fx records, and that TorchScript takes and leaves out."""
+"""`assert_recorded(condition, message)`: an assertion that fx records, and that TorchScript accepts and omits."""
 
 
 def in_backward() -> bool:
-    """Return whether this code runs inside a backward pass, as the recomputation of a checkpointed forward does."""
+    """Return whether this code runs inside a backward pass, for example in a checkpoint's recomputation."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
@@ -45,18 +45,18 @@ def compiler_is_loaded() -> bool:
 
 
 def uncompiled_module(model: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile(model)` was made from; any other module is its own."""
+    """Return the original module of `torch.compile(model)`; any other module is returned unchanged."""
     inner: nn.Module = getattr(model, "_orig_mod", model)
     return inner
 
 
 def outside_vmap(call: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
-    """Call a function of the whole batch from inside `torch.vmap`, where plain code sees a single row of it.
+    """Call a function on the whole batch from inside `torch.vmap`, where plain code sees only a single row.
 
     For a vmap over R rows the function gets its first tensor as (B, R, ...), further ones as (R, ...), and returns
-    (B, R, ...). Tensors that are the same for all rows are expanded. Autograd records what the function does.
+    (B, R, ...). Tensors that all rows share are expanded. Autograd records the function's operations.
 
-    This is what torch does for a `torch.autograd.Function` with a vmap rule, without the cost of that class.
+    PyTorch does the same for a `torch.autograd.Function` with a vmap rule; this avoids the cost of that class.
     """
     from torch._C._functorch import _add_batch_dim, _unwrap_batched
     from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter

@@ -1,7 +1,7 @@
-"""Whether a study and its runs hold what their fields are annotated with.
+"""Type checks of a study and its runs against the annotations of their fields.
 
-An experiment file is Python, and a run over Flower comes as JSON, so nothing else reads `lr="0.1"` before a run is
-trained with it.
+An experiment file is Python, and a run over Flower comes as JSON, so nothing else would catch `lr="0.1"` before
+training.
 """
 
 import json
@@ -27,16 +27,16 @@ KINDS: dict[Any, tuple[Any, str]] = {
 
 
 def check_types(node: Any, owner: str = "") -> None:
-    """Raise `UserError` for a field of a dataclass, or of one inside it, that holds something of another type.
+    """Raise `UserError` for a field of a dataclass, or of a nested one, with a value of the wrong type.
 
-    Names the field after `owner`: "optim.lr is 'high': it must be a number."
+    The message names the field after `owner`: "optim.lr is 'high': it must be a number."
     """
     for name, hint in _hints(type(node)).items():  # type: ignore[arg-type]
         check_value(getattr(node, name), hint, f"{owner}{name}")
 
 
 def check_run(run: Any) -> None:
-    """Raise `UserError` where `run` is no run, or where a field of it holds something of another type."""
+    """Raise `UserError` if `run` is not a run, or one of its fields has a value of the wrong type."""
     if not isinstance(run, Run):
         raise UserError(
             f"this is {with_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config."
@@ -45,7 +45,7 @@ def check_run(run: Any) -> None:
 
 
 def check_value(value: Any, hint: Any, name: str) -> None:
-    """Raise `UserError` for a value that is not of the type `hint`, and call it `name`."""
+    """Raise `UserError` for a value that is not of the type `hint`; the message calls it `name`."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     if value is None and NoneType in choices:
         return
@@ -68,20 +68,20 @@ def check_value(value: Any, hint: Any, name: str) -> None:
 
 
 def _is_one(value: Any, hint: Any) -> bool:
-    """Return whether a value is of a kind; True is no number, and a text no tuple."""
+    """Return whether a value is of a kind; True is not a number, and a text is not a tuple."""
     kind, _ = _kind(hint)
     exact = bool if isinstance(value, bool) else str if isinstance(value, str) else kind
     return isinstance(value, kind) and kind in (exact, object)
 
 
 def _shown(value: Any) -> str:
-    """Return a value as a sentence shows it: its kind, where its text would be long."""
+    """Return a value as messages show it; only its kind if its text would be long."""
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else with_article(type(value).__name__)
 
 
 def _instead(value: Any, kinds: Sequence[Any], name: str) -> str:
-    """Return what to write, where the value tells what was meant."""
+    """Return what to write instead, if the value shows what was meant."""
     kind: Any = kinds[0]
     if isinstance(value, str) and len(kinds) == 1 and is_dataclass(kind) and "name" in _hints(kind):  # type: ignore[arg-type]
         return f", so write {kind.__name__}({value!r})"  # type: ignore[union-attr]
@@ -91,13 +91,13 @@ def _instead(value: Any, kinds: Sequence[Any], name: str) -> str:
 
 
 def _kind(hint: Any) -> tuple[Any, str]:
-    """Return the classes that a hint stands for, and how a sentence calls them."""
+    """Return the classes of a hint, and the words for them in messages."""
     origin = get_origin(hint) or hint
     return KINDS.get(origin, (origin, with_article(getattr(origin, "__name__", str(origin)))))
 
 
 def _check_plain(value: Any, name: str) -> None:
-    """Options are part of what names a run, and are stored with it."""
+    """Check that options are plain data: they are part of a run's id, and are stored with it."""
     try:
         json.dumps(value)
     except (TypeError, ValueError) as error:

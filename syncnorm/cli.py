@@ -1,7 +1,7 @@
 """The `syncnorm` command.
 
-syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's own defaults
-syncnorm report DIR                     write tables, figures and page again from the rows in DIR
+syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's defaults
+syncnorm report DIR                     rewrite tables, figures and page from the rows in DIR
 syncnorm list [KIND]                    norms, policies, algorithms, partitions, data, models, metrics, plugins, ...
 syncnorm --version                      the version of this package
 """
@@ -42,19 +42,19 @@ def main() -> int:
         return _command(name)(arguments)
     except UserError as error:
         if rank() != 0:
-            time.sleep(5)  # rank 0 says the same, and torchrun then ends this rank
+            time.sleep(5)  # rank 0 reports the same error, and torchrun then ends this rank
         print(f"syncnorm: {error}", file=sys.stderr, flush=True)
         return 2
-    except BrokenPipeError:  # of the printing at the end, e.g. into `head`: all files are written
+    except BrokenPipeError:  # from printing at the end, e.g. into `head`: all files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("interrupted: finished runs are kept, and the same command goes on from there.", file=sys.stderr)
+        print("interrupted: finished runs are kept; run the same command again to resume.", file=sys.stderr)
         return 130
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    """Import a command; the packages that it needs come with the extra "study"."""
+    """Import a command; the extra "study" installs the packages that it needs."""
     module, _, function = COMMANDS[name].partition(":")
     try:
         command: Callable[[list[str]], int] = getattr(import_module(module), function)

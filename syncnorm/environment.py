@@ -1,4 +1,4 @@
-"""Where a run ran: what a row says of its machine and versions."""
+"""The environment of a run: machine and versions, for its row."""
 
 import os
 import platform
@@ -13,9 +13,9 @@ from pathlib import Path
 def environment() -> dict[str, str]:
     """Return versions, processor, cores, device, platform and the package's git commit of this process.
 
-    `cores` counts those that this process may use. `device` is the CUDA device's name, or "cpu" in a process that has
-    none or has not imported torch. `commit` is empty where the package is not a git checkout, and ends in "-dirty"
-    where files differ from it.
+    `cores` counts the cores that this process may use. `device` is the CUDA device's name, or "cpu" if there is none
+    or torch is not imported. `commit` is empty if the package is not a git checkout, and ends in "-dirty" if files
+    differ from the commit.
     """
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
@@ -64,7 +64,7 @@ def _cpu() -> str:
 
 
 def _commit(folder: Path) -> str:
-    """Return the commit of the checkout that tracks `folder`, empty when none does."""
+    """Return the commit of the checkout that tracks `folder`; empty if none does."""
     tracked = ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"]
     describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

@@ -1,4 +1,4 @@
-"""What a user's mistake gets: one sentence that says what was wrong and what to write instead."""
+"""Errors for users' mistakes: one sentence that says what was wrong and what to write instead."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,13 +6,13 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. The command line prints its one sentence and no traceback."""
+    """A mistake that the user can fix. The command line prints its sentence without a traceback."""
 
 
 def unknown(what: str, got: str, known: Iterable[str], synopsis: Iterable[str] = ()) -> UserError:
-    """Build the error for a name that is not in a table: the name, the nearest known one, all of them.
+    """Build the error for a name that is not in a table: it gives the name, the nearest known one, and all of them.
 
-    A `synopsis` stands for the list of all where that is too long to read.
+    A `synopsis` replaces the list of all names when that is too long to read.
 
     >>> str(unknown("norm", "sync_nb", ["bn", "sync_bn"]))
     "unknown norm 'sync_nb': did you mean 'sync_bn'? Known: bn, sync_bn."
@@ -33,9 +33,9 @@ def with_article(noun: str) -> str:
 
 
 def where_raised(error: BaseException, without: Iterable[str] = ("syncnorm", "torch", "importlib")) -> str:
-    """Return "file.py:line" of the innermost frame that `error` came through, those of the packages `without` apart.
+    """Return "file.py:line" of the innermost frame of `error` outside the packages `without`.
 
-    Where there is no other frame, that of the innermost one.
+    If all frames are inside them, that of the innermost one.
     """
     found = innermost = ""
     skipped = tuple(without)

@@ -1,4 +1,4 @@
-"""Writing a file so that it is there as a whole or not at all."""
+"""Write files atomically."""
 
 import os
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from syncnorm.errors import UserError
 
 @contextmanager
 def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path`, and put it in the place of `path` once it is written and on the disk.
+    """Open a temporary file beside `path`; once it is written and synced to disk, rename it to `path`.
 
-    An exception leaves what was there. `mark` is part of the temporary file's name, the process's id if not given:
-    with a fixed one, what a killed process left behind is overwritten by the next that writes.
+    After an exception, the old file stays. `mark` is part of the temporary file's name; the default is the process
+    id. With a fixed mark, the next writer overwrites what a killed process left behind.
     """
     temporary = path.with_name(f".{path.name}.{mark or os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, so that a renamed file survives a power cut."""
+    """Sync a folder's entries to disk, so that a renamed file survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,9 +39,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
-    """Write `content` to `path` as a whole, creating the folder; return `path`.
+    """Write `content` to `path` atomically, creating the folder; return `path`.
 
-    A full disk or a folder that cannot be written raises `UserError` and leaves what was there.
+    A full disk or a read-only folder raises `UserError`, and the old file stays.
     """
     try:
         with whole_file(path) as file:

@@ -1,8 +1,9 @@
-"""Fingerprints of other people's code and files: a row is a run's only if the same source and data made it.
+"""Fingerprints of users' code and files: a row is reused only if the same source code and data made it.
 
-The fingerprint of a function or a class is a hash of its source, of what it uses of its own module, and of what that
-imports from modules that are neither Python's, nor installed, nor syncnorm's (of an installed package: from within
-the package). So an edit elsewhere in the file changes nothing, and an edit of a helper module does.
+The fingerprint of a function or class is a hash of its source, of the parts of its module that it uses, and of what
+those import from the user's other modules (not Python's, installed or syncnorm's; for code in an installed package:
+other modules of the package). So an edit elsewhere in the file does not change it, and an edit of a helper module
+does.
 """
 
 import ast
@@ -23,7 +24,7 @@ INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib"
 
 
 def code_fingerprint(item: Any) -> str:
-    """Return the hash of the source that `item` is made of: a function, a class, or an object that holds some."""
+    """Return the hash of the source of `item`: a function, a class, or an object that holds such."""
     return _hash(sorted(set(_texts(item))))
 
 
@@ -42,7 +43,7 @@ def _state(file: Path) -> tuple[int, int]:
 
 @cache
 def _content(file: Path, size: int, changed: int) -> str:
-    """Return the hash of a file's content; a process reads a file once as long as it stays the same."""
+    """Return the hash of a file's content; a process reads an unchanged file only once."""
     digest = sha256()
     with file.open("rb") as opened:
         while part := opened.read(1 << 20):
@@ -55,7 +56,7 @@ def _hash(texts: Iterable[str]) -> str:
 
 
 def _texts(item: Any) -> Iterator[str]:
-    """Yield the pieces of source, and the plain values, that an item is made of."""
+    """Yield the source texts and plain values of an item."""
     if isinstance(item, partial):
         yield from _texts(item.func)
         yield repr((item.args, sorted(item.keywords.items())))
@@ -71,7 +72,7 @@ def _texts(item: Any) -> Iterator[str]:
 
 
 def _of_definition(module: str, name: str) -> Iterator[str]:
-    """Yield the source of a top-level name of a module, and of all that it uses."""
+    """Yield the source of a top-level name of a module, and of everything it uses."""
     home = sys.modules.get(module)
     file = getattr(home, "__file__", None)
     if not file or not file.endswith(".py"):
@@ -112,7 +113,7 @@ def _definitions(file: str, state: tuple[int, int]) -> dict[str, list[Part]]:
 
 
 def _defined(node: ast.AST) -> set[str]:
-    """Return the names that a statement defines; of one that defines none, such as a call, ""."""
+    """Return the names that a statement defines; "" if it defines none, such as a call."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {node.name}
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -141,7 +142,7 @@ def _imports(node: ast.AST, package: str) -> Iterator[tuple[str, str]]:
 
 
 def _local(module: str, name: str, user: str) -> tuple[str, str, str] | None:
-    """Return the file, package and name of an import if the file is part of somebody's own code."""
+    """Return the file, package and name of an import if the file is part of the user's code."""
     try:
         home = sys.modules.get(module)
         spec = home.__spec__ if home is not None else importlib.util.find_spec(module)
@@ -160,7 +161,7 @@ def _local(module: str, name: str, user: str) -> tuple[str, str, str] | None:
 
 
 def _one_package(path: Path, user: Path) -> bool:
-    """Return whether two installed files are of one package."""
+    """Return whether two installed files belong to the same package."""
     for folder in INSTALLED:
         if folder in path.parents and folder in user.parents:
             return path.relative_to(folder).parts[0] == user.relative_to(folder).parts[0]

@@ -1,7 +1,6 @@
 """The primitive: count, mean and M2 of a sample, and their exact merge.
 
-SyncBatchNorm merges them over ranks, recalibration over batches, a federated server over clients. The formula
-stands here once.
+SyncBatchNorm merges them over ranks, recalibration over batches, a federated server over clients.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from torch import Tensor
 class Moments:
     """Count, mean and sum of squared deviations (M2) of a sample, per channel.
 
-    Estimator: exact moments of everything merged in, in any order and any split. Merging adds each part's M2 and
-    the spread of the parts' means,
+    Estimator: exact moments of everything merged in, in any order and any split. Merging adds up the parts' M2 and
+    the spread of their means,
 
         N = sum n_r,   mean = sum n_r mean_r / N,   M2 = sum M2_r + sum n_r (mean_r - mean)^2
 
-    (Chan, Golub & LeVeque 1983), which keeps its precision where E[x^2] - E[x]^2 loses it: mean >> standard
-    deviation. `var(correction=1)` is the unbiased variance that BN keeps as running variance, `correction=0` the
-    biased one it normalises with. A count of zero is a neutral element. Everything is differentiable.
+    (Chan, Golub & LeVeque 1983), which stays precise when the mean is much larger than the standard deviation, unlike
+    E[x^2] - E[x]^2. `var(correction=1)` is the unbiased variance that BN keeps as running variance, `correction=0`
+    the biased one it normalises with. A count of zero is a neutral element. Everything is differentiable.
 
     Shapes: count (), mean (C,), m2 (C,). Parts stacked along a leading dimension R are (R,), (R, C), (R, C).
     """
@@ -47,7 +46,7 @@ class Moments:
             samples *= x.shape[d]
         rough = x.sum(dims, keepdim=True) / max(samples, 1)
         deviation = x - rough
-        # Zero but for the rounding of the first sum, which it takes out of both mean and M2.
+        # Zero except for the rounding error of the first sum; this removes that error from mean and M2.
         residue = deviation.sum(dims) / max(samples, 1)
         m2 = deviation.square().sum(dims) - samples * residue.square()
         return cls(x.new_full((), samples, dtype=torch.float64), rough.reshape(residue.shape) + residue, m2)
@@ -58,7 +57,7 @@ class Moments:
 
     @staticmethod
     def pool(parts: Sequence[Moments]) -> Moments:
-        """Return the moments of all parts together. No part at all raises `ValueError`: the shape is unknown."""
+        """Return the moments of all parts together. An empty sequence raises `ValueError`: the shape is unknown."""
         if not parts:
             raise ValueError("Moments.pool got no parts: give it at least one.")
         return Moments(
@@ -72,11 +71,11 @@ class Moments:
         count = self.count.unsqueeze(1)
         total = count.sum()
         share = (count / torch.where(total > 0, total, 1.0)).to(self.mean.dtype)
-        # A part without samples may hold anything as its mean, NaN too: a weight of zero would not keep it out.
+        # The mean of a part without samples may be anything, even NaN, so a weight of zero would not exclude it.
         mean_of_part = torch.where(count > 0, self.mean, 0.0)
         m2_of_part = torch.where(count > 0, self.m2, 0.0)
         rough = (share * mean_of_part).sum(0)
-        # Zero but for the rounding of the first sum, as in `of`.
+        # Zero except for the rounding error of the first sum, as in `of`.
         mean = rough + (share * (mean_of_part - rough)).sum(0)
         spread = mean_of_part - mean
         return Moments(total, mean, (m2_of_part + count.to(mean.dtype) * spread.square()).sum(0))
@@ -84,7 +83,7 @@ class Moments:
     def var(self, correction: int = 0) -> Tensor:
         """Return the variance M2 / (count - correction): biased for correction 0, unbiased for 1. Shape (C,).
 
-        Zero where count <= correction, where there is nothing to divide by.
+        Zero if count <= correction.
         """
         if correction not in (0, 1):
             raise ValueError(f"correction is {correction!r}: write 0 (biased) or 1 (unbiased).")

@@ -1,4 +1,4 @@
-"""How far a run is, while it trains: for whoever listens, and as a line on a terminal."""
+"""Progress of a run while it trains: for a callback, and as a line on a terminal."""
 
 import math
 import sys
@@ -9,18 +9,18 @@ from typing import TextIO
 from syncnorm.config import Execution, Progress, silent
 
 REPORT_SECONDS = 0.5
-"""Between two reports, but for those at the end of an epoch or a round."""
+"""Seconds between two reports, except at the end of an epoch or round."""
 
 
 class Pace:
-    """Reports on a training of so many steps, not more often than twice a second but at the end of each unit.
+    """Reports progress at most twice a second, and always at the end of each epoch or round.
 
     Args:
-        execution: says who listens.
+        execution: holds the callback.
         unit: "epoch" or "round".
         total: number of units.
-        steps: steps in a unit.
-        begin: number of the step at which this process starts.
+        steps: steps per unit.
+        begin: the step at which this process starts.
     """
 
     def __init__(self, execution: Execution, unit: str, total: int, steps: int = 1, begin: int = 0) -> None:
@@ -34,11 +34,11 @@ class Pace:
         return self._listener is not silent
 
     def due(self) -> bool:
-        """Return whether the last report is long enough ago."""
+        """Return whether it is time for the next report."""
         return self.heard and time.monotonic() - self._last >= REPORT_SECONDS
 
     def tell(self, step: int, loss: float | None = None, metrics: dict[str, float] | None = None) -> None:
-        """Report that `step` steps are done; `metrics` are what the last unit gave, if one has just ended."""
+        """Report that `step` steps are done; `metrics` are those of the last unit, if it has just ended."""
         if not self.heard:
             return
         self._last = time.monotonic()
@@ -50,7 +50,7 @@ class Pace:
 
 
 def line_on(stream: TextIO) -> Callable[[Progress], None]:
-    """Return what shows progress as a line on a terminal, each in place of the one before; `silent` without one."""
+    """Return a callback that shows progress as one updated line; `silent` if `stream` is not a terminal."""
     if not stream.isatty():
         return silent
     shown = 0

@@ -1,8 +1,8 @@
-"""Names that stand for norms, models, policies, ...: ours, and those that other people's modules register.
+"""Names of norms, models, policies, ...: built-in ones, and those that users' modules register.
 
 A module that registers something (a study's own file, a module that it imports, an installed package with an entry
-point in the group `syncnorm.plugins`) is imported again wherever a run goes: `environment_of_plugins` is what a
-process gives to those that it starts, and `load_plugins` is what they do with it.
+point in the group `syncnorm.plugins`) is imported again in every process that trains a run: a parent passes
+`environment_of_plugins` to its children, and they call `load_plugins`.
 """
 
 import json
@@ -21,11 +21,11 @@ from typing import Any, Generic, TypeVar
 from syncnorm.errors import UserError, unknown
 
 GROUP = "syncnorm.plugins"
-"""The group of entry points that an installed package registers its module in."""
+"""The group of entry points in which an installed package registers its module."""
 VARIABLE = "SYNCNORM_PLUGINS"
-"""The environment variable that carries the modules that have registered something, as JSON."""
+"""The environment variable that lists the modules that have registered something, as JSON."""
 PATH = "SYNCNORM_PATH"
-"""The environment variable that carries where Python finds modules."""
+"""The environment variable with the folders in which Python finds modules."""
 OURS = "syncnorm"
 
 Item = TypeVar("Item")
@@ -33,20 +33,20 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Source:
-    """The module that registered something; `file` is empty where it has none, as in an interactive session."""
+    """The module that registered something; `file` is empty if it has none, as in an interactive session."""
 
     module: str
     file: str
 
 
 class Registry(Mapping[str, Item], Generic[Item]):
-    """What a kind of name stands for: a mapping that can be added to.
+    """The items of one kind by name: a mapping to which names can be added.
 
-    Looking up a name that nobody knows, or asking for all of them, loads the plugins first.
+    Looking up an unknown name, or listing all names, loads the plugins first.
 
     Args:
-        what: how a sentence calls such a name, e.g. "norm".
-        builtin: syncnorm's own.
+        what: the word for such a name in messages, e.g. "norm".
+        builtin: syncnorm's own items.
     """
 
     def __init__(self, what: str, builtin: Mapping[str, Item]) -> None:
@@ -56,10 +56,10 @@ class Registry(Mapping[str, Item], Generic[Item]):
         REGISTRIES[what] = self
 
     def add(self, name: str, item: Item) -> None:
-        """Register `item` as `name`; the module that called is remembered.
+        """Register `item` as `name`, and remember the calling module.
 
         Raises:
-            UserError: a name that is no name, or that another module has taken.
+            UserError: an invalid name, or one that another module has registered.
         """
         source = _caller()
         if not isinstance(name, str) or not name or any(sign.isspace() or sign in ",+:=/" for sign in name):
@@ -99,7 +99,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
 
 
 def check_named(name: Any, decorator: str) -> None:
-    """Raise `UserError` where a decorator that takes a name was used without one."""
+    """Raise `UserError` if a decorator that takes a name was used without one."""
     if callable(name):
         raise UserError(
             f'{decorator} needs a name: write @{decorator}("{getattr(name, "__name__", "name").lower()}").'
@@ -107,7 +107,7 @@ def check_named(name: Any, decorator: str) -> None:
 
 
 REGISTRIES: dict[str, Registry[Any]] = {}
-"""The registries that are imported, by what they hold."""
+"""The imported registries, by kind."""
 HOMES = {
     "norm": ("syncnorm.norms.registry", "norm"),
     "model": ("syncnorm.models.registry", "model"),
@@ -119,7 +119,7 @@ HOMES = {
     "adaptation": ("syncnorm.domains.adaptation", "adaptation"),
     "plot": ("syncnorm.study", "plot"),
 }
-"""By kind of name, the module whose import makes its registry, and what that registry calls itself."""
+"""For each kind, the module that creates its registry, and the registry's own word for it."""
 
 
 def registry_of(kind: str) -> Registry[Any]:
@@ -136,10 +136,10 @@ def sources() -> list[Source]:
 
 
 def environment_of_plugins() -> dict[str, str]:
-    """Return the environment variable by which a process that this one starts knows the same names.
+    """Return the environment variable that tells child processes the registered names.
 
     Raises:
-        UserError: something was registered where no other process can find it.
+        UserError: a registering module that no other process can import.
     """
     for source in sources():
         if not source.file:
@@ -152,10 +152,10 @@ def environment_of_plugins() -> dict[str, str]:
 
 
 def environment_of_children() -> dict[str, str]:
-    """Return the environment of a Python process that this one starts to train, track or report.
+    """Return the environment of a child Python process that trains, tracks or reports.
 
-    It finds the same modules. The working directory and the folder of a study come last on its path, so that a file
-    there called `html.py`, say, does not take the place of Python's own.
+    The child finds the same modules. The working directory and the study's folder come last on its path, so that a
+    file there called `html.py`, say, does not hide Python's own.
     """
     own, inherited = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")
     installed = any(Path(own) == Path(folder).resolve() for folder in site_folders())
@@ -172,16 +172,16 @@ _state = {"loaded": False, "importing": ""}
 
 
 def load_plugins() -> None:
-    """Import the modules that register names: those of the process that started this one, and installed packages'.
+    """Import the modules that register names: those of the parent process, and those of installed packages.
 
-    Does so once a process. An installed plugin that cannot be imported is a warning, and its names are unknown.
+    Does so once per process. An installed plugin that cannot be imported gives a warning, and its names stay unknown.
 
     Raises:
-        UserError: a module that the process which started this one could import, and this one cannot.
+        UserError: a module that the parent process could import, but this one cannot.
     """
     if _state["loaded"]:
         return
-    _state["loaded"] = True  # before: a plugin may ask for a name while it is imported
+    _state["loaded"] = True  # set first: a plugin may look up a name while it is imported
     extend_path()
     for source in json.loads(os.environ.get(VARIABLE, "[]")):
         _state["importing"] = source["file"]
@@ -199,13 +199,13 @@ def load_plugins() -> None:
 
 
 def extend_path() -> None:
-    """Find modules where the process that started this one does, after this one's own folders."""
+    """Append the parent process's module folders to this one's path."""
     folders = filter(None, os.environ.get(PATH, "").split(os.pathsep))
     sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def refuse_while_importing(what: str) -> None:
-    """Raise `UserError` where a module is being imported for its names, and calls for work of its own."""
+    """Raise `UserError` if a module that is imported only for its names starts work."""
     if file := _state["importing"]:
         raise UserError(
             f"{file} calls {what} while a worker imports it for the names that it registers: write the call under "
@@ -214,7 +214,7 @@ def refuse_while_importing(what: str) -> None:
 
 
 def _load(point: EntryPoint) -> None:
-    """Import a package's module; where the entry point names a function, call it."""
+    """Import a package's module; if the entry point names a function, call it."""
     try:
         found = point.load()
         if callable(found):
@@ -226,7 +226,7 @@ def _load(point: EntryPoint) -> None:
 
 
 def import_source(source: Source) -> None:
-    """Import the module that `source` names, by its name where Python finds the same file so, else by its file."""
+    """Import the module of `source`, by its name if Python finds the same file that way, else by its file."""
     path = Path(source.file).resolve()
     for module in list(sys.modules.values()):
         if (file := getattr(module, "__file__", None)) and Path(file).resolve() == path:
@@ -256,7 +256,7 @@ def _is_found(name: str, path: Path) -> bool:
 
 
 def _caller() -> Source:
-    """Return the module outside of syncnorm from which a registration came."""
+    """Return the module outside syncnorm from which a registration came."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == OURS:
         frame = frame.f_back
@@ -264,5 +264,5 @@ def _caller() -> Source:
 
 
 def _same(one: Source, other: Source) -> bool:
-    """Return whether two registrations come from one file, which was imported twice or edited in between."""
+    """Return whether two registrations come from one file (imported twice, or edited in between)."""
     return one == other or (bool(one.file) and Path(one.file).resolve() == Path(other.file).resolve())

@@ -1,6 +1,6 @@
-"""One seed a purpose: every random choice draws from a stream of its own.
+"""One seed per purpose: every random choice has its own stream.
 
-A stream's seed is the hash of what it is for, so that adding one random choice shifts no other.
+A stream's seed is a hash of its purpose, so that a new random choice does not change any other.
 """
 
 from hashlib import sha256

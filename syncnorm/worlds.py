@@ -1,7 +1,7 @@
-"""The worlds by name, what each brings, and the functions that hand a run to its own.
+"""The table of worlds, the protocol of a world, and the functions that dispatch a run to its world.
 
-Nothing outside of a world asks which world it is. A world is imported when its first run comes, so that a command
-that trains nothing starts at once. A new world is a configuration in `config/worlds.py`, a folder, and a row here.
+Code outside a world never asks which world it is. A world is imported with its first run, so that a command that
+trains nothing starts quickly. A new world needs a configuration in `config/worlds.py`, a folder, and a row here.
 """
 
 import json
@@ -26,23 +26,23 @@ class Loaded(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the content: samples, labels and split."""
+        """Hash of the content: samples, labels and split."""
 
     def summary(self) -> str:
         """Return one line that says what was loaded, and what was dropped or converted."""
 
 
 class World(Protocol):
-    """What a world brings, beside its configuration."""
+    """The functions of a world."""
 
     def fit(self, run: Run, execution: Execution) -> Result:
-        """Train and evaluate a run; mistakes in it raise `UserError` before training starts."""
+        """Train and evaluate a run; mistakes in the run raise `UserError` before training starts."""
 
     def check(self, run: Run) -> None:
-        """Raise the `UserError` that `run` would end with, without training it; may keep its data until `forget`."""
+        """Raise the `UserError` that `run` would raise, without training it; may keep its data until `forget`."""
 
     def forget(self) -> None:
-        """Drop what this process keeps for its next run."""
+        """Drop everything that this process caches for its next run."""
 
     def data(self, run: Run) -> Loaded:
         """Return a run's data; loaded once, as for `check`."""
@@ -51,23 +51,23 @@ class World(Protocol):
         """Return the names of the metrics that a run may have."""
 
     def histories(self, run: Run) -> list[str]:
-        """Return the names of the histories that a run will have: one value an epoch or round."""
+        """Return the names of the histories that a run will have: one value per epoch or round."""
 
     def profiles(self, run: Run) -> list[str]:
-        """Return the names of the profiles that a run will have: one value a layer."""
+        """Return the names of the profiles that a run will have: one value per layer."""
 
     def norm_layer(self, norm: Norm, world: Any) -> tuple[str, dict[str, Any]]:
-        """Return the name and options of the layer that plays `norm` where `world` is the run's configuration."""
+        """Return the name and options of the layer that computes `norm` in the world configured by `world`."""
 
 
 SAMPLES = "samples of the data"
-"""What the fingerprint of a run's samples, labels and split is of."""
+"""Key of the fingerprint of a run's samples, labels and split."""
 WORLDS = {
     "devices": "syncnorm.devices.world",
     "clients": "syncnorm.federated.world",
     "domains": "syncnorm.domains.world",
 }
-"""By kind, the module whose `WORLD` it is."""
+"""For each kind of world, the module that defines its `WORLD`."""
 
 
 def world_of(run: Run) -> World:
@@ -88,7 +88,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
 
 def check(run: Run) -> None:
-    """Raise the `UserError` that `run` would end with, without training it; its data stay loaded until `forget`."""
+    """Raise the `UserError` that `run` would raise, without training it; its data stay loaded until `forget`."""
     check_run(run)
     world_of(run).check(run)
 
@@ -96,21 +96,21 @@ def check(run: Run) -> None:
 def forget() -> None:
     """Drop the data sets and trainings that this process keeps for its next run."""
     for module in WORLDS.values():
-        if loaded := sys.modules.get(module):  # what was never imported keeps nothing
+        if loaded := sys.modules.get(module):  # a module never imported has nothing cached
             loaded.WORLD.forget()
 
 
 def summary(run: Run) -> str:
-    """Return one line that says what data a run has."""
+    """Return a one-line summary of a run's data."""
     return world_of(run).data(run).summary()
 
 
 def fingerprints(run: Run, samples: bool = False) -> dict[str, str]:
-    """Return hashes of what makes a run beside its configuration and syncnorm itself, by what they are of.
+    """Return hashes of everything that determines a run besides its configuration and syncnorm, by what they cover.
 
-    These are: the source of a model, norm, algorithm, partition, data set, adaptation or metric of other people's, a
-    policy's row, the files at `data.path`, and the samples themselves where `samples` asks for them or somebody
-    else's code makes them. The same run with another hash is another run.
+    These are: the source code of users' own models, norms, algorithms, partitions, data sets, adaptations and
+    metrics; a policy's row; the files at `data.path`; and the samples themselves, if `samples` asks for them or
+    users' code creates them. The same run with another hash is another run.
     """
     names = [("model", run.model), ("norm", run.norm.name), ("data", run.data.name), *run.world.names()]
     names += [("metric", name) for name in registry_of("metric")]
@@ -139,7 +139,7 @@ def checkpoint_id(run: Run) -> str:
 
 
 def expect(run: Run, config: type[Config]) -> Config:
-    """Return the run's world, which has to be one of `config`; any other raises a `UserError` that names the way."""
+    """Return the run's world if it is a `config`; otherwise raise a `UserError` that names the right function."""
     check_run(run)
     if isinstance(run.world, config):
         return run.world

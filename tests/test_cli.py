@@ -291,9 +291,7 @@ def test_an_interrupt_says_how_to_go_on(
 
     monkeypatch.setattr(run_command, "run_study", interrupted)
     assert syncnorm(monkeypatch, "run", "asked.py") == 130
-    assert (
-        capsys.readouterr().err == "interrupted: finished runs are kept, and the same command goes on from there.\n"
-    )
+    assert capsys.readouterr().err == "interrupted: finished runs are kept; run the same command again to resume.\n"
 
 
 def test_help_shows_the_defaults_of_the_study(

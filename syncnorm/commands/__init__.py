@@ -1,1 +1,1 @@
-"""What the `syncnorm` command can do, one file a command."""
+"""The subcommands of `syncnorm`, one file each."""

@@ -1,4 +1,4 @@
-"""`syncnorm list`: every name that a run may have, with a line each, and where it is from."""
+"""`syncnorm list`: every name that a run may use, with a one-line summary and its origin."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from syncnorm.errors import unknown
 from syncnorm.registry import GROUP, HOMES, Registry, registry_of
 
 SUMMARIES = ("summary", "source")
-"""Fields of a row that say in a line what it is."""
+"""Fields of a row that can serve as its one-line summary."""
 
 
 def catalog(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def catalog(arguments: list[str]) -> int:
 
 
 def _kind(argument: str) -> str:
-    """Return the kind that an argument means, its plural as well."""
+    """Return the kind that an argument names, in singular or plural."""
     singular = {"policies": "policy", **{f"{kind}s": kind for kind in HOMES}}.get(argument, argument)
     if singular not in HOMES:
         raise unknown("kind of name", argument, HOMES)
@@ -39,7 +39,7 @@ def _lines(kind: str, registry: Registry[Any]) -> Iterator[str]:
 
 
 def summary(item: Any) -> str:
-    """Return what an item is in a line: what its row says, or the first line of its documentation."""
+    """Return a one-line summary of an item: from its row, or the first line of its docstring."""
     for name in SUMMARIES:
         if isinstance(text := getattr(item, name, None), str) and text:
             return text
@@ -50,7 +50,7 @@ def summary(item: Any) -> str:
 
 
 def _documented(item: Any) -> Iterator[Any]:
-    """Yield what may carry an item's documentation: itself, or the function or class that its row holds."""
+    """Yield the objects that may have an item's docstring: itself, or the function or class in its row."""
     for name in ("layer", "factory", "adapt", "load", "partition", "function"):
         if callable(found := getattr(item, name, None)):
             yield getattr(found, "func", found)

@@ -1,6 +1,7 @@
-"""Options of a command: a dataclass, from the texts on a command line to its values.
+"""Options of a command: read a dataclass from a command line.
 
-tyro shows the help. Reading is ours, so that a value of the wrong kind gets the sentence that it gets everywhere.
+tyro shows the help. We parse the values ourselves, so that a value of the wrong type gives the same message as
+everywhere else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True)
 class Given:
-    """An option as it was written: `name` as a dotted path ("optim.lr"), and the texts after it."""
+    """An option as written: its `name` as a dotted path ("optim.lr"), and the texts after it."""
 
     name: str
     texts: tuple[str, ...]
@@ -30,7 +31,7 @@ class Given:
 
 
 def given_options(arguments: Sequence[str], prog: str) -> list[Given]:
-    """Return what a command line gives, in its order; an option may be there several times.
+    """Return the options on a command line, in order; an option may occur several times.
 
     Raises:
         UserError: a text that belongs to no option.
@@ -48,10 +49,10 @@ def given_options(arguments: Sequence[str], prog: str) -> list[Given]:
 
 
 def read_options(default: Options, given: Sequence[Given], prog: str) -> Options:
-    """Return the options with what was given put in; a field that is a `Run` has its fields as options.
+    """Return `default` with the given options set; the fields of a field that is a `Run` are options too.
 
     Raises:
-        UserError: an option that there is not, twice, or with a value of the wrong kind.
+        UserError: an unknown option, a repeated option, or a value of the wrong type.
     """
     hints = get_type_hints(type(default))
     known = list(option_names(default))
@@ -97,12 +98,12 @@ def show_help(default: Any, prog: str) -> None:
 
 
 def option_names(node: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of the options that a dataclass and those within it have."""
+    """Yield the dotted names of the options of a dataclass and of those nested in it."""
     for item in fields(node):
         value = getattr(node, item.name, None)
         if is_dataclass(value):
             yield from option_names(value, "" if isinstance(value, Run) else f"{prefix}{item.name}.")
-        elif not isinstance(value, dict):  # options of models and layers: in the file only
+        elif not isinstance(value, dict):  # options of models and layers can be set in the file only
             yield prefix + item.name
 
 

@@ -1,4 +1,4 @@
-"""`syncnorm report DIR`: write tables, figures and page again from the rows in a folder."""
+"""`syncnorm report DIR`: rewrite tables, figures and page from the rows in a folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ PROG = "syncnorm report DIR"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Write tables, figures and page again from the rows of a results folder DIR: the --out folder of a run."""
+    """Rewrite tables, figures and page from the rows in a results folder DIR, the --out folder of a run."""
 
     study: Path | None = None
-    """The study's file, where the report needs what it registers: plots of its own."""
+    """The study's file; needed if the report uses plots that it registers."""
     formats: tuple[str, ...] = ("png",)
     """Formats of the figures: png, pdf, svg. The page shows the PNG, which is always written."""
 

@@ -1,4 +1,4 @@
-"""`syncnorm run EXPERIMENT.py`: train what a study lacks, and report it."""
+"""`syncnorm run EXPERIMENT.py`: train a study's missing runs, and write its report."""
 
 import shlex
 from collections.abc import Sequence
@@ -25,37 +25,41 @@ PROG = "syncnorm run EXPERIMENT.py"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Train what a study still lacks, and write its tables, figures and page.
+    """Train a study's missing runs, and write its tables, figures and page.
 
-    Started again it goes on where it was. Options of the study's base run (data, model, norm, world, optim)
-    hold for all of its runs, and are refused for what the study varies: --vary replaces those values.
+    The same command resumes an interrupted study. Options of the base run (data, model, norm, world, optim) apply to
+    all runs of the study. They are refused for fields that the study varies: use --vary to replace those values.
     """
 
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """The study's own small version, into a folder of its own."""
+    """Run the study's small version, in a separate folder."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Train nothing: print the runs in groups, how many exist, how many would be trained, and how long that takes."""
+    """Train nothing. Print the groups of runs, how many are finished, how many would be trained, and the expected
+    time."""
     out: Path | None = None
-    """Folder of the results; out/NAME OF THE STUDY if not given."""
+    """Results folder; default: out/NAME OF THE STUDY."""
     seeds: int | None = None
     """Number of seeds."""
     first_seed: int | None = None
-    """The first of the seeds; 0 if not given."""
+    """The first seed; default: 0."""
     vary: tuple[str, ...] = ()
-    """Fields and the values that they take, e.g. norm=bn,gn per-device-batch=2,32 skew=0. In the study's further
-    grids a field that they vary keeps those of its values that are named here."""
+    """Fields and their values, e.g. norm=bn,gn per-device-batch=2,32 skew=0. In the study's additional grids, these
+    fields keep only the values listed here."""
     jobs: int | None = None
-    """Number of worker processes; one a core, at most four a CUDA device, if not given."""
+    """Number of worker processes; default: one per core, at most four per CUDA device."""
     engine: Engine | ClientEngine | None = None
-    """The engine of every run: virtual or torchrun for devices, cohort, loop, flower or auto for clients."""
+    """Engine of every run: virtual or torchrun for devices; cohort, loop, flower or auto for clients."""
     keep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep finished runs that other source of a model or plugin, or other data, has made; else they run again."""
+    """Keep finished runs although the source code of a model or plugin, or the data, has changed; by default they run
+    again."""
     checkpoint_every: float = Execution.checkpoint_every
-    """Seconds between two checkpoints of a run: one that is killed goes on from its last, to the same bits."""
+    """Seconds between two checkpoints of a run; an interrupted run resumes from its last checkpoint
+    bit-identically."""
     save_models: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep the trained weights of every run that is trained, under OUT/models: syncnorm.load_run(OUT, RUN_ID)."""
+    """Save the trained weights of every run that is trained under OUT/models; load them with syncnorm.load_run(OUT,
+    RUN_ID)."""
     wandb: Mode = "auto"
-    """Weights & Biases follows runs while they train; auto is online where WANDB_API_KEY is set, else offline."""
+    """Mode of Weights & Biases tracking; auto is online if WANDB_API_KEY is set, otherwise offline."""
     track: tuple[Kind, ...] = ()
     """Further trackers: tensorboard."""
     base: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
@@ -97,7 +101,7 @@ def run(arguments: list[str]) -> int:
 
 
 def changed(study: Study, options: RunOptions, given: Sequence[Given]) -> Study:
-    """Return the study with the options of the command line put in."""
+    """Return the study with the command line's options applied."""
     names = [one.name.replace("world.no_", "world.") for one in given]
     refuse_varied(study, [name for name in names if name in set(option_names(study.base))])
     study = replace(study, base=options.base)
@@ -111,7 +115,7 @@ def changed(study: Study, options: RunOptions, given: Sequence[Given]) -> Study:
 
 
 def _refuse(study: Study, given: Sequence[Given]) -> None:
-    """Raise `UserError` for options that a study cannot have, though a single run has them."""
+    """Raise `UserError` for options of a single run that a study cannot have."""
     names = [one.name for one in given]
     if "seed" in names:
         raise UserError("a study runs several seeds: write --first-seed K for the first, --seeds N for their number.")

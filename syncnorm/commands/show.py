@@ -1,4 +1,4 @@
-"""What a command prints of a results folder when it has ended."""
+"""The summary of a results folder that a command prints at its end."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,8 @@ from syncnorm.study.rows import read
 
 
 def show(directory: Path) -> int:
-    """Print what a results folder holds; return the exit code that its failed runs mean."""
-    from syncnorm.study.report.console import layers_found, main_table  # scipy: not a cost of starting
+    """Print a summary of a results folder; return the exit code: 1 if runs failed, else 0."""
+    from syncnorm.study.report.console import layers_found, main_table  # imports scipy, which is slow to start
 
     results = read(directory)
     if table := main_table(results):

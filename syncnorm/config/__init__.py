@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, the id that their content hashes to, and how a run is carried out."""
+"""Configuration of a run: frozen dataclasses, the run id (a hash of their content), and execution settings."""
 
 from syncnorm.config.execution import MODELS, Execution, Progress, silent
 from syncnorm.config.parts import LATER, Data, Norm, Optim

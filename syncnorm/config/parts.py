@@ -4,34 +4,34 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 LATER = {"added": True}
-"""Metadata of a field that was added when results existed: a description holds it only where it is not its default,
-so that the ids of the runs before it stay what they are."""
+"""Metadata of a field that was added after results existed. A run's description includes the field only if it differs
+from its default, so that ids of earlier runs do not change."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which samples: an embedded or registered data set, one of the hub's, a table, an image folder."""
+    """The data: an embedded or registered data set, one from the hub, a table, or an image folder."""
 
     name: str = "digits-photo"
-    """An embedded or registered data set, or a name of your own for what lies at `path`, or a hub name."""
+    """Name of an embedded or registered data set, a hub name, or any name of your choice for the data at `path`."""
     path: str = ""
-    """A parquet or CSV file (of images or of features), a folder of them, an image folder, or the folder of the UCI
-    HAR Dataset. Not part of a run's id."""
+    """A parquet or CSV file (of images or features), a folder of such files, an image folder, or the folder of the
+    UCI HAR Dataset. Not part of a run's id."""
     size: int | None = None
-    """Side of the square images in pixels; None keeps what the data set has."""
+    """Side of the square images in pixels; None keeps the data set's size."""
     train_limit: int | None = None
     """Use at most this many training samples (drawn once, by seed 0)."""
     test_limit: int | None = None
     """Use at most this many test samples (drawn once, by seed 0)."""
     augment: Literal["none", "shift", "shift_flip"] = "none"
-    """Batched augmentation of training images: random shift by an eighth, and horizontal flip."""
+    """Augmentation of training images: random shift by up to an eighth, and horizontal flip."""
     workers: int = 0
-    """Processes that make training batches, for data that do not fit on the device: these stay in the host's memory.
-    0: data lie on the device. Clients have none. Not part of a run's id: results are the same."""
+    """Number of processes that make training batches, for data that do not fit on the device: the data then stay in
+    the host's memory. 0: the data lie on the device. Not for clients. Not part of a run's id: results are the same."""
     label: str = field(default="", metadata=LATER)
-    """The column of a table that holds the labels; empty finds it by its type and usual names."""
+    """Name of a table's label column; if empty, it is found by its type and by common names."""
     natural: str = field(default="", metadata=LATER)
-    """The column of a table that says which client or domain a sample belongs to."""
+    """Name of a table's column with each sample's client or domain."""
     options: dict[str, Any] = field(default_factory=dict, hash=False, metadata=LATER)
     """Keyword options of a data set that `syncnorm.register_data` registered."""
 
@@ -57,14 +57,15 @@ class Optim:
     momentum: float = 0.9
     """SGD's momentum."""
     weight_decay: float = 5e-4
-    """Weight decay, on weights of two and more dimensions (not on norm parameters and biases)."""
+    """Weight decay, applied to weights with two or more dimensions (not to norm parameters and biases)."""
     epochs: int = 10
-    """Passes over the training data."""
+    """Number of passes over the training data."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate over the run: constant, or a half cosine down to zero after the warm-up."""
+    """Learning-rate schedule: constant, or cosine decay to zero after the warm-up."""
     warmup: float = 0.05
     """Fraction of all steps over which the learning rate rises linearly from zero."""
     clip_norm: float = field(default=0.0, metadata=LATER)
-    """Largest Euclidean norm of all gradients together; longer ones are scaled down to it. 0 is off."""
+    """Maximum global gradient norm; larger gradients are scaled down to it. 0 is off."""
     accumulate: int = field(default=1, metadata=LATER)
-    """Batches whose mean gradient makes one step; what is left at the end of an epoch makes a smaller one."""
+    """Gradient accumulation: number of batches whose mean gradient makes one step. The last step of an epoch may use
+    fewer."""

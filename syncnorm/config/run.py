@@ -1,6 +1,6 @@
-"""What a run is, what it gives, and the id that its content hashes to.
+"""A run, its result, and its id, which is a hash of its content.
 
-Everything above reads these. The attribute docstrings are the help texts of the command line.
+The attribute docstrings are the command line's help texts.
 """
 
 import json
@@ -19,47 +19,47 @@ class Run:
 
     data: Data = field(default_factory=Data)
     model: str = "small_cnn"
-    """A name in syncnorm.models, or "package.module:factory" for your own."""
+    """Name of a model in syncnorm.models, or "package.module:factory" for your own."""
     model_options: dict[str, Any] = field(default_factory=dict)
     """Keyword options of the model's factory."""
     norm: Norm = field(default_factory=Norm)
     world: Devices | Clients | Domains = field(default_factory=Devices)
     optim: Optim = field(default_factory=Optim)
     precision: Literal["float32", "float64", "bf16-mixed", "16-mixed"] = "float32"
-    """Data type of parameters and activations. Mixed: parameters in float32, activations of training in bfloat16, or
-    in float16 with a scaled loss (on CUDA); evaluation is in float32."""
+    """Data type of parameters and activations. Mixed: parameters in float32, training activations in bfloat16, or in
+    float16 with a scaled loss (on CUDA); evaluation in float32."""
     seed: int = 0
-    """Seeds initialisation, order, partition and augmentation, each by a stream of its own."""
+    """Seed of initialisation, sample order, partition and augmentation; each has its own random stream."""
     compile: bool = field(default=False, metadata=LATER)
-    """Train the model through torch.compile."""
+    """Train the model with torch.compile."""
     evaluate_every: int | None = field(default=None, metadata=LATER)
-    """Measure the accuracy after every so many epochs or rounds, and after the last, for the run's history. None:
-    only at the end, and for domains after every epoch."""
+    """Number of epochs or rounds between two evaluations for the run's history; the last one is always evaluated.
+    None: only at the end; in the domains world after every epoch."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. `metrics` holds fractions in [0, 1] (accuracies) and nats (losses)."""
+    """The result of a run. `metrics` holds fractions in [0, 1] (accuracies) and nats (losses)."""
 
     run_id: str
     config: dict[str, Any]
     metrics: dict[str, float]
     evaluated_by: str
-    """Whose statistics the norm layers used for `accuracy`: e.g. "own (rank 0)", "pooled", "none"."""
+    """The statistics that norm layers used for `accuracy`: e.g. "own (rank 0)", "pooled", "none"."""
     seconds: float
     environment: dict[str, str]
     history: dict[str, list[float]] = field(default_factory=dict)
-    """One value an epoch or round, e.g. {"train_loss": [...]}. A series with fewer values has one
-    for each number in "accuracy_at": the epochs or rounds that were evaluated, counted from 1."""
+    """One value per epoch or round, e.g. {"train_loss": [...]}. A shorter series has one value for each number in
+    "accuracy_at": the evaluated epochs or rounds, counted from 1."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Plain data that no single number holds, e.g. who held what in a federated run ("partition"). "diverged" is True
-    where a metric or a value of the history is not finite."""
+    """Results that are not single numbers, as plain data, e.g. the partition of a federated run ("partition").
+    "diverged" is True if a metric or a value of the history is not finite."""
     fingerprints: dict[str, str] = field(default_factory=dict)
-    """Hashes of the source and the data that made it, by what they are of (`worlds.fingerprints`)."""
+    """Hashes of the source code and data behind the result, by what they cover (`worlds.fingerprints`)."""
 
 
 def marked(result: Result) -> Result:
-    """Return a result that says "diverged" in its details, if it has numbers that are not finite."""
+    """Return the result, with "diverged" in its details if it has numbers that are not finite."""
     numbers = [*result.metrics.values(), *(value for values in result.history.values() for value in values)]
     if all(isfinite(number) for number in numbers):
         return result
@@ -67,15 +67,15 @@ def marked(result: Result) -> Result:
 
 
 def evaluated_at(run: Run, step: int, total: int) -> bool:
-    """Return whether `evaluate_every` asks for the accuracy after so many epochs or rounds of `total`."""
+    """Return whether `evaluate_every` asks for an evaluation after epoch or round `step` of `total`."""
     every = run.evaluate_every
     return every is not None and (step % every == 0 or step == total)
 
 
 def describe(run: Run) -> dict[str, Any]:
-    """Return a run as plain data, without paths: what is hashed, stored in rows and shown in reports.
+    """Return a run as plain data without paths, for the run id, rows and reports.
 
-    Two ways to write the same run describe the same: a float field holds a float (100.0, not 100), the ranks,
+    Equal runs have equal descriptions, however they are written: float fields hold floats (100.0, not 100), ranks,
     per_device_batch and global_batch of devices are all filled in, and clients have no `optim.epochs`.
     """
     config: dict[str, Any] = _plain(run)
@@ -87,7 +87,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def run_from(config: dict[str, Any], path: str = "") -> Run:
-    """Return the run of a description (`describe`), with its data at `path`."""
+    """Return the run that `describe` has described, with its data at `path`."""
     worlds: dict[str, type[Any]] = {kind.kind: kind for kind in (Devices, Clients, Domains)}
     world = dict(config["world"])
     kind = worlds[world.pop("kind")]
@@ -117,11 +117,11 @@ def default_of(item: Field[Any]) -> Any:
 
 
 def run_id(run: Run) -> str:
-    """Return 12 hex digits that name a run by its content: the same anywhere, whatever its paths."""
+    """Return a run's id: 12 hex digits that depend on its content only, not on the machine or paths."""
     text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:12]
 
 
 def training_of(run: Run) -> Run:
-    """Return the run whose training this run's is: the same, with nothing said of its test."""
+    """Return the run with test settings at their defaults: runs with the same value share one training."""
     return replace(run, world=run.world.training())

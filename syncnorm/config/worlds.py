@@ -10,30 +10,31 @@ ClientEngine = Literal["auto", "cohort", "loop", "flower"]
 
 
 class WorldConfig:
-    """What the configurations of all worlds have in common: how a run in it is named, and how it is carried out."""
+    """Base of all worlds' configurations."""
 
     kind: ClassVar[str]
-    """What a row's config calls the world."""
+    """Name of the world in a row's config."""
     call: ClassVar[str]
-    """The public function that trains a run in it."""
+    """The public function that trains a run in this world."""
     engines: ClassVar[tuple[str, ...]] = ()
-    """The names that its field `engine` may have."""
+    """Possible values of the field `engine`."""
     step: ClassVar[str] = "epoch"
-    """What a history counts."""
+    """Unit of a history: epoch or round."""
 
     def names(self) -> list[tuple[str, str]]:
-        """Return what this world names, as pairs of a kind (a key of `registry.HOMES`) and a name."""
+        """Return the registered names that this world uses, as pairs (kind, name); kinds are keys of
+        `registry.HOMES`."""
         return []
 
     def complete(self, config: dict[str, Any]) -> None:
-        """Make a run's description (`config.describe`) the same, however the run is written."""
+        """Bring a run's description (`config.describe`) into a normal form, in place."""
 
     def processes(self) -> int | None:
-        """Return how many processes of a torchrun launch a run needs; None where one process trains it."""
+        """Return the number of processes for torchrun; None if one process trains the run."""
         return None
 
     def training(self) -> Self:
-        """Return this world with nothing said of the test: runs that then are the same share one training."""
+        """Return this world with test settings at their defaults: runs that are then equal share one training."""
         return self
 
 
@@ -41,7 +42,7 @@ class WorldConfig:
 class Devices(WorldConfig):
     """The devices world: one model on `ranks` devices with `per_device_batch` samples each.
 
-    Any two of ranks, per_device_batch and global_batch give the third.
+    Any two of ranks, per_device_batch and global_batch determine the third.
     """
 
     kind: ClassVar[str] = "devices"
@@ -51,23 +52,23 @@ class Devices(WorldConfig):
     ranks: int | None = None
     """Number of devices."""
     per_device_batch: int | None = None
-    """Samples a device sees in one step."""
+    """Samples per device and step."""
     global_batch: int | None = None
-    """Samples all devices see in one step."""
+    """Samples per step on all devices together."""
     skew: float = 0.0
-    """Percent of the training data that is sorted by label before it is dealt to ranks (0 IID, 100 sorted)."""
+    """Percentage of the training data that is sorted by label before it is split among ranks (0 IID, 100 sorted)."""
     engine: Engine = "virtual"
-    """virtual: all ranks in one process, exactly; torchrun: one process a rank."""
+    """virtual: all ranks in one process, with exact results; torchrun: one process per rank."""
     buffers: Literal["rank0", "pooled"] = "rank0"
-    """Whose running statistics of unsynchronised BN evaluate: rank 0's, as DDP does, or all ranks' pooled."""
+    """Running statistics for evaluation with unsynchronised BN: rank 0's, as in DDP, or pooled over all ranks."""
 
     def complete(self, config: dict[str, Any]) -> None:
-        """Fill in whichever of ranks, per_device_batch and global_batch was left out."""
+        """Fill in the missing one of ranks, per_device_batch and global_batch."""
         ranks, local = layout(self)
         config["world"].update(ranks=ranks, per_device_batch=local, global_batch=ranks * local)
 
     def processes(self) -> int | None:
-        """Return the number of ranks where each is a process."""
+        """Return the number of ranks if each is a process."""
         return layout(self)[0] if self.engine == "torchrun" else None
 
 
@@ -75,7 +76,7 @@ class Devices(WorldConfig):
 class Clients(WorldConfig):
     """The clients world: one model at `count` sites, trained in rounds (federated learning).
 
-    In a round, sampled clients train from the model that they receive, and the server combines their updates. `optim`
+    In each round, sampled clients train the model that they receive, and the server combines their updates. `optim`
     is the clients' optimiser; its schedule runs over rounds, and its epochs are not used.
     """
 
@@ -87,125 +88,129 @@ class Clients(WorldConfig):
     count: int = 20
     """Number of clients that take part in training."""
     participation: float = 1.0
-    """Fraction of the clients that a round samples, without replacement; at least one."""
+    """Fraction of clients sampled per round, without replacement; at least one client is."""
     rounds: int = 50
     """Number of rounds."""
     local_epochs: int = 1
-    """Passes over its own data that a client makes in a round."""
+    """Number of local epochs per round."""
     local_steps: int | None = None
     """Number of local steps per round; overrides local_epochs. Skipped batches do not count."""
     batch: int = 16
     """Batch size of a client; the last batch of an epoch may be smaller."""
     method: str = "fedavg"
-    """Policy for batch norm, which says what is averaged, pooled, local or frozen: a name in federated.POLICIES."""
+    """Batch-norm policy: which parts are averaged, pooled, local or frozen. A name in federated.POLICIES."""
     method_options: dict[str, Any] = field(default_factory=dict)
     """Options of the method, e.g. {"frozen_from": 0.5} for fixbn."""
     algorithm: str = "fedavg"
-    """Federated algorithm, which corrects the clients' or the server's steps: a name in federated.ALGORITHMS."""
+    """Federated algorithm, which changes the clients' or the server's steps. A name in federated.ALGORITHMS."""
     algorithm_options: dict[str, Any] = field(default_factory=dict)
     """Options of the algorithm, e.g. {"mu": 0.01, "squared": False} for fedprox."""
     weighting: Literal["samples", "uniform"] = "samples"
     """Client weight in the average: sample count, or uniform."""
     skew: str = "iid"
-    """How each domain's samples are partitioned over its clients: a partition method's name, or "resampled"."""
+    """Partition of each domain's samples among its clients: name of a partition method, or "resampled"."""
     alpha: float | None = None
-    """Concentration of the Dirichlet partitions; the smaller, the more skewed. None is the method's default."""
+    """Concentration of Dirichlet partitions; smaller is more skewed. None: the method's default."""
     skew_options: dict[str, Any] = field(default_factory=dict)
     """Further options of the partition method, e.g. {"classes_per_client": 2} for pathological."""
     domains: tuple[str, ...] = ()
-    """Data sets of the same task; client k holds samples of domain k mod their number. Empty: data.name alone."""
+    """Data sets of one task, one per domain; client k gets domain k mod their number. Empty: data.name alone."""
     noise: float = 0.0
-    """Standard deviation of the noise on the last client's images, in units of the data's; client k of K has
-    k / (K - 1) of it."""
+    """Standard deviation of the noise on the last client's images, in units of the data's standard deviation; client
+    k of K gets k / (K - 1) of it."""
     equal_size: float = 0.0
-    """Cut every client's training data to this fraction of the smallest client's; 0 keeps all."""
+    """Reduce every client's training data to this fraction of the smallest client's; 0 keeps all."""
     validation: float = 0.0
-    """Size of each client's validation set, as a fraction of the smallest client's data. The round with the best mean
-    validation accuracy is reported; with 0 the last round is."""
+    """Size of each client's validation set, as a fraction of the smallest client's data. The result is that of the
+    round with the best mean validation accuracy; with 0, of the last round."""
     held_out: int = 0
-    """Number of further clients that hold data but never train, to evaluate the model at unseen sites."""
+    """Number of additional clients that have data but never train, to evaluate the model at unseen sites."""
     unseen: tuple[str, ...] = ()
-    """Domains of the held-out clients; empty: those of the other clients."""
+    """Domains of the held-out clients; empty: the same as the other clients'."""
     min_batch: int = 2
-    """Smallest batch size that is normalised by its own statistics."""
+    """Smallest batch that is normalised with its own statistics."""
     small_batch: Literal["error", "skip", "use_running"] = "skip"
-    """What to do with a batch below min_batch: refuse the run, skip it, or normalise it with running statistics."""
+    """What to do with batches smaller than min_batch: refuse the run, skip them, or normalise them with running
+    statistics."""
     clip: float = 0.0
     """Adaptive gradient clipping: largest ratio of gradient norm to weight norm of an output unit; 0 is off."""
     keep_momentum: bool = False
-    """Whether a client's optimiser keeps its momentum from one round to the next."""
+    """Whether a client's optimiser keeps its momentum between rounds."""
     unsampled: Literal["initial", "average"] = "initial"
-    """Local entries that evaluate a client which was never sampled: their initial values, or the mean over those
+    """Local entries used to evaluate a client that was never sampled: their initial values, or the mean over the
     clients that have trained."""
     global_norm: Literal["none", "average", "pooled"] = "none"
-    """How a method that keeps batch norm local makes a global model: not at all, or from the clients' averaged or
-    pooled batch norms."""
+    """How a method with local batch norm builds a global model: not at all, or from the clients' averaged or pooled
+    batch norms."""
     enough: float = 0.5
     """Smallest fraction of a round's clients that must give a usable update; with fewer the run fails."""
     engine: ClientEngine = "auto"
-    """cohort: all clients of a round in one batched step; loop: one client after the other; auto: the faster of these
+    """cohort: all clients of a round in one batched step; loop: one client after another; auto: the faster of the
     two; flower: Flower's own simulation, on Ray."""
 
     def names(self) -> list[tuple[str, str]]:
-        """Return the policy, the algorithm, the partition and the data sets that this world names."""
+        """Return the names of the policy, the algorithm, the partition and the data sets."""
         named = [("policy", self.method), ("algorithm", self.algorithm), ("partition", self.skew)]
         return [*named, *(("data", name) for name in (*self.domains, *self.unseen))]
 
     def complete(self, config: dict[str, Any]) -> None:
-        """Leave out the epochs: clients train in rounds."""
+        """Remove `optim.epochs`: clients train in rounds."""
         del config["optim"]["epochs"]
 
 
 @dataclass(frozen=True)
 class Domains(WorldConfig):
-    """The domains world: one model trained in one place on several domains, and tested on those and on unseen ones.
+    """The domains world: one model, trained centrally on several domains and tested on those and on unseen ones.
 
-    A domain is a data set of its own: a kind of image, a camera, a person. Training knows every sample's domain. What
-    a test knows of its domain is said by `adapt`. Each domain is adapted to by itself, from the model as trained.
+    Each domain is a data set: a kind of image, a camera, a person. Training knows every sample's domain. `adapt` says
+    what the test knows of its domain. Adaptation to each domain starts from the trained model.
     """
 
     kind: ClassVar[str] = "domains"
     call: ClassVar[str] = "syncnorm.domains.fit"
 
     domains: tuple[str, ...] = ()
-    """The domains' data sets, all of one task. Where data.path is given, each lies in that folder under its name."""
+    """The domains' data sets, all of one task. With data.path, each is in that folder under its name."""
     unseen: tuple[str, ...] = ()
-    """Those of them that training leaves out."""
+    """Domains that are left out of training."""
     batch: int = 32
-    """Samples in a step of training."""
+    """Training batch size."""
     batches: Literal["mixed", "one_domain"] = "mixed"
-    """Whether a step's samples are drawn from all domains together, or from one domain at a time."""
+    """Whether a training batch mixes all domains, or comes from one domain at a time."""
     adapt: str = "none"
-    """What the model does at test time, without labels. none: evaluate by the statistics of training; by a seen
-    domain's own where the norm tells domains apart. pooled: by those of all domains together. ensemble: mix the
-    outputs for each domain, weighted by resemblance (BNE). adabn: by statistics of the domain's samples. prediction:
-    by those of each test batch. mix: by both, weighted by size (Schneider et al.). alpha: by both, in fixed shares.
-    online: by the source's, updated by a stream of samples. tent: by each test batch's, minimising the entropy of
-    predictions. Or the name of an adaptation of your own (`syncnorm.register_adaptation`)."""
+    """Unsupervised adaptation at test time. none: use the training statistics (a seen domain's own, if the norm
+    separates domains). pooled: use the statistics of all training domains together. ensemble: average the outputs
+    with each domain's statistics, weighted by similarity (BNE). adabn: use statistics of the test domain's samples.
+    prediction: use the statistics of each test batch. mix: mix training and batch statistics, weighted by sample
+    counts (Schneider et al.). alpha: mix both in fixed shares. online: update the training statistics with a stream
+    of samples. tent: use each test batch's statistics, and minimise the entropy of predictions. Or the name of your
+    own adaptation (`syncnorm.register_adaptation`)."""
     adapt_options: dict[str, Any] = field(default_factory=dict)
     """Options of the adaptation, e.g. {"prior_count": 16} for mix and online, {"lr": 0.001} for tent."""
     adapt_samples: int | None = None
-    """Unlabelled training samples of the domain, at most, that adabn and online see before the test; None is all."""
+    """Maximum number of the domain's unlabelled training samples that adabn and online see before the test; None:
+    all."""
     test_batch: int = 64
-    """Samples in a batch of the test, which share statistics for prediction, mix, alpha and tent, and of online's
-    stream."""
+    """Test batch size: samples that share statistics for prediction, mix, alpha and tent. Also the batch size of the
+    stream for online."""
     test_order: Literal["shuffled", "sorted"] = "shuffled"
-    """In which order a domain's samples come, in adaptation and test: at random, or sorted by label."""
+    """Order of a domain's samples in adaptation and test: random, or sorted by label."""
 
     def names(self) -> list[tuple[str, str]]:
-        """Return the adaptation and the data sets that this world names."""
+        """Return the names of the adaptation and the data sets."""
         return [("adaptation", self.adapt), *(("data", name) for name in self.domains)]
 
     def training(self) -> Self:
-        """Return this world with the defaults of everything that the test alone reads."""
+        """Return this world with all test settings at their defaults."""
         fresh, test = Domains(), ("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order")
         return replace(self, **{name: getattr(fresh, name) for name in test})
 
 
 def layout(world: Devices) -> tuple[int, int]:
-    """Return `(ranks, per_device_batch)` from whichever two of ranks, per_device_batch and global_batch are set.
+    """Return `(ranks, per_device_batch)` from any two of ranks, per_device_batch and global_batch.
 
-    Nothing set means one device with 32 samples. Numbers that are not positive or do not fit raise `UserError`.
+    If none is set, there is one device with 32 samples. Numbers that are not positive or inconsistent raise
+    `UserError`.
     """
     ranks, local, total = world.ranks, world.per_device_batch, world.global_batch
     for name, value in (("ranks", ranks), ("per_device_batch", local), ("global_batch", total)):

@@ -1,4 +1,4 @@
-"""Data sets, and who holds what of them."""
+"""Data sets and their partitions."""
 
 from syncnorm.data.augment import augment
 from syncnorm.data.dataset import Dataset

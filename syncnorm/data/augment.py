@@ -17,7 +17,7 @@ Kind = Literal["none", "shift", "shift_flip"]
 
 @dataclass(frozen=True)
 class Draw:
-    """What happens to each of n images: a shift by whole pixels (int64 (n,)), then a mirror (bool (n,))."""
+    """The augmentation of n images: a shift by whole pixels (int64 (n,)), then a horizontal flip (bool (n,))."""
 
     down: Tensor
     right: Tensor
@@ -32,7 +32,7 @@ class Draw:
 
 
 def check_augment(kind: Kind, name: str, shape: Sequence[int]) -> None:
-    """Raise `UserError` where the samples of data set `name`, of `shape` without N, cannot be augmented."""
+    """Raise `UserError` if the samples of data set `name`, of `shape` without N, cannot be augmented."""
     if kind != "none" and len(shape) != 3:
         raise UserError(
             f"augment '{kind}' is for images, and data set '{name}' has signals of shape {tuple(shape)}: write none."
@@ -42,9 +42,9 @@ def check_augment(kind: Kind, name: str, shape: Sequence[int]) -> None:
 def draw(kind: Kind, count: int, side: int, seed: int, epoch: int, step: int) -> Draw:
     """Draw the augmentation of a global batch of `count` images with `side` pixels, on the CPU.
 
-    Shifts are uniform over whole pixels up to an eighth of the side, both ways; "shift_flip" mirrors every
-    second image on average. All ranks draw the same numbers and take their own with `of_rank`, so that a real
-    rank does to its samples exactly what its virtual twin does.
+    Shifts are uniform over whole pixels up to an eighth of the side, in both directions; "shift_flip" flips every
+    second image on average. All ranks draw the same numbers and take their own with `of_rank`, so that a real rank
+    applies to its samples exactly what its virtual counterpart does.
     """
     rng = np.random.default_rng(derive("augment", seed, epoch, step))
     reach = 0 if kind == "none" else side // 8
@@ -54,7 +54,7 @@ def draw(kind: Kind, count: int, side: int, seed: int, epoch: int, step: int) ->
 
 
 def apply(x: Tensor, draw: Draw) -> Tensor:
-    """Return images (n, C, H, W) shifted and mirrored as drawn; what moves in from outside is zero.
+    """Return images (n, C, H, W) shifted and flipped as drawn; pixels from outside the image are zero.
 
     Zero is the mean of a normalised channel.
     """

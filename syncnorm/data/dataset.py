@@ -1,4 +1,4 @@
-"""What `load` returns: samples as tensors, normalised, with labels and a fixed training and test split."""
+"""The result of `load`: normalised samples as tensors, with labels and a fixed training and test split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,12 @@ from torch import Tensor
 from syncnorm.data.raw import Groups
 
 Scale = Literal["own", "fixed"]
-"""own: by the mean and standard deviation of the training samples; fixed: by numbers that do not depend on them."""
+"""own: normalise by the mean and standard deviation of the training samples; fixed: by numbers that do not depend on
+them."""
 KINDS = {3: "images", 2: "signals", 1: "feature vectors"}
-"""What samples are called, by their number of dimensions."""
+"""Words for samples, by their number of dimensions."""
 LISTED = 5
-"""Class names that a summary lists at most."""
+"""Maximum number of class names in a summary."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,10 +27,9 @@ class Dataset:
     """Images, signals or feature vectors, and labels, with a fixed split.
 
     `train_x`, `test_x`: float32, images (N, C, H, W), signals (N, C, L) or feature vectors (N, F), normalised with
-    the mean and standard deviation of each channel over the training split, or, where `load` was given
-    `scale="fixed"`, images with 0.5 and 0.5 and signals with their `centre` and `unit`; both splits use the same
-    numbers. `train_y`, `test_y`: int64 (N,), values 0 .. classes-1. `note` says in one line what this is and where it
-    comes from.
+    the mean and standard deviation of each channel over the training split, or, with `scale="fixed"`, images with 0.5
+    and 0.5 and signals with their `centre` and `unit`; both splits use the same numbers. `train_y`, `test_y`: int64
+    (N,), values 0 .. classes-1. `note` is a one-line description with the source.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Dataset:
     class_names: tuple[str, ...]
     note: str = ""
     changes: tuple[str, ...] = ()
-    """What was converted or left out while loading, one phrase each."""
+    """Conversions and omissions during loading, one phrase each."""
     natural: Groups | None = None
-    """Which client (or site, writer, ...) each sample belongs to, where the data set says so."""
+    """The natural client (site, writer, ...) of each sample, if the data set has this column."""
     domain: Groups | None = None
-    """Which domain each sample is from, where the data set says so apart from `natural`."""
+    """The domain of each sample, if the data set has this column in addition to `natural`."""
     scaled: bool = True
-    """Whether the samples are normalised: not if the fixed scale was asked of numbers that have none."""
+    """Whether the samples are normalised; False if the fixed scale was requested but the data have none."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ class Dataset:
         return content_hash((self.train_x, self.train_y, self.test_x, self.test_y), (self.natural, self.domain))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
-        """Return the data set on `device`, its samples (not its labels) as `dtype`."""
+        """Return the data set on `device`, with samples (but not labels) as `dtype`."""
         return replace(
             self,
             train_x=self.train_x.to(device, dtype),
@@ -87,7 +87,7 @@ class Dataset:
         )
 
     def summary(self) -> str:
-        """Return one line: how many samples and classes there are, and what was changed while loading."""
+        """Return one line: numbers of samples and classes, and changes during loading."""
         size = f"{len(self.train_y):,} training and {len(self.test_y):,} test"
         said = f"{self.name}: {size} {KINDS.get(len(self.shape), 'samples')} {self.shape}, {self.classes} classes"
         said += f", {spread(self.train_y, self.classes)}"
@@ -102,14 +102,14 @@ class Dataset:
 
 
 def spread(labels: Tensor, classes: int) -> str:
-    """Return how many samples the classes have, e.g. "96 to 104 a class"."""
+    """Return the range of samples per class, e.g. "96 to 104 a class"."""
     counts = torch.bincount(labels, minlength=classes)
     few, many = int(counts.min()), int(counts.max())
     return f"{few:,} a class" if few == many else f"{few:,} to {many:,} a class"
 
 
 def untrained(train_y: Tensor, test_y: Tensor, class_names: Sequence[str]) -> list[str]:
-    """Return a phrase about the classes that only the test has; nothing where there are none."""
+    """Return a phrase about classes that only the test split has; empty if there are none."""
     trained, tested = (torch.bincount(y, minlength=len(class_names)) > 0 for y in (train_y, test_y))
     names = [class_names[index] for index in (tested & ~trained).nonzero()[:, 0].tolist()]
     if not names:
@@ -119,7 +119,7 @@ def untrained(train_y: Tensor, test_y: Tensor, class_names: Sequence[str]) -> li
 
 
 def content_hash(tensors: Iterable[Tensor], columns: Iterable[Groups | None] = ()) -> str:
-    """Return 16 hex digits of tensors, by shape and content, and of columns. Floats count as float32."""
+    """Return a hash, 16 hex digits, of tensors' shapes and contents, and of columns. Floats are hashed as float32."""
     digest = sha256()
     for tensor in tensors:
         plain = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64)

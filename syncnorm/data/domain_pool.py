@@ -1,4 +1,4 @@
-"""All domains of a run in one pool of samples, so that a sample is an index."""
+"""All domains of a run in one pool, so that an index identifies a sample."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ from syncnorm.errors import UserError, unknown
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pool:
-    """Training and test samples of all domains, one domain after the other, in the order of `names`.
+    """Training and test samples of all domains, concatenated in the order of `names`.
 
     `x`, `test_x`: images (N, C, H, W), signals (N, C, L) or feature vectors (N, F) on the device; `y`, `test_y`:
-    int64 (N,) there. Domain d holds the training samples `starts[d]` to `starts[d + 1]` and the test samples
-    `test_starts[d]` to `test_starts[d + 1]`. `natural` and `domain` have each domain's columns, where there are any.
-    `scale` is what the samples were normalised with. Pools are shared between runs: nobody writes to them.
+    int64 (N,) there. Domain d has the training samples `starts[d]` to `starts[d + 1]` and the test samples
+    `test_starts[d]` to `test_starts[d + 1]`. `natural` and `domain` have each domain's columns, if there are any.
+    `scale` is the kind of normalisation. Runs share pools, so do not modify them.
     """
 
     names: tuple[str, ...]
@@ -43,14 +43,14 @@ class Pool:
     natural: tuple[Groups | None, ...]
     domain: tuple[Groups | None, ...]
     changes: tuple[str, ...]
-    """What was converted or left out while loading, one phrase each."""
+    """Conversions and omissions during loading, one phrase each."""
 
     def labels(self, domain: int) -> Tensor:
         """Return the training labels of a domain: int64 (N,), on the CPU."""
         return self.y[self.starts[domain] : self.starts[domain + 1]].cpu()
 
     def tests(self, domain: int) -> slice:
-        """Return where the test samples of a domain lie."""
+        """Return the index of a domain's test samples."""
         return slice(self.test_starts[domain], self.test_starts[domain + 1])
 
     @cached_property
@@ -60,7 +60,7 @@ class Pool:
         return content_hash((self.x, self.y, self.test_x, self.test_y, places), (*self.natural, *self.domain))
 
     def summary(self) -> str:
-        """Return one line: how many samples and classes there are, and what was changed while loading."""
+        """Return one line: numbers of samples and classes, and changes during loading."""
         shape, size = tuple(self.x.shape[1:]), f"{len(self.y):,} training and {len(self.test_y):,} test"
         names = self.names[0] if len(self.names) == 1 else f"{len(self.names)} domains ({', '.join(self.names)})"
         said = f"{names}: {size} {KINDS.get(len(shape), 'samples')} {shape}, {len(self.class_names)} classes"
@@ -80,18 +80,18 @@ def load_pool(
     dtype: torch.dtype,
     unseen: tuple[str, ...] = (),
 ) -> Pool:
-    """Load the domains `names` and put them into one pool; the two pools asked for last are kept.
+    """Load the domains `names` into one pool; the last two pools are cached.
 
-    With `apart`, `data.path` is a folder in which each domain lies under its name, as a folder or the file of a
-    table, or the folder of the UCI HAR Dataset, whose subjects are the domains. An embedded or registered data set
-    that is not there is loaded by its name. Where no name is one of these, and `data.natural` or a registered
-    `data.name` gives a column that says which domain a sample is from, the domains are values of that column.
+    With `apart`, `data.path` is a folder that contains each domain under its name, as a folder or a table file, or it
+    is the folder of the UCI HAR Dataset, whose subjects are the domains. An embedded or registered data set that is
+    not there is loaded by its name. If no name is one of these, and `data.natural` or a registered `data.name` gives
+    a column of domains, the domains are values of that column.
 
-    One domain alone is normalised by its own mean and standard deviation; several share the fixed scale, or, where
-    their numbers have none (tables of features, registered arrays), the mean and standard deviation of the training
-    samples of all domains but those `unseen`. Beside images in colour, grey ones get three equal channels.
+    A single domain is normalised by its own mean and standard deviation. Several share the fixed scale, or, if they
+    have none (tables of features, registered arrays), the mean and standard deviation of the training samples of all
+    domains except `unseen` ones. If some domains have colour images, grey images get three equal channels.
 
-    Raises `UserError` where a domain cannot be loaded, or two have other classes or shapes.
+    Raises `UserError` if a domain cannot be loaded, or if classes or shapes differ.
     """
     by_column = _are_values(data, names)
     scale: Scale = "own" if len(names) == 1 and not by_column else "fixed"
@@ -121,19 +121,19 @@ ON_REGISTRATION.append(load_pool.cache_clear)
 
 
 def _load_apart(data: Data, names: Sequence[str], apart: bool, scale: Scale) -> list[Dataset]:
-    """Return one data set a name."""
+    """Return one data set per name."""
     return [load_config(data, name, _place(data.path, name) if apart else data.path, scale) for name in names]
 
 
 def _are_values(data: Data, names: Sequence[str]) -> bool:
-    """Return whether domains are values of a column of `data`, and not data sets of their own."""
+    """Return whether domains are values of a column of `data` instead of separate data sets."""
     if data.name in names or not (data.natural or is_registered(data.name)):
         return False
     return not any(name in SOURCES or (data.path and _found(Path(data.path).expanduser(), name)) for name in names)
 
 
 def _cut(data: Data, names: Sequence[str]) -> list[Dataset]:
-    """Return the parts of one data set that its column of domains calls `names`; the limits hold for each."""
+    """Return the parts of one data set with the domains `names`; the limits apply to each."""
     whole = load_config(replace(data, train_limit=None, test_limit=None), scale="fixed")
     column = whole.domain or whole.natural
     if column is None:
@@ -159,7 +159,7 @@ def _part(whole: Dataset, column: Groups, name: str, data: Data) -> Dataset:
 
 
 def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
-    """Return data sets without a scale of their own normalised by the moments of all that train."""
+    """Normalise data sets without a fixed scale by the moments of all training domains."""
     if all(one.scaled for one in sets):
         return sets
     for one, other in combinations(sets, 2):
@@ -182,7 +182,7 @@ def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset
 
 
 def _in_colour(data: Dataset) -> Dataset:
-    """Return images of one channel as three equal ones."""
+    """Return one-channel images with three equal channels."""
     if data.shape[0] == 3:
         return data
     return replace(data, train_x=data.train_x.expand(-1, 3, -1, -1), test_x=data.test_x.expand(-1, 3, -1, -1))
@@ -193,7 +193,7 @@ def _together(parts: list[Tensor]) -> Tensor:
 
 
 def _place(path: str, name: str) -> str:
-    """Return where a domain lies: nothing for one that is loaded by its name alone."""
+    """Return the path of a domain; empty for one that is loaded by its name alone."""
     if not path:
         return ""
     folder = Path(path).expanduser()
@@ -213,7 +213,7 @@ def _place(path: str, name: str) -> str:
 
 
 def _found(folder: Path, name: str) -> Path | None:
-    """Return the folder or the file of a table that is called `name`."""
+    """Return the folder or table file called `name`."""
     places = (folder / name, *(folder / f"{name}{suffix}" for suffix in TABLE_SUFFIXES))
     return next((place for place in places if place.exists()), None)
 

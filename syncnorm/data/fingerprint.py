@@ -1,4 +1,4 @@
-"""What names the content of data, so that results of other data are never taken for theirs."""
+"""Fingerprints of data, so that results are never attributed to other data."""
 
 from typing import Protocol
 
@@ -14,8 +14,8 @@ class Fingerprinted(Protocol):
 def fingerprint(data: Fingerprinted) -> str:
     """Return 16 hex digits of the content of a `Dataset`, a `Pool` of domains or a `FederatedDataset`.
 
-    SHA-256 of samples as they are trained on (normalised, as float32), labels, the split, and the columns that say
-    where samples come from. Names, paths, device and data type do not count. It is computed once for each object. A
-    federated data set has that of its pool: noise and partition follow from the run.
+    It is a SHA-256 hash of the samples as used in training (normalised, as float32), labels, the split, and the
+    columns with samples' origins. Names, paths, device and data type do not matter. It is computed once per object. A
+    federated data set has its pool's fingerprint: noise and partition follow from the run.
     """
     return data.fingerprint

@@ -1,4 +1,4 @@
-"""From samples as they were found to a `Dataset`: limited, converted to tensors, normalised per channel."""
+"""From raw samples to a `Dataset`: limit, convert to tensors, normalise per channel."""
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ def normalised(
     """Return `raw` as a `Dataset`: limited, pixels scaled to [0, 1], then normalised per channel.
 
     A limit keeps that many samples, drawn by seed 0; of two limits the smaller keeps a subset of the larger.
-    With the scale "own", mean and (biased) standard deviation are those of the training samples that are kept; a
-    constant channel is only centred. With "fixed" both are 0.5 for pixels, `centre` and `unit` for signals: several
-    data sets keep the shift between them. Signals without those stay as they are, and the data set says so
+    With the scale "own", mean and (biased) standard deviation are those of the kept training samples; a constant
+    channel is only centred. With "fixed", they are 0.5 and 0.5 for pixels, and `centre` and `unit` for signals, so
+    that the shift between data sets is preserved. Signals without these are not changed, and the data set says so
     (`scaled`).
     """
     train = chosen("train", len(raw.train_y), train_limit)
@@ -31,7 +31,7 @@ def normalised(
     held_out = torch.from_numpy(np.ascontiguousarray(raw.test_x[test]))
     mean, std, scaled = _scale(raw, kept, scale)
     white = torch.iinfo(kept.dtype).max if isinstance(raw, Pixels) else 1
-    # Columns of a table may be large numbers that differ little: float64 until they are normalised.
+    # Columns of a table may be large numbers with small differences: float64 until they are normalised.
     work = torch.float64 if kept.dtype == torch.float64 else torch.float32
     given = torch.float32 if scaled else work
     train_x, test_x = (x.to(work, copy=True).div_(white).sub_(mean).div_(std).to(given) for x in (kept, held_out))
@@ -52,7 +52,7 @@ def normalised(
 
 
 def _scale(raw: Pixels | Signals, kept: Tensor, scale: Scale) -> tuple[Tensor, Tensor, bool]:
-    """Return what is subtracted and divided by, and whether that is a scale at all."""
+    """Return the numbers to subtract and to divide by, and whether there is a scale at all."""
     if isinstance(raw, Pixels):
         return (*channel_moments(kept), True) if scale == "own" else (torch.tensor(0.5), torch.tensor(0.5), True)
     if raw.as_is:
@@ -69,8 +69,8 @@ def _scale(raw: Pixels | Signals, kept: Tensor, scale: Scale) -> tuple[Tensor, T
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return each channel's mean and biased standard deviation: uint8 or uint16 (N, C, H, W) to float32 (1, C, 1, 1).
 
-    They are those of pixels scaled to [0, 1], taken from counts of the 256 (or 65,536) values: the same to the last
-    bit for any number of threads. A constant channel gets the standard deviation 1.
+    They are those of pixels scaled to [0, 1], computed from counts of the 256 (or 65,536) values, so they are
+    bit-identical for any number of threads. A constant channel gets the standard deviation 1.
     """
     white = torch.iinfo(x.dtype).max
     values = torch.arange(white + 1, dtype=torch.float64) / white
@@ -86,7 +86,8 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def signal_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return each channel's mean and biased standard deviation: (N, C, ...) to (1, C, ...), in the type of `x`.
 
-    Summed in float64 and one order, whatever the number of threads. A constant channel gets the standard deviation 1.
+    Sums are in float64 and in a fixed order, for any number of threads. A constant channel gets the standard
+    deviation 1.
     """
     values = x.numpy().astype(np.float64)
     others = (0, *range(2, x.ndim))

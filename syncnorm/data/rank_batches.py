@@ -1,4 +1,4 @@
-"""Which sample sits where in an epoch's batches, for real and for virtual ranks alike."""
+"""The order of samples in an epoch's batches, for both real and virtual ranks."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from syncnorm.seeds import derive
 def rank_batches(shards: Sequence[Tensor], per_device_batch: int, seed: int, epoch: int) -> Tensor:
     """Return an epoch's sample indices, int64 (steps, b, R): entry [s, j, r] is sample j of rank r in step s.
 
-    Each rank shuffles its own shard anew each epoch. `t[s].flatten()` is the global batch, in which sample i
-    sits on virtual rank i mod R; `t[s, :, r]` is what real rank r takes. There are as many steps as the
-    smallest shard has full batches; what is left over sits out this epoch.
+    Each rank reshuffles its own shard every epoch. `t[s].flatten()` is the global batch, in which sample i belongs to
+    virtual rank i mod R; `t[s, :, r]` is the batch of real rank r. The number of steps is the number of full batches
+    in the smallest shard; remaining samples are not used in this epoch.
 
-    Raises `UserError` where a shard has fewer samples than one batch.
+    Raises `UserError` if a shard has fewer samples than one batch.
     """
     sizes = [len(shard) for shard in shards]
     steps = min(sizes) // per_device_batch

@@ -1,4 +1,4 @@
-"""What every source returns: samples and labels as they were found, before normalisation."""
+"""The result of every source: samples and labels before normalisation."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ Labels = NDArray[np.int64]
 
 
 class Groups(NamedTuple):
-    """A column that says where each sample comes from, e.g. which client: indices into `names`, by split."""
+    """A column with each sample's origin, e.g. its client: indices into `names`, for each split."""
 
     names: tuple[str, ...]
     train: Labels
@@ -21,10 +21,10 @@ class Groups(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """Images as they are cached: uint8 or uint16 (N, C, H, W), labels int64 (N,), class names, a note.
+    """Images as cached: uint8 or uint16 (N, C, H, W), labels int64 (N,), class names, a note.
 
-    `changes` says what was converted or left out while loading, one phrase each; `natural` says who each sample
-    belongs to, `domain` which domain it is from.
+    `changes` lists conversions and omissions during loading; `natural` is each sample's natural client, `domain` its
+    domain.
     """
 
     train_x: NDArray[Any]
@@ -39,11 +39,11 @@ class Pixels(NamedTuple):
 
 
 class Signals(NamedTuple):
-    """Samples that are numbers: signals (N, C, L), feature vectors (N, F) or images (N, C, H, W), float32 or float64.
+    """Numeric samples: signals (N, C, L), feature vectors (N, F) or images (N, C, H, W), float32 or float64.
 
-    `centre` and `unit`, float32 (C,), are what the fixed scale subtracts from each channel and divides it by: the
-    same for all data sets that are domains of one task; None where there are no such numbers. With `as_is` the
-    samples are normalised already and stay as they are. The rest is as in `Pixels`.
+    The fixed scale subtracts `centre` from each channel and divides by `unit`, float32 (C,) each. They are the same
+    for all data sets that are domains of one task, or None if there are no such numbers. With `as_is`, the samples
+    are already normalised and are not changed. The rest is as in `Pixels`.
     """
 
     train_x: NDArray[Any]
@@ -63,7 +63,7 @@ class Signals(NamedTuple):
 def stratified_fifth(labels: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return sorted indices (train, test): a random fifth of every class is test, by seed 0.
 
-    Every class gives a fifth of its samples, rounded up or down.
+    Every class contributes a fifth of its samples, rounded up or down.
     """
     array = np.asarray(labels)
     mixed = np.random.default_rng(derive("split", 0)).permutation(len(array))

@@ -1,4 +1,4 @@
-"""Batches by index from tensors that lie on the device: no workers, no copies to wait for."""
+"""Batches by index from tensors on the device: no workers, no copies to wait for."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,17 +10,17 @@ from syncnorm.training.batches import Batches
 
 
 class RankBatches(Batches):
-    """Training batches of ranks that each hold a shard, for one real rank or for all ranks in one process.
+    """Training batches of ranks that each have a shard, for one real rank or for all ranks in one process.
 
-    All ranks together see, in step s of an epoch, the samples that `rank_batches` deals; a real rank takes its
-    column, virtual ranks take all columns, sample i being rank i mod R's. Both augment a sample in the same way.
+    In step s of an epoch, all ranks together get the samples from `rank_batches`: a real rank takes its column,
+    virtual ranks take all columns, and sample i belongs to rank i mod R. Both augment a sample in the same way.
 
     Args:
-        data: on the device that trains.
-        shards: one tensor of sample indices a rank.
-        per_device_batch: samples a rank takes in one step.
-        seed: of order and augmentation.
-        kind: of augmentation, see `config.Data`.
+        data: the data set, on the training device.
+        shards: one tensor of sample indices per rank.
+        per_device_batch: samples per rank and step.
+        seed: seed of order and augmentation.
+        kind: kind of augmentation, see `config.Data`.
         rank: a real rank's number; None for all ranks in one process.
         workers: processes that make batches.
     """

@@ -1,4 +1,4 @@
-"""How good a model is that was trained on devices, and by whose statistics; at the end, and while it trains."""
+"""Evaluation of a model trained on devices, with rank 0's or pooled statistics, at the end and during training."""
 
 import copy
 
@@ -18,7 +18,7 @@ from syncnorm.training.metrics import own_metrics
 
 
 class DevicesClassifier(Classifier):
-    """A classifier that is evaluated after every `evaluate_every` epochs, as the run is at its end."""
+    """A classifier that is evaluated every `evaluate_every` epochs, in the same way as at the end of the run."""
 
     def __init__(self, run: Run, model: nn.Module, data: Dataset) -> None:
         super().__init__(model, optim=run.optim)
@@ -27,7 +27,7 @@ class DevicesClassifier(Classifier):
             self.history |= {"accuracy": [], "accuracy_at": []}
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean loss, and the accuracy if it is due: a copy is measured."""
+        """Record the epoch's mean loss, and the accuracy of a copy if it is due."""
         super().on_train_epoch_end()
         if evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
             metrics, _ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
@@ -36,9 +36,9 @@ class DevicesClassifier(Classifier):
 
 
 def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
-    """Return the metrics of a trained model on the test set, and whose statistics gave `accuracy`.
+    """Return the metrics of a trained model on the test set, and which statistics gave `accuracy`.
 
-    Where ranks have running statistics of their own, both rank 0's and the pooled ones are measured.
+    If ranks have their own running statistics, both rank 0's and the pooled ones are evaluated.
     """
     metrics: dict[str, float] = {}
     statistics = statistics_by_rank(model)
@@ -58,7 +58,7 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
 
 
 def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
-    """Return in words whose running statistics evaluated `model`: `whose` is "rank0" or "pooled"."""
+    """Return in words which running statistics evaluated `model`: `whose` is "rank0" or "pooled"."""
     layers = layers_with_statistics(model)
     if not layers:
         return "none"

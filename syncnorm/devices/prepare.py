@@ -1,4 +1,4 @@
-"""Everything of a run that comes before its first step; each of a user's mistakes is found here."""
+"""Preparation of a run before its first step, including checks for users' mistakes."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,10 +29,10 @@ class Prepared:
 
 
 def prepare(run: Run, device: torch.device) -> Prepared:
-    """Load the data, build the model, deal the samples to ranks, and check that the batch fits the norm.
+    """Load the data, build the model, split the samples among ranks, and check that the batch fits the norm.
 
     Raises:
-        UserError: whatever in `run` is unknown, out of range or does not go together.
+        UserError: anything in `run` that is unknown, out of range or inconsistent.
     """
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
@@ -56,11 +56,11 @@ def devices(run: Run) -> Devices:
 
 
 def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
-    """Return the name and options of the layer that plays `norm` on devices.
+    """Return the name and options of the layer that computes `norm` on devices.
 
-    Virtual ranks share one process. Where the norm's row names a layer that plays it `on_ranks` (ghost batch norm
-    for batch norm), that layer stands for all of them and keeps the statistics of each. A norm over all ranks has its
-    whole batch in this process. For other norms that see the batch there is `on_virtual_ranks`.
+    Virtual ranks share one process. If the norm's row has a layer `on_ranks` (ghost batch norm for batch norm), that
+    layer computes all ranks and keeps the statistics of each. A norm over all ranks has its whole batch in this
+    process. Other norms that depend on the batch use `on_virtual_ranks`.
     """
     ranks, _ = layout(world)
     spec = norm_spec(norm.name)
@@ -74,30 +74,30 @@ def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
 
 
 def statistics_are_kept_by_rank(norm: str) -> bool:
-    """Return whether all ranks' running statistics are at hand to evaluate with, rank 0's and the pooled ones."""
+    """Return whether all ranks' running statistics are available, to evaluate with rank 0's and the pooled ones."""
     return norm_spec(norm).on_ranks is not None
 
 
 def goes_by_device(norm: str) -> bool:
-    """Return whether what a norm does in training depends on the batch of one device, and not of all."""
+    """Return whether a norm's training output depends on the batch of one device, not of all devices."""
     return norm_spec(norm).by_device
 
 
 def _sharing_samples(norm: str, world: Devices) -> int:
-    """Return how many samples share statistics in training."""
+    """Return the number of samples that share statistics in training."""
     ranks, per_device_batch = layout(world)
     return per_device_batch * (ranks if norm_spec(norm).over_ranks else 1)
 
 
 def needs_virtual_ranks(norm: str, world: Devices) -> bool:
-    """Return whether `norm` needs `on_virtual_ranks` in `world`: no layer of its own stands for all ranks at once."""
+    """Return whether `norm` needs `on_virtual_ranks` in `world`, because no single layer computes all its ranks."""
     ranks, _ = layout(world)
     return world.engine == "virtual" and ranks > 1 and goes_by_device(norm) and not statistics_are_kept_by_rank(norm)
 
 
 @lru_cache(maxsize=2)
 def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
-    """Load a run's data set onto the device; the last two stay in memory."""
+    """Load a run's data set onto the device; the last two are cached."""
     return load_config(data).to(device, dtype)
 
 
@@ -120,7 +120,7 @@ def _check_buffers(run: Run, ranks: int) -> None:
 
 @torch.no_grad()
 def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.device) -> None:
-    """Run two samples through the model in evaluation mode, and see what each batch norm would have to work with."""
+    """Run two samples through the model in evaluation mode, and check the input of each batch norm."""
     positions: dict[str, int] = {}
     hooks = [
         layer.register_forward_pre_hook(
@@ -145,7 +145,8 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
 
 
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
-    """Check what virtual ranks need: where each has a copy of the model, run one device's first batch through one."""
+    """Check the needs of virtual ranks: if each has a copy of the model, run one device's first batch through a
+    copy."""
     if not needs_virtual_ranks(run.norm.name, devices(run)):
         return
     if norm_spec(run.norm.name).by_channel:

@@ -1,7 +1,7 @@
-"""Running statistics that differ from rank to rank, and which of them evaluate a model.
+"""Running statistics that differ between ranks, and the choice of those that evaluate a model.
 
-Batch norm that nobody synchronises leaves every device with running statistics of its own. DDP saves rank 0's; the
-alternative is to pool them. A run keeps all of them, virtual or real, to evaluate with either.
+With unsynchronised batch norm, every device has its own running statistics. DDP saves rank 0's; the alternative is to
+pool them. A run keeps those of all ranks, virtual or real, to evaluate with either.
 """
 
 from typing import Literal
@@ -15,14 +15,14 @@ from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
-"""By layer: running means and variances of all ranks, (R, C) each."""
+"""Running means and variances of all ranks, (R, C) each, by layer."""
 
 
 def statistics_by_rank(model: nn.Module) -> Statistics:
-    """Return every rank's running statistics of torch's batch norms, which ranks do not share; {} without any.
+    """Return every rank's running statistics of PyTorch's unsynchronised batch norms; {} without any.
 
-    Other norms have rules of their own for what they keep, and no common way to pool it: they are left out. Virtual
-    ranks keep them in the layer; real ranks gather them, in one collective that every rank has to call.
+    Other norms have their own state and no common way to pool it, so they are left out. Virtual ranks keep the
+    statistics in the layer; real ranks gather them in one collective, which every rank must call.
     """
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     own: Statistics = {}
@@ -39,7 +39,7 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
     dist.all_gather(rows, flat)
     sizes = [part.numel() for pair in own.values() for part in pair]
     parts = iter(torch.stack(rows).split(sizes, dim=1))  # type: ignore[no-untyped-call]
-    # Virtual rank v of real rank r is rank v * W + r, by the way samples are dealt.
+    # Virtual rank v of real rank r is rank v * W + r, because of the way samples are assigned.
     return {
         name: tuple(next(parts).unflatten(1, part.shape).transpose(0, 1).flatten(0, 1) for part in pair)
         for name, pair in own.items()
@@ -52,7 +52,7 @@ def _is_kept_by_rank(layer: nn.Module) -> bool:
 
 
 def use_statistics(model: nn.Module, statistics: Statistics, whose: Literal["rank0", "pooled"]) -> None:
-    """Let `model` evaluate with rank 0's running statistics, or with those of all ranks pooled."""
+    """Let `model` evaluate with rank 0's running statistics, or with the pooled ones of all ranks."""
     layers = batch_norms(model)
     for name, (means, variances) in statistics.items():
         mean, var = (means[0], variances[0]) if whose == "rank0" else pool_running_statistics(means, variances)

@@ -1,14 +1,14 @@
-"""Virtual ranks, in one process, for any norm that goes by the batch of one device.
+"""Virtual ranks, in one process, for any norm that depends on the batch of one device.
 
 `GhostBatchNorm` is batch norm on virtual ranks. For other norms there are two ways, with the same result:
 
-- Where a norm treats every channel by itself, R ranks of C channels are one layer of R * C channels.
-- Where it does not, each rank has a copy of the model. Cross-iteration batch norm, for one, follows the weight of the
+- If a norm treats every channel separately, R ranks of C channels are one layer of R * C channels.
+- Otherwise each rank has a copy of the model. Cross-iteration batch norm, for example, follows the weight of the
   convolution before it.
 
-Either way the ranks share their parameters, and each has statistics of its own. The gradient of the batch's mean
-loss is then the mean of the ranks' gradients, as under DDP on R devices without `broadcast_buffers`. (A norm that
-keeps gradients keeps 1 / R of what a device would.) Evaluation uses rank 0's statistics, which DDP would save.
+Either way the ranks share their parameters, and each has its own statistics. The gradient of the batch's mean loss is
+then the mean of the ranks' gradients, as in DDP on R devices without `broadcast_buffers`. (A norm that stores
+gradients stores 1 / R of those on a device.) Evaluation uses rank 0's statistics, which DDP would save.
 """
 
 import copy
@@ -24,10 +24,10 @@ from syncnorm.surgery.convert import converted_layers, replace_modules
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
-    """Return what trains `model`, whose batch norms were converted to `norm`, on so many ranks; it holds the model.
+    """Return a module that trains `model`, converted to `norm`, on `ranks` virtual ranks; it contains the model.
 
     Raises:
-        UserError: a model that has to be copied, and cannot be; what `check_by_channel` raises.
+        UserError: a model that must be copied but cannot be; what `check_by_channel` raises.
     """
     if not norm_spec(norm).by_channel:
         return ModelCopies(model, ranks)
@@ -36,7 +36,7 @@ def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
 
 
 def check_by_channel(model: nn.Module, norm: str) -> None:
-    """Raise `UserError` where the layers of `norm` in `model` are not what its row promises by `by_channel`."""
+    """Raise `UserError` if the layers of `norm` in `model` do not have the properties that `by_channel` promises."""
     for layer in _norms(model):
         channels = getattr(layer, "num_features", None)
         shapes = {name: p.shape for name, p in layer.named_parameters() if p.shape != (channels,)}
@@ -57,7 +57,7 @@ def _norms(model: nn.Module) -> list[nn.Module]:
 
 
 def rank_0(model: nn.Module) -> nn.Module:
-    """Return rank 0's model from what `on_virtual_ranks` gave; any other model is its own."""
+    """Return rank 0's model from the result of `on_virtual_ranks`; any other model is returned unchanged."""
     if isinstance(model, ModelCopies):
         return model.copies[0]
     widened = [module for module in model.modules() if isinstance(module, RanksAsChannels)]
@@ -67,14 +67,14 @@ def rank_0(model: nn.Module) -> nn.Module:
 class RanksAsChannels(nn.Module):
     """A norm layer on R virtual ranks; in training, rank r normalises samples r, r + R, r + 2R, ... of the batch.
 
-    A batch (b * R, C, ...) is (b, R * C, ...) in the same memory, and one layer of R * C channels serves it.
+    A batch (b * R, C, ...) is (b, R * C, ...) in the same memory, so one layer of R * C channels normalises it.
 
     Args:
-        layer: treats every channel by itself; becomes rank 0's.
+        layer: a layer that treats every channel separately; it becomes rank 0's.
         ranks: R.
 
     Raises:
-        UserError: in training, a batch of N samples that is no multiple of R.
+        UserError: in training, a batch whose number of samples N is not a multiple of R.
     """
 
     def __init__(self, layer: nn.Module, ranks: int) -> None:
@@ -108,14 +108,15 @@ class RanksAsChannels(nn.Module):
 
 
 class ModelCopies(nn.Module):
-    """R copies of a model with the same parameters; in training, rank r's takes samples r, r + R, r + 2R, ...
+    """R copies of a model with shared parameters; in training, rank r's copy takes samples r, r + R, r + 2R, ...
 
     Args:
         model: becomes rank 0's copy; takes (N, ...) and returns (N, ...).
         ranks: R.
 
     Raises:
-        UserError: a model that `copy.deepcopy` cannot copy; in training, a batch of N samples, no multiple of R.
+        UserError: a model that `copy.deepcopy` cannot copy; in training, a batch whose number of samples N is not a
+        multiple of R.
     """
 
     def __init__(self, model: nn.Module, ranks: int) -> None:
@@ -123,7 +124,7 @@ class ModelCopies(nn.Module):
         self.copies = nn.ModuleList([model, *(copy_sharing_parameters(model) for _ in range(ranks - 1))])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what each sample's rank makes of it, in the order of `x`; in evaluation, what rank 0 does."""
+        """Return the output of each sample's rank, in the order of `x`; in evaluation, rank 0's output."""
         if not self.training:
             y: Tensor = self.copies[0](x)
             return y
@@ -134,10 +135,10 @@ class ModelCopies(nn.Module):
 
 
 def copy_sharing_parameters(module: nn.Module) -> nn.Module:
-    """Return a copy of `module` with the very same parameters, and all else of its own."""
+    """Return a copy of `module` that shares only the parameters."""
     try:
         return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-    except Exception as error:  # whatever a module of the user's own holds
+    except Exception as error:  # a user's module may contain anything
         kind = type(module).__name__
         raise UserError(
             f"virtual ranks need a copy of the model each, and {kind} cannot be copied ({error}): write "
@@ -146,7 +147,7 @@ def copy_sharing_parameters(module: nn.Module) -> nn.Module:
 
 
 def check_samples(x: Tensor, ranks: int) -> None:
-    """Raise `UserError` where the ranks would not have as many samples each."""
+    """Raise `UserError` if the ranks would not have equally many samples."""
     if len(x) % ranks:
         raise UserError(
             f"{len(x)} samples do not divide over {ranks} virtual ranks: give each rank as many, for example by "

@@ -41,11 +41,11 @@ from syncnorm.training.trainer import optimiser_steps, run_trainer
 def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
-    With `world.engine` "virtual" all ranks live in this process. With "torchrun" every rank calls this, under a
-    torchrun of as many processes as the run has ranks; all return the same result.
+    With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
+    launch with as many processes as the run has ranks; all return the same result.
 
-    With virtual ranks, details["profiles"] holds "gradient_norm_initial" and "gradient_norm_final": the
-    `gradient_profile` of the first batch of training, before and after it.
+    With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
+    `gradient_profile` of the first training batch, before and after training.
 
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
@@ -114,7 +114,7 @@ def train(
 
 
 def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what the first step of training sees; of norms that each rank has a copy for, what rank 0 sees."""
+    """Return the first training batch (only rank 0's share if each rank has a copy of the model)."""
     x, y = (part.to(device) for part in next(_batches(run, prepared, rank=None).deal(epoch=0, first=0)))
     ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
     return x[::ranks], y[::ranks]
@@ -128,12 +128,12 @@ def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
 
 
 def _placement(run: Run) -> dict[str, Any]:
-    """Return where the Trainer runs: this device, or this rank of a torchrun."""
+    """Return the Trainer's placement: this device, or this rank of a torchrun launch."""
     accelerator = _device().type
     if devices(run).engine == "virtual":
         return {"accelerator": accelerator, "devices": 1}
     world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Each rank keeps its own running statistics; which of them evaluate is chosen afterwards.
+    # Each rank keeps its own running statistics; those for evaluation are chosen afterwards.
     strategy = DDPStrategy(broadcast_buffers=False)
     return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
 
@@ -149,18 +149,18 @@ def _mean_over_ranks(values: list[float]) -> list[float]:
 
 
 class DevicesWorld:
-    """What the engine asks of the devices world (`syncnorm.worlds.World`)."""
+    """The devices world (`syncnorm.worlds.World`)."""
 
     def fit(self, run: Run, execution: Execution) -> Result:
         """Train and evaluate a run."""
         return fit(run, execution)
 
     def check(self, run: Run) -> None:
-        """Raise what the run would end with, without training it."""
+        """Raise the `UserError` that the run would raise, without training it."""
         prepare(run, torch.device("cpu"))
 
     def forget(self) -> None:
-        """Drop the data sets that this process keeps."""
+        """Drop the data sets that this process caches."""
         load_data.cache_clear()
 
     def data(self, run: Run) -> Dataset:
@@ -177,11 +177,11 @@ class DevicesWorld:
         return ["train_loss"]
 
     def profiles(self, run: Run) -> list[str]:
-        """Return the names of the profiles that a run will have: virtual ranks alone give them."""
+        """Return the names of the profiles that a run will have: only runs on virtual ranks have them."""
         return ["gradient_norm_initial", "gradient_norm_final"] if devices(run).engine == "virtual" else []
 
     def norm_layer(self, norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`."""
+        """Return the layer that computes `norm`."""
         return norm_layer(norm, world)
 
 

@@ -1,4 +1,4 @@
-"""The domains world: one model trained in one place on several domains, tested on those and on unseen ones."""
+"""The domains world: one model, trained centrally on several domains and tested on those and on unseen ones."""
 
 from syncnorm.domains.adaptation import ADAPTATIONS, Adaptation, TargetBatches, register_adaptation
 from syncnorm.domains.world import WORLD, fit

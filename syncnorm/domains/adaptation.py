@@ -1,4 +1,4 @@
-"""What a trained model does at test time on a domain without labels: one function and one row an adaptation.
+"""Adaptations of a trained model to an unlabelled domain at test time: one function and one row each.
 
 @syncnorm.register_adaptation("mine", statistics="each test batch's")
 def mine(model, test):
@@ -26,16 +26,16 @@ from syncnorm.surgery.convert import layers_with_statistics
 
 @dataclass(frozen=True)
 class TargetBatches:
-    """The samples of the domain that is tested, without their labels."""
+    """The samples of the tested domain, without labels."""
 
     batches: Sequence[Tensor]
-    """The test batches (b, ...), in the order in which they come."""
+    """The test batches (b, ...), in order."""
     unlabelled: Tensor
     """Training samples of the domain, (n, ...)."""
     known: int | None
-    """The number of the domain among those that trained; None for one that did not."""
+    """The number of the domain among the training domains; None for an unseen one."""
     chunk: int
-    """How many samples of `unlabelled` come at once, where they come as a stream."""
+    """Batch size of `unlabelled` as a stream."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The adaptation's options, `world.adapt_options`."""
 
@@ -46,15 +46,15 @@ Adapts = TypeVar("Adapts", bound=Adapt)
 
 @dataclass(frozen=True)
 class Adaptation:
-    """What a model does at test time on a domain without labels."""
+    """An adaptation at test time to a domain without labels."""
 
     adapt: Adapt
     """Takes a copy of the trained model, which it may change, and the domain's samples; yields the logits
     (b, classes) of each test batch."""
     statistics: str
-    """Whose statistics normalise then, in words, for a run's row."""
+    """Which statistics then normalise, in words, for a run's row."""
     options: tuple[str, ...] = ()
-    """Names that world.adapt_options may have."""
+    """Allowed names in world.adapt_options."""
     apart: bool = False
     """Whether it needs a norm with statistics for each domain."""
     from_running: bool = False
@@ -62,11 +62,11 @@ class Adaptation:
     replaces: bool = False
     """Whether it puts another layer in place of the norm."""
     gradients: bool = False
-    """Whether it takes gradients: else autograd is off."""
+    """Whether it needs gradients; otherwise autograd is off."""
 
 
 def as_trained(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Evaluate by running statistics: the domain's own where the norm has them, for an unseen domain all pooled."""
+    """Evaluate with running statistics: the domain's own if the norm has them, for an unseen domain all pooled."""
     apart = tells_domains_apart(model)
     if apart and test.known is None:
         model = revert(model)
@@ -77,13 +77,13 @@ def as_trained(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
 
 
 def pooled(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Evaluate by the running statistics of all domains pooled, as where the domain is unknown."""
+    """Evaluate with the pooled running statistics of all domains, as if the domain were unknown."""
     model = revert(model).eval()
     yield from map(model, test.batches)
 
 
 def ensemble(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Mix the outputs for each domain, weighted by its resemblance to a sample (`domain_ensemble`)."""
+    """Average the domains' outputs, weighted by similarity to each sample (`domain_ensemble`)."""
     for x in test.batches:
         yield domain_ensemble(model, x)[0]
 
@@ -96,7 +96,7 @@ def adabn(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
 
 
 def of_each_batch(name: str, **defaults: float) -> Adapt:
-    """Return the adaptation that evaluates by the statistics of each test batch, as the norm `name` has them."""
+    """Return the adaptation that evaluates with each test batch's statistics, using the norm `name`."""
 
     def adapt(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
         model = convert(_one_for_all(model), name, **{**defaults, **test.options}).eval()
@@ -106,7 +106,7 @@ def of_each_batch(name: str, **defaults: float) -> Adapt:
 
 
 def online(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Update the statistics by a stream of the unlabelled samples, from the source's on; keep them for the test."""
+    """Update the source's statistics with a stream of the unlabelled samples, and use the result in the test."""
     model = convert(_one_for_all(model), "online_bn", **test.options).eval()
     with stream(model, keep=True):
         for x in test.unlabelled.split(test.chunk):  # type: ignore[no-untyped-call]
@@ -115,7 +115,7 @@ def online(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
 
 
 def entropy(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
-    """Evaluate by each test batch's statistics, and step down the gradient of its predictions' entropy."""
+    """Evaluate with each test batch's statistics, and take gradient steps on the entropy of its predictions."""
     adapt = tent(_one_for_all(model), **test.options)
     yield from map(adapt, test.batches)
 
@@ -139,7 +139,7 @@ ADAPTATIONS: Registry[Adaptation] = Registry("adaptation", {
     "tent": Adaptation(entropy, BATCH, ("lr", "steps"), replaces=True, gradients=True),
 })
 # fmt: on
-"""What each name stands for; `syncnorm.register_adaptation` adds to it."""
+"""The row of each name; `syncnorm.register_adaptation` adds rows."""
 
 
 def register_adaptation(
@@ -152,22 +152,22 @@ def register_adaptation(
     replaces: bool = False,
     gradients: bool = False,
 ) -> Callable[[Adapts], Adapts]:
-    """Register an adaptation of your own, for `world.adapt`: a decorator for `(model, test) -> iterator of logits`.
+    """Register your own adaptation, for `world.adapt`: a decorator for `(model, test) -> iterator of logits`.
 
     The function gets a copy of the trained model, in training mode, and the `TargetBatches` of a domain, and yields
-    the logits (b, classes) of each of test.batches in turn. It is called once a domain.
+    the logits (b, classes) of each of test.batches in turn. It is called once per domain.
 
     Args:
         name: a new name.
-        statistics: whose statistics normalise then, in words, e.g. "each test batch's": for a run's row.
-        options: names that world.adapt_options may have; the function reads them from test.options.
+        statistics: which statistics then normalise, in words, e.g. "each test batch's", for a run's row.
+        options: allowed names in world.adapt_options; the function reads them from test.options.
         apart: whether it needs a norm with statistics for each domain.
         from_running: whether it starts from running statistics, or changes them.
         replaces: whether it puts another layer in place of the norm.
-        gradients: whether it takes gradients: else autograd is off.
+        gradients: whether it needs gradients; otherwise autograd is off.
 
     Raises:
-        UserError: a name that is taken; something that is no function of two arguments; a fact of another type.
+        UserError: a name that is taken; an object that is not a function of two arguments; a fact of the wrong type.
     """
     check_named(name, "register_adaptation")
     told = f"adaptation '{name}'"
@@ -196,10 +196,10 @@ def register_adaptation(
 
 
 def logits_of(adapt: str, model: nn.Module, test: TargetBatches) -> Tensor:
-    """Return the logits (N, classes) of a test's samples, in their order; `model` is used up.
+    """Return the logits (N, classes) of a test's samples, in order; `model` may be changed.
 
     Raises:
-        UserError: what a registered adaptation raises, or anything but the logits of each batch from it.
+        UserError: an error in a registered adaptation, or an invalid result from it.
     """
     row = ADAPTATIONS[adapt]
     with torch.set_grad_enabled(row.gradients):
@@ -209,7 +209,7 @@ def logits_of(adapt: str, model: nn.Module, test: TargetBatches) -> Tensor:
 
 
 def _theirs(adapt: str, row: Adaptation, model: nn.Module, test: TargetBatches) -> Tensor:
-    """Return the logits that an adaptation of somebody else's gives, looked over."""
+    """Return the logits of a user's adaptation, after checking them."""
     try:
         given = list(row.adapt(model, test))
     except UserError:
@@ -237,7 +237,7 @@ def tells_domains_apart(model: nn.Module) -> bool:
 
 
 def statistics_of(adapt: str, model: nn.Module) -> str:
-    """Return in words whose statistics normalise under an adaptation; "none" for a model without any."""
+    """Return in words which statistics normalise under an adaptation; "none" for a model without any."""
     if not layers_with_statistics(model):
         return "none"
     if adapt == "none" and tells_domains_apart(model):
@@ -274,5 +274,5 @@ def check_adaptation(world: Domains, norm: Norm, model: nn.Module) -> None:
 
 
 def _one_for_all(model: nn.Module) -> nn.Module:
-    """Return the model with one set of statistics: where domains have their own, all of them pooled."""
+    """Return the model with one set of statistics; per-domain statistics are pooled."""
     return revert(model) if tells_domains_apart(model) else model

@@ -15,15 +15,15 @@ from syncnorm.seeds import derive
 from syncnorm.training.batches import Batches
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Samples (b, ...), labels (b,) and domains (b,), counted over those that train."""
+"""Samples (b, ...), labels (b,) and domains (b,), numbered among the training domains."""
 
 
 def deal(pool: Pool, seen: Sequence[int], world: Domains, seed: int, epoch: int) -> list[tuple[Tensor, Tensor]]:
     """Return an epoch's batches: indices into the pool and domains (0 to S - 1), int64 (b,) each.
 
-    Each domain shuffles its samples anew each epoch. Batches are "mixed", dealt from all domains' samples in one
-    random order, or of "one_domain" each, in random order. What does not fill a batch sits out this epoch: of all
-    samples together, or of each domain.
+    Each domain reshuffles its samples every epoch. Batches are "mixed", taken from all domains' samples in one random
+    order, or of "one_domain" each, in random order. Samples that do not fill a batch (of all together, or of each
+    domain) are not used in this epoch.
     """
     orders = []
     for position, index in enumerate(seen):
@@ -44,7 +44,7 @@ def deal(pool: Pool, seen: Sequence[int], world: Domains, seed: int, epoch: int)
 
 
 def check_batch(pool: Pool, seen: Sequence[int], world: Domains) -> None:
-    """Raise `UserError` where the samples of the domains, or of one of them, do not fill a batch."""
+    """Raise `UserError` if the samples of the domains, or of one of them, do not fill a batch."""
     sizes = {pool.names[index]: pool.starts[index + 1] - pool.starts[index] for index in seen}
     if world.batches == "mixed":
         sizes = {"all domains together": sum(sizes.values())}
@@ -56,7 +56,7 @@ def check_batch(pool: Pool, seen: Sequence[int], world: Domains) -> None:
 
 
 class DomainBatches(Batches):
-    """The batches of `deal`, epoch by epoch, from tensors that lie on the device."""
+    """The batches of `deal`, epoch by epoch, from tensors on the device."""
 
     def __init__(
         self, pool: Pool, seen: Sequence[int], world: Domains, seed: int, kind: Kind, workers: int = 0

@@ -1,4 +1,4 @@
-"""Everything of a run of domains that comes before its first step; each of a user's mistakes is found here."""
+"""Preparation of a run of domains before its first step, including checks for users' mistakes."""
 
 import copy
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Prepared:
     pool: Pool
     model: nn.Module
     seen: tuple[int, ...]
-    """The domains that train, as the pool counts them; the norms know the k-th as domain k."""
+    """Numbers of the training domains in the pool; for the norms, the k-th is domain k."""
     unseen: tuple[int, ...]
 
 
@@ -31,7 +31,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     """Load the domains, build the model, and check that the batches and the adaptation fit the norm.
 
     Raises:
-        UserError: whatever in `run` is unknown, out of range or does not go together.
+        UserError: anything in `run` that is unknown, out of range or inconsistent.
     """
     world = domains(run)
     check_world(world)
@@ -56,7 +56,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
 
 
 def load_domains(run: Run, device: torch.device) -> Pool:
-    """Load a run's domains onto the device; the last two pools stay in memory."""
+    """Load a run's domains onto the device; the last two pools are cached."""
     world, by_folder = domains(run), bool(run.data.path)
     return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen)
 
@@ -67,7 +67,7 @@ def domains(run: Run) -> Domains:
 
 
 def check_world(world: Domains) -> None:
-    """Raise `UserError` for domains that are missing, twice there, or all left out, and for numbers out of range."""
+    """Raise `UserError` for domains that are missing, repeated, or all left out, and for numbers out of range."""
     if not world.domains:
         raise UserError("a run of domains has no world.domains: name the data sets that are its domains.")
     if "seen" in world.domains:
@@ -89,7 +89,7 @@ def check_world(world: Domains) -> None:
 
 @torch.no_grad()
 def _check_step(run: Run, model: nn.Module, x: Tensor, ids: Tensor, classes: int) -> None:
-    """Raise what the first step would: run its batch through a copy of the model, in training."""
+    """Raise what the first step would raise: run its batch through a copy of the model, in training mode."""
     try:
         with torch.random.fork_rng(devices=[]), domain(ids):
             logits = copy.deepcopy(model).train()(x)
@@ -103,9 +103,10 @@ def _check_step(run: Run, model: nn.Module, x: Tensor, ids: Tensor, classes: int
 
 
 def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
-    """Raise what the tests would: adapt a copy of the model to two samples, or to one where a batch has no more."""
+    """Raise what the tests would raise: adapt a copy of the model to two samples, or to one if a batch has only
+    one."""
     sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
-    smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # of the domains' last batches
+    smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # size of the smallest last batch of a domain
     device = next(model.parameters()).device
     stream = pool.x[: min(world.adapt_samples or 2, 2)].to(device)
     test = TargetBatches(

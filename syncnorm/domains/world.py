@@ -45,24 +45,24 @@ from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 @dataclass(frozen=True)
 class Trained:
-    """What the training of a run gave."""
+    """The result of a run's training."""
 
     model: nn.Module
     history: dict[str, list[float]]
     steps: int
     seconds_before: float
-    """What it took before it was killed."""
+    """Training time in seconds before interruptions."""
 
 
 _KEPT: dict[str, Trained] = {}
-"""The last training, by its key: runs that differ in their test alone share it."""
+"""The last training, by its key: runs that differ only in test settings share it."""
 
 
 def fit(run: Run, execution: Execution | None = None) -> Result:
-    """Train one model on the domains that a run has seen, and test it on all of them.
+    """Train one model on a run's seen domains, and test it on all domains.
 
-    Runs that differ in what is done at test time alone have the same trained model: where they follow each other in
-    one process, it is trained once, and `seconds` are those of the test alone.
+    Runs that differ only in test settings share one trained model: if they follow each other in one process, it is
+    trained once, and `seconds` then covers the test only.
 
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
@@ -120,7 +120,7 @@ def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
 
 
 class DomainClassifier(Classifier):
-    """A classifier whose batches say each sample's domain; it is tested after its epochs, as it is."""
+    """A classifier whose batches include each sample's domain; it is tested after epochs, without adaptation."""
 
     def __init__(self, run: Run, prepared: Prepared) -> None:
         super().__init__(prepared.model, optim=run.optim)
@@ -139,7 +139,7 @@ class DomainClassifier(Classifier):
             return super().training_step((x, y), batch_idx)
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean loss, and the accuracy on seen and on unseen domains if it is due."""
+        """Record the epoch's mean loss, and the accuracy on seen and unseen domains if it is due."""
         super().on_train_epoch_end()
         if self._run.evaluate_every:
             if not evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
@@ -151,7 +151,7 @@ class DomainClassifier(Classifier):
 
 
 def train(run: Run, prepared: Prepared, device: torch.device, execution: Execution | None = None) -> Trained:
-    """Train the prepared model, and return it with what its epochs gave."""
+    """Train the prepared model, and return it with its history."""
     torch.manual_seed(derive("training", run.seed, 0))
     classifier = DomainClassifier(run, prepared)
     kind, workers = run.data.augment, run.data.workers
@@ -169,7 +169,7 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: s
 def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[Tensor, Tensor]:
     """Return logits (n, classes) and labels (n,) of the test set of a domain, under an adaptation.
 
-    The model stays as it is: what adapts is a copy.
+    The model does not change: a copy is adapted.
     """
     world, pool = domains(run), prepared.pool
     name, tests = pool.names[index], pool.tests(index)
@@ -188,24 +188,24 @@ def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt:
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:
-    """Return the order in which samples come: at random, or sorted by label after that."""
+    """Return the order of samples: random, or then sorted by label."""
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     return order[labels[order].argsort(stable=True)] if world.test_order == "sorted" else order
 
 
 class DomainsWorld:
-    """What the engine asks of the domains world (`syncnorm.worlds.World`)."""
+    """The domains world (`syncnorm.worlds.World`)."""
 
     def fit(self, run: Run, execution: Execution) -> Result:
         """Train and evaluate a run."""
         return fit(run, execution)
 
     def check(self, run: Run) -> None:
-        """Raise what the run would end with, without training it."""
+        """Raise the `UserError` that the run would raise, without training it."""
         prepare(run, torch.device("cpu"))
 
     def forget(self) -> None:
-        """Drop the data sets and the trainings that this process keeps."""
+        """Drop the data sets and trainings that this process caches."""
         load_pool.cache_clear()
         _KEPT.clear()
 
@@ -227,7 +227,7 @@ class DomainsWorld:
         return []
 
     def norm_layer(self, norm: Norm, world: Domains) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`, told the number of training domains and the batch size."""
+        """Return the layer that computes `norm`, with the number of training domains and the batch size filled in."""
         seen = len(world.domains) - len(world.unseen)
         return norm.name, options_in_world(norm.name, norm.options, {"domains": seen, "batch": world.batch})
 

@@ -1,7 +1,7 @@
 """The clients world: which parts of batch norm a federated server averages, pools, or leaves with the clients.
 
-Names are imported when they are first used: the table and the server's arithmetic need torch alone, a simulation the
-data and Lightning too, and what speaks Flower needs flwr.
+Names are imported at first use: the table and the server's arithmetic need only torch, a simulation also needs the
+data packages and Lightning, and everything for Flower needs flwr.
 """
 
 from importlib import import_module

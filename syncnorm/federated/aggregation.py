@@ -1,4 +1,4 @@
-"""What a federated server does with its clients' models, without a network."""
+"""Aggregation of clients' models, without a network."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,20 +23,22 @@ def aggregate(
 
         mu = sum_k p_k mu_k,   sigma^2 = sum_k p_k (sigma_k^2 + (mu_k - mu)^2).
 
-    Integers (the counters of batch norm) keep their type and take the maximum. What a policy leaves with the
-    clients, and statistics that it gathers by a pass of its own, stay as they are in `model`, and need not be in
-    `states`. Sums are taken in float64, in the order given: the same clients in the same order give the same bits.
+    Integers (batch norm's counters) keep their type and take the maximum. Entries that a policy leaves with the
+    clients, and statistics that it gathers in a separate pass, keep their values in `model` and need not be in
+    `states`. Sums are computed in float64 in the given order: the same clients in the same order give bit-identical
+    results.
 
     Args:
-        model: the current global model; it says which entries are batch norm, and is not changed.
-        states: one state a client.
-        weights: how much each counts, for example its number of samples.
-        policy: a name in `POLICIES`, or a row of your own.
+        model: the current global model; it defines which entries are batch norm's, and is not changed.
+        states: one state per client.
+        weights: each client's weight, for example its number of samples.
+        policy: a name in `POLICIES`, or your own `Policy`.
 
     Raises:
-        UserError: no state, weights that do not fit, an unknown policy, or a policy the model gives no meaning to;
-            values that are finite apart but not together.
-        ValueError: a state that is not fit to be averaged (see `check_update`); it names the client by its place.
+        UserError: no states, weights that do not match, an unknown policy, or a policy that does not apply to the
+            model; values that are finite for each client but not combined.
+        ValueError: a state that cannot be averaged (see `check_update`); the message names the client by its
+        position.
     """
     reductions = rules(model, policy)
     shares = normalised_weights(states, weights)
@@ -49,7 +51,7 @@ def aggregate(
 def combine(
     current: State, reductions: Mapping[str, Reduction], states: Sequence[State], shares: Tensor
 ) -> dict[str, Tensor]:
-    """Return what `aggregate` does, from states that were checked and shares, float64 (K,), that sum to 1.
+    """Like `aggregate`, with checked states and shares, float64 (K,), that sum to 1.
 
     Raises:
         UserError: the result is not finite.
@@ -65,7 +67,7 @@ def combine(
         mean, var = pool(means, variances, shares)
         combined[mean_name] = mean.to(current[mean_name].dtype)
         combined[var_name] = var.to(current[var_name].dtype)
-    if (first := not_finite(combined)) is not None:  # two finite means may lie too far apart for their variance
+    if (first := not_finite(combined)) is not None:  # two finite means may be too far apart for a finite variance
         raise UserError(
             f"the clients' values are finite, but together '{first}' is too large for {combined[first].dtype}: lower "
             "the clients' learning rate."
@@ -74,7 +76,7 @@ def combine(
 
 
 def pool(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance, (C,) in float64, of samples whose parts (K, C) have these shares (K,)."""
+    """Return mean and variance, (C,) in float64, of the union of parts (K, C) with shares (K,)."""
     shares = shares.to(means.device)
     pooled = Moments(shares, means.double(), shares.unsqueeze(1) * variances.double()).pooled()
     return pooled.mean, pooled.var()
@@ -87,10 +89,10 @@ def pooled_pairs(reductions: Mapping[str, Reduction]) -> list[tuple[str, str]]:
 
 
 def check_update(current: State, state: State, reductions: Mapping[str, Reduction], client: str) -> None:
-    """Raise `ValueError`, one sentence that names the client, where its update must not touch the global model.
+    """Raise `ValueError`, with one sentence that names the client, if its update must not enter the global model.
 
-    That is an entry that is missing, unknown, of another shape or type, not finite, or a negative variance. `current`
-    is the global model's state, `reductions` what `rules` returns for it.
+    That is the case if an entry is missing, unknown, of another shape or type, not finite, or a negative variance.
+    `current` is the global model's state, and `reductions` is what `rules` returns for it.
     """
     sent = {name for name, reduction in reductions.items() if reduction in SENT}
     if missing := sorted(sent - state.keys()):
@@ -114,9 +116,9 @@ def check_update(current: State, state: State, reductions: Mapping[str, Reductio
 
 
 def not_finite(state: State) -> str | None:
-    """Return the name of the first entry with a value that is not finite; None where there is none.
+    """Return the name of the first entry with a value that is not finite; None if there is none.
 
-    All values are checked at once: entry by entry takes longer than a step of a small model.
+    All values are checked at once: checking entry by entry takes longer than a step of a small model.
     """
     values = [value.reshape(-1) for value in state.values() if value.is_floating_point() or value.is_complex()]
     if not values or torch.cat(values).isfinite().all():
@@ -128,7 +130,7 @@ def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Te
     """Return each client's share of the sum of `weights`, float64 (K,).
 
     Raises:
-        UserError: no state, another number of weights, or weights that are no shares.
+        UserError: no states, another number of weights, or invalid weights.
     """
     if not states:
         raise UserError("there is no client's state to aggregate: give at least one.")

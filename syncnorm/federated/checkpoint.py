@@ -1,6 +1,6 @@
 """A federated run's state in one file: interrupted runs resume bit-identically.
 
-Every random choice is derived from the run's seed, round and client, so no generator's state is among it.
+Every random choice is derived from the run's seed, round and client, so no generator state is saved.
 """
 
 import time
@@ -25,7 +25,7 @@ class Checkpoint:
         self._seconds = seconds
         self._began = self._last = time.monotonic()
         self.seconds_before = 0.0
-        """Seconds that the run took before it was interrupted."""
+        """Training time in seconds before the interruption."""
 
     def save_if_due(self) -> None:
         """Save if the last save was long enough ago."""
@@ -45,9 +45,9 @@ class Checkpoint:
         )
 
     def resume(self) -> bool:
-        """Resume from the newest readable checkpoint; return whether there was one of this run."""
+        """Resume from this run's newest readable checkpoint; return whether there was one."""
         for content in self._files.read():
-            if content["rounds"].keys() == self._rounds.remember().keys():  # else another version wrote it
+            if content["rounds"].keys() == self._rounds.remember().keys():  # otherwise another version wrote it
                 self.seconds_before = content["seconds"]
                 self._network.engine.name = content["engine"]
                 self._rounds.recall(content["rounds"])

@@ -22,18 +22,18 @@ from syncnorm.training.building import DTYPES
 from syncnorm.worlds import expect
 
 CHUNK = 500
-"""Images at once in passes that do not train."""
+"""Images per batch in passes without training."""
 
 
 class Federation:
-    """A run of the clients world, ready to be played.
+    """A run of the clients world, ready to start.
 
     schedule: who trains when, on which batches, at which learning rate.
     layout: which entries of the model are sent, kept and combined.
-    models: builds the model, and holds those that train and evaluate.
+    models: builds the model, and holds the copies that train and evaluate.
 
     Raises:
-        UserError: whatever in the run is unknown, out of range or does not go together.
+        UserError: anything in the run that is unknown, out of range or inconsistent.
     """
 
     def __init__(self, run: Run, device: torch.device | None = None) -> None:
@@ -51,7 +51,7 @@ class Federation:
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 
     def local(self, round_: int) -> Local:
-        """Return what local training is in a round."""
+        """Return the settings of local training in a round."""
         return Local(
             classifier=self.models.classifier(self.schedule.is_frozen(round_)),
             optim=replace(self.run.optim, lr=self.schedule.learning_rate(round_)),
@@ -62,7 +62,8 @@ class Federation:
         )
 
     def fresh(self, round_: int) -> dict[str, Tensor]:
-        """Return the first parameters and buffers of what trains in a round; shared, not to be written to."""
+        """Return the initial parameters and buffers of the model that trains in a round; shared, so do not modify
+        them."""
         return self.models.fresh(self.schedule.is_frozen(round_))
 
     def train_images(self, client: int, size: int = CHUNK) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Checks of a model before clients train it: what it returns, and whether its batch norms can be found."""
+"""Checks of a model before clients train it: its output, and whether its batch norms can be found."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class _Statistics(TorchFunctionMode):
         self.used: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Record the call's statistics, and make it."""
+        """Record the call's statistics, then make the call."""
         if func is torch.nn.functional.batch_norm:
             given = [*args[1:3], *((kwargs or {}).get(name) for name in ("running_mean", "running_var"))]
             self.used += [value for value in given if isinstance(value, Tensor)]
@@ -30,8 +30,8 @@ def inspect_model(model: nn.Module, images: Tensor, classes: int, name: str) -> 
     """Run a few images through a model in evaluation mode, and check that clients can train it.
 
     Raises:
-        UserError: a model that returns anything but a logit for each class; one with a batch norm in a plain list or
-            dict, where no module lists it: clients would share it, and no policy would apply to it.
+        UserError: a model that returns anything but one logit per class; a model with a batch norm in a plain list or
+            dict, which no module registers: clients would share it, and no policy would apply to it.
     """
     was_training = model.training
     with _Statistics() as statistics:

@@ -10,35 +10,35 @@ from syncnorm.surgery import batch_norms
 
 
 class Layout:
-    """The entries of a model's state by what happens to them; all lists are in the order of the state.
+    """The entries of a model's state by their treatment; all lists are in the order of the state.
 
     Raises:
-        UserError: a policy that means nothing for this model (`rules`).
+        UserError: a policy that does not apply to this model (`rules`).
     """
 
     def __init__(self, model: nn.Module, policy: Policy) -> None:
         self.reductions: dict[str, Reduction] = rules(model, policy)
-        """By entry, what the server does with it."""
+        """How the server treats each entry."""
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
         self._types = {name: value.dtype for name, value in model.state_dict().items()}
         self._parts = batch_norm_entries(model)
         listed = {id(value): name for name, value in everything(model)}
         self.listed = {name: listed[id(value)] for name, value in model.state_dict(keep_vars=True).items()}
-        """By entry, the name under which the model's parameters and buffers list the same tensor."""
+        """For each entry, the name of the same tensor among the model's parameters and buffers."""
         trained = (name for name, parameter in model.named_parameters() if parameter.requires_grad)
         self.shared_parameters = sorted(name for name in trained if self.reductions[name] == "average")
-        """The trained parameters that the server averages: what algorithms act on."""
+        """The trained parameters that the server averages, on which algorithms act."""
         self.broadcast = self._with(*(reduction for reduction in SENT if reduction not in KEPT))
         """Entries that a client receives before it trains."""
         self.gathered = self._with("gathered")
-        """Entries that no training uses, and a pass over the clients' data fills."""
+        """Entries that training does not use, and that a pass over the clients' data fills."""
         self.sent = self._with(*SENT)
-        """Entries that a client sends after it has trained."""
+        """Entries that a client sends after training."""
         self.kept = self._with(*KEPT)
         """Entries that stay with a client."""
         self.personal = self._with("personal")
-        """Entries that are averaged for each client anew."""
+        """Entries that are averaged separately for each client."""
         self.statistics = [name for name, part in self._parts.items() if part in STATISTICS and name not in self.kept]
         """The running statistics that the server owns."""
 
@@ -48,7 +48,8 @@ class Layout:
         return not set(STATISTICS).isdisjoint(self._parts.values())
 
     def reductions_of_kept(self, statistics: Reduction) -> dict[str, Reduction]:
-        """Return how an average over clients combines the entries that they keep; `statistics` is for those."""
+        """Return how an average over clients combines their kept entries; `statistics` applies to running
+        statistics."""
         return {name: self._reduction_of_kept(name, statistics) for name in self.kept}
 
     def _reduction_of_kept(self, name: str, statistics: Reduction) -> Reduction:
@@ -57,7 +58,7 @@ class Layout:
         return "average" if self._types[name].is_floating_point else "max"
 
     def with_aliases(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return entries under every name that the state has for them, in its types."""
+        """Return entries under all of their names in the state, in its types."""
         return {name: found[listed].to(self._types[name]) for name, listed in self.listed.items() if listed in found}
 
     def _with(self, *reductions: Reduction) -> list[str]:

@@ -1,8 +1,8 @@
-"""Local training: what one client does in one round, as plain data that every engine reads alike.
+"""Local training: one client's work in one round, as plain data for every engine.
 
 An engine is a function `train(local, x, y, tasks) -> updates` over index tensors into one pool of images. `loop`
-trains one client after the other, `cohort` all of them in one batched step. Both minimise the same local objective,
-the data loss plus the algorithm's `local_term`.
+trains one client after another, `cohort` all of them in one batched step. Both minimise the same local objective, the
+data loss plus the algorithm's `local_term`.
 """
 
 from collections.abc import Mapping
@@ -22,20 +22,21 @@ class Local:
     """Local training in one round, the same for all of its clients."""
 
     classifier: Classifier
-    """With the layers that the policy asks for in this round; its weights are ignored."""
+    """Model with the layers that the policy needs in this round; its weights are ignored."""
     optim: Optim
-    """With the learning rate of this round, which is constant in it."""
+    """Optimiser with this round's learning rate, which is constant within the round."""
     algorithm: Algorithm = field(default_factory=Algorithm)
-    """Gives the local objective its further term, and says whether clients share statistics in their first step."""
+    """Defines the additional term of the local objective, and whether clients share statistics in their first
+    step."""
     shared: tuple[str, ...] = ()
-    """Names of the parameters that the server averages, sorted: those that the algorithm's term is about."""
+    """Sorted names of the parameters that the server averages; the algorithm's term applies to them."""
     clip: float = 0.0
-    """Adaptive gradient clipping (arXiv 2102.06171), 0 is off."""
+    """Adaptive gradient clipping (arXiv 2102.06171); 0 is off."""
     augment: Kind = "none"
 
     @property
     def has_term(self) -> bool:
-        """Whether the local objective has a term beside the data loss."""
+        """Whether the local objective has a term besides the data loss."""
         return bool(self.shared) and self.algorithm.has_local_term
 
 
@@ -45,38 +46,38 @@ class Task:
 
     client: int
     batches: tuple[Tensor, ...]
-    """Indices into the pool, int64, one tensor a local step."""
+    """Indices into the pool, int64, one tensor per local step."""
     running: tuple[bool, ...]
-    """Steps that running statistics normalise; batch norm's buffers do not move in them."""
+    """Steps normalised with running statistics; they do not update batch norm's buffers."""
     state: Mapping[str, Tensor]
-    """Where training starts: every parameter and buffer of the model, those that a state_dict leaves out too."""
+    """Initial values: every parameter and buffer of the model, including those that a state_dict leaves out."""
     seed: int
-    """Of augmentation and random layers."""
+    """Seed of augmentation and random layers."""
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the algorithm's term reads beside the parameters (`Algorithm.client_inputs`)."""
+    """Further inputs of the algorithm's term (`Algorithm.client_inputs`)."""
     momentum: Mapping[str, Tensor] | None = None
-    """Momentum by parameter to go on with; empty: none yet. None: forget it after the round."""
+    """Momentum by parameter to continue with; empty: none yet. None: do not keep momentum after the round."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a client holds after local training."""
+    """A client's result of local training."""
 
     client: int
     state: dict[str, Tensor]
-    """As the task's, after training. Empty where the client failed."""
+    """The task's `state` after training; empty if the client failed."""
     loss: float = 0.0
     """Mean data loss over the samples seen, in nats."""
     momentum: dict[str, Tensor] | None = None
     error: str = ""
-    """Why the client failed, in one sentence."""
+    """Why the client failed, in one sentence; empty if it did not."""
 
 
 class Step(nn.Module):
     """A classifier's training step as a module's forward, for `torch.func.functional_call`: (x, y) to the loss."""
 
     PREFIX = "classifier.model."
-    """Of the model's names among this module's."""
+    """Prefix of the model's parameter names in this module."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

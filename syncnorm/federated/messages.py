@@ -1,4 +1,4 @@
-"""The messages of a round, whatever carries them: plain tensors by name."""
+"""The messages of a round, independent of the transport: plain tensors by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class Broadcast:
     state: Tensors
     """The entries of the model's state that the server owns."""
     extra: Tensors = field(default_factory=dict)
-    """What the run's algorithm sends beside it (`Algorithm.message`)."""
+    """Additional tensors from the run's algorithm (`Algorithm.message`)."""
 
     @property
     def bytes(self) -> int:
@@ -26,21 +26,21 @@ class Broadcast:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a client sends after it has trained."""
+    """What a client sends after training."""
 
     client: int
     state: Tensors
-    """The entries that the server combines, and the statistics that a policy compares."""
+    """Entries that the server combines, and statistics that a policy compares."""
     samples: int = 0
-    """Training samples that the client holds."""
+    """Number of the client's training samples."""
     loss: float = 0.0
-    """Mean data loss of its local training, in nats."""
+    """Mean data loss of local training, in nats."""
     extra: Tensors = field(default_factory=dict)
-    """What the run's algorithm sends beside it (`Algorithm.client_result`)."""
+    """Additional tensors from the run's algorithm (`Algorithm.client_result`)."""
     small_batches: int = 0
-    """Number of batches below min_batch, whatever `small_batch` did with them."""
+    """Number of batches below min_batch, however `small_batch` treated them."""
     error: str = ""
-    """Why there is no state, in one sentence."""
+    """Why there is no state, in one sentence; empty if there is one."""
 
     @property
     def bytes(self) -> int:
@@ -49,5 +49,5 @@ class Reply:
 
 
 def size(tensors: Tensors) -> int:
-    """Return the bytes of some tensors."""
+    """Return the size of some tensors in bytes."""
     return sum(value.numel() * value.element_size() for value in tensors.values())

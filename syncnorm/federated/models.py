@@ -1,4 +1,4 @@
-"""The models of a run of clients: what all start from, what trains, and what is evaluated."""
+"""The models of a run of clients: the initial one, the one that trains, and the one that is evaluated."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -15,9 +15,9 @@ from syncnorm.training.building import DTYPES, build_model
 
 
 class Models:
-    """Builds a run's model, always with the same first weights, with the layers that the policy asks for.
+    """Builds a run's model, always with the same initial weights, and with the layers that the policy needs.
 
-    template: the first model, whose state everything starts from; not to be written to.
+    template: the initial model; do not modify it.
     """
 
     def __init__(self, run: Run, policy: Policy, shape: tuple[int, ...], classes: int, device: torch.device) -> None:
@@ -26,23 +26,24 @@ class Models:
         self.template = self.build()
 
     def build(self) -> nn.Module:
-        """Build the model anew: a copy's closures, if it has any, would still refer to the original."""
+        """Build a new model: closures of a copy, if any, would still refer to the original."""
         model = build_model(self._run, self._shape, self._classes).to(self._device, DTYPES[self._run.precision])
         if self._policy.training != "hybrid":
             return model
-        rules(model, self._policy)  # `convert` would bring batch norm back into a model that has none any more
+        rules(model, self._policy)  # `convert` would put batch norm back into a model that no longer has any
         return convert(model, "hybrid_bn", **self._run.norm.options)
 
     def classifier(self, frozen: bool) -> Classifier:
-        """Return what trains, with frozen statistics or not; the same object each time, whose weights are ignored."""
+        """Return the model that trains, with frozen statistics or not; always the same object, whose weights are
+        ignored."""
         return self._frozen_classifier if frozen else self._classifier
 
     def fresh(self, frozen: bool) -> dict[str, Tensor]:
-        """Return the first parameters and buffers of what trains; shared, not to be written to."""
+        """Return the initial parameters and buffers of the model that trains; shared, so do not modify them."""
         return self._fresh_frozen if frozen else self._fresh
 
     def with_state(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """Return the model that evaluates, with these entries over its first ones; the same object each time."""
+        """Return the evaluated model, with these entries over its initial ones; always the same object."""
         _load(self._evaluated, {**self._initial, **state})
         return self._evaluated
 
@@ -73,7 +74,7 @@ class Models:
 
 
 def everything(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer of a model once, those that a state_dict leaves out too."""
+    """Yield every parameter and buffer of a model once, including those that a state_dict leaves out."""
     return chain(model.named_parameters(), model.named_buffers())
 
 

@@ -1,6 +1,6 @@
-"""A federated batch-norm method is a row in a table: who owns each part of a layer, and how shared parts combine.
+"""The table of federated batch-norm methods: who owns each part of a layer, and how shared parts combine.
 
-A batch-norm layer on client k holds gamma and beta (affine), mu and sigma^2 (running statistics) and a counter of
+A batch-norm layer on client k has gamma and beta (affine), mu and sigma^2 (running statistics) and a counter of
 batches. A row says which of them leave the client, what normalises in training, and where statistics come from.
 """
 
@@ -19,9 +19,9 @@ STATISTICS = ("running_mean", "running_var")
 COUNTER = "num_batches_tracked"
 MIX = "mix"
 OPTIONS = ("momentum", "frozen_from", "own_share")
-"""The options that a row may have."""
+"""All options that a policy can have."""
 NEEDED = {"frozen": "frozen_from", "wasserstein": "own_share"}
-"""The option that a row needs which has such a value."""
+"""The option that a policy with this value needs."""
 
 
 def _check_options(owner: str, given: Mapping[str, Any], known: Any) -> None:
@@ -36,31 +36,31 @@ def _check_options(owner: str, given: Mapping[str, Any], known: Any) -> None:
 class Policy:
     """What happens to the batch-norm layers of a federated model.
 
-        Policy("local", "pooled", "a thesis")     # affine at home, statistics pooled
+        Policy("local", "pooled", "a thesis")     # affine local, statistics pooled
 
     affine: "shared" is averaged with the other parameters; "local" never leaves the client.
-    statistics: "average" takes the weighted mean of the running means and of the running variances, each by itself;
-        "pooled" adds the spread of the clients' means to the variance (law of total variance); "local" never leaves
-        the client.
+    statistics: "average" takes the weighted mean of the running means, and that of the running variances; "pooled"
+        also adds the spread of the clients' means to the variance (law of total variance); "local" never leaves the
+        client.
     source: where the method comes from.
-    rest: everything outside of batch norm: "shared" is averaged; "local" never leaves the client; "wasserstein"
-        averages it for each client anew, by how near the others' statistics are to its own (FedAP).
-    training: what normalises in local training: the "batch"; "frozen" global statistics, once a fraction of the
-        rounds is over; the "running" global statistics that were received; their learned mix with the batch's
-        ("hybrid"); or the batches of all clients together in the first local step ("synchronised").
+    rest: everything outside batch norm: "shared" is averaged; "local" never leaves the client; "wasserstein" gives
+        each client its own average, weighted by the distance of the others' statistics from its own (FedAP).
+    training: what normalises in local training: the "batch"; "frozen" global statistics after a fraction of the
+        rounds; the received "running" global statistics; a learned mix of these and the batch's ("hybrid"); or, in
+        the first local step, the batches of all clients together ("synchronised").
     statistics_source: where a client's statistics come from: the running statistics of its training ("ema"), the
-        exact moments of all that its layers saw in training ("seen"), or a pass over its data: "before" it trains,
-        with the model that it received, and once more with a model to be evaluated; or "after" training alone, with
-        that model.
-    data: a client trains on its "own" samples; with "all" there is one client, which trains on the samples of all.
-    options: what a run may set, with the defaults, from 0 to 1. "momentum" says how far the server's statistics move
-        to the clients' in a round, "frozen_from" after which fraction of the rounds they are frozen, "own_share" what
-        a client's own model weighs in its personal average.
+        exact moments of all inputs of its layers in training ("seen"), or a pass over its data: "before" means before
+        each training, with the received model, and again before evaluation, with the evaluated model; "after" means
+        only the latter.
+    data: "own" means that a client trains on its own samples; "all" means a single client with all samples.
+    options: settings of a run with their defaults, from 0 to 1. "momentum" is the fraction by which the server's
+        statistics move to the clients' in a round, "frozen_from" the fraction of rounds after which they are frozen,
+        "own_share" the weight of a client's own model in its personal average.
 
-    The counter goes with the statistics. It is an integer, the maximum of the clients', and never an average.
+    The counter goes with the statistics. It is an integer, the maximum of the clients', and is never averaged.
 
     Raises:
-        UserError: a value that no field has, an option that does not exist, is out of range, or is missing.
+        UserError: an invalid value of a field, or an option that is unknown, out of range, or missing.
     """
 
     affine: Literal["shared", "local"]
@@ -91,12 +91,12 @@ class Policy:
 
     @property
     def averages(self) -> bool:
-        """Whether clients average one model, which an algorithm can correct."""
+        """Whether clients average one model, whose updates an algorithm can correct."""
         return self.rest == "shared" and self.data == "own"
 
     @property
     def personal(self) -> bool:
-        """Whether some part stays on the client, so that there is no global model without a further rule."""
+        """Whether some part stays on the client, so that a global model needs a further rule."""
         return self.rest != "shared" or "local" in (self.affine, self.statistics)
 
 
@@ -158,13 +158,13 @@ POLICIES = Policies(
 """The policies by name."""
 
 Reduction = Literal["average", "pooled", "max", "gathered", "local", "personal", "compared"]
-"""What the server does with an entry of the clients' models."""
+"""How the server treats an entry of the clients' models."""
 COMBINED: tuple[Reduction, ...] = ("average", "pooled", "max")
-"""Entries of which the server makes one for all clients."""
+"""Entries that the server combines into one value for all clients."""
 SENT: tuple[Reduction, ...] = (*COMBINED, "personal", "compared")
-"""Entries that clients send: also those averaged for each client anew, or that say how near two clients are."""
+"""Entries that clients send: also those averaged per client, and those used for distances between clients."""
 KEPT: tuple[Reduction, ...] = ("local", "compared")
-"""Entries of which each client has its own."""
+"""Entries that differ between clients."""
 
 
 def register_policy(name: str, policy: Policy) -> None:
@@ -173,13 +173,13 @@ def register_policy(name: str, policy: Policy) -> None:
         syncnorm.register_policy("mine", Policy("local", "pooled", "a thesis"))
 
     Raises:
-        UserError: a name that is taken or no name, or something that is no `Policy`.
+        UserError: a name that is taken or invalid, or an object that is not a `Policy`.
     """
     POLICIES[name] = policy
 
 
 def policy_named(policy: str | Policy) -> Policy:
-    """Return the policy of a name; an unknown one raises `UserError` with the nearest known."""
+    """Return a policy by name; an unknown name raises `UserError`, which suggests the nearest known name."""
     if isinstance(policy, Policy):
         return policy
     if not isinstance(policy, str):
@@ -188,7 +188,7 @@ def policy_named(policy: str | Policy) -> Policy:
 
 
 def policy_options(name: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """Return a policy's options, the `given` ones in place of the defaults.
+    """Return a policy's options: the defaults, overridden by the `given` ones.
 
     Raises:
         UserError: an option that the policy does not have, or a value that is not a number from 0 to 1.
@@ -201,14 +201,14 @@ def policy_options(name: str, given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def rules(model: nn.Module, policy: str | Policy) -> dict[str, Reduction]:
-    """Return what the server does with every entry of the model's state: by type of layer, never by name.
+    """Return how the server treats every entry of the model's state, by type of layer, never by name.
 
-    Entries outside of batch norm are averaged if they are floating-point numbers; of integers it takes the maximum.
-    Statistics that a pass gathers after training are "gathered": no update brings them.
+    Outside batch norm, floating-point entries are averaged; of integers, the server takes the maximum. Statistics
+    that a pass gathers after training are "gathered": updates do not contain them.
 
     Raises:
-        UserError: a policy whose row speaks of batch norm, for a model without any: it would be another policy; one
-            that reads running statistics, for a layer without.
+        UserError: a policy about batch norm for a model without any, which would make it another policy; or one that
+            reads running statistics for a layer without them.
     """
     policy = policy_named(policy)
     _check_model(model, policy)
@@ -253,7 +253,7 @@ def _check_model(model: nn.Module, policy: Policy) -> None:
 
 
 def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
-    """Return how many bytes of the model's state travel one way between the server and one client in a round."""
+    """Return the bytes of the model's state that travel one way between the server and one client in a round."""
     state = model.state_dict()
     return sum(
         state[name].numel() * state[name].element_size()
@@ -263,9 +263,9 @@ def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
 
 
 def batch_norm_entries(model: nn.Module) -> dict[str, str]:
-    """Return the entries of the model's state that are batch norm's: their name, and which part of a layer they are.
+    """Return the batch-norm entries of the model's state: their names, and the part of the layer that each is.
 
-    A layer that the model uses in several places is there under each of its names, as in the state.
+    A layer that the model uses in several places is listed under each of its names, as in the state.
     """
     layers = set(batch_norms(model).values())
     return {

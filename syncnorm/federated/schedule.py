@@ -1,6 +1,6 @@
 """Who trains in a round, on which batches, and at which learning rate.
 
-Everything follows from the run and its seed, each random choice by a stream of its own, so that any process that
+Everything follows from the run and its seed, with a separate random stream for each choice, so that any process that
 knows the run can play any client in any round.
 """
 
@@ -27,11 +27,11 @@ class Plan:
     """The local steps of a client in a round."""
 
     batches: tuple[Tensor, ...]
-    """Indices into the population's pool, one tensor a step."""
+    """Indices into the population's pool, one tensor per step."""
     running: tuple[bool, ...]
-    """Whether running statistics normalise the step."""
+    """For each step, whether running statistics normalise it."""
     small: int
-    """Number of batches below min_batch, those that are skipped too."""
+    """Number of batches below min_batch, including skipped ones."""
 
 
 class Schedule:
@@ -52,7 +52,7 @@ class Schedule:
 
     @cached_property
     def trainees(self) -> range:
-        """The clients that train: all but those held out, or the one that holds everything."""
+        """The clients that train: all except held-out ones, or the one client with all data."""
         return range(1 if self._one_client else self.world.count)
 
     def cohort(self, round_: int) -> list[int]:
@@ -75,7 +75,7 @@ class Schedule:
     def plan(self, client: int, round_: int) -> Plan:
         """Return a client's local steps: its samples in a new order each epoch, cut into batches.
 
-        A skipped batch is no step: with local_steps the next one takes its place.
+        A skipped batch does not count as a step: with local_steps, the next batch takes its place.
         """
         world, samples = self.world, self.samples(client)
         rng = np.random.default_rng(derive("order", self.run.seed, round_, client))
@@ -95,13 +95,13 @@ class Schedule:
                     batches.append(batch)
                     running.append(is_small)
             epoch += 1
-            if not batches:  # nor will there be one in any other order
+            if not batches:  # no other order would give one
                 break
         changed = self._algorithm.local_batches(batches, lambda: self._smallest(round_))
         return Plan(tuple(changed), tuple(running), small)
 
     def learning_rate(self, round_: int) -> float:
-        """Return the clients' learning rate in a round: the schedule of `optim`, over rounds."""
+        """Return the clients' learning rate in a round: the schedule of `optim` over rounds."""
         return self.run.optim.lr * learning_rate(round_, self.world.rounds, self.run.optim)
 
     def is_frozen(self, round_: int) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of a run of clients: each mistake gets its sentence before anything starts."""
+"""Checks of a run of clients before it starts, with one sentence per mistake."""
 
 from syncnorm.config import Clients, Optim, Run
 from syncnorm.errors import UserError
@@ -10,7 +10,7 @@ from syncnorm.worlds import expect
 
 
 def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
-    """Raise `UserError` for anything in a run of clients that is out of range or does not go together."""
+    """Raise `UserError` for anything in a run of clients that is out of range or inconsistent."""
     world = expect(run, Clients)
     check_training(run)
     _check_training_options(run)
@@ -22,7 +22,7 @@ def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
 
 
 def _check_training_options(run: Run) -> None:
-    """Clients train by loops of their own, which know no more of a trainer than they need."""
+    """Clients have their own training loops, which support only some of the trainer's options."""
     if run.precision not in ("float32", "float64"):
         raise UserError(f"clients cannot train in precision {run.precision}: choose float32 or float64.")
     plain = Optim()

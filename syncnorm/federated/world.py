@@ -37,9 +37,9 @@ METRICS = [
     *("train_loss", "never_sampled", "staleness", "batch_norms"),
 ]
 CHECKED = 1000
-"""Number of clients whose batches are checked before a study starts, beside those of the first round."""
+"""Number of clients whose batches are checked before a study starts, in addition to those of the first round."""
 IN_MEMORY = 1 << 28
-"""Bytes of client states, if every client were sampled, up to which they are held in memory."""
+"""Client states are kept in memory up to this size in bytes, computed as if every client were sampled."""
 
 
 def simulate(
@@ -87,7 +87,7 @@ def simulate(
 
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
-    """Write the global model, and what clients keep of theirs."""
+    """Write the global model and the clients' kept entries."""
     layer = ("hybrid_bn", federation.run.norm.options) if federation.policy.training == "hybrid" else None
     shape, classes = federation.population.shape, federation.population.classes
     model = federation.models.with_state(rounds.evaluator.global_state())
@@ -97,7 +97,7 @@ def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) 
 
 def _with_flower(run: Run) -> Result:
     try:
-        from syncnorm.federated.flower.simulation import simulate_with_flower  # the one part that needs flwr
+        from syncnorm.federated.flower.simulation import simulate_with_flower  # the only part that needs flwr
     except ImportError as error:
         raise UserError(
             f"the engine flower needs the package '{error.name}', which is not installed: pip install "
@@ -114,20 +114,20 @@ def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> 
 
 
 class ClientsWorld:
-    """What the engine asks of the clients world (`syncnorm.worlds.World`)."""
+    """The clients world (`syncnorm.worlds.World`)."""
 
     def fit(self, run: Run, execution: Execution) -> Result:
         """Train and evaluate a run."""
         return simulate(run, execution)
 
     def check(self, run: Run) -> None:
-        """Raise what the run would end with, without training it."""
+        """Raise the `UserError` that the run would raise, without training it."""
         federation = Federation(run, torch.device("cpu"))
         for client in {*federation.schedule.cohort(0), *federation.schedule.trainees[:CHECKED]}:
             federation.schedule.plan(client, 0)
 
     def forget(self) -> None:
-        """Drop the data sets that this process keeps."""
+        """Drop the data sets that this process caches."""
         forget_data()
 
     def data(self, run: Run) -> FederatedDataset:
@@ -151,7 +151,7 @@ class ClientsWorld:
         return []
 
     def norm_layer(self, norm: Norm, world: Clients) -> tuple[str, dict[str, Any]]:
-        """Return the layer that plays `norm`, told the batch size of training: clients are no ranks."""
+        """Return the layer that computes `norm`, with the training batch size filled in: clients are not ranks."""
         return norm.name, options_in_world(norm.name, norm.options, {"batch": world.batch})
 
 

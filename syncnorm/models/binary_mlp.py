@@ -1,4 +1,4 @@
-"""A binary network: weights and activations of -1 and +1, trained through real ones."""
+"""A binary network: weights and activations are -1 and +1, trained by means of real ones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,20 +17,20 @@ Init = Literal["glorot", "he", "uniform"]
 def binary_sign(x: Tensor) -> Tensor:
     """Return the sign of every value, +1 for 0, with the straight-through gradient: that of `x` clipped to [-1, 1].
 
-    So the gradient passes where |x| <= 1, the ends included, and is zero elsewhere (Hubara et al., arXiv 1602.02830).
-    NaN stays NaN.
+    So the gradient passes where |x| <= 1, including the ends, and is zero elsewhere (Hubara et al., arXiv
+    1602.02830). NaN stays NaN.
     """
     clipped = x.clamp(-1, 1)
-    # The difference is exactly zero: the value is the sign's alone, and the gradient the clipped identity's.
+    # The difference is exactly zero: the value is that of the sign, and the gradient that of the clipped identity.
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype) + (clipped - clipped.detach())
 
 
 class BinaryLinear(nn.Linear):
     """A linear layer that multiplies by the signs of its weights: y = a sign(W) x + b.
 
-    The optimiser moves the real W; its gradient is straight through, see `binary_sign`. A weight outside of [-1, 1]
-    has no gradient any more. The factor a is 1, or with `scaled` 1 / sqrt(in_features), which keeps the variance of
-    what comes in.
+    The optimiser updates the real W with the straight-through gradient, see `binary_sign`. A weight outside [-1, 1]
+    no longer has a gradient. The factor a is 1, or, with `scaled`, 1 / sqrt(in_features), which preserves the
+    variance of the input.
     """
 
     def __init__(self, in_features: int, out_features: int, scaled: bool = False) -> None:
@@ -51,21 +51,21 @@ class Sign(nn.Module):
 
 
 class BinaryMLP(nn.Module):
-    """A linear layer, `depth` binary ones of `width`, a linear classifier; a norm before each activation.
+    """A linear layer, `depth` binary layers of `width`, and a linear classifier, with a norm before each activation.
 
-    The first layer and the classifier are real, as is usual in binary networks. Without `binary` the hidden weights
-    are real as well, and activations are clipped to [-1, 1], which has the gradient that signs are trained with: what
-    is left out is the signs alone. With `scaled`, binary layers divide by the square root of their inputs' number
-    (`BinaryLinear`): a fixed scale, where a norm would measure one.
+    The first layer and the classifier are real, as is usual in binary networks. Without `binary`, the hidden weights
+    are real too, and activations are clipped to [-1, 1], which has the same gradient as the signs in training, so
+    only the signs are left out. With `scaled`, binary layers divide by the square root of their number of inputs
+    (`BinaryLinear`): a fixed scale instead of a norm's measured one.
 
     `init` draws all weights: "glorot" and "he" are PyTorch's xavier_normal_ and kaiming_normal_ (for ReLU, by
-    inputs), "uniform" is between -1 and 1. Biases start at zero. Of a binary layer an initialisation's scale is not
-    seen in the forward pass, only how far a weight is from changing its sign.
+    inputs), "uniform" is between -1 and 1. Biases start at zero. In a binary layer, the scale of the initialisation
+    does not affect the forward pass, only how far each weight is from changing its sign.
 
-    Input (N, C, ...) of `pixels` values a sample, output (N, classes) logits.
+    Input (N, C, ...) with `pixels` values per sample, output (N, classes) logits.
 
-    Source: Hubara et al. (arXiv 1602.02830); the question of norm and initialisation is that of Sari, Belbahri &
-    Partovi Nia (arXiv 1909.09139).
+    Source: Hubara et al. (arXiv 1602.02830); Sari, Belbahri & Partovi Nia (arXiv 1909.09139) ask the question of norm
+    and initialisation.
 
     Raises:
         UserError: an unknown `init`.

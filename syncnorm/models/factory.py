@@ -1,4 +1,4 @@
-"""How a model asks for its norm layers: `norm(channels)` builds one."""
+"""The factory of norm layers that models use: `norm(channels)` builds one."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""An MLP of independent-component layers: norm and dropout before the weights, not after them."""
+"""An MLP of independent-component layers: norm and dropout before the weights instead of after them."""
 
 from typing import Literal, get_args
 
@@ -13,25 +13,25 @@ Order = Literal["ic", "after"]
 class IndependentComponentMLP(nn.Module):
     """An MLP of `depth` blocks of two linear layers, with norm and dropout before each or after each.
 
-    The input is flattened and brought to `width` values, h = ReLU(W x). With N a norm and D dropout, a block does,
-    where its input h is added only with `skip`,
+    The input is flattened and mapped to `width` values, h = ReLU(W x). With norm N and dropout D, a block computes
+    (adding its input h only with `skip`)
 
         order "ic":     h <- ReLU(W2 D(N(ReLU(W1 D(N(h))))) + h)
         order "after":  h <- D(ReLU(N(W2 D(ReLU(N(W1 h)))) + h))
 
-    and a linear classifier follows, in "ic" behind a norm and dropout of its own, in "after" the first layer's output
-    is D(ReLU(N(W x))). So both orders have 2 `depth` + 1 norms, one between any two linear layers, and the same
-    parameters: they differ in whether the norm stands behind the ReLU or before it, and with `skip` in whether what
-    skips a block goes through dropout.
+    A linear classifier follows. In "ic" it has its own norm and dropout before it; in "after" the first layer's
+    output is D(ReLU(N(W x))). So both orders have 2 `depth` + 1 norms, one between any two linear layers, and the
+    same parameters. They differ in whether the norm is after the ReLU or before it, and, with `skip`, in whether the
+    skip connection goes through dropout.
 
-    Input (N, C, ...) of `pixels` values a sample, output (N, classes) logits. The data are not normalised or dropped
-    out before the first linear layer.
+    Input (N, C, ...) with `pixels` values per sample, output (N, classes) logits. There is no norm or dropout before
+    the first linear layer.
 
     Source: Kim (arXiv 2108.08186), with the layer of Chen et al. (arXiv 1905.05928).
 
     Raises:
         UserError: an unknown `order`.
-        ValueError: a `dropout` outside of [0, 1].
+        ValueError: a `dropout` outside [0, 1].
     """
 
     def __init__(

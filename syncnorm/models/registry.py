@@ -32,21 +32,21 @@ Made = TypeVar("Made", bound=Factory)
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model, as `make_model` reads it."""
+    """A model's row for `make_model`."""
 
     factory: Factory
-    """Builds it: called with the arguments that it names among shape, in_channels, pixels, classes and norm, and with
-    the model's options."""
+    """Builds the model: called with those of shape, in_channels, pixels, classes and norm that its signature has, and
+    with the model's options."""
     positions: int | None = None
-    """The dimensions that it convolves over: 2 for images (C, H, W), 1 for signals (C, L), 0 where it flattens
-    samples of any shape. None: as many as the samples have beside C."""
+    """Number of dimensions it convolves over: 2 for images (C, H, W), 1 for signals (C, L), 0 if it flattens samples
+    of any shape. None: as many as the samples have besides C."""
 
     def takes(self, shape: Shape) -> bool:
         """Return whether it takes samples of `shape`."""
         return self.positions in (None, 0, len(shape) - 1)
 
     def norm_ndim(self, shape: Shape) -> int:
-        """Return the number of spatial dimensions that `make_norm` is to be told for samples of `shape`."""
+        """Return the number of spatial dimensions to pass to `make_norm` for samples of `shape`."""
         return max(len(shape) - 1 if self.positions is None else self.positions, 1)
 
 
@@ -65,7 +65,7 @@ MODELS: Registry[ModelSpec] = Registry(
         "binary_mlp": ModelSpec(BinaryMLP, positions=0),
     },
 )
-"""What each name stands for; `syncnorm.register_model` adds to it."""
+"""The row of each name; `syncnorm.register_model` adds rows."""
 _SAMPLES = {2: "images (C, H, W)", 1: "signals (C, L)", 0: "samples of any shape"}
 
 
@@ -75,29 +75,29 @@ def model_names() -> list[str]:
 
 
 def register_model(name: str, *, positions: int | None = None) -> Callable[[Made], Made]:
-    """Register a model of your own: a decorator for a function or class that builds a `torch.nn.Module`.
+    """Register your own model: a decorator for a function or class that builds a `torch.nn.Module`.
 
         @syncnorm.register_model("mynet")
         def mynet(shape, classes, norm, width=16): ...
 
-    It is called with the arguments that it names among
+    It is called with those of the following arguments that its signature has,
 
         shape        of a sample, (C, H, W) or (C, L)
         in_channels  C
         pixels       the number of values in a sample
-        classes      the number of logits that the model returns for a sample
+        classes      the number of logits per sample
         norm         builds a norm layer from a number of channels, norm(16)
 
-    and its further parameters are options of the model (`Run.model_options`). A model that takes no `norm` has batch
-    norms of torch's, or none; a run's norm replaces those in any case.
+    and its other parameters are options of the model (`Run.model_options`). A model without the parameter `norm` has
+    PyTorch's batch norms, or none; a run's norm replaces those in any case.
 
     Args:
         name: a new name.
-        positions: the dimensions that it convolves over: 2 for images alone, 1 for signals alone, 0 where it flattens
-            samples of any shape. None: as many as the samples have beside C.
+        positions: number of dimensions it convolves over: 2 for images only, 1 for signals only, 0 if it flattens
+            samples of any shape. None: as many as the samples have besides C.
 
     Raises:
-        UserError: a name that is taken; something that cannot be called; another number of positions.
+        UserError: a name that is taken; an object that is not callable; another number of positions.
     """
     check_named(name, "register_model")
     if positions not in (None, *_SAMPLES):
@@ -125,12 +125,12 @@ def make_model(
 ) -> nn.Module:
     """Build a model for samples of `shape` (C, H, W) or (C, L) and `classes` classes, with norm layers `norm`.
 
-    `name` is one of `model_names()`, or "package.module:factory" for a factory of your own, which need not be
-    registered. See `register_model` for the arguments that a factory gets, and `options` beside them.
+    `name` is one of `model_names()`, or "package.module:factory" for your own factory, which need not be registered.
+    `register_model` describes the arguments of a factory; it gets `options` too.
 
     Raises:
-        UserError: an unknown name or option, a factory that cannot be imported, that fails, or that returns no
-            `torch.nn.Module`, samples of another kind than the model's, or a norm the model cannot take.
+        UserError: an unknown name or option; a factory that cannot be imported, fails, or does not return a
+            `torch.nn.Module`; samples of the wrong kind for the model; or a norm that the model cannot use.
     """
     spec = model_spec(name)
     _check_shape(name, spec, shape)
@@ -157,7 +157,7 @@ def make_model(
 
 
 def _build(name: str, factory: Factory, arguments: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """Call the factory; whatever goes wrong in one that is not ours names it, and the line of its file."""
+    """Call the factory; an error in a user's factory names it and the line of its file."""
     ours = name in MODELS and MODELS.source(name) is None
     try:
         model = factory(**arguments)
@@ -188,7 +188,7 @@ def _check_shape(name: str, spec: ModelSpec, shape: Shape) -> None:
 
 
 def model_spec(name: str) -> ModelSpec:
-    """Return the row of a name, or one for the factory that it is the import path of."""
+    """Return the row of a name, or a row for the factory at an import path."""
     if not isinstance(name, str):
         raise UserError(f"the model is {name!r}: give its name, or package.module:factory.")
     if name in MODELS:
@@ -218,7 +218,7 @@ def _import_factory(name: str, module: str, attribute: str) -> Factory:
             f"model '{name}' cannot be imported ({error}): write package.module:factory, and start where Python "
             "finds the package (or set PYTHONPATH)."
         ) from error
-    except Exception as error:  # whatever the module does when it is imported
+    except Exception as error:  # importing the module may raise anything
         said = f"{type(error).__name__}: {error} ({where_raised(error)})"
         raise UserError(f"model '{name}' cannot be imported: {said}") from error
     if not callable(factory) or isinstance(factory, nn.Module):

@@ -10,8 +10,8 @@ from syncnorm.models.factory import NormFactory, plain_batch_norm
 class SignalCNN(nn.Module):
     """`depth` convolutions over time of `width` channels, a norm after each, a linear classifier.
 
-    Kernels have 5 samples; each convolution but the first halves the length. What is left is averaged over time, so
-    any length will do. Convolutions have a bias, so that the norm "none" leaves a proper network.
+    Kernels have 5 samples; each convolution except the first halves the length. The result is averaged over time, so
+    any length is allowed. Convolutions have a bias, so that the network also works with the norm "none".
 
     Input (N, C, L), output (N, classes) logits.
 

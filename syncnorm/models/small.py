@@ -9,11 +9,11 @@ from syncnorm.norms import MixStyle
 
 
 class SmallCNN(nn.Module):
-    """Three 3x3 convolutions, a norm after each, two poolings, a linear classifier.
+    """Three 3x3 convolutions with a norm after each, two poolings, and a linear classifier.
 
-    Input (N, C, H, W) with H and W at least 4, output (N, classes) logits. `width` channels first, doubled at each
-    pooling. Convolutions have a bias, so that the norm "none" leaves a proper network. With `mix_style`, MixStyle of
-    that probability stands before each pooling.
+    Input (N, C, H, W) with H and W at least 4, output (N, classes) logits. There are `width` channels at first,
+    doubled at each pooling. Convolutions have a bias, so that the network also works with the norm "none". With
+    `mix_style`, there is a MixStyle with that probability before each pooling.
     """
 
     def __init__(
@@ -45,11 +45,12 @@ class SmallCNN(nn.Module):
 
 
 class StridedCNN(nn.Module):
-    """Up to four 5x5 convolutions of stride 2, a norm after each, a linear classifier on what is left of the image.
+    """Up to four 5x5 convolutions of stride 2 with a norm after each, and a linear classifier on the final feature
+    map.
 
-    `width` channels first, then twice and four times as many, in `depth` layers. Input (N, C, H, W) with H and W at
-    least 16, output (N, classes) logits. Strides in place of poolings: on a CPU it trains on 64x64 images in a third
-    of the time.
+    There are `width` channels at first, then twice and four times as many, in `depth` layers. Input (N, C, H, W) with
+    H and W at least 16, output (N, classes) logits. With strides instead of poolings, training on 64x64 images takes
+    a third of the time on a CPU.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class StridedCNN(nn.Module):
 
 
 class MLP(nn.Module):
-    """Flattened pixels, `depth` hidden layers of `width` with a norm each, a linear classifier.
+    """Flattened pixels, `depth` hidden layers of `width` with a norm each, and a linear classifier.
 
     Input (N, C, H, W) of `pixels` = C * H * W values, output (N, classes) logits.
     """

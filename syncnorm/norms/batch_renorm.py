@@ -1,4 +1,4 @@
-"""Batch renormalisation: batch norm corrected, within bounds, to what its running statistics would give.
+"""Batch renormalisation: batch norm, corrected within bounds towards its running statistics.
 
 model = syncnorm.convert(model, "brn", warmup=500, r_end=4000, d_end=2500)
 """
@@ -25,33 +25,33 @@ class BatchRenorm(_BatchNorm):
         y = ((x - m) / s * r + d) * weight + bias
 
     where r and d carry no gradient. Without the clips, y is what evaluation gives, (x - mu) / sigma * weight + bias.
-    The bounds start at r_max = 1, d_max = 0, which is batch norm, for `warmup` steps, and then grow along a line to
-    the bounds given, reached at step `r_end` and `d_end`. Steps are those that num_batches_tracked has counted.
+    For the first `warmup` steps the bounds are r_max = 1 and d_max = 0, which is batch norm. They then grow linearly
+    and reach the given bounds at steps `r_end` and `d_end`. num_batches_tracked counts the steps.
 
     Running statistics are updated after each batch,
 
         mu <- mu + momentum (m - mu),   sigma <- sigma + momentum (s - sigma)
 
-    It is the standard deviation that is averaged, and its biased form, as in the source. The state holds
-    running_var = sigma^2 - eps, so that it means what it means in torch's layer.
+    As in the source, the biased standard deviation is averaged, not the variance. The state holds running_var =
+    sigma^2 - eps, so that it has the same meaning as in PyTorch's layer.
 
     Source: Ioffe (arXiv 1702.03275). The default bounds and steps are the source's for ImageNet, from memory and not
-    confirmed; that the ramp is a line is a choice made here.
+    confirmed; the linear ramp is a choice made here.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps: added to the variance.
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
-        track_running_stats: must be True: they are what the batch is corrected towards.
+        track_running_stats: must be True: the batch is corrected towards them.
         r_max: largest r at the end of its ramp, at least 1.
         d_max: largest d at the end of its ramp, at least 0.
         warmup: steps of plain batch norm.
         r_end, d_end: steps at which r_max and d_max are reached, at least `warmup`.
 
     Raises:
-        ValueError: fewer than two values a channel in training; an input of another number of channels; a bound or
-            step out of range; a recomputation under activation checkpointing, which would find other r and d.
+        ValueError: fewer than two values per channel in training; an input with another number of channels; a bound
+            or step out of range; a recomputation under activation checkpointing, which would compute another r and d.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class BatchRenorm(_BatchNorm):
         self.warmup, self.r_end, self.d_end = warmup, r_end, d_end
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Return r_max and d_max for the next batch, as num_batches_tracked has it."""
+        """Return r_max and d_max for the next batch; num_batches_tracked gives its step."""
         assert self.num_batches_tracked is not None
         begun = self.num_batches_tracked.double() - self.warmup + 1
         r, d = ((begun / (end - self.warmup + 1)).clamp(0, 1) for end in (self.r_end, self.d_end))
@@ -97,14 +97,14 @@ class BatchRenorm(_BatchNorm):
         check_values(self, self.num_features, x)
         refuse_recomputation("BatchRenorm")
         r, d = self._correct(x)
-        # Batch norm of another weight and bias, so that one kernel does it, forward and backward.
+        # Written as batch norm with another weight and bias, so that one kernel does the forward and the backward.
         weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
         bias = bias if self.bias is None else self.bias + bias
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
     @torch.no_grad()
     def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return r and d, (C,) each, of the running statistics so far, and update these."""
+        """Return r and d, (C,) each, from the running statistics so far, and update the running statistics."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

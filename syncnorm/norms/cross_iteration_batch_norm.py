@@ -1,4 +1,4 @@
-"""Cross-iteration batch norm: statistics of several steps, brought up to date with the weights of today.
+"""Cross-iteration batch norm: statistics of several steps, corrected for the change of the weights since then.
 
 model = syncnorm.convert(model, "cbn", window=8)        # where each batch norm follows a convolution or linear layer
 """
@@ -23,7 +23,7 @@ from syncnorm.norms.core.shapes import check_channels, check_values
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step leaves for the next: mean and biased variance (C,), their derivatives and the weight (C, ...)."""
+    """What later steps need of a step: mean and biased variance (C,), their derivatives and the weight (C, ...)."""
 
     mean: Tensor
     var: Tensor
@@ -32,11 +32,12 @@ class _Step:
     weight: Tensor
 
     def at(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what mean and variance would be under `weight`, to first order in mean and mean square.
+        """Return this step's mean and variance under `weight`, to first order in mean and mean square.
 
-            mean' = mean + <dmean, D>,   E[x^2]' = E[x^2] + <dE[x^2], D>,   D = weight - weight then
+            mean' = mean + <dmean, D>,   E[x^2]' = E[x^2] + <dE[x^2], D>,   D = weight - this step's weight
 
-        and var' = E[x^2]' - mean'^2 = var + <dvar, D> - <dmean, D>^2, which loses no digits to a large mean.
+        and var' = E[x^2]' - mean'^2 = var + <dvar, D> - <dmean, D>^2, which does not lose precision when the mean is
+        large.
         """
         change = weight - self.weight
         mean, var = ((d * change).flatten(1).sum(1) for d in (self.dmean, self.dvar))
@@ -44,30 +45,30 @@ class _Step:
 
 
 class CrossIterationBatchNorm(_BatchNorm):
-    """Batch norm by the statistics of the last `window` steps, corrected for how the weight before it has changed.
+    """Batch norm with the statistics of the last `window` steps, corrected for the change of the preceding weight.
 
-    With the moments of step s = t, t-1, ..., t-window+1 as they would be under today's weight W_t of the convolution
-    or linear layer that `x` comes from (derivatives by that weight alone, per channel, from the step itself),
+    The moments of steps s = t, t-1, ..., t-window+1 are extrapolated to the current weight W_t of the convolution or
+    linear layer that `x` comes from (derivatives with respect to that weight alone, per channel, from step s itself):
 
         mean_s(W_t) ~ mean_s + <d mean_s / dW, W_t - W_s>,   the same for E_s[x^2]
         mean = average of mean_s,   var = average of E_s[x^2] - mean^2
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
     Steps whose E_s[x^2] - mean_s^2 comes out negative are left out, channel by channel, as in the authors' code.
-    There the gradient goes through the moments of step t alone. That is one part in `window` of what the statistics
-    answer to a change of the weight, so it does not keep the weight from growing as batch norm's gradient does:
-    without a small learning rate or weight decay it can grow until training stalls. `through_weight` lets the
-    gradient go through W_t in the corrections of the past steps too, which is the derivative of the formula.
+    In their code, the gradient goes through the moments of step t alone. That is a 1 / `window` share of how the
+    statistics respond to the weight, so, unlike batch norm's gradient, it does not keep the weight from growing:
+    without a small learning rate or weight decay, the weight can grow until training stalls. `through_weight` also
+    lets the gradient go through W_t in the corrections of the past steps, which is the derivative of the formula.
 
-    Running statistics are batch norm's own: those of each batch alone, the variance unbiased; evaluation is batch
-    norm's. Two choices differ from the authors' code: eps stands under the root, as in batch norm (there it is added
-    to the root unless told), and the first `burn_in` steps, which use their own batch alone, leave nothing behind.
+    Running statistics and evaluation are batch norm's: each batch alone updates them, with the unbiased variance. Two
+    choices differ from the authors' code: eps is under the root, as in batch norm (theirs adds it to the root by
+    default), and the first `burn_in` steps, which use their own batch alone, do not enter the window.
 
-    The weight is found in autograd's record of `x`, so `x` has to come straight from the layer in question; one
-    whose weight is frozen, or no record at all, leaves the step's own batch. A step costs two further derivatives by
-    the weight, and the window holds three times the weight for each step. The window is no part of the state, so that
-    this is the state of any batch norm: after loading it fills anew, and the first steps of a run that resumes are
-    those of a smaller window.
+    The weight is found through the autograd graph of `x`, so `x` must come directly from that layer. If the weight is
+    frozen, or there is no graph, the step uses its own batch alone. A step costs two more derivatives with respect to
+    the weight, and the window stores three tensors of the weight's size per step. The window is not part of the
+    state, so the state is that of any batch norm: after loading, the window fills again, and the first steps use a
+    smaller one.
 
     Source: Yao, Cao, Zheng, Huang & Lin (arXiv 2002.05712); the article's own treatment of negative variances is not
     confirmed.
@@ -78,14 +79,14 @@ class CrossIterationBatchNorm(_BatchNorm):
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
         track_running_stats: keep running_mean and running_var, shape (C,); without them evaluation takes the batch.
-        window: steps that count, this one included.
-        through_weight: let the gradient go through today's weight in what past steps are corrected by.
-        burn_in: steps of plain batch norm (num_batches_tracked counts them; 0 where there is no such counter).
+        window: number of steps that count, including the current one.
+        through_weight: let the gradient go through the current weight in the corrections of past steps.
+        burn_in: steps of plain batch norm, counted by num_batches_tracked (0 if the layer has no such counter).
 
     Raises:
-        ValueError: an input that comes from anything but a convolution or linear layer, or of another number of
-            channels; fewer than two values a channel in training; a number out of range; a recomputation under
-            activation checkpointing, which would find another window.
+        ValueError: an input that does not come from a convolution or linear layer, or has another number of channels;
+            fewer than two values per channel in training; a number out of range; a recomputation under activation
+            checkpointing, which would see another window.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         return self.burn_in == 0 or self.num_batches_tracked is None or int(self.num_batches_tracked) > self.burn_in
 
     def _over_window(self, batch: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance over the window, and take this step into it."""
+        """Return mean and variance over the window, and add this step to it."""
         mean, var, today = batch.mean, batch.var(), weight.detach()
         dmean, dvar = (torch.autograd.grad(m.sum(), weight, retain_graph=True)[0] for m in (mean, var))
         steps = [(mean, var), *(step.at(weight if self.through_weight else today) for step in self._past)]
@@ -142,7 +143,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         return together, (share * variances).sum(0) + spread
 
     def _weight_behind(self, x: Tensor) -> Tensor | None:
-        """Return the weight of the convolution or linear layer that `x` is the output of; None where none learns."""
+        """Return the weight of the convolution or linear layer whose output `x` is; None if it does not train."""
         if x.grad_fn is None:
             return None
         node: Any = x.grad_fn
@@ -175,7 +176,7 @@ class CrossIterationBatchNorm(_BatchNorm):
         update_running(self.running_var, batch.var(correction=1), newest)
 
     def reset_running_stats(self) -> None:
-        """Forget what was seen: mean 0, variance 1, and an empty window."""
+        """Reset: mean 0, variance 1, and an empty window."""
         super().reset_running_stats()
         self._past = []
 
@@ -184,19 +185,19 @@ class CrossIterationBatchNorm(_BatchNorm):
         self._past = []
 
     def remember(self) -> list[list[Tensor]]:
-        """Return the window as tensors, for `recall` to take up: no state_dict holds it."""
+        """Return the window as tensors, for `recall`: it is not in the state_dict."""
         return [list(vars(step).values()) for step in self._past]
 
     def recall(self, window: list[list[Tensor]]) -> None:
-        """Go on with what `remember` returned."""
+        """Restore the window that `remember` returned."""
         place = next(self.buffers(), None)
         self._past = [_Step(*(t if place is None else t.to(place.device) for t in step)) for step in window]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CrossIterationBatchNorm:
-        """Move the window where the layer goes."""
+        """Move the window with the layer."""
         self._past = [_Step(*map(fn, vars(step).values())) for step in getattr(self, "_past", [])]
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def extra_repr(self) -> str:
-        """Show the window beside what every batch norm shows."""
+        """Show the window after what every batch norm shows."""
         return f"{super().extra_repr()}, window={self.window}"  # type: ignore[no-untyped-call]

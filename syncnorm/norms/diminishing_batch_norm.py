@@ -27,20 +27,20 @@ class DiminishingBatchNorm(_BatchNorm):
         mu <- alpha_m mean + (1 - alpha_m) mu,   sigma <- alpha_m s + (1 - alpha_m) sigma
         y = (x - mu) / sigma * weight + bias
 
-    It is the standard deviation that is averaged, not the variance, and to the gradient mu and sigma are constants,
-    in the batch's own part too: alpha_m = 1 gives batch norm's output, but not its gradient. Evaluation normalises
-    with mu and sigma as they are. The state holds running_var = sigma^2 - eps, as torch's layer would.
+    The standard deviation is averaged, not the variance. The gradient treats mu and sigma as constants, including the
+    batch's own part: alpha_m = 1 gives batch norm's output, but not its gradient. Evaluation normalises with mu and
+    sigma. The state holds running_var = sigma^2 - eps, as in PyTorch's layer.
 
-    The source tries power 1, 2 and constant alphas (power 0). Its first theorem, that the statistics converge, asks
-    for power > 1, its second, that the gradient vanishes, for power > 2 (2.001 is its example), both for the full
-    batch in two layers; neither holds for a constant. It normalises what comes out of the activation; `convert` puts
-    the layer where the model has its norms, which is usually before. It adds eps to sigma; here it is under the root,
-    as in batch norm, so that evaluation is batch norm's.
+    The source tries power 1, 2 and constant alphas (power 0). Its first theorem (the statistics converge) needs power
+    > 1; its second (the gradient vanishes) needs power > 2, for example 2.001. Both assume full batches and two
+    layers, and neither covers a constant alpha. The source normalises after the activation; `convert` puts the layer
+    where the model has its norms, usually before it. The source adds eps to sigma; here eps is under the root, as in
+    batch norm, so that evaluation is batch norm's.
 
-    Constants to the gradient do not keep weights from growing, and training can stall or diverge: the step at which a
-    batch's statistics are not finite any more raises `ValueError` that says so, before they reach the running ones.
+    Because the gradient treats the statistics as constants, nothing keeps the weights from growing, and training can
+    stall or diverge. A batch whose statistics are not finite raises `ValueError` before it changes the running ones.
 
-    A layer converted after training goes on counting where batch norm was.
+    A layer converted after training continues batch norm's step count.
 
     Source: Ma & Klabjan (arXiv 1705.08011).
 
@@ -49,11 +49,11 @@ class DiminishingBatchNorm(_BatchNorm):
         eps: added to the variance.
         affine: learn weight and bias, shape (C,).
         alpha: factor of the schedule, above 0 and at most 1.
-        power: how fast it diminishes, at least 0.
+        power: how fast alpha_m diminishes, at least 0.
 
     Raises:
-        ValueError: statistics that are not finite; fewer than two values a channel in training; an input of another
-            number of channels; a number out of range; a recomputation under activation checkpointing.
+        ValueError: statistics that are not finite; fewer than two values per channel in training; an input with
+            another number of channels; a number out of range; a recomputation under activation checkpointing.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class DiminishingBatchNorm(_BatchNorm):
         self.alpha, self.power = alpha, power
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...); in training, take its statistics in before."""
+        """Normalise `x` of shape (N, C, ...); in training, update the running statistics first."""
         check_channels(self, self.num_features, x)
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -84,7 +84,7 @@ class DiminishingBatchNorm(_BatchNorm):
             check_values(self, self.num_features, x)
             refuse_recomputation("DiminishingBatchNorm")
             self._update_running(x)
-            mean, var = mean.clone(), var.clone()  # the backward needs those of this step
+            mean, var = mean.clone(), var.clone()  # the backward needs this step's values
         return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
@@ -106,5 +106,5 @@ class DiminishingBatchNorm(_BatchNorm):
         self.running_var.copy_((sigma.square() - self.eps).clamp(min=0))
 
     def extra_repr(self) -> str:
-        """Show the schedule beside what every batch norm shows."""
+        """Show the schedule after what every batch norm shows."""
         return f"{super().extra_repr()}, alpha={self.alpha}, power={self.power}"  # type: ignore[no-untyped-call]

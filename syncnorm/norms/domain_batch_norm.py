@@ -1,9 +1,9 @@
-"""Batch norm with statistics for each domain, told apart sample by sample.
+"""Batch norm with separate statistics for each domain; each sample has a domain id.
 
 model = syncnorm.convert(model, "domain_bn", domains=3)
 with syncnorm.domain(ids):
     logits = model(x)
-model = syncnorm.revert(model, domain=1)        # one domain's statistics; without `domain`, those of all pooled
+model = syncnorm.revert(model, domain=1)        # one domain's statistics; without `domain`, all pooled
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from syncnorm.norms.core.shapes import check_channels
 
 
 class DomainBatchNorm(nn.Module):
-    """Batch norm in which samples share statistics with those of their own domain alone.
+    """Batch norm in which samples share statistics only within their domain.
 
-    For a sample of domain d, with the samples of d in the batch for training and the running statistics of d for
-    evaluation,
+    For a sample of domain d, with statistics of the batch's samples of d in training and the running statistics of d
+    in evaluation,
 
         y = (x - mean_d) / sqrt(var_d + eps) * weight + bias
 
     Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics are
     updated as in PyTorch's layer: `momentum` is the weight of the new ones, and the variance is unbiased. A domain
-    with no sample in the batch keeps its own. Under DDP, statistics are those of each process's own samples, as in
-    PyTorch's layer.
+    without a sample in the batch keeps its statistics. Under DDP, each process uses the statistics of its own
+    samples, as in PyTorch's layer.
 
-    This is no subclass of torch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
-    federated policies, which read that, leave the layer alone.
+    This is not a subclass of PyTorch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
+    federated policies read running_mean, so they leave this layer alone.
 
     Shapes: domain_mean and domain_var (D, C), domain_count (D,) values seen in training, domain_batches (D,).
 
-    Sources: DSBN (Chang et al., arXiv 1906.03950), with domain_affine=True and one domain a batch.
+    Sources: DSBN (Chang et al., arXiv 1906.03950), with domain_affine=True and one domain per batch.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -48,12 +48,13 @@ class DomainBatchNorm(nn.Module):
         eps: added to the variance.
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias.
-        domain_affine: learn them for each domain, domain_weight and domain_bias (D, C), in place of (C,) for all.
-        fallback: what evaluation does outside of `syncnorm.domain`: "error", or "pooled": normalise by
-            `pooled()` and the mean of the domains' weights and biases.
+        domain_affine: learn them for each domain, domain_weight and domain_bias (D, C), instead of (C,) for all.
+        fallback: what evaluation does outside `syncnorm.domain`: "error" raises, "pooled" normalises with `pooled()`
+            and the mean of the domains' weights and biases.
 
     Raises:
-        ValueError: an unknown domain, no domain (in training always), one value per channel of a domain in training.
+        ValueError: an unknown domain; no domain (in training, or with fallback="error"); one value per channel for a
+        domain in training.
     """
 
     weight: nn.Parameter | None
@@ -102,7 +103,7 @@ class DomainBatchNorm(nn.Module):
             self.register_buffer(name, torch.zeros(domains, device=device, dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...), each sample as its domain has it."""
+        """Normalise `x` of shape (N, C, ...), each sample with its domain's statistics."""
         check_channels(self, self.num_features, x)
         ids = self._ids(x)
         if ids is None:
@@ -120,9 +121,9 @@ class DomainBatchNorm(nn.Module):
         return self._standardise(x, mean, var, ids)
 
     def pooled(self) -> Moments:
-        """Return the moments of all domains together: each counts as often as training has seen values of it.
+        """Return the moments of all domains together, weighted by the number of values seen of each in training.
 
-        Every domain counts as one where none has been seen. `var()` of the result is the mean of the domains'
+        Before any value has been seen, every domain counts as one. `var()` of the result is the mean of the domains'
         running variances plus the variance of their means.
         """
         count = torch.where(self.domain_count.sum() > 0, self.domain_count, 1).double()
@@ -143,9 +144,9 @@ class DomainBatchNorm(nn.Module):
 
     @torch.no_grad()
     def hand_to(self, norm: Any, domain: int | None = None) -> None:
-        """Give the batch norm `norm` the statistics of `domain`, and its weights where each has its own.
+        """Copy the statistics of `domain`, and its weights if each domain has its own, to the batch norm `norm`.
 
-        None stands for all: `pooled()`, unless nothing was seen, and the mean of the domains' weights.
+        None means all domains: `pooled()`, unless nothing was seen, and the mean of the domains' weights.
         """
         if domain is not None and not 0 <= domain < self.domains:
             raise ValueError(self._unknown(domain))
@@ -162,7 +163,7 @@ class DomainBatchNorm(nn.Module):
                 theirs.copy_(value)
 
     def extra_repr(self) -> str:
-        """Show what the layer was made with."""
+        """Show the layer's options."""
         return (
             f"{self.num_features}, domains={self.domains}, eps={self.eps}, momentum={self.momentum}, "
             f"affine={self.affine}, domain_affine={self.domain_affine}, fallback={self.fallback!r}"
@@ -178,7 +179,7 @@ class DomainBatchNorm(nn.Module):
         return normalise(x, mean.to(statistics), var.to(statistics), self.eps, weight, bias)
 
     def _ids(self, x: Tensor) -> Tensor | None:
-        """Return the domain of each sample, (N,); None where evaluation is to go by the pooled statistics."""
+        """Return the domain of each sample, (N,); None if evaluation uses the pooled statistics."""
         current = current_domain()
         if current is not None:
             if current.largest >= self.domains:
@@ -196,7 +197,7 @@ class DomainBatchNorm(nn.Module):
         )
 
     def _check_counts(self, x: Tensor, counts: Tensor) -> None:
-        # Only where a sample has one value a channel: reading counts back stalls a device.
+        # Only if a sample has one value per channel: reading the counts synchronises with the device.
         if x.numel() == len(x) * self.num_features and (counts == 1).any():
             alone = int((counts == 1).int().argmax())
             raise ValueError(
@@ -219,8 +220,8 @@ class DomainBatchNorm(nn.Module):
 def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
     """Return the moments of x (N, C, ...) for each domain, stacked: count (D,), mean (D, C), m2 (D, C).
 
-    `ids` (N,) are from 0 to D - 1. Sums over samples are matrix products in float64, so that no
-    setting of the products' precision reaches them, and the mean needs no second pass.
+    `ids` (N,) are from 0 to D - 1. Sums over samples are matrix products in float64, so that PyTorch's settings for
+    the precision of products do not affect them, and the mean needs no second pass.
     """
     x = x.to(acc_dtype(x.dtype))
     x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)

@@ -1,6 +1,6 @@
-"""Batch norm whose running statistics each sample corrects in evaluation; training is batch norm's.
+"""Batch norm that corrects its running statistics for each evaluated sample; it trains as batch norm.
 
-model = syncnorm.convert(model, "eval_norm", batch=2)           # what a batch of 2 with this sample would expect
+model = syncnorm.convert(model, "eval_norm", batch=2)           # as expected in a batch of 2 with this sample
 model = syncnorm.convert(model, "example_bn", alpha=0.1)        # a fixed share for the sample
 """
 
@@ -21,7 +21,7 @@ from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
-    """Batch norm that evaluates sample i with statistics made from the running ones and its own, (N, C) each.
+    """Batch norm that evaluates each sample with a mix of the running statistics and its own, (N, C) each.
 
     Training is PyTorch's batch norm. In evaluation a sample's output does not depend on its batch.
     """
@@ -41,10 +41,10 @@ class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
 
     @abstractmethod
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance to normalise each sample with, from its own (biased), (N, C) each."""
+        """Return the mean and variance for each sample, given its own (biased), (N, C) each."""
 
     def _see(self, x: Tensor) -> None:
-        """Update further statistics of a subclass from a training batch."""
+        """Update a subclass's further statistics from a training batch."""
 
 
 def _positions_last(x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def _positions_last(x: Tensor) -> Tensor:
 
 
 class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
-    """Batch norm that gives each evaluated sample a fixed share `alpha` in the moments it is normalised with.
+    """Batch norm that evaluates each sample with moments in which the sample has a fixed share `alpha`.
 
         E[x] = (1 - alpha) running E[x] + alpha E_i[x],   the same for E[x^2],   var = E[x^2] - E[x]^2
 
@@ -61,18 +61,19 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
 
         var = (1 - alpha) running_var + alpha var_i + alpha (1 - alpha) (mu_i - mu)^2
 
-    with the sample's mu_i and biased var_i over (H, W). The authors' code averages E[x^2] itself over the batches;
-    running_var is torch's here, the average of the batches' unbiased variances.
+    with the sample's mu_i and biased var_i over (H, W). The authors' code keeps a running mean of E[x^2]; here
+    running_var is PyTorch's, the running mean of the batches' unbiased variances.
 
     Source: Summers & Dinneen (Four Things Everyone Should Know to Improve Batch Normalization, arXiv 1906.03548).
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine: as in torch's layers.
-        alpha: share of the sample, from 0, which is batch norm, to 1, which is instance norm.
+        alpha: share of the sample, from 0 (batch norm) to 1 (instance norm).
 
     Raises:
-        ValueError: alpha out of range; fewer than two values a channel in training; another number of channels.
+        ValueError: alpha out of range; fewer than two values per channel in training; an input with another number of
+        channels.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
         self.alpha = alpha
 
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the moments with the sample's share in them."""
+        """Return the moments that include the sample's share."""
         assert self.running_mean is not None
         assert self.running_var is not None
         away = mean - self.running_mean.to(mean.dtype)
@@ -100,12 +101,12 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
         return mean - (1 - self.alpha) * away, common + self.alpha * (1 - self.alpha) * away.square()
 
     def extra_repr(self) -> str:
-        """Show the share beside what every batch norm shows."""
+        """Show the share after what every batch norm shows."""
         return f"{super().extra_repr()}, alpha={self.alpha}"  # type: ignore[no-untyped-call]
 
 
 class EvalNorm(_SampleCorrectedBatchNorm):
-    """Batch norm that evaluates a sample by the statistics to be expected of a training batch that it is in.
+    """Batch norm that evaluates a sample with the expected statistics of a training batch that contains it.
 
     For sample i with mean mu_i and biased variance s_i^2 over (H, W), in a batch with n - 1 others drawn at random,
 
@@ -114,23 +115,23 @@ class EvalNorm(_SampleCorrectedBatchNorm):
 
     with the population's mu = running_mean, E[s^2] = running_within and Var(mu_j) = running_between, the variance of
     the samples' means; the latter two are updated with `momentum` in training, unbiased over the samples. n = `batch`
-    is the size that the model was trained with: the smaller it is, the further training is from running statistics.
+    is the batch size of training: the smaller it is, the more training differs from running statistics.
 
-    Until a batch was seen in training, the running variance counts as within samples, and none as between: so it is
-    for a converted layer, or one that has loaded a batch norm's state, which knows their sum alone. (`recalibrate`
-    sets running_mean and running_var and leaves these two: recalibrate before converting.)
+    Until the layer has seen a training batch, all running variance counts as variance within samples: a converted
+    layer, or one that loads a batch norm's state, knows only the sum of the two. (`recalibrate` sets running_mean and
+    running_var but not these two: recalibrate before converting.)
 
-    Source: Singh & Shrivastava (EvalNorm, arXiv 1904.06031), of which only the abstract was at hand. These are the
-    conditional expectations, derived here; the article's own parametrisation, and the blend that it learns by an
-    auxiliary loss, are not confirmed and not here.
+    Source: Singh & Shrivastava (EvalNorm, arXiv 1904.06031), of which only the abstract was available. The
+    conditional expectations are derived here; the article's own parametrisation is not confirmed, and the blend that
+    it learns with an auxiliary loss is not implemented.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine: as in torch's layers.
-        batch: n, samples that share statistics in training, at least 1.
+        batch: n, number of samples that share statistics in training, at least 1.
 
     Raises:
-        ValueError: fewer than two values a channel in training; an input of another number of channels; a `batch`
+        ValueError: fewer than two values per channel in training; an input with another number of channels; a `batch`
             below 1.
     """
 
@@ -160,14 +161,14 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         own = [prefix + name for name in ("running_within", "running_between", "spreads_seen")]
-        if prefix + "running_var" in state_dict and state_dict.keys().isdisjoint(own):  # a plain batch norm's
+        if prefix + "running_var" in state_dict and state_dict.keys().isdisjoint(own):  # state of a plain batch norm
             for start in (self.running_within, self.running_between, self.spreads_seen):
                 start.zero_()
             _, _, missing_keys, *_ = args
             missing_keys[:] = [key for key in missing_keys if key not in own]
 
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the expected moments of a batch with the sample in it."""
+        """Return the expected moments of a batch that contains the sample."""
         assert self.running_mean is not None
         assert self.running_var is not None
         own, others = 1 / self.batch, (self.batch - 1) / self.batch
@@ -190,8 +191,8 @@ class EvalNorm(_SampleCorrectedBatchNorm):
             (self.running_within, flat.var(2, correction=0).mean(0)),
             (self.running_between, flat.mean(2).var(0)),
         ):
-            running.copy_(torch.where(first, new, moved(running, new, newest)))  # it starts from the first value
+            running.copy_(torch.where(first, new, moved(running, new, newest)))  # starts at the first value
 
     def extra_repr(self) -> str:
-        """Show n beside what every batch norm shows."""
+        """Show n after what every batch norm shows."""
         return f"{super().extra_repr()}, batch={self.batch}"  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""EvoNorm: norm and nonlinearity in one formula, found by search; of one sample (S0), or of the batch (B0).
+"""EvoNorm: norm and nonlinearity in one formula, found by search; per sample (S0) or with batch statistics (B0).
 
 model = syncnorm.convert(model, "evonorm_s0", groups=8)     # a ReLU that follows stays in the model
 """
@@ -20,15 +20,16 @@ class EvoNormS0(ChannelAffine):
         y = x * sigmoid(v x) / sqrt(var_g + eps) * weight + bias
 
     with the biased variance of each group of channels of one sample, var_g over (C / G, H, W), and v learnt per
-    channel, 1 at first. The nonlinearity is inside: the layer is meant to stand for a norm and the ReLU after it,
-    while `convert` replaces the norm alone.
+    channel, 1 at first. The formula includes the nonlinearity: the layer is meant to replace a norm and the ReLU
+    after it, while `convert` replaces the norm alone.
 
-    `groups` defaults as in GroupNorm here: the largest divisor of C that is at most 32 and leaves two channels each.
+    The default of `groups` is that of `GroupNorm`: the largest divisor of C that is at most 32 and leaves two
+    channels per group.
 
     Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
 
     Raises:
-        ValueError: groups that do not divide C; one value per group and sample; an input of another number of
+        ValueError: groups that do not divide C; one value per group and sample; an input with another number of
             channels.
     """
 
@@ -49,7 +50,7 @@ class EvoNormS0(ChannelAffine):
         self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and bend each sample of `x`."""
+        """Normalise each sample of `x` and apply the nonlinearity."""
         self.check(x)
         if self.groups == self.num_features:
             check_positions(self, self.num_features, x)
@@ -62,15 +63,15 @@ class EvoNormS0(ChannelAffine):
 
 
 class EvoNormB0(ChannelAffine):
-    """EvoNorm-B0, whose divisor is the larger of the batch's deviation and the sample's own; input (N, C, ...).
+    """EvoNorm-B0, which divides by the larger of a batch term and a sample term; input (N, C, ...).
 
         y = x / max(sqrt(var_b + eps), v x + sqrt(var_i + eps)) * weight + bias
 
     with the biased variances of a channel over the batch, var_b over (N, H, W), and over one sample, var_i over
-    (H, W); v is learnt per channel, 1 at first. Evaluation takes the running variance for var_b; it is updated
-    with `momentum` as in PyTorch, unbiased as in torch's batch norm (timm does so; the source is not confirmed).
-    The nonlinearity is inside: the layer is meant to stand for batch norm and the ReLU after it, while `convert`
-    replaces the norm alone. There is no running mean, so this is no subclass of torch's batch norm.
+    (H, W); v is learnt per channel, 1 at first. Evaluation uses the running variance as var_b. It is updated with
+    `momentum`, from the unbiased variance, as in PyTorch's batch norm (timm does so; the source is not confirmed).
+    The formula includes the nonlinearity: the layer is meant to replace batch norm and the ReLU after it, while
+    `convert` replaces the norm alone. There is no running mean, so this is not a subclass of PyTorch's batch norm.
 
     Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
 
@@ -81,7 +82,8 @@ class EvoNormB0(ChannelAffine):
         affine: learn weight and bias, shape (C,).
 
     Raises:
-        ValueError: one value per channel and sample, where var_i is nothing; an input of another number of channels.
+        ValueError: one value per channel and sample, which makes var_i zero; an input with another number of
+        channels.
     """
 
     running_var: Tensor
@@ -104,7 +106,7 @@ class EvoNormB0(ChannelAffine):
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise and bend `x`."""
+        """Normalise `x` and apply the nonlinearity."""
         self.check(x)
         check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))

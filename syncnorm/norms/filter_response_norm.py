@@ -1,6 +1,6 @@
-"""Filter response normalisation with its own threshold in place of a ReLU.
+"""Filter response normalisation, with a learnt threshold instead of a ReLU.
 
-model = syncnorm.convert(model, "frn")      # a ReLU that follows stays: take it out of the model, or use tlu=False
+model = syncnorm.convert(model, "frn")      # a ReLU after it stays: remove it, or use tlu=False
 """
 
 import torch
@@ -12,32 +12,31 @@ from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions
 
 
 class FilterResponseNorm(ChannelAffine):
-    """Each channel of each sample over its root mean square, then a learnt threshold; input (N, C, ...).
+    """Divide each channel of each sample by its root mean square, then apply a learnt threshold; input (N, C, ...).
 
         nu2 = mean(x^2) over the positions (H, W) of one sample and channel
         y = x / sqrt(nu2 + eps) * weight + bias,   z = max(y, tau)
 
-    The threshold (TLU) is a nonlinearity: the layer is meant to stand for batch norm and the ReLU after it, while
-    `convert` replaces the norm alone, and a ReLU that follows then turns max(y, tau) into max(y, tau, 0).
+    The threshold (TLU) is a nonlinearity: the layer is meant to replace batch norm and the ReLU after it. `convert`
+    replaces the norm alone, and a ReLU that follows then turns max(y, tau) into max(y, tau, 0).
 
-    One value per channel and sample leaves nothing but its sign: `learn_eps` makes it smooth by
+    With one value per channel and sample, only its sign would be left: `learn_eps` makes this smooth with
 
         sqrt(nu2 + eps + |extra_eps|),   extra_eps learnt, 1e-4 at first, shape (C,)
 
-    which is the source's answer to this, from memory: its initial value, and that there is one per channel, are not
-    confirmed.
+    as in the source, from memory: the initial value and the shape are not confirmed.
 
     Source: Singh & Krishnan (arXiv 1911.09737).
 
     Args:
         num_features: C.
-        eps: added to nu2 (1e-6 in the source; `convert` keeps that of the layer replaced unless told).
+        eps: added to nu2 (1e-6 in the source; `convert` keeps the replaced layer's eps unless given).
         affine: learn weight and bias, shape (C,).
-        tlu: learn the threshold tau, 0 at first, shape (C,); else the output is y.
-        learn_eps: learn what is added to eps.
+        tlu: learn the threshold tau, 0 at first, shape (C,); without it the output is y.
+        learn_eps: learn a term added to eps.
 
     Raises:
-        ValueError: one value per channel and sample without `learn_eps`; an input of another number of channels.
+        ValueError: one value per channel and sample without `learn_eps`; an input with another number of channels.
     """
 
     tau: nn.Parameter | None
@@ -60,7 +59,7 @@ class FilterResponseNorm(ChannelAffine):
             self.register_parameter(name, nn.Parameter(values) if wanted else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel of each sample of `x` by its root mean square, and cut off below tau."""
+        """Divide each channel of each sample of `x` by its root mean square, and threshold at tau."""
         self.check(x)
         if self.extra_eps is None:
             check_positions(self, self.num_features, x)

@@ -1,7 +1,7 @@
-"""Batch norm that normalises with its running statistics in training too, and one that measures what it would need.
+"""Batch norm that also trains with its running statistics, and one that measures its inputs meanwhile.
 
 model = syncnorm.convert(model, "frozen_bn")        # fine-tuning; FixBN's second stage
-model = syncnorm.convert(model, "reference_bn")     # federated: statistics of the round before, moments for the next
+model = syncnorm.convert(model, "reference_bn")     # federated: last round's statistics, moments for the next
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from syncnorm.norms.core.shapes import check_channels
 
 
 class FrozenBatchNorm(_BatchNorm):
-    """Batch norm with fixed statistics: the same function of `x` in training as in evaluation.
+    """Batch norm with fixed statistics: the same function of `x` in training and evaluation.
 
         y = (x - running_mean) / sqrt(running_var + eps) * weight + bias
 
-    Weight and bias train. No forward moves the running statistics, in whatever mode the layer is, so the freeze
-    survives `model.train()`; whoever wants other ones loads or recalibrates them. Entries of the state have the
-    names they have in torch's layer. Any number of samples will do, one or none included.
+    Weight and bias train. No forward changes the running statistics in either mode, so they stay frozen after
+    `model.train()`; load or recalibrate them to change them. State entries have the names of PyTorch's layer. A batch
+    may have any number of samples, including one and none.
 
     Sources: FixBN (Zhong, Chen & Chao, arXiv 2303.06530; from memory, not confirmed); the last
     epochs of Wu & Johnson (arXiv 2105.07576).
@@ -31,12 +31,12 @@ class FrozenBatchNorm(_BatchNorm):
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps: added to the variance.
-        momentum: not used here; it is what a layer converted from this one goes on with.
+        momentum: not used here; a layer converted from this one takes it over.
         affine: learn weight and bias, shape (C,).
-        track_running_stats: must be True: there is nothing else to normalise with.
+        track_running_stats: must be True: the layer has no other statistics.
 
     Raises:
-        ValueError: an input of another number of channels, or track_running_stats=False.
+        ValueError: an input with another number of channels, or track_running_stats=False.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class FrozenBatchNorm(_BatchNorm):
 
 
 class ReferenceBatchNorm(FrozenBatchNorm):
-    """FrozenBatchNorm that keeps the exact moments of everything that it normalised in training.
+    """FrozenBatchNorm that also keeps the exact moments of all its training inputs.
 
-    Estimator: `seen()` is `Moments.of` all training inputs since the last `forget_seen()` together, however they
-    were split into batches; recomputation under activation checkpointing is not counted again. So statistics can
-    be had without a further pass, while none of the batches changes what normalises the next. (Inputs of deeper
-    layers are those that the model had while it was training.)
+    Estimator: `seen()` is `Moments.of` all training inputs since the last `forget_seen()` together, however they were
+    split into batches; a recomputation under activation checkpointing is not counted twice. So statistics need no
+    further pass over the data, and no batch changes how the next is normalised. (Inputs of deeper layers come from
+    the model as it was during training.)
 
-    Shapes: seen_count () int64, seen_mean (C,), seen_m2 (C,): buffers that follow the model from device to device
-    and are no part of its state.
+    Shapes: seen_count () int64, seen_mean (C,), seen_m2 (C,): buffers that move with the model but are not part of
+    its state.
 
     Sources: FBN (Guerraoui, Pinot, Rizk, Stephan & Taiani, arXiv 2405.14670).
     """
@@ -94,24 +94,25 @@ class ReferenceBatchNorm(FrozenBatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         statistics = acc_dtype(dtype or torch.get_default_dtype())
-        # An integer keeps its precision in a model that is cast to a shorter type.
+        # An integer keeps its precision when the model is cast to a shorter type.
         self.register_buffer("seen_count", torch.zeros((), dtype=torch.int64, device=device), persistent=False)
         for name in ("seen_mean", "seen_m2"):
             self.register_buffer(name, torch.zeros(num_features, dtype=statistics, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...) with the running statistics; in training, take its moments in."""
+        """Normalise `x` of shape (N, C, ...) with the running statistics; in training, record its moments."""
         y = super().forward(x)
         if self.training and not recomputing():
             self._see(x)
         return y
 
     def seen(self) -> Moments:
-        """Return the moments of what came in training since the last `forget_seen`; count zero for nothing."""
+        """Return the moments of all training inputs since the last `forget_seen`; the count is 0 if there were
+        none."""
         return Moments(self.seen_count.double(), self.seen_mean.clone(), self.seen_m2.clone())
 
     def forget_seen(self) -> None:
-        """Start anew: nothing was seen."""
+        """Reset the recorded moments."""
         for buffer in (self.seen_count, self.seen_mean, self.seen_m2):
             buffer.zero_()
 

@@ -1,4 +1,4 @@
-"""Full normalisation: norm by the data set's moments, estimated from the batches so far.
+"""Full normalisation: normalise with the data set's moments, estimated from the batches so far.
 
 model = syncnorm.convert(model, "full_norm")
 """
@@ -18,24 +18,24 @@ from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 class FullNorm(_BatchNorm):
-    """Batch norm that trains with running moments as values, and the batch's as what the gradient goes through.
+    """Batch norm that trains with the values of running moments and the gradients of the batch's moments.
 
-    The objective of batch norm has the batch's moments in it, so it depends on how batches are formed; this one has
-    the data set's. Compositional stochastic gradient descent estimates such an objective f(g(w)), g the expected
-    moments, by a running estimate of g for the value and the batch's for the derivative:
+    Batch norm's objective contains the batch's moments, so it depends on how batches are formed; this objective
+    contains the data set's. Compositional stochastic gradient descent estimates such an objective f(g(w)), with g the
+    expected moments: a running estimate of g gives the value, and the batch gives the derivative:
 
         u <- (1 - momentum) u + momentum u_B,   u = (E[x], E[x^2])
         y = (x - u_1) / sqrt(u_2 - u_1^2 + eps) * weight + bias,   with du taken as du_B
 
-    Evaluation is batch norm's with these estimates. running_var = u_2 - u_1^2 is therefore biased, and holds the
-    spread of the batches' means, which batch norm's leaves out. It is updated as
+    Evaluation is batch norm's with these estimates. running_var = u_2 - u_1^2 is therefore biased, and includes the
+    variance of the batches' means, which batch norm's leaves out. It is updated as
 
         var <- (1 - a) var + a var_B + a (1 - a) (mean_B - mean)^2,   a = momentum
 
-    which is the same without the digits that a difference of squares loses.
+    which is the same without the loss of precision of a difference of squares.
 
-    Source: Lian & Liu (arXiv 1810.06177). Of the article only the abstract was at hand: that the layer's update is
-    the one above is not confirmed; it is compositional gradient descent as its authors' earlier work has it.
+    Source: Lian & Liu (arXiv 1810.06177). Only the article's abstract was available: the update above is
+    compositional gradient descent as in the authors' earlier work, and is not confirmed for the layer.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -44,8 +44,8 @@ class FullNorm(_BatchNorm):
         affine: learn weight and bias, shape (C,).
 
     Raises:
-        ValueError: fewer than two values a channel in training; an input of another number of channels; a
-            recomputation under activation checkpointing, which would find other estimates.
+        ValueError: fewer than two values per channel in training; an input with another number of channels; a
+            recomputation under activation checkpointing, which would see other estimates.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class FullNorm(_BatchNorm):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the running moments by a batch's, and return them in the type of the batch's."""
+        """Update the running moments with a batch's, and return them in the batch's type."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

@@ -1,8 +1,9 @@
-"""Virtual ranks: R devices that each normalise their own b samples, in one process and in one kernel.
+"""Virtual ranks: R devices that each normalise their own b samples, in one process and one kernel.
 
-DDP with unsynchronised batch norm on R devices is exactly this layer on one, so a study over hundreds of devices
-runs anywhere. Sample i belongs to rank i mod R, the way a distributed sampler deals them. A batch of (b * R, C, H, W)
-is then (b, R * C, H, W) in the same memory: R devices' statistics are those of R * C channels.
+On one device, this layer computes exactly what DDP with unsynchronised batch norm computes on R devices, so a study
+of hundreds of devices runs anywhere. Sample i belongs to rank i mod R, as a distributed sampler assigns them. A batch
+of (b * R, C, H, W) is then (b, R * C, H, W) in the same memory: the statistics of R devices are those of R * C
+channels.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from syncnorm.norms.core.shapes import check_channels
 
 
 class GhostBatchNorm(_BatchNorm):
-    """Batch norm over virtual devices: rank r normalises samples r, r + R, r + 2R, ... by their own moments.
+    """Batch norm over virtual devices: rank r normalises samples r, r + R, r + 2R, ... with their own moments.
 
         y_r = (x_r - mean(x_r)) / sqrt(var(x_r) + eps) * weight + bias,   r = 0 .. R-1
 
     Running statistics are updated with `momentum` as in PyTorch, each rank's variance unbiased by its own count.
-    Evaluation normalises with running_mean and running_var, which are, by `buffers`,
+    Evaluation normalises with running_mean and running_var; `buffers` says which they are:
 
         "rank0"   those of rank 0, as DDP broadcasts and saves them;
         "pooled"  those of all ranks pooled: the mean of their means, and the mean of their variances plus the
-                  variance of their means (law of total variance). Each rank's own are kept beside them.
+                  variance of their means (law of total variance). The layer also keeps each rank's own.
 
-    Sources: Hoffer, Hubara & Soudry (Ghost Batch Norm, arXiv 1705.08741). Running statistics are those of DDP, and
-    not the source's, which updates them by one ghost batch after the other (from memory, not confirmed).
+    Sources: Hoffer, Hubara & Soudry (Ghost Batch Norm, arXiv 1705.08741). Running statistics are those of DDP; the
+    source updates them with one ghost batch after another (from memory, not confirmed).
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
-        virtual_ranks: R; N must be a multiple of it in training.
-        buffers: whose running statistics evaluate.
+        virtual_ranks: R; in training, N must be a multiple of it.
+        buffers: "rank0" or "pooled", as above.
 
     Raises:
-        ValueError: when N is no multiple of R, or a virtual rank holds one value per channel.
+        ValueError: N is not a multiple of R, or a virtual rank has one value per channel.
     """
 
     rank_mean: Tensor | None
@@ -101,7 +102,7 @@ class GhostBatchNorm(_BatchNorm):
             )
 
     def _ranks_statistics(self) -> tuple[Tensor | None, Tensor | None, float]:
-        """Return the ranks' running statistics as (R * C,) each, to be updated in place, and the newest's weight."""
+        """Return the ranks' running statistics, (R * C,) each, to update in place, and the weight of the newest."""
         if self.running_mean is None or self.running_var is None:
             return None, None, 0.0
         assert self.num_batches_tracked is not None
@@ -137,13 +138,13 @@ class GhostBatchNorm(_BatchNorm):
                 by_rank.copy_(running.expand_as(by_rank))
 
     def reset_running_stats(self) -> None:
-        """Forget what was seen: mean 0, variance 1, on every rank."""
+        """Reset every rank: mean 0, variance 1."""
         super().reset_running_stats()
         if "rank_mean" in self._buffers:
             self._start_ranks()
 
     def extra_repr(self) -> str:
-        """Show the virtual ranks beside what every batch norm shows."""
+        """Show the virtual ranks after what every batch norm shows."""
         return f"{super().extra_repr()}, virtual_ranks={self.virtual_ranks}, buffers={self.buffers_of!r}"  # type: ignore[no-untyped-call]
 
 

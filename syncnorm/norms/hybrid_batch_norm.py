@@ -1,4 +1,4 @@
-"""Batch norm that learns, channel by channel, how far to trust its own batch.
+"""Batch norm that learns, for each channel, how much weight its own batch gets.
 
 model = syncnorm.convert(model, "hybrid_bn")
 """
@@ -17,25 +17,26 @@ from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm
 
 
 class HybridBatchNorm(FrozenBatchNorm):
-    """Batch norm whose training statistics lie between the running ones and those of the batch.
+    """Batch norm that trains with a learnt mix of the running statistics and the batch's.
 
         a = sigmoid(mix)
         mean = (1 - a) running_mean + a batch_mean,   var = (1 - a) running_var + a batch_var   (biased)
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
     The gradient goes through the batch's statistics and `mix`. Evaluation normalises with the running statistics
-    alone, which no forward moves: they come from outside, e.g. from a server that pools its clients'. (var leaves
-    out the spread between the two means, a (1 - a) (batch_mean - running_mean)^2, as in the source.)
+    alone. No forward changes them: they come from outside, for example from a server that pools its clients'. (As in
+    the source, var leaves out the spread between the two means, a (1 - a) (batch_mean - running_mean)^2.)
 
-    A batch norm's state loads too, and leaves `mix` as it is.
+    A plain batch norm's state also loads, and leaves `mix` unchanged.
 
     Source: HBN (Chen, Xu, Wu & Kittler, arXiv 2505.21877).
 
     Args:
-        as for FrozenBatchNorm. `mix` is a parameter of shape (C,), 0 at first (a = 1/2), learnt also if affine=False.
+        as for FrozenBatchNorm. `mix` is a parameter of shape (C,), 0 at first (a = 1/2); it is learnt even with
+        affine=False.
 
     Raises:
-        ValueError: one value per channel in training, which has no variance; an input of another number of channels.
+        ValueError: one value per channel in training; an input with another number of channels.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HybridBatchNorm(FrozenBatchNorm):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if prefix + "running_mean" in state_dict:  # a plain batch norm's state has no shares: they stay as they are
+        if prefix + "running_mean" in state_dict:  # a plain batch norm's state has no `mix`: keep it
             _, _, missing_keys, *_ = args
             missing_keys[:] = [key for key in missing_keys if key != prefix + "mix"]
 

@@ -1,4 +1,4 @@
-"""Batch norm that uses a sample's own statistics as far as they differ from the batch's by more than chance.
+"""Batch norm that uses a sample's own statistics where they differ from the batch's by more than chance.
 
 model = syncnorm.convert(model, "iabn", k=4.0)
 """
@@ -17,34 +17,34 @@ from syncnorm.norms.core.shapes import check_channels, check_positions
 
 
 class InstanceAwareBatchNorm(_BatchNorm):
-    """Instance-aware batch norm, for streams whose neighbouring samples are alike.
+    """Instance-aware batch norm, for streams in which neighbouring samples are similar.
 
-    With mean mu and variance s2 of the batch in training and the running ones in evaluation, and mean mu_i and
-    variance s2_i of each sample over its L positions,
+    Let mu and s2 be the mean and variance of the batch in training, and the running ones in evaluation. With the mean
+    mu_i and variance s2_i of each sample over its L positions,
 
         mean_i = mu + shrink(mu_i - mu, k sqrt((s2 + eps) / L))
         var_i  = s2 + shrink(s2_i - s2, k (s2 + eps) sqrt(2 / (L - 1)))
         y_i = (x_i - mean_i) / sqrt(var_i + eps) * weight + bias,   shrink(d, t) = sign(d) max(0, |d| - t)
 
-    so that a sample is normalised as in batch norm unless its own statistics lie more than k standard errors off:
-    k = infinity is batch norm, k = 0 instance norm. (The source clips var_i at 0, below which it never is.) A sample
-    is normalised alone in evaluation, whatever else is in its batch. Running statistics are updated as in PyTorch's
-    layer, unbiased.
+    A sample is normalised as in batch norm unless its own statistics are more than k standard errors away: k =
+    infinity is batch norm, k = 0 instance norm. (The source clips var_i at 0, but it is never below.) In evaluation,
+    a sample's output does not depend on its batch. Running statistics are updated as in PyTorch's layer, with the
+    unbiased variance.
 
     Source: NOTE (Gong et al., arXiv 2208.05117): the formula is theirs, s2 and s2_i unbiased as in their code. From
-    memory and not confirmed: that k = 4 is the article's value (their class has 3). `BalancedMemory` is the memory
-    that updates their running statistics at test time.
+    memory and not confirmed: k = 4 is the article's value (their class has 3). `BalancedMemory` is their memory,
+    which updates the running statistics at test time.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps: added to the variance.
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
-        track_running_stats: must be True: they are what a sample is compared with.
-        k: standard errors that pass for chance, at least 0.
+        track_running_stats: must be True: samples are compared with them.
+        k: number of standard errors attributed to chance, at least 0.
 
     Raises:
-        ValueError: an input of another number of channels, or with fewer than two positions.
+        ValueError: an input with another number of channels, or with fewer than two positions.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class InstanceAwareBatchNorm(_BatchNorm):
         return normalise(x, mean_i, var_i, self.eps, self.weight, self.bias)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance to compare samples with, (C,); in training, update the running ones."""
+        """Return the mean and variance that samples are compared with, (C,); in training, update the running ones."""
         assert self.running_mean is not None
         assert self.running_var is not None
         if not self.training or x.numel() == 0:
@@ -98,7 +98,7 @@ class InstanceAwareBatchNorm(_BatchNorm):
         return batch.mean, var
 
     def extra_repr(self) -> str:
-        """Show k beside what every batch norm shows."""
+        """Show k after what every batch norm shows."""
         return f"{super().extra_repr()}, k={self.k}"  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Build norm layers by name, and register further names."""
+"""Build norm layers by name, and register new names."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -41,12 +41,12 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def options_in_world(name: str, options: Mapping[str, Any], facts: Mapping[WorldFact, int]) -> dict[str, Any]:
-    """Return a norm's options, those that its world knows filled in unless they are given.
+    """Return a norm's options, with those that its world knows filled in unless given.
 
     Args:
         name: the norm.
-        options: those given.
-        facts: what the world knows of itself.
+        options: the given options.
+        facts: the world's own numbers.
     """
     filled = {option: facts[fact] for option, fact in norm_spec(name).from_world.items() if fact in facts}
     return {**filled, **options}
@@ -56,13 +56,13 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     """Build the norm layer `name` for C = `num_features` channels.
 
     `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
-    "scaled_ws", "ws", "weight_norm" and "spectral_norm" build what stands beside a convolution with such weights, an
-    Identity or (for "ws") a group norm: let `syncnorm.convert` do this to a model's convolutions, or write them so.
+    "scaled_ws", "ws", "weight_norm" and "spectral_norm" build only the layer beside a convolution with such weights:
+    an Identity or (for "ws") a group norm. `syncnorm.convert` changes a model's convolutions as well.
 
     Raises:
-        UserError: an unknown name or option, a missing option, one of another type, or a number the layer cannot
-            serve; whatever a registered layer raises. ("bn" is PyTorch's own layer: what its forward cannot take, it
-            says in PyTorch's words.)
+        UserError: an unknown name or option; a missing option, or one of the wrong type; a number that the layer
+            cannot take; whatever a registered layer raises. ("bn" is PyTorch's own layer: its forward raises
+            PyTorch's errors.)
     """
     spec = norm_spec(name)
     if ndim not in (1, 2, 3):
@@ -100,31 +100,32 @@ def register_norm(
     fold: Fold | str | None = NO_FOLD,
     from_world: Mapping[str, WorldFact] | None = None,
 ) -> Callable[[Made], Made]:
-    """Register a norm of your own: a decorator for a class or function `(num_features, **options) -> nn.Module`.
+    """Register your own norm: a decorator for a class or function `(num_features, **options) -> nn.Module`.
 
         @syncnorm.register_norm("mine")
         class Mine(torch.nn.Module):
             def __init__(self, num_features, gain=1.0): ...
 
-    The name then works wherever one of syncnorm's own does: in `make_norm`, `convert`, studies and the command line.
-    Its options are those of the signature. `convert` passes on eps, momentum, affine, track_running_stats, device and
-    dtype of the batch norm replaced, as far as the signature has them, and hands over weight, bias, running_mean,
-    running_var and num_batches_tracked where the layer has them in the same shape.
+    The name then works like syncnorm's own: in `make_norm`, `convert`, studies and the command line. The signature
+    gives its options. `convert` passes on eps, momentum, affine, track_running_stats, device and dtype of the
+    replaced batch norm, as far as the signature has them. It copies weight, bias, running_mean, running_var and
+    num_batches_tracked if the layer has them in the same shape.
 
-    The facts have safe defaults; a wrong one gives wrong results. See `syncnorm.norms.NormSpec` for each.
+    The facts about the norm have safe defaults; a wrong fact gives wrong results. `syncnorm.norms.NormSpec` describes
+    each.
 
     Args:
         name: a new name.
         sees_batch: whether, in training, a sample's output depends on the rest of its batch.
-        over_ranks: whether the layer itself takes its batch over all ranks.
-        by_channel: whether R virtual ranks may be one layer of R * C channels.
-        weight: for a norm of convolutions' weights, what normalises one.
-        evaluates: whose statistics normalise in evaluation.
+        over_ranks: whether the layer itself normalises over the batch of all ranks.
+        by_channel: whether R virtual ranks may run as one layer of R * C channels.
+        weight: for a norm of convolution weights, the function that normalises one.
+        evaluates: which statistics normalise in evaluation.
         fold: how it folds, or why not.
         from_world: options that a run's world fills in.
 
     Raises:
-        UserError: a name that is taken; something that is no such class or function; a fact of another type.
+        UserError: a name that is taken; an object that is not such a class or function; a fact of the wrong type.
     """
     check_named(name, "register_norm")
     spec = NormSpec(
@@ -159,7 +160,7 @@ def _check_facts(name: str, spec: NormSpec) -> None:
 
 
 def _check_layer(name: str, layer: Any, spec: NormSpec) -> None:
-    """Raise `UserError` for what cannot build a norm layer from a number of channels."""
+    """Raise `UserError` if `layer` cannot build a norm layer from a number of channels."""
     if not callable(layer) or isinstance(layer, nn.Module):
         raise UserError(
             f"norm '{name}' is {with_article(type(layer).__name__)}: register what builds a torch.nn.Module, a class "
@@ -186,7 +187,7 @@ def _options(layer: Layer) -> dict[str, Parameter]:
 
 
 def _check_values(name: str, options: dict[str, Any]) -> None:
-    """Raise `UserError` for numbers of another type, and for what torch's layers take without a look."""
+    """Raise `UserError` for numbers of the wrong type, and for values that PyTorch's layers do not check."""
     hints = _hints(norm_spec(name).layer)
     for option, value in options.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -195,7 +196,7 @@ def _check_values(name: str, options: dict[str, Any]) -> None:
         if option == "momentum" and value is not None and not (number and 0 <= value <= 1):
             raise UserError(f"norm '{name}': momentum is {value!r}: it must be a number from 0 to 1, or None.")
         hint = hints.get(option, Any)
-        if {bool, int, float, NoneType}.issuperset(get_args(hint) or (hint,)):  # of the rest the layers know
+        if {bool, int, float, NoneType}.issuperset(get_args(hint) or (hint,)):  # the layers check the rest
             check_value(value, hint, f"norm '{name}': {option}")
 
 
@@ -203,10 +204,10 @@ def _check_values(name: str, options: dict[str, Any]) -> None:
 def _hints(layer: Layer) -> dict[str, Any]:
     try:
         return get_type_hints(layer.__init__ if isclass(layer) else layer)
-    except Exception:  # annotations of somebody else's that cannot be looked up
+    except Exception:  # a user's annotations may not resolve
         return {}
 
 
 def _plain(value: Any) -> Any:
-    """Return the number that a NumPy scalar or a tensor of one holds; anything else as it is."""
+    """Return the number in a NumPy scalar or one-element tensor; anything else unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 else value

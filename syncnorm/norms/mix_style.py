@@ -1,7 +1,7 @@
-"""Mix the styles of a batch's samples while training, so that a network relies less on any one domain's.
+"""Mix the styles of a batch's samples in training, so that a network relies less on the style of any one domain.
 
-model = syncnorm.convert(model, "mixstyle", p=0.5)                      # behind every batch norm, which stays
-model.layer1 = syncnorm.convert(model.layer1, "mixstyle")               # behind those of a part alone
+model = syncnorm.convert(model, "mixstyle", p=0.5)                      # after every batch norm, which stays
+model.layer1 = syncnorm.convert(model.layer1, "mixstyle")               # only in one part of the model
 nn.Sequential(block1, syncnorm.norms.MixStyle(64), block2)              # between blocks, as in the source
 """
 
@@ -21,7 +21,7 @@ Partners = Literal["random", "cross_domain"]
 
 
 class MixStyle(nn.Module):
-    """MixStyle: give each sample, in training, channel means and deviations between its own and another sample's.
+    """MixStyle: in training, mix each sample's channel means and standard deviations with another sample's.
 
     For sample i and its partner j, with lambda_i ~ Beta(alpha, alpha),
 
@@ -29,29 +29,29 @@ class MixStyle(nn.Module):
         y_i = (x_i - mu_i) / sigma_i * sigma' + mu'
 
     where mu and sigma = sqrt(var + eps) (unbiased) are those of a sample's channel over its positions, without a
-    gradient. A batch is mixed with probability p. Evaluation is the identity. This is no normalisation and learns
-    nothing: it goes between blocks, beside a model's norms and not in place of them (`MixStyleBatchNorm` is a norm
-    with it). Random numbers are torch's, of the CPU. Partners are, by `mix`,
+    gradient. A batch is mixed with probability p. Evaluation is the identity. This is not a normalisation and has no
+    parameters: it goes between blocks, in addition to a model's norms (`MixStyleBatchNorm` combines the two). Random
+    numbers come from PyTorch's CPU generator. `mix` chooses the partners:
 
-        "random"        those of a random permutation of the batch;
-        "cross_domain"  drawn for each sample from the batch's samples of other domains, all alike and independently;
-                        `syncnorm.domain(ids)` tells the domains. A batch of one domain stays as it is.
+        "random"        a random permutation of the batch;
+        "cross_domain"  drawn for each sample uniformly and independently from the batch's samples of other domains;
+                        `syncnorm.domain(ids)` gives the domains. A batch of one domain is not mixed.
 
     Source: Zhou, Yang, Qiao & Xiang (arXiv 2104.02008): formula and random shuffle. Their code's shuffle across
-    domains takes a batch of two domains, half and half, and gives each half a permutation of the other. Each
-    sample's partner is as likely here, but one sample may be the partner of several; for batches of more domains, or
-    uneven ones, the draw is a choice made here.
+    domains takes a batch of two domains, half each, and pairs each half with a permutation of the other. Here a
+    sample's partner has the same distribution, but one sample may be the partner of several; for more than two
+    domains, or unequal shares, the draw is a choice made here.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         p: probability that a batch is mixed.
-        alpha: of the Beta distribution, above 0.
+        alpha: parameter of the Beta distribution, above 0.
         eps: added to the variance.
         mix: as above.
 
     Raises:
-        ValueError: an input of another number of channels; in training, one with fewer than two positions, and with
-            "cross_domain" one outside of `syncnorm.domain`.
+        ValueError: an input with another number of channels; in training, an input with fewer than two positions, or,
+            with "cross_domain", a call outside `syncnorm.domain`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class MixStyle(nn.Module):
         self.num_features, self.p, self.alpha, self.eps, self.mix = num_features, p, alpha, eps, mix
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix the styles of `x` of shape (N, C, ...), or return it as it is."""
+        """Mix the styles of `x` of shape (N, C, ...), or return it unchanged."""
         check_channels(self, self.num_features, x)
         if not self.training:
             return x
@@ -91,7 +91,7 @@ class MixStyle(nn.Module):
         return y.to(x.dtype)
 
     def _apart(self, x: Tensor) -> Tensor:
-        """Return which samples are of different domains, (N, N)."""
+        """Return which pairs of samples are of different domains, (N, N)."""
         current = current_domain()
         if current is None:
             raise ValueError(no_domain(f"MixStyle({self.num_features}) with mix='cross_domain'") + ".")
@@ -99,19 +99,19 @@ class MixStyle(nn.Module):
         return ids.unsqueeze(1) != ids
 
     def extra_repr(self) -> str:
-        """Show what the layer was made with."""
+        """Show the layer's options."""
         return f"{self.num_features}, p={self.p}, alpha={self.alpha}, eps={self.eps}, mix={self.mix!r}"
 
 
 class MixStyleBatchNorm(TrainsAsBatchNorm):
-    """Batch norm, and behind it, in training, `MixStyle`: the norm is kept, and styles are mixed after it.
+    """Batch norm followed, in training, by `MixStyle`.
 
-    Running statistics are batch norm's, of what comes before the mixing, and evaluation is batch norm's alone; so
-    what reads or replaces statistics (recalibrate, prediction-time norms, streams, fold) finds them as in any batch
-    norm. In a converted model all batch norms mix, unless a part of it alone is converted; the source has MixStyle
-    behind some of the residual blocks, which is `MixStyle` between them.
+    Running statistics are batch norm's, of the input before mixing, and evaluation is batch norm's alone; so
+    everything that reads or replaces statistics (recalibrate, prediction-time norms, streams, fold) works as for any
+    batch norm. In a converted model all batch norms mix, unless only a part of it is converted. The source puts
+    MixStyle after some of the residual blocks: use `MixStyle` between blocks for that.
 
-    Source: Zhou, Yang, Qiao & Xiang (arXiv 2104.02008) for the mixing; its place behind a norm is a choice made here.
+    Source: Zhou, Yang, Qiao & Xiang (arXiv 2104.02008) for the mixing; placing it after a norm is a choice made here.
 
     Args:
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -119,8 +119,8 @@ class MixStyleBatchNorm(TrainsAsBatchNorm):
         p, alpha, mix: as in `MixStyle`.
 
     Raises:
-        ValueError: an input of another number of channels; in training, one with fewer than two positions, and with
-            mix="cross_domain" one outside of `syncnorm.domain`.
+        ValueError: an input with another number of channels; in training, an input with fewer than two positions, or,
+            with mix="cross_domain", a call outside `syncnorm.domain`.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class MixStyleBatchNorm(TrainsAsBatchNorm):
         self.mixing = MixStyle(num_features, p, alpha, mix=mix)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...); in training, mix the styles of what comes out."""
+        """Normalise `x` of shape (N, C, ...); in training, mix the styles of the output."""
         check_channels(self, self.num_features, x)
         if not self.training:
             return self.by_running(x)

@@ -1,6 +1,6 @@
-"""Moving average batch norm: for batches of few samples, the statistics of several steps, backward as well.
+"""Moving average batch norm: for small batches, statistics over several steps, forward and backward.
 
-model = syncnorm.convert(model, "mabn", buffer=16)      # 16 steps of 2 images, in place of one of 32
+model = syncnorm.convert(model, "mabn", buffer=16)      # 16 steps of 2 images instead of one of 32
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from syncnorm.norms.core.shapes import by_channel
 
 
 class MovingAverageBatchNorm(ChannelAffine):
-    """Norm by the mean square of the last `buffer` steps, with the gradient's own statistic averaged alike.
+    """Normalise with the mean square of the last `buffer` steps; the gradient's statistic is averaged in the same
+    way.
 
     At step t = 1, 2, ..., with chi_t = mean(x^2) over (N, H, W), m = `buffer` and averages over the last m steps,
 
@@ -29,36 +30,36 @@ class MovingAverageBatchNorm(ChannelAffine):
         y = r z * weight + bias
         running_square <- running_square + momentum (chi - running_square)
 
-    and backward, with dL/d(r z) the gradient behind weight and bias, g = r dL/d(r z), psi_t = mean(g z),
+    and backward, with dL/d(r z) the gradient at the input of weight and bias, g = r dL/d(r z), psi_t = mean(g z),
 
         psi = mean(psi_t, ..., psi_{t-m+1})      (psi_t alone as above)
         dx = (g - z psi) / sqrt(chi + eps)
 
-    So the gradient is not that of the output, but of what batch norm over all m steps would have; it has no second
-    derivative. Evaluation gives x / sqrt(running_square + eps) * weight + bias. No mean is taken off: `convert`
-    centres the weights of convolutions instead (W - mean of each unit), as the source does.
+    So the gradient is not that of the output, but the one that batch norm over all m steps would have; there is no
+    second derivative. Evaluation gives x / sqrt(running_square + eps) * weight + bias. No mean is subtracted: as in
+    the source, `convert` centres the weights of convolutions instead (W - mean of each unit).
 
-    Statistics are those of the authors' code. It says nothing of a layer that is called twice before its backward;
-    here each call is a step.
+    Statistics are those of the authors' code. That code does not cover a layer called twice before its backward; here
+    each call is a step.
 
-    A converted layer starts from running_square = 1, since batch norm's statistics are of convolutions not centred
-    yet: train before evaluating. There is no running mean, so this is no batch norm to what looks for those by type.
+    A converted layer starts from running_square = 1, since batch norm's statistics belong to uncentred convolutions:
+    train before evaluating. There is no running mean, so this is not a subclass of PyTorch's batch norm.
 
     Source: Yan, Wan, Zhang, Zhang, Wei & Sun (ICLR 2020, arXiv 2001.06838).
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps: added to the mean square.
-        momentum: weight of the newest in the running mean square (0.02 in the source; `convert` keeps that of the
-            layer replaced unless told); None averages all steps equally.
+        momentum: weight of the newest in the running mean square (0.02 in the source; `convert` keeps the replaced
+            layer's momentum unless given); None averages all steps equally.
         affine: learn weight and bias, shape (C,).
-        buffer: m, how many steps count; the source takes 32 / samples on a device.
+        buffer: m, number of steps that count; the source uses 32 / (samples per device).
         warmup: steps that use their own batch alone.
-        renorm_after: steps before r is anything but 1.
+        renorm_after: steps during which r stays 1.
 
     Raises:
-        ValueError: an empty batch in training; an input of another number of channels; a number out of range; a
-            recomputation under activation checkpointing, which would find other statistics.
+        ValueError: an empty batch in training; an input with another number of channels; a number out of range; a
+            recomputation under activation checkpointing, which would see other statistics.
     """
 
     running_square: Tensor
@@ -87,7 +88,7 @@ class MovingAverageBatchNorm(ChannelAffine):
         self.register_buffer("running_square", torch.ones(num_features, device=device, dtype=dtype))
         for kind in ("squares", "gradients"):  # chi and psi of the last steps
             self.register_buffer(kind, torch.zeros(buffer, num_features, device=device, dtype=dtype))
-        # Not torch's counter: a converted layer has no past steps in its rows, whatever batch norm had counted.
+        # Not PyTorch's counter: a converted layer has no past steps in its rows, whatever batch norm had counted.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class MovingAverageBatchNorm(ChannelAffine):
 
     @torch.no_grad()
     def _step(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Take the step's statistics in; return 1 / sqrt(chi + eps), r, and whether past steps count in chi."""
+        """Record the step's statistics; return 1 / sqrt(chi + eps), r, and whether past steps count in chi."""
         own = x.square().mean((0, *range(2, x.dim())))
         self.steps.add_(1)
         step = self.steps
@@ -122,7 +123,7 @@ class MovingAverageBatchNorm(ChannelAffine):
         return torch.rsqrt(chi + self.eps), r, averages
 
     def extra_repr(self) -> str:
-        """Show the number of steps that count beside channels and eps."""
+        """Show the number of steps that count after channels and eps."""
         return f"{super().extra_repr()}, buffer={self.buffer}"
 
 
@@ -134,7 +135,7 @@ class _MovingAverage(torch.autograd.Function):
         ctx: Any, x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor
     ) -> Tensor:
         ctx.save_for_backward(x, scale, r, slot, averages)
-        ctx.gradients = gradients  # changed by the backwards of other steps, which autograd would object to
+        ctx.gradients = gradients  # other steps' backwards change it, which autograd would reject
         return x * by_channel(scale * r, x)
 
     @staticmethod
@@ -149,6 +150,6 @@ class _MovingAverage(torch.autograd.Function):
 
 
 def _put(rows: Tensor, slot: Tensor, row: Tensor) -> None:
-    """Set the row `slot` of `rows`, without telling the host which it is."""
+    """Set the row `slot` of `rows` without a host synchronisation."""
     here = (torch.arange(len(rows), device=rows.device) == slot).unsqueeze(1)
     rows.copy_(torch.where(here, row.to(rows.dtype), rows))

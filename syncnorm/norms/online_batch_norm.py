@@ -1,7 +1,7 @@
-"""Batch norm that learns a new user's statistics while it serves the user's stream.
+"""Batch norm that learns a new user's statistics from that user's stream while it predicts.
 
 model = syncnorm.convert(model, "online_bn", prior_count=32).eval()
-with syncnorm.stream(model):                    # one user, forgotten at the end; keep=True: adopted as the source
+with syncnorm.stream(model):                    # one user, forgotten at the end unless keep=True
     for x in batches:
         logits = model(x)
 """
@@ -25,32 +25,32 @@ from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class OnlineBatchNorm(TrainsAsBatchNorm):
-    """Batch norm that evaluates, within `syncnorm.stream`, by what it has seen of the stream so far.
+    """Batch norm that, inside `syncnorm.stream`, evaluates with the statistics of the stream so far.
 
-    Estimator: the moments of N samples with the running statistics (the source's) merged with those of all of the
-    stream, the batch at hand included,
+    Estimator: the running statistics (the source's), counted as N samples, merged with the moments of the stream so
+    far, including the current batch:
 
         (mean, var) = moments of (N samples at running_mean, running_var) and (stream),   var biased
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    so that the user's own statistics take over as the stream goes on, with the spread between the two means in the
-    variance. With a `horizon` of h samples what came before the batch counts as h at most, and is forgotten
-    exponentially. Statistics carry no gradient. Outside of a stream, and in training, this is PyTorch's layer; for
-    training the source has batches of one user each.
+    The user's own statistics take over as the stream goes on, and the variance includes the spread between the two
+    means. With a `horizon` of h samples, everything before the current batch counts as at most h samples, so it is
+    forgotten exponentially. Statistics carry no gradient. Outside a stream, and in training, this is PyTorch's layer;
+    the source trains with batches of one user each.
 
-    Source: Mazankiewicz, Böhm & Bergés (arXiv 2005.12178), not confirmed: statistics estimated incrementally, old
-    and new traded off, are theirs; the recursion, the prior and the horizon are a choice made here.
+    Source: Mazankiewicz, Böhm & Bergés (arXiv 2005.12178), not confirmed: the incremental estimate and the trade-off
+    between old and new statistics are theirs; the recursion, the prior and the horizon are choices made here.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine: as in torch's layers.
         track_running_stats: must be True: a stream starts from them.
-        prior_count: N, in samples as long as those of the batch, at least 0. 0 leaves the source out.
+        prior_count: N, in samples of the batch's length, at least 0. 0 leaves the source out.
         horizon: h, in samples; None forgets nothing.
 
     Raises:
-        ValueError: an input of another number of channels; one value per channel where there is no other; a
-            recomputation under activation checkpointing within a stream.
+        ValueError: an input with another number of channels; one value per channel with no other statistics; a
+            recomputation under activation checkpointing inside a stream.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
 
     @torch.no_grad()
     def _merge(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the stream's moments, and return mean and variance of source and stream together, (C,) each."""
+        """Update the stream's moments; return the mean and variance of source and stream together, (C,) each."""
         assert self.running_mean is not None
         assert self.running_var is not None
         if self.seen is None and self.prior_count == 0:
@@ -109,7 +109,7 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
 
     @torch.no_grad()
     def leave_stream(self, keep: bool) -> None:
-        """Forget the stream; with `keep`, only after the running statistics have become those of the last batch."""
+        """Forget the stream; with `keep`, first copy the last batch's statistics to the running ones."""
         if keep and self.together is not None:
             for running, new in zip((self.running_mean, self.running_var), self.together, strict=True):
                 assert running is not None
@@ -117,22 +117,22 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
         self.streaming, self.seen, self.together = False, None, None
 
     def extra_repr(self) -> str:
-        """Show the prior count and the horizon beside what every batch norm shows."""
+        """Show the prior count and the horizon after what every batch norm shows."""
         return f"{super().extra_repr()}, prior_count={self.prior_count}, horizon={self.horizon}"  # type: ignore[no-untyped-call]
 
 
 @contextmanager
 def stream(model: nn.Module, keep: bool = False) -> Iterator[None]:
-    """Let the "online_bn" layers of `model` follow one user's stream; at the end they forget it, or keep it.
+    """Let the "online_bn" layers of `model` follow one user's stream; at the end they forget or keep it.
 
-    With `keep`, what the last batch of the stream was evaluated with becomes the layer's running statistics: source
-    and stream merged, or the stream alone for prior_count=0. running_var is then biased, as within the stream, where
-    training leaves an unbiased one. num_batches_tracked stays. A further stream starts from these statistics, which
-    count as `prior_count` samples there, however many they came from. A layer that no batch reached keeps what it
-    had, and so does every layer where the stream ends in an exception.
+    With `keep`, the statistics used for the last batch become the layer's running statistics: source and stream
+    merged, or the stream alone with prior_count=0. running_var is then biased, as inside the stream, whereas training
+    leaves an unbiased one. num_batches_tracked does not change. The next stream starts from these statistics and
+    counts them as `prior_count` samples, however many they came from. A layer that no batch reached keeps its running
+    statistics, and so does every layer if the stream ends in an exception.
 
     Raises:
-        UserError: a model without such a layer.
+        UserError: the model has no such layer.
     """
     layers = [module for module in model.modules() if isinstance(module, OnlineBatchNorm)]
     if not layers:
@@ -149,7 +149,7 @@ def stream(model: nn.Module, keep: bool = False) -> Iterator[None]:
 
 
 def _at_most(seen: Moments, horizon: float | None, positions: int) -> Moments:
-    """Return `seen` with a count of at most `horizon` samples, mean and variance as they are."""
+    """Return `seen` with its count limited to `horizon` samples; mean and variance stay."""
     if horizon is None:
         return seen
     kept = (horizon * positions / seen.count).clamp(max=1.0)

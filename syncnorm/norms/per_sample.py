@@ -1,6 +1,6 @@
 """Norms that need no batch: each sample is normalised by its own moments, over groups of channels.
 
-One formula with another number of groups G, and a weight and bias per channel, for input of any rank:
+One formula with different numbers of groups G, and a weight and bias per channel, for input of any rank:
 
     y = (x - mean_g) / sqrt(var_g + eps) * weight_c + bias_c,   moments over (C / G, H, W) of one sample
 """
@@ -12,19 +12,20 @@ from syncnorm.norms.core.shapes import check_channels, check_positions
 
 
 def default_groups(channels: int) -> int:
-    """Return the largest divisor of `channels` that is at most 32 and leaves at least two channels a group, or 1."""
+    """Return the largest divisor of `channels` that is at most 32 and leaves at least two channels per group, or
+    1."""
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or 2 * g <= channels))
 
 
 class _PerSampleNorm(nn.GroupNorm):
-    """PyTorch's group norm, with a sentence for an input that it cannot serve.
+    """PyTorch's group norm, with a clear error for an input that it cannot normalise.
 
     Raises:
-        ValueError: an input of another number of channels; one of shape (N, C) where each channel is a group.
+        ValueError: an input with another number of channels; an input of shape (N, C) if each channel is a group.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise each group of channels of each sample by its own moments."""
+        """Normalise each group of channels of each sample with its own moments."""
         check_channels(self, self.num_channels, input)
         if self.num_groups == self.num_channels:
             check_positions(self, self.num_channels, input)
@@ -34,8 +35,8 @@ class _PerSampleNorm(nn.GroupNorm):
 class GroupNorm(_PerSampleNorm):
     """Group norm (Wu & He, arXiv 1803.08494), input (N, C, ...), C = num_features.
 
-    `groups` defaults to 32 as in the paper where the layer is wide enough: it is the largest divisor of C that is
-    at most 32 and leaves at least two channels a group. Groups that do not divide C raise `ValueError`.
+    `groups` defaults to 32, as in the paper, if the layer is wide enough: it is the largest divisor of C that is at
+    most 32 and leaves at least two channels per group. Groups that do not divide C raise `ValueError`.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""Batch norm that lets the batch it predicts have a say in evaluation: all of it, or as much as a rule gives it.
+"""Batch norm that evaluates with statistics of the batch it predicts, alone or mixed with the running ones.
 
 model = syncnorm.convert(model, "prediction_bn").eval()                     # the batch alone
-model = syncnorm.convert(model, "prediction_bn", prior_count=16).eval()     # more of it the larger it is
+model = syncnorm.convert(model, "prediction_bn", prior_count=16).eval()     # larger batches weigh more
 model = syncnorm.convert(model, "alpha_bn", alpha=0.9).eval()               # a fixed mix
 
-AdaBN is another matter: there the running statistics themselves become the target's, by `syncnorm.recalibrate`.
+AdaBN is different: it replaces the running statistics by the target's (`syncnorm.recalibrate`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
 class _MixedBatchNorm(TrainsAsBatchNorm):
-    """Batch norm that evaluates with statistics between the running ones (the source's) and those of the batch.
+    """Batch norm that evaluates with a mix of the running statistics (the source's) and the batch's.
 
         mean = s running_mean + (1 - s) batch_mean,   var = s running_var + (1 - s) batch_var
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    with a share s that a subclass gives for a batch of n samples. The gradient goes through the batch's statistics.
+    with a share s that the subclass chooses for a batch of n samples. The gradient goes through the batch's
+    statistics.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,22 +52,22 @@ class _MixedBatchNorm(TrainsAsBatchNorm):
 
     @abstractmethod
     def source_share(self, samples: int) -> float:
-        """Return s, the share of the running statistics, for a batch of so many samples."""
+        """Return s, the share of the running statistics, for a batch of `samples` samples."""
 
 
 class PredictionBatchNorm(_MixedBatchNorm):
-    """Batch norm that evaluates by the batch it predicts, as it trains, or weighs that by its size.
+    """Batch norm that evaluates with the predicted batch's own statistics, or weighs them by its size.
 
         s = N / (N + n),   mean = s running_mean + (1 - s) batch_mean,   var likewise,
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    for n samples in the batch and N = `prior_count`, as many as the source is worth. 0, the default, is
-    prediction-time batch norm: the batch alone. Evaluation changes no state; training is PyTorch's. A layer without
-    running statistics has the batch's, whatever N.
+    for n samples in the batch; the source counts as N = `prior_count` samples. 0, the default, is prediction-time
+    batch norm: the batch alone. Evaluation changes no state; training is PyTorch's. A layer without running
+    statistics uses the batch's for any N.
 
     Sources: Nado et al. (arXiv 2006.10963) for N = 0, from memory and not confirmed; Schneider et al. (arXiv
-    2006.16971) for others, whose formula this is. That batch_var is biased, as in training, and running_var unbiased,
-    as torch keeps it, is a choice made here, and not confirmed for theirs.
+    2006.16971) for other N and the formula. Here batch_var is biased, as in training, and running_var unbiased, as
+    PyTorch keeps it; this is a choice made here, and not confirmed for theirs.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -99,20 +100,20 @@ class PredictionBatchNorm(_MixedBatchNorm):
         return self.prior_count / (self.prior_count + samples) if self.prior_count else 0.0
 
     def extra_repr(self) -> str:
-        """Show the prior count beside what every batch norm shows."""
+        """Show the prior count after what every batch norm shows."""
         return f"{super().extra_repr()}, prior_count={self.prior_count}"  # type: ignore[no-untyped-call]
 
 
 class AlphaBatchNorm(_MixedBatchNorm):
-    """Batch norm that evaluates by a fixed mix of its running statistics and the batch's.
+    """Batch norm that evaluates with a fixed mix of its running statistics and the batch's.
 
         mean = alpha running_mean + (1 - alpha) batch_mean,   var likewise,
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
     Evaluation changes no state; training is PyTorch's. alpha = 1 is batch norm, alpha = 0 prediction-time batch norm.
 
-    Source: alpha-BN (You, Li & Zhao, arXiv 2110.04065), from memory and not confirmed: that alpha is the source's
-    share, and that variances are mixed as means are. The default is a choice made here.
+    Source: alpha-BN (You, Li & Zhao, arXiv 2110.04065), from memory and not confirmed: alpha is the source's share,
+    and variances are mixed as means are. The default is a choice made here.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -145,5 +146,5 @@ class AlphaBatchNorm(_MixedBatchNorm):
         return self.alpha
 
     def extra_repr(self) -> str:
-        """Show alpha beside what every batch norm shows."""
+        """Show alpha after what every batch norm shows."""
         return f"{super().extra_repr()}, alpha={self.alpha}"  # type: ignore[no-untyped-call]

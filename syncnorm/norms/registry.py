@@ -1,4 +1,4 @@
-"""All norms: a row is a norm, and says all that the rest of syncnorm needs to know about it (`NormSpec`)."""
+"""The table of norms: one row (`NormSpec`) per norm, with all that the rest of syncnorm needs to know about it."""
 
 from inspect import isclass
 
@@ -78,7 +78,7 @@ NORMS: Registry[NormSpec] = Registry("norm", {
     "rms": NormSpec(RMSNorm, sees_batch=False, evaluates="sample", fold=None),
     "frn": NormSpec(FilterResponseNorm, sees_batch=False, evaluates="sample", fold=None),
     "evonorm_s0": NormSpec(EvoNormS0, sees_batch=False, evaluates="sample", fold=None),
-    # Weights of convolutions; `layer` is what they leave beside one.
+    # Weights of convolutions; `layer` builds the layer beside one.
     "scaled_ws": NormSpec(
         nothing, sees_batch=False, weight=scaled_standardise_weight, evaluates="nothing", fold=None),
     "ws": NormSpec(norm_beside_ws, sees_batch=False, weight=standardise_weight, evaluates="sample", fold=None),
@@ -88,11 +88,11 @@ NORMS: Registry[NormSpec] = Registry("norm", {
     "none": NormSpec(nothing, sees_batch=False, evaluates="nothing", fold=None),
 })
 # fmt: on
-"""What each name stands for; `syncnorm.register_norm` adds to it."""
+"""The row of each name; `syncnorm.register_norm` adds rows."""
 
 
 def norm_spec(name: str) -> NormSpec:
-    """Return the row of a norm; an unknown name raises `UserError` with the nearest known."""
+    """Return the row of a norm; an unknown name raises `UserError`, which suggests the nearest known name."""
     if not isinstance(name, str):
         raise unknown("norm", str(name), NORMS)
     return NORMS[name]
@@ -104,11 +104,11 @@ def norm_names() -> list[str]:
 
 
 def sees_batch(name: str) -> bool:
-    """Return whether a norm in training makes of a sample what depends on the rest of its batch."""
+    """Return whether, in training, a sample's output depends on the rest of its batch."""
     return norm_spec(name).sees_batch
 
 
 def spec_of(layer: nn.Module) -> NormSpec | None:
-    """Return the row of a layer by its class, or by the nearest base class that is one's; None where none is."""
+    """Return the row of a layer's class, or of its nearest base class that has one; None if none has."""
     rows = {kind: spec for spec in NORMS.values() for kind in (spec.layer, *spec.by_ndim.values()) if isclass(kind)}
     return next((rows[kind] for kind in type(layer).__mro__ if kind in rows), None)

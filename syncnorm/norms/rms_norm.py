@@ -1,4 +1,4 @@
-"""RMS norm: layer norm that leaves the mean where it is.
+"""RMS norm: layer norm without subtracting the mean.
 
 model = syncnorm.convert(model, "rms")
 """
@@ -13,16 +13,16 @@ from syncnorm.norms.core.affine import ChannelAffine
 class RMSNorm(ChannelAffine):
     """RMS norm over (C, H, W) of each sample, with a weight per channel; input (N, C, ...).
 
-        y = x / sqrt(mean(x^2) + eps) * weight_c,   mean over all of one sample
+        y = x / sqrt(mean(x^2) + eps) * weight_c,   mean over the whole sample
 
-    As LayerNorm here, it takes a sample as a whole; the source has vectors (N, C), for which the two readings are
-    one. There is no bias in the source; `bias=True` adds one, which a model needs whose convolutions left theirs to
-    the batch norm that this layer replaces.
+    Like LayerNorm here, it normalises over the whole sample; the source has vectors (N, C), for which the two
+    readings agree. The source has no bias; `bias=True` adds one, for models whose convolutions have none because the
+    replaced batch norm had it.
 
     Source: Zhang & Sennrich (arXiv 1910.07467).
 
     Raises:
-        ValueError: an input of another number of channels.
+        ValueError: an input with another number of channels.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Batch norm over the samples of all ranks: exact, on CPU and CUDA, differentiable twice, compiled as one graph.
+"""Batch norm over the samples of all ranks: exact, on CPU and CUDA, twice differentiable, compiles to one graph.
 
 model = syncnorm.convert(model, "sync_bn")          # under torchrun, before wrapping in DDP
 """
@@ -24,36 +24,36 @@ from syncnorm.norms.core.shapes import channels_problem
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch norm whose batch is that of all ranks in `process_group`.
+    """Batch norm over the joint batch of all ranks in `process_group`.
 
-    Training normalises with the exact moments of the concatenated batch, N values a channel,
+    Training normalises with the exact moments of the concatenated batch, N values per channel,
 
         y = (x - mean) / sqrt(M2 / N + eps) * weight + bias,
 
-    whatever share of it each rank holds, none included. Running statistics are updated with `momentum` as in PyTorch
-    (the weight of the new value; None: the mean of all batches), the running variance with the unbiased
-    M2 / (N - 1); they are the same on all ranks. One collective forward, one backward, nothing sent in eval or with
-    one rank, and no host synchronisation but where this rank holds at most one value per channel. Statistics are
+    whatever share of it each rank holds, even none. Running statistics are updated with `momentum` as in PyTorch (the
+    weight of the new value; None: the mean of all batches), the running variance with the unbiased M2 / (N - 1); they
+    are the same on all ranks. There is one collective in the forward and one in the backward, and none in evaluation
+    or with one rank. The host synchronises only if this rank holds at most one value per channel. Statistics are
     float32 for float16, bfloat16 and float32 input, float64 for float64.
 
-    Gradients are those of the sum over ranks of each rank's loss. As in every synchronised batch norm, weight and
-    bias get this rank's part: DDP averages them, as it does all parameters.
+    Gradients are those of the sum over ranks of each rank's loss. As in every synchronised batch norm, the gradients
+    of weight and bias are this rank's part: DDP averages them, as for all parameters.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps: added to the variance.
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
-        track_running_stats: keep running_mean and running_var, shape (C,). Without them, eval normalises with this
-            rank's own batch, and sends nothing.
+        track_running_stats: keep running_mean and running_var, shape (C,). Without them, evaluation normalises with
+            this rank's own batch, without communication.
         process_group: the ranks that share statistics; None is all of them.
         skip_nonfinite: keep batches whose statistics are not finite (an overflow under AMP) out of the running ones.
 
     Raises:
-        ValueError: on every rank, when an input has another number of channels or type than on its peers, or when
-            all ranks together hold one value per channel. (On CUDA a rank whose input goes wrong after the first
-            step raises alone, and the launcher ends its peers: reading a flag there would stall the device. In a
-            compiled graph only this rank's own input is checked.)
+        ValueError: on every rank, if the number of channels or the type of the input differs between ranks, or if all
+            ranks together hold one value per channel. (On CUDA, a rank whose input becomes wrong after the first step
+            raises alone, and the launcher ends its peers: reading a flag would stall the device. In a compiled graph
+            only this rank's own input is checked.)
 
     Sources: Ioffe & Szegedy (arXiv 1502.03167); pairwise merge after Chan, Golub & LeVeque (1983).
     """
@@ -77,7 +77,7 @@ class SyncBatchNorm(_BatchNorm):
         self._agreed = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` of shape (N, C, ...); N may be 0 where other ranks have samples."""
+        """Normalise `x` of shape (N, C, ...); N may be 0 if other ranks have samples."""
         if not self.training:
             self._raise_if(channels_problem(self, self.num_features, x))
             mean, var = self.running_mean, self.running_var
@@ -89,7 +89,8 @@ class SyncBatchNorm(_BatchNorm):
                 raise ValueError(self._one_value(x))
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
         else:
-            # Where tracing reaches this (torch before 2.11), it ends here. (The decorator would import the compiler.)
+            # Before torch 2.11, tracing reaches this line and must end here. (The decorator would import the
+            # compiler.)
             eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly  # type: ignore[no-untyped-call]
             y, moments = eagerly(x)
         if self.track_running_stats and not recomputing():
@@ -99,7 +100,7 @@ class SyncBatchNorm(_BatchNorm):
     def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
         self._raise_on_every_rank(channels_problem(self, self.num_features, x), x)
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group)
-        # Reading the count back would stall a device, so only a rank that may be concerned does.
+        # Reading the count stalls the device, so only a rank that may be affected does it.
         if x.numel() <= self.num_features and moments.count == 1:
             raise ValueError(self._one_value(x))
         return y, moments
@@ -115,7 +116,7 @@ class SyncBatchNorm(_BatchNorm):
             raise ValueError(problem)
 
     def _raise_on_every_rank(self, problem: str, x: Tensor) -> None:
-        """Raise what is wrong on any rank: at the first step through the store, later inside the peers' gather."""
+        """Raise the problem of any rank on all: at the first step through the store, later in the peers' gather."""
         if not self._agreed and rank_and_size(self.process_group)[1] > 1:
             said = problem or f"{self.num_features} channels, statistics in {acc_dtype(x.dtype)}"
             by_rank = agree(said, self.process_group)
@@ -149,5 +150,5 @@ class SyncBatchNorm(_BatchNorm):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what a file cannot hold, the process group: a loaded layer synchronises over all ranks."""
+        """Leave out the process group, which cannot be pickled: a loaded layer synchronises over all ranks."""
         return {**self.__dict__, "process_group": None, "_agreed": False}

@@ -1,10 +1,10 @@
-"""Norms that sit in the weights of convolutions: what each does to one, and the layer that it leaves beside it.
+"""Norms of convolution weights: how each changes a convolution, and which layer it leaves beside it.
 
-model = syncnorm.convert(model, "ws", groups=8)             # standardised weights, group norm in place of batch norm
-model = syncnorm.convert(model, "weight_norm")              # or "spectral_norm"; batch norm is taken out
+model = syncnorm.convert(model, "ws", groups=8)             # standardised weights, group norm instead of batch norm
+model = syncnorm.convert(model, "weight_norm")              # or "spectral_norm"; batch norm is removed
 
-A weight is put through a torch parametrization: the state has its raw value as parametrizations.weight.original, and
-`convolution.weight` is the normalised one. (Torch copies such modules, but pickles their states alone.)
+They use PyTorch parametrizations: the state has the raw weight as parametrizations.weight.original, and
+`convolution.weight` is the normalised one. (PyTorch can copy such modules, but can pickle only their states.)
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ _MARK = "_syncnorm_weight_norm"
 
 
 class WeightStandardization(nn.Module):
-    """Weight standardisation as a parametrization: every output unit with mean 0 and standard deviation 1.
+    """Weight standardisation as a parametrization: every output unit gets mean 0 and standard deviation 1.
 
         W'_i = (W_i - mean(W_i)) / (std(W_i) + 1e-5),   std unbiased over the unit's weights
 
@@ -42,7 +42,7 @@ class WeightStandardization(nn.Module):
 
 
 class WeightCentralization(nn.Module):
-    """Weights without their mean, W'_i = W_i - mean(W_i), as a parametrization: what moving average batch norm needs.
+    """Centred weights, W'_i = W_i - mean(W_i), as a parametrization, for moving average batch norm.
 
     Source: Yan, Wan, Zhang, Zhang, Wei & Sun (arXiv 2001.06838).
     """
@@ -53,7 +53,7 @@ class WeightCentralization(nn.Module):
 
 
 def nothing(num_features: int) -> nn.Module:
-    """Build what lets everything through."""
+    """Build an identity."""
     return nn.Identity()
 
 
@@ -67,7 +67,8 @@ def norm_beside_ws(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Build the layer beside a convolution with standardised weights: a GroupNorm with these options, or none."""
+    """Build the layer beside a convolution with standardised weights: a GroupNorm with these options, or an
+    identity."""
     if norm not in ("gn", "none"):
         raise ValueError(f"norm is {norm!r}: write 'gn' or 'none'.")
     if norm == "none":
@@ -76,11 +77,11 @@ def norm_beside_ws(
 
 
 class BesideSpectralNorm(nn.Identity):
-    """The layer beside a convolution with spectral norm: none. It holds the norm's option.
+    """The layer beside a convolution with spectral norm: an identity that holds the norm's option.
 
     Args:
-        num_features: channels of the layer replaced.
-        power_iterations: steps of the power method at every training forward.
+        num_features: channels of the replaced layer.
+        power_iterations: steps of the power method per training forward.
     """
 
     def __init__(self, num_features: int, power_iterations: int = 1) -> None:
@@ -100,7 +101,7 @@ def _spectral_norm(convolution: nn.Module, power_iterations: int = 1) -> None:
 
 
 def _parametrized(parametrize: Callable[..., Any], *own: str) -> OnWeight:
-    """Return what builds a convolution put through `parametrize`, which takes those options of a norm named `own`."""
+    """Return a builder of convolutions with `parametrize` applied; it takes the norm's options named in `own`."""
 
     def build(convolution: nn.Module, options: Mapping[str, Any]) -> nn.Module:
         new = convolution_like(convolution)
@@ -122,17 +123,17 @@ centre_weight = _parametrized(lambda new: register_parametrization(new, "weight"
 """Builds a convolution with `WeightCentralization`."""
 weight_norm_weight = _parametrized(_weight_norm)
 """Builds a convolution with weight norm W_i = g_i V_i / ||V_i|| (Salimans & Kingma, arXiv 1602.07868), g_i = ||W_i||
-at first. It is torch's, with V the very weight that was. The source's first scale and bias, taken from data, are left
-out."""
+at first. It is PyTorch's, and V is the original weight parameter. The source's initial scale and bias, computed from
+data, are left out."""
 spectral_norm_weight = _parametrized(_spectral_norm, "power_iterations")
-"""Builds a convolution with torch's spectral norm W / sigma(W) (Miyato, Kataoka, Koyama & Yoshida, arXiv
+"""Builds a convolution with PyTorch's spectral norm W / sigma(W) (Miyato, Kataoka, Koyama & Yoshida, arXiv
 1802.05957)."""
 
 
 def raw_parameter(module: nn.Module, name: str) -> Any:
-    """Return a module's parameter `name`, or what a norm of weights from this file computes it from.
+    """Return a module's parameter `name`; if a norm of this file computes it, the raw parameter behind it.
 
-    A user's own parametrization gets no such answer, but the tensor that it computes.
+    For a user's own parametrization this is the computed tensor.
     """
     if name == "weight" and hasattr(module, _MARK):
         weights: Any = module.parametrizations.weight  # type: ignore[union-attr]

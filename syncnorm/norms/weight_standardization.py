@@ -1,4 +1,4 @@
-"""Normalise weights instead of activations: convolutions whose weight is standardised at every use.
+"""Normalise weights instead of activations: convolutions that standardise their weight at every call.
 
 model = syncnorm.convert(model, "scaled_ws")        # with syncnorm.adaptive_gradient_clip in the training step
 """
@@ -18,14 +18,14 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def scaled_weight_standardization(weight: Tensor, gain: Tensor, eps: float = EPS) -> Tensor:
     """Return the standardised weight: every output unit with mean 0 and norm `gain`.
 
-    For output unit i with n = fan_in weights, in their biased variance,
+    For output unit i with n = fan_in weights and their biased variance,
 
         W'_i = gain_i * (W_i - mean(W_i)) / sqrt(max(n var(W_i), eps)),
 
-    that is gain (W - mean) / (std sqrt(fan_in)) for all but vanishing weights: `eps` is a floor, not a summand, as in
-    the code of Brock et al. (from memory, not confirmed), so it changes nothing where n var(W_i) >= eps. The constant
-    by which they multiply activations (1.71 for ReLU) is not applied here; a gain can learn it. The gradient goes
-    through mean and variance.
+    that is gain (W - mean) / (std sqrt(fan_in)) unless the weights nearly vanish: `eps` is a floor, not a summand, as
+    in the code of Brock et al. (from memory, not confirmed), so it has no effect while n var(W_i) >= eps. They also
+    multiply activations by a constant (1.71 for ReLU), which is not applied here; the gain can learn it. The gradient
+    goes through mean and variance.
 
     Shapes: weight (units, ...), gain (units,).
 
@@ -38,7 +38,7 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor, eps: float = EPS
 
 
 class _ScaledWS:
-    """What the convolutions below add to PyTorch's: a `gain` (out_channels,), 1 at first, and the standardisation."""
+    """Adds to PyTorch's convolutions a `gain` (out_channels,), 1 at first, and the standardisation."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -65,9 +65,9 @@ class ScaledWSConv3d(_ScaledWS, nn.Conv3d):
 
 
 def can_be_standardised(module: nn.Module) -> bool:
-    """Return whether `module` is a convolution, not standardised yet, that has more than one weight a unit.
+    """Return whether `module` is a convolution, not standardised yet, with more than one weight per unit.
 
-    One weight a unit (a 1x1 depthwise convolution) is a gain already: nothing is left of it without its mean.
+    One weight per unit (a 1x1 depthwise convolution) is a gain already: subtracting its mean leaves zero.
     """
     if not isinstance(module, CONVOLUTIONS) or isinstance(module, _ScaledWS):
         return False
@@ -75,18 +75,18 @@ def can_be_standardised(module: nn.Module) -> bool:
 
 
 def standardised(convolution: nn.Module) -> nn.Module:
-    """Build `convolution` with its weight standardised; the weight and the bias are the very same parameters."""
+    """Build `convolution` with its weight standardised; it shares the weight and bias parameters."""
     new: Any = convolution_like(convolution, (ScaledWSConv1d, ScaledWSConv2d, ScaledWSConv3d))
     new.gain = nn.Parameter(torch.ones(new.out_channels, device=new.weight.device, dtype=new.weight.dtype))
     return new  # type: ignore[no-any-return]
 
 
 def convolution_like(convolution: nn.Module, kinds: tuple[type[nn.Module], ...] = CONVOLUTIONS) -> nn.Module:
-    """Build a convolution of one of `kinds` (by dimensions) that shares the geometry and parameters of another."""
+    """Build a convolution of one of `kinds` (chosen by dimensions) with another's geometry and parameters."""
     kind: Any = next(own for plain, own in zip(CONVOLUTIONS, kinds, strict=True) if isinstance(convolution, plain))
     c: Any = convolution
     geometry = (c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, c.dilation, c.groups)
-    # On "meta" weights of its own are neither stored nor drawn.
+    # On "meta", its own weights are neither allocated nor drawn.
     new: nn.Module = kind(*geometry, bias=c.bias is not None, padding_mode=c.padding_mode, device="meta")
     new.weight, new.bias = c.weight, c.bias
     return new.train(c.training)

@@ -1,4 +1,4 @@
-"""Many runs, one answer: what a study is, what it shows, and what runs it."""
+"""Studies: their definition, their execution and their reports."""
 
 from syncnorm.study.plan.spec import Grid, Study
 from syncnorm.study.plot import Plot, View

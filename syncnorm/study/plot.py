@@ -1,7 +1,7 @@
-"""What all kinds of plots have in common: a plot is what the user asks for, its view is what a report shows.
+"""The base of all plots: a plot is the user's request, and its view is what a report shows.
 
-A plot is a frozen dataclass of plain data, kept in `study.json`. It collects a study's rows into a view, which has
-tables and a figure. The kinds are in `report/plots`, one a file; `syncnorm.register_plot` adds others.
+A plot is a frozen dataclass of plain data, stored in `study.json`. It collects a study's rows into a view, which has
+tables and a figure. The kinds are in `report/plots`, one file each; `syncnorm.register_plot` adds others.
 """
 
 from abc import ABC, abstractmethod
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Axis = str | tuple[str, ...]
-"""One field of a run ("norm", "world.skew"), or several for a choice that is spread over them: see `choice_label`."""
+"""One field of a run ("norm", "world.skew"), or several fields that together make one choice: see `choice_label`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a plot shows of a study's rows: tables, and a figure if it has one."""
+    """A plot's view of a study's rows: tables, and possibly a figure."""
 
     name: str
-    """Of its files: letters, digits, hyphens and underscores. The report puts the plot's number before it."""
+    """Base name of its files: letters, digits, hyphens and underscores. The report prefixes the plot's number."""
     title: str
     caption: str = ""
-    """What stands below the figure on the page; empty where the figure says it itself."""
+    """Caption below the figure on the page; empty if the figure contains its caption."""
     wide: bool = False
-    """Whether the figure takes the whole width of the page."""
+    """Whether the figure takes the full width of the page."""
     empty: bool = False
-    """Whether no finished run is in it."""
+    """Whether it contains no finished run."""
 
     def tables(self) -> list[Table]:
-        """Return its tables, each with a name of its own that starts with the view's."""
+        """Return its tables; each has a unique name that starts with the view's."""
         return []
 
     def figure(self) -> "Figure | None":
-        """Draw and return its matplotlib figure, in the report's style; None for a plot that is a table alone.
+        """Draw and return its matplotlib figure, in the report's style; None for a plot with tables only.
 
-        Import matplotlib in here and not above: a study file is imported to start it.
+        Import matplotlib inside this function, so that importing a study file stays fast.
         """
         return None
 
@@ -53,56 +53,57 @@ class Reads:
     metrics: tuple[str, ...] = ()
     """Of its metrics."""
     histories: tuple[str, ...] = ()
-    """Of its history, one value an epoch or round."""
+    """Names of its histories, one value per epoch or round each."""
     profiles: tuple[str, ...] = ()
-    """Of its details["profiles"], one value a layer."""
+    """Names in its details["profiles"], one value per layer each."""
 
 
 @dataclass(frozen=True)
 class Plot(ABC):
-    """What a user asks to see of a study. A subclass is a frozen dataclass whose fields are plain data.
+    """A user's request for one plot of a study. A subclass is a frozen dataclass whose fields are plain data.
 
-    A field that is a sequence must be a tuple, since `study.json` has no other difference between the two.
+    Use tuples, not lists, for sequence fields, since JSON does not distinguish them.
     """
 
     kind: ClassVar[str] = ""
-    """What `study.json` calls it; `register_plot` sets it."""
+    """Its name in `study.json`; `register_plot` sets it."""
 
     where: dict[str, Any] = field(default_factory=dict, kw_only=True)
-    """Leaves out runs whose fields have other values; of a list of values, any will do."""
+    """Selects runs by the values of their fields; a list allows any of its values."""
     title: str = field(default="", kw_only=True)
-    """What stands above; left empty, the view makes one."""
+    """Title of the plot; if empty, the view creates one."""
 
     @abstractmethod
     def collect(self, results: Results) -> View:
-        """Collect the rows that the plot is about; of a study that has just started there may be none."""
+        """Collect the plot's rows; a study that has just started may have none."""
 
     def axes(self) -> tuple[Axis | None, ...]:
-        """Return the axes whose values tell its runs apart."""
+        """Return the axes whose values distinguish its runs."""
         return ()
 
     def averaged(self) -> tuple[str, ...]:
-        """Return the fields whose runs count as one: their mean, where all of a seed have finished."""
+        """Return the fields to average over: runs that differ in these fields only count as one, once all of a seed
+        have finished."""
         return ()
 
     def references(self) -> tuple[str, ...]:
-        """Return the fields that pick the runs which it compares with."""
+        """Return the fields that select the reference runs."""
         return ()
 
     def reads(self) -> Reads:
-        """Return the names that it shows of a row, so that a misspelt one is refused before anything is trained."""
+        """Return the names that it reads from a row, so that misspelt names are refused before training."""
         return Reads()
 
     def check(self, planned: Results) -> None:  # noqa: B027
-        """Raise `UserError` for a plot that these runs cannot fill; their rows have no metrics yet."""
+        """Raise `UserError` if these planned runs, which have no metrics yet, cannot fill the plot."""
 
     def fields(self) -> tuple[str, ...]:
-        """Return the fields that a run needs to be in the plot, each once."""
+        """Return the fields that a run needs to be in the plot, without repeats."""
         axes = [name for axis in self.axes() for name in names_of(axis)]
         return tuple(dict.fromkeys([*axes, *self.averaged(), *self.where]))
 
     def fits(self, fields: Mapping[str, Any]) -> bool:
-        """Return whether a run is in the plot: it has the plot's fields, and the values of `where`."""
+        """Return whether a run is in the plot: whether it has the plot's fields and the values of `where`."""
         return all(name in fields for name in self.fields()) and agrees(fields, self.where)
 
 
@@ -112,7 +113,7 @@ def names_of(axis: Axis | None) -> tuple[str, ...]:
 
 
 def agrees(fields: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    """Return whether a run has all fields of `where`, each with the value that is wanted, or one of several."""
+    """Return whether a run has all fields of `where`, each with the wanted value or one of several."""
     return all(name in fields and _is_one_of(fields[name], wanted) for name, wanted in where.items())
 
 
@@ -122,7 +123,7 @@ def as_plain(plot: Plot) -> dict[str, Any]:
     Raises:
         UserError: a class of plots that is not registered.
     """
-    if "kind" not in type(plot).__dict__:  # an inherited kind is another class's
+    if "kind" not in type(plot).__dict__:  # an inherited kind belongs to another class
         name = type(plot).__name__
         raise UserError(f"the plot {name} is not registered: write @syncnorm.register_plot(...) above class {name}.")
     values = asdict(plot)

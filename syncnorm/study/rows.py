@@ -1,7 +1,7 @@
-"""The rows of a results folder: what one says, and how a folder is read.
+"""The rows of a results folder: their content, and how to read them.
 
-`runs.jsonl` is the truth, one row a line. `study.json` says which study it is, so that `syncnorm report DIR`
-needs no experiment file. Reading locks and changes nothing.
+`runs.jsonl` is the source of truth, one row per line. `study.json` describes the study, so that `syncnorm report DIR`
+needs no experiment file. Reading neither locks nor changes anything.
 """
 
 import json
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Agreement:
-    """A claim: rows that differ in the field `over` alone give the same metrics, within `tolerance`."""
+    """A claim: rows that differ only in the field `over` have the same metrics, within `tolerance`."""
 
     over: str = "engine"
     tolerance: float = 1e-6
@@ -32,27 +32,27 @@ class Agreement:
 
 @dataclass(frozen=True)
 class About:
-    """What `study.json` holds: the study without its runs' configurations."""
+    """The content of `study.json`: the study without its runs' configurations."""
 
     study: str
     question: str
     command: str
-    """What the user typed; empty when the study was run from Python."""
+    """The user's command; empty if the study was run from Python."""
     runs: dict[str, dict[str, Any]]
-    """By run id, in the study's order: its seed, its kind of world, and its values of the fields that plots name.
+    """The runs by id, in the study's order: seed, kind of world, and values of the fields that plots use.
 
-    Rows of runs that are not (or no longer) among these stay in the folder and are not reported.
+    Rows of other runs stay in the folder and are not reported.
     """
     figures: tuple[dict[str, Any], ...]
-    """Its plots as plain data, each with its kind."""
+    """The study's plots as plain data, each with its kind."""
     agreements: tuple[Agreement, ...]
     base: dict[str, Any] = field(default_factory=dict)
-    """The study's base run, in those fields that share an axis."""
+    """Values of the study's base run for the fields that share an axis."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a results folder holds: the latest row of every run id."""
+    """The content of a results folder: the latest row of every run id."""
 
     about: About
     rows: dict[str, Row]
@@ -84,7 +84,7 @@ class Results:
 def read(directory: str | Path) -> Results:
     """Read a results folder without locking or changing it: a study may be running there.
 
-    A folder without a study, of a newer version, or with a damaged line raises `UserError`.
+    A folder without a study, from a newer version, or with a damaged line raises `UserError`.
     """
     folder = Path(directory)
     known = stored_about(folder)
@@ -103,15 +103,15 @@ def read(directory: str | Path) -> Results:
 
 
 def finished_row(study: str, result: Result) -> Row:
-    """Return the row of a run that gave a result."""
+    """Return the row of a run with a result."""
     row = {"run_id": result.run_id, "study": study, **strict(asdict(result)), "finished": _now()}
     return {name: value for name, value in row.items() if value or name not in ("history", "details", "fingerprints")}
 
 
 def diverged(row: Row) -> bool:
-    """Return whether a finished run's numbers mean nothing, since some of them were not finite.
+    """Return whether a finished run diverged: some of its numbers are not finite.
 
-    Its details say so; of rows without that detail, a metric that could not be stored does.
+    This is in its details; in rows without that detail, a metric that could not be stored shows it.
     """
     said = row.get("details", {}).get("diverged")
     return bool(None in row["metrics"].values() if said is None else said)
@@ -120,7 +120,7 @@ def diverged(row: Row) -> bool:
 def failed_row(
     study: str, run: Run, error: str, seconds: float, environment: dict[str, str], traceback: str = ""
 ) -> Row:
-    """Return the row of a run that failed: `error` is one sentence, `traceback` what a developer wants."""
+    """Return the row of a run that failed: `error` is one sentence, `traceback` is for developers."""
     row: Row = {"run_id": run_id(run), "study": study, "config": describe(run), "error": error}
     if traceback:
         row["traceback"] = traceback
@@ -128,7 +128,7 @@ def failed_row(
 
 
 def stored_about(folder: Path) -> dict[str, Any] | None:
-    """Return what `study.json` holds, or None when there is none."""
+    """Return the content of `study.json`, or None if there is none."""
     try:
         stored = json.loads((folder / ABOUT).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
@@ -144,7 +144,7 @@ def stored_about(folder: Path) -> dict[str, Any] | None:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """Return the latest row of every run id, ignoring a last line that has no end."""
+    """Return the latest row of every run id, ignoring an incomplete last line."""
     path = folder / ROWS
     try:
         lines: Sequence[bytes] = path.read_bytes().split(b"\n")[:-1]
@@ -171,7 +171,7 @@ def _now() -> str:
 
 
 def strict(value: Any) -> Any:
-    """Return plain data with None for every float that JSON cannot hold."""
+    """Return plain data with None for every float that JSON cannot represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A memory of a stream that stays balanced over predicted classes, for statistics of streams that are not shuffled.
+"""A memory of a stream, balanced over predicted classes, for statistics of streams that are not shuffled.
 
 model = syncnorm.convert(model, "iabn")
 memory = syncnorm.surgery.BalancedMemory(64)
@@ -19,19 +19,20 @@ from syncnorm.errors import UserError
 class BalancedMemory:
     """Prediction-balanced reservoir sampling: up to `capacity` samples of a stream, balanced over predicted classes.
 
-    A sample is taken in while there is room. After that, for one of predicted class c, of which n_c have come, this
-    one included, and m_c are held,
+    Samples are stored while there is room. After that, let a sample have predicted class c, of which n_c samples have
+    come (this one included) and m_c are stored:
 
-        if c is not among the classes with most samples held: it replaces a random sample of one of those, drawn;
-        if it is: with probability m_c / n_c it replaces a random sample of its own class, else it is dropped.
+        if c is not among the classes with the most stored samples, it replaces a random sample of one of those
+        classes, chosen at random; if it is, it replaces a random sample of its own class with probability m_c / n_c,
+        and is dropped otherwise.
 
-    So the memory tends to as many samples of each class; of one that is the largest all along it holds a uniform
-    sample of all that came. Random numbers are torch's, of the CPU.
+    So the memory tends to equally many samples of each class; of a class that is always the largest, it holds a
+    uniform sample of all that came. Random numbers come from PyTorch's CPU generator.
 
     Source: NOTE (Gong, Jeong, Kim, Kim, Shin & Lee, arXiv 2208.05117), after its authors' code.
 
     Raises:
-        UserError: a capacity below 1; predictions that are not one integer a sample; samples of several shapes.
+        UserError: a capacity below 1; predictions that are not one integer per sample; samples of different shapes.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -42,7 +43,7 @@ class BalancedMemory:
         self._come: dict[int, int] = {}
 
     def add(self, samples: Tensor, predicted: Tensor) -> None:
-        """Let samples (N, ...) of predicted classes (N,) come by, one after the other."""
+        """Offer samples (N, ...) with predicted classes (N,) to the memory, one after the other."""
         if predicted.shape != samples.shape[:1] or predicted.is_floating_point():
             raise UserError(
                 f"BalancedMemory got {len(samples)} samples and predictions of shape {tuple(predicted.shape)} and "
@@ -58,14 +59,14 @@ class BalancedMemory:
             self._add(sample, label)
 
     def samples(self) -> Tensor:
-        """Return the samples held, (n, ...), class by class; none at all raises `UserError`."""
+        """Return the stored samples, (n, ...), class by class; an empty memory raises `UserError`."""
         rows = [row for own in self._held.values() for row in own]
         if not rows:
             raise UserError("BalancedMemory is empty: add samples first.")
         return torch.stack(rows)
 
     def classes(self) -> dict[int, int]:
-        """Return how many samples of each predicted class are held."""
+        """Return the number of stored samples of each predicted class."""
         return {label: len(rows) for label, rows in self._held.items() if rows}
 
     def _add(self, sample: Tensor, label: int) -> None:

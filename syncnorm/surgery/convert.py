@@ -36,10 +36,10 @@ _Held = list[Any] | tuple[Any, ...] | dict[Any, Any]
 
 @dataclass
 class _Origin:
-    """The layer that a converted layer stands in for. (No module: it must not show in state_dict or parameters.)
+    """The original of a converted layer. (Not a module: it must not appear in state_dict or parameters.)
 
-    `norm` is the name of the norm that replaced it. What the stand-in does not hold is not moved with the model.
-    `place` is where the stand-in started, so that `revert` can move the layer to where it is by then.
+    `norm` is the name of the norm that replaced it. The original's own tensors do not move with the model. `place` is
+    the replacement's first device and type, so that `revert` can tell whether the model has moved since.
     """
 
     layer: nn.Module
@@ -58,24 +58,25 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
 def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     """Replace every batch norm of `model` by the norm `name`, in place, and return the model.
 
-    Parameters stay the same objects, so that an optimiser made before goes on, and running statistics are kept
-    where the new layer has any. eps, momentum, affine and track_running_stats are those of the layer replaced,
-    unless given as options. A layer used in several places stays one layer. Layers converted before are converted
-    from what they were at first. Hooks stay with the layer replaced. (`model` itself is replaced where it is a
-    batch norm: use what is returned.)
+    Parameters stay the same objects, so an existing optimiser keeps working, and running statistics are kept if the
+    new layer has any. eps, momentum, affine and track_running_stats are those of the replaced layer, unless given as
+    options. A layer used in several places stays one layer. Converted layers are converted again from their
+    originals. Hooks stay with the replaced layer. (If `model` itself is a batch norm, it is replaced: use the return
+    value.)
 
-    "scaled_ws", "weight_norm" and "spectral_norm" take the batch norms out, "ws" and "mabn" replace them, and each
-    replaces every convolution (but transposed ones, and those with one weight a unit) by one that normalises its
-    weight. Any other norm, and `revert`, take that out again: the weight that stays is the raw one, as trained, and
-    what the norm learnt beside it (a gain) is dropped.
+    "scaled_ws", "weight_norm" and "spectral_norm" remove the batch norms, "ws" and "mabn" replace them, and all of
+    these replace every convolution (except transposed ones, and those with one weight per unit) by one that
+    normalises its weight. Converting to any other norm, and `revert`, undo this: the trained raw weight stays, and
+    other parameters of the norm (a gain) are dropped.
 
     Raises:
-        UserError: an unknown norm or option, a number of channels that the norm cannot serve, or a norm of weights
-            for a model without convolutions; the model is untouched. A lazy layer whose channels are not known yet,
-            or one whose weight or bias is parametrised or pruned. A model that is scripted, quantised or in DDP.
+        UserError: an unknown norm or option, a number of channels that the norm cannot handle, or a norm of weights
+            for a model without convolutions; a lazy layer whose channels are not known yet, or a layer whose weight
+            or bias is parametrised or pruned; a model that is scripted, quantised or in DDP. The model is then
+            unchanged.
 
-    Warns where a subclass of a layer replaced has a forward of its own, since what that adds is left out; of what
-    keeps a running mean without being a torch batch norm, since it stays; and of a model with nothing to replace.
+    Warns if a replaced layer's class overrides forward, since its additions are lost; if a module has a running mean
+    but is not a PyTorch batch norm, since it stays; and if the model has nothing to replace.
     """
     check_changeable(model)
     check_options(name, options)
@@ -89,18 +90,18 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
 
 
 def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
-    """Give every converted layer of `model` back the class it came from, in place, and return the model.
+    """Turn every converted layer of `model` back into its original class, in place, and return the model.
 
-    The layer gets the parameters as they are now, trained or not, and the running statistics if the norm in between
-    kept any; else those it had, in the device and type that the model has by now. `convert` and `revert` together
-    leave a model's outputs exactly as they were.
+    The layer gets the current parameters, and the current running statistics if the norm kept any; otherwise its old
+    ones, on the model's current device and in its type. `convert` followed by `revert` leaves a model's outputs
+    exactly unchanged.
 
-    Of a layer with statistics for each domain the layer gets those of `domain`, or without one those of all domains
-    pooled (`DomainBatchNorm.pooled`).
+    From a layer with statistics for each domain, it gets those of `domain`, or, without `domain`, those of all
+    domains pooled (`DomainBatchNorm.pooled`).
 
     Raises:
         UserError: a converted layer whose weight or bias has been parametrised or pruned since; a `domain` that is
-            unknown, or given where no layer tells domains apart.
+            unknown, or that no layer of the model uses.
     """
     check_changeable(model)
     layers = converted_layers(model)
@@ -117,12 +118,12 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
 
 
 def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
-    """Return those layers of `model`, with their names, that `convert` has put in the place of others."""
+    """Return the layers of `model` that `convert` has put in place of others, with their names."""
     return {module: name for name, module in model.named_modules() if hasattr(module, _ORIGIN)}
 
 
 def spec_of_layer(layer: nn.Module) -> NormSpec | None:
-    """Return the row of a norm layer: of the norm that it was converted to, else by its class; None without one."""
+    """Return the row of a norm layer: of the norm it was converted to, else of its class; None if there is none."""
     origin: _Origin | None = getattr(layer, _ORIGIN, None)
     if isinstance(layer, CONVOLUTIONS):
         return None
@@ -130,7 +131,7 @@ def spec_of_layer(layer: nn.Module) -> NormSpec | None:
 
 
 def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, options: dict[str, Any]) -> nn.Module:
-    """Do what `convert` does, to these layers of `model` (with their names) alone."""
+    """Do what `convert` does, for these layers of `model` (with their names) only."""
     for layer, where in layers.items():
         _check(where, layer)
     swaps = {layer: _substitute(original(layer, model), name, options) for layer in layers}
@@ -142,14 +143,14 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
 
 
 def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
-    """Do what `revert` does, to these converted layers of `model` (with their names) alone."""
+    """Do what `revert` does, for these converted layers of `model` (with their names) only."""
     for layer, where in layers.items():
         _check_parameters(where, layer)
     return replace_modules(model, {layer: original(layer, model) for layer in layers})
 
 
 def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
-    """Return the convolutions of `model` whose weights the norm `name` is to normalise, with their names."""
+    """Return the convolutions of `model` whose weights the norm `name` will normalise, with their names."""
     if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
         raise UserError(
             f"norm '{name}' normalises the weights of convolutions, and the model has none: choose another norm."
@@ -158,7 +159,7 @@ def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
 
 
 def original(module: nn.Module, model: nn.Module) -> nn.Module:
-    """Return the layer that `module` stands in for, brought to where that is now; one never converted is its own."""
+    """Return the original of `module`, moved to its current device and type; `module` itself if never converted."""
     origin: _Origin | None = getattr(module, _ORIGIN, None)
     if origin is None:
         return module
@@ -170,13 +171,13 @@ def original(module: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _place(module: nn.Module, model: nn.Module) -> Place | None:
-    """Return the device and type of what `module` holds, or, where it holds nothing, of what its model does."""
+    """Return the device and type of the tensors of `module`, or of its model if it has none."""
     tensors = chain(module.parameters(), module.buffers(), model.parameters(), model.buffers())
     return next(((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)
 
 
 def _check(where: str, module: nn.Module) -> None:
-    """Raise what makes `module` unfit to be converted; warn of what converting it would lose."""
+    """Raise if `module` cannot be converted; warn if converting it would lose something."""
     origin: _Origin | None = getattr(module, _ORIGIN, None)
     layer = module if origin is None else origin.layer
     _check_parameters(where, module)
@@ -202,7 +203,7 @@ def _check_parameters(where: str, module: nn.Module) -> None:
 
 
 def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
-    """Build what the norm `name` puts in place of `layer`, with its parameters and statistics."""
+    """Build the replacement of `layer` for the norm `name`, with its parameters and statistics."""
     if isinstance(layer, CONVOLUTIONS):
         on_weight = norm_spec(name).weight
         if on_weight is None:
@@ -218,10 +219,10 @@ def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Modu
     channels = int(layer.num_features)  # type: ignore[arg-type]
     new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
     if like is not None and not carried.keys() >= {"device", "dtype"}:
-        new.to(like.device, like.dtype)  # it does not take them
+        new.to(like.device, like.dtype)  # its class does not take device and dtype
     _hand_over(layer, new)
     if layer.weight is not None and layer.bias is None and getattr(new, "bias", None) is not None:
-        new.bias = None  # there is none to learn in the model as it was
+        new.bias = None  # the original layer learnt no bias
     setattr(new, _ORIGIN, _Origin(layer, name))
     return new
 
@@ -234,7 +235,7 @@ def _spatial_dimensions(layer: nn.Module) -> int:
 
 
 def _hand_over(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the parameters, statistics and mode of `source`, wherever both have them in the same shape."""
+    """Copy parameters, statistics and mode from `source` to `target`, where both have them in the same shape."""
     held = {key: raw_parameter(source, key) for key in _AFFINE}
     held |= {key: getattr(source, key, None) for key in _STATISTICS}
     for key, value in held.items():
@@ -252,7 +253,7 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
 
 
 def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Put modules in the place of others, wherever those of `model` hold them: as children, in attributes, in lists.
+    """Replace modules wherever modules of `model` hold them: as children, in attributes, in lists.
 
     Returns the model, or its own swap.
     """
@@ -280,6 +281,6 @@ def _replace_within(parent: nn.Module, name: str, held: _Held, swaps: dict[nn.Mo
 
 
 def layers_with_statistics(model: nn.Module) -> list[nn.Module]:
-    """Return the batch norms of `model`, and what stands in for one with running statistics of another kind."""
+    """Return the batch norms of `model`, and their replacements with other running statistics."""
     stand_ins = [layer for layer in converted_layers(model) if any(True for _ in layer.buffers(recurse=False))]
     return list(dict.fromkeys([*batch_norms(model).values(), *stand_ins]))

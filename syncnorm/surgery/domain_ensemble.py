@@ -1,4 +1,4 @@
-"""Predict for a domain that training has not seen, by the domains that it has, each as far as it resembles a sample.
+"""Predict for an unseen domain with the training domains, weighted by their similarity to each sample.
 
 model = syncnorm.convert(model, "domain_bn", domains=3, domain_affine=True)      # and train within syncnorm.domain
 outputs, weights = syncnorm.domain_ensemble(model, x)
@@ -19,38 +19,38 @@ from syncnorm.surgery.preconditions import call, check_model, uncompiled
 def domain_embeddings(model: nn.Module) -> Tensor:
     """Return each domain's embedding, (D, 2 sum C): means and standard deviations of all "domain_bn" layers.
 
-    The squared distance of two is the sum over layers of the squared 2-Wasserstein distances of two Gaussians with
-    independent channels, ||mu_d - mu_e||^2 + ||sigma_d - sigma_e||^2.
+    The squared distance of two embeddings is the sum over layers of the squared 2-Wasserstein distances between two
+    Gaussians with independent channels, ||mu_d - mu_e||^2 + ||sigma_d - sigma_e||^2.
 
     Raises:
-        UserError: a model without "domain_bn" layers, or with layers of differing numbers of domains.
+        UserError: a model without "domain_bn" layers, or with layers that differ in the number of domains.
     """
     return torch.cat([_embedding(layer) for layer in _domain_layers(model)], 1)
 
 
 def domain_ensemble(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the model's output for `x` as a mix of the domains' outputs, and the weights of the domains.
+    """Return the weighted mean of the domains' outputs for `x`, and the weights of the domains.
 
-    The model evaluates `x` once as from each domain d, and on the way each sample is embedded by its own mean mu_i
-    and standard deviation sigma_i (unbiased) over positions at the input of each "domain_bn" layer,
+    The model evaluates `x` once with each domain d. At the input of each "domain_bn" layer, each sample is embedded
+    by its own mean mu_i and standard deviation sigma_i (unbiased) over positions:
 
         D_id = sum over layers ||mu_i - mu_d||^2 + ||sigma_i - sigma_d||^2,   w_id = (1 / D_id) / sum_e (1 / D_ie)
         output_i = sum_d w_id output_d(x_i)
 
-    Layers whose input has one position a sample have no such statistics, and leave the weights alone. No gradient
-    goes through the weights. The model's modes stay as they are.
+    Layers whose input has one position per sample have no such statistics, and do not affect the weights. No gradient
+    goes through the weights. The model's modes do not change.
 
-    Source: BNE (Segu, Tonioni & Tombari, arXiv 2011.12672). Domain-wise statistics as embedding, samples by their
-    instance statistics and the Wasserstein distance are theirs; not confirmed are the sum over layers of squared
-    distances, weights by its reciprocal, that a sample is embedded within the branch that it is compared with, and
-    that outputs are mixed as they are (logits if the model returns logits).
+    Source: BNE (Segu, Tonioni & Tombari, arXiv 2011.12672). The embedding of domains by their statistics and of
+    samples by their instance statistics, and the Wasserstein distance, are theirs. Not confirmed: squared distances
+    are summed over layers, weights are reciprocals of the sum, a sample is embedded in the branch that it is compared
+    with, and outputs are mixed unchanged (logits if the model returns logits).
 
     Shapes: x (N, ...), output (N, ...) as the model's, weights (N, D).
 
     Raises:
-        UserError: a model without "domain_bn" layers, with layers of differing numbers of domains, or in which none
-            of them has two positions a sample; an empty batch, or one that the model cannot take; outputs that are no
-            tensor (N, ...).
+        UserError: a model without "domain_bn" layers, with layers that differ in the number of domains, or without
+            such a layer that has two positions per sample; an empty batch, or one that the model cannot process;
+            outputs that are not a tensor (N, ...).
     """
     layers = _domain_layers(model)
     outputs, distances = [], []
@@ -67,7 +67,7 @@ def domain_ensemble(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _as_from(model: nn.Module, layers: list[DomainBatchNorm], x: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """Return the output for `x` as from domain `d`, and each sample's distance to it, (N,) in float64."""
+    """Return the output for `x` with domain `d`, and each sample's distance to it, (N,) in float64."""
     terms: list[Tensor] = []
 
     @torch.no_grad()

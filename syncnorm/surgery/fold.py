@@ -1,6 +1,6 @@
 """Fold batch norms into the convolutions and linear layers before them, for evaluation.
 
-model = syncnorm.fold(model)                # warns of what could not be folded
+model = syncnorm.fold(model)                # warns of norms that cannot be folded
 report = syncnorm.fold_report(model)        # the same in advance, layer by layer
 """
 
@@ -22,40 +22,39 @@ from syncnorm.surgery.fold_values import folded
 from syncnorm.surgery.modes import evaluation
 from syncnorm.surgery.preconditions import call, check_changeable, warn_of_foreign_norms
 
-# Largest deviation from the unfolded output on the example, relative to that output's largest value.
+# Largest allowed deviation from the unfolded output on the example, relative to that output's largest value.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 
 def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
-    """Fold every batch norm that can be into the layer before it, in place, and return the model in evaluation mode.
+    """Fold every possible batch norm into the layer before it, in place, and return the model in evaluation mode.
 
     With the batch norm's running statistics, channel by channel,
 
         scale = weight / sqrt(running_var + eps)
         W' = W * scale,   b' = bias + (b - running_mean) * scale
 
-    worked out in float64. W is that of an `nn.Linear` or of a convolution or transposed convolution in one to three
-    dimensions, grouped or not; it gets new parameters of its own. An `Identity` that lets nothing else through than
-    the dimensions folded for stands where the batch norm was. Folding cannot be undone: keep a copy to train on.
+    computed in float64. W is the weight of an `nn.Linear`, or of a convolution or transposed convolution in one to
+    three dimensions, grouped or not; that layer gets new parameters. An `Identity` replaces the batch norm; it
+    accepts only inputs with the number of dimensions folded for. Folding cannot be undone: keep a copy for training.
 
-    What is folded is found by tracing the forward, called with its required arguments alone; parts without batch
-    norms need not be traceable. A batch norm stays if anything but such a layer comes before it, as in a norm-first
-    block; if that layer is used again, feeds something else too, or computes its weights; if it keeps no running
-    statistics, or none that are finite, or has hooks or a forward of its own; or if what it does in evaluation
-    depends on the sample, its batch or its domain. Those that stay are named in one warning. A batch norm used in
-    several places is folded if it can be in all of them. Norms that `convert` put there fold like all others, "mabn"
-    (by its mean square, with mean 0) together with the centring of the weight before it; none of them is reverted
-    then.
+    The forward is traced, with its required arguments only, to find what can be folded; parts without batch norms
+    need not be traceable. A batch norm stays if anything but such a layer comes before it, as in a norm-first block;
+    if that layer is used again, feeds something else too, or computes its weights; if the batch norm has no finite
+    running statistics, has hooks, or overrides forward; or if its evaluation depends on the sample, its batch or its
+    domain. One warning names those that stay. A batch norm used in several places is folded only if it can be folded
+    in all of them. Norms from `convert` fold like all others and are then not reverted; "mabn" (mean square, with
+    mean 0) folds together with the centring of the weight before it.
 
     Args:
         model: any module.
-        example: a batch, in which case outputs before and after are compared on it, and a model that cannot be
-            traced is folded too, as far as neighbours in an `nn.Sequential` go. (A forward that asks its input
-            which way to go is compared on the way that the example takes.)
+        example: a batch on which the outputs before and after folding are compared. With it, a model that cannot be
+            traced is folded too, but only neighbours in an `nn.Sequential`. (If the forward branches on its input,
+            only the example's branch is compared.)
 
     Raises:
-        UserError: a forward that cannot be traced (given no example), outputs on the example that differ or say
-            nothing, or a model that is scripted, quantised or in DDP; the model is untouched.
+        UserError: a forward that cannot be traced (without an example), outputs on the example that differ or cannot
+            be compared, or a model that is scripted, quantised or in DDP; the model is then unchanged.
     """
     check_changeable(model)
     inner = uncompiled_module(model)
@@ -76,7 +75,7 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
 
 
 class _Folded(nn.Identity):
-    """What stands where a batch norm was. Of other dimensions than those folded for, channels are not at dim 1."""
+    """Identity in place of a folded batch norm. With another number of dimensions, channels would not be at dim 1."""
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()
@@ -100,7 +99,8 @@ def _apply(model: nn.Module, report: FoldReport) -> None:
         for where in sources:
             source = model.get_submodule(where)
             weight, bias = folded(source, norm)
-            plain: Any = original(source, model)  # without what `convert` does to a weight: that is in the folded one
+            # Without the parametrization of `convert`: the folded weight includes it.
+            plain: Any = original(source, model)
             for key, value in (("weight", weight), ("bias", bias)):
                 setattr(plain, key, nn.Parameter(value, requires_grad=plain.weight.requires_grad))
             swaps |= {source: plain, norm: _Folded(weight.dim()).eval()}
@@ -108,7 +108,7 @@ def _apply(model: nn.Module, report: FoldReport) -> None:
 
 
 def _compare(model: nn.Module, report: FoldReport, example: Any) -> None:
-    """Raise `UserError` where outputs on the example would change, or say nothing."""
+    """Raise `UserError` if outputs on the example would change or cannot be compared."""
     twin = copy.deepcopy(model)
     _apply(twin, report)
     with torch.no_grad(), evaluation(model):
@@ -128,7 +128,7 @@ def _compare(model: nn.Module, report: FoldReport, example: Any) -> None:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of an output, however it nests them."""
+    """Yield the floating-point tensors of an output, however nested."""
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output

@@ -1,4 +1,4 @@
-"""Which batch norms can go into the layer before them: found by tracing the forward, or by order in a Sequential."""
+"""Which batch norms can be folded: found by tracing the forward, or by the order in a Sequential."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _NOTHING_BEFORE = "what comes right before it is no convolution or linear layer"
 class FoldReport:
     """What `fold` does with each batch norm of a model.
 
-    folded: the names of the layers that take the batch norm in, by the batch norm's name.
-    left: why it stays, by the batch norm's name.
+    folded: for each folded batch norm, the names of the layers that absorb it.
+    left: for each other batch norm, why it stays.
     """
 
     folded: dict[str, tuple[str, ...]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Say in one sentence what stays and why; an empty string where nothing does."""
+        """Say in one sentence what stays and why; an empty string if nothing does."""
         if not self.left:
             return ""
         by_reason: dict[str, list[str]] = defaultdict(list)
@@ -53,7 +53,7 @@ class FoldReport:
 
 
 def fold_report(model: nn.Module) -> FoldReport:
-    """Return what `fold(model)` would do, and leave the model as it is.
+    """Return what `fold(model)` would do, without changing the model.
 
     Raises:
         UserError: a forward that cannot be traced; a model that is scripted or quantised, or has no weights yet.
@@ -70,18 +70,18 @@ def fold_report(model: nn.Module) -> FoldReport:
 
 
 def norms_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the norms of `model` that keep statistics to evaluate by, with their names: those a report speaks of."""
+    """Return the norms that a fold report covers, with their names: those with statistics for evaluation."""
     return {name: module for name, module in model.named_modules() if _is_reported(module)}
 
 
 def _is_reported(module: nn.Module) -> bool:
-    """Return whether `module` is a batch norm, or a norm whose row says how it folds, or why not."""
+    """Return whether `module` is a batch norm, or a norm whose row has `fold`."""
     spec = spec_of_layer(module)
     return isinstance(module, _BatchNorm) if spec is None else spec.fold is not None
 
 
 def _foldable_classes(layer: nn.Module) -> tuple[type[nn.Module], ...]:
-    """Return the classes that evaluate as their rows say; that of `layer` too where a function built it."""
+    """Return the classes that evaluate as their rows say, including that of `layer` if a function built it."""
     rows = [spec for spec in NORMS.values() if callable(spec.fold)]
     classes = [kind for spec in rows for kind in (spec.layer, *spec.by_ndim.values()) if inspect.isclass(kind)]
     spec = spec_of_layer(layer)
@@ -90,9 +90,9 @@ def _foldable_classes(layer: nn.Module) -> tuple[type[nn.Module], ...]:
 
 
 def sequential_report(model: nn.Module) -> FoldReport:
-    """Return what can be folded going by order alone: neighbours in an `nn.Sequential` that stand nowhere else.
+    """Return what can be folded judging by order alone: neighbours in an `nn.Sequential` that are used nowhere else.
 
-    A forward that reaches into a Sequential makes this wrong: outputs have to be compared.
+    This is wrong if the forward calls parts of a Sequential directly, so outputs must be compared.
     """
     names = {module: name for name, module in model.named_modules()}
     places = Counter(module for _, module in model.named_modules(remove_duplicate=False))
@@ -118,9 +118,9 @@ def sequential_report(model: nn.Module) -> FoldReport:
 
 
 class _Tracer(fx.Tracer):
-    """A tracer that enters neither batch norms, nor the layers that could take them in, nor what is `opaque`.
+    """A tracer that does not enter batch norms, the layers that could absorb them, or `opaque` modules.
 
-    It notes where it is and which tensors the forward reads.
+    It records its position and the tensors that the forward reads.
     """
 
     def __init__(self, opaque: set[nn.Module]) -> None:
@@ -147,7 +147,7 @@ class _Tracer(fx.Tracer):
 
 @dataclass(frozen=True)
 class _Trace:
-    """The graph of a forward, the ids of the tensors that it reads, and the modules within opaque parts."""
+    """The graph of a forward, the ids of the tensors that it reads, and the modules inside opaque parts."""
 
     graph: fx.Graph
     read: set[int]
@@ -155,9 +155,9 @@ class _Trace:
 
 
 def _trace(model: nn.Module) -> _Trace:
-    """Trace the forward as it runs with its required arguments alone.
+    """Trace the forward with its required arguments only.
 
-    A part without batch norms that cannot be traced becomes opaque: it is not looked into.
+    A part without batch norms that cannot be traced becomes opaque: the tracer does not enter it.
     """
     defaults = {
         name: parameter.default
@@ -169,7 +169,7 @@ def _trace(model: nn.Module) -> _Trace:
         tracer = _Tracer(opaque)
         try:
             graph = tracer.trace(model, concrete_args=defaults or None)
-        except Exception as error:  # whatever the user's forward does with a symbol
+        except Exception as error:  # the user's forward may do anything with a proxy
             where = tracer.entered[-1] if tracer.entered else ""
             part = model.get_submodule(where)
             if norms_with_statistics(part):
@@ -217,7 +217,7 @@ def _traced_report(model: nn.Module, trace: _Trace) -> FoldReport:
 
 
 def _called_before(call: fx.Node) -> str:
-    """Return the name of the module whose output is the one argument of `call`; "?" where it is no module's."""
+    """Return the name of the module whose output is the only argument of `call`; "?" if there is none."""
     before = call.args[0] if len(call.args) == 1 and not call.kwargs else None
     return str(before.target) if isinstance(before, fx.Node) and before.op == "call_module" else "?"
 
@@ -238,7 +238,7 @@ def _read_elsewhere(layer: nn.Module, what: str, trace: _Trace) -> str:
 
 
 def _unfit_norm(layer: nn.Module) -> str:
-    """Say why `layer` is not to be folded whatever comes before it; an empty string where nothing is."""
+    """Say why `layer` must not be folded, whatever comes before it; an empty string if it can be."""
     spec = spec_of_layer(layer)
     if spec is not None and isinstance(spec.fold, str):
         return spec.fold
@@ -253,7 +253,7 @@ def _unfit_norm(layer: nn.Module) -> str:
 
 
 def _unfit_source(source: nn.Module, name: str, norm: nn.Module) -> str:
-    """Say why `norm` is not to be folded into `source`; an empty string where nothing is."""
+    """Say why `norm` must not be folded into `source`; an empty string if it can be."""
     problem = _unfit(source, f"'{name}'", LINEAR_MAPS)
     if not problem and not all(values.isfinite().all() for values in folded(source, norm)):
         problem = f"the weight or bias of '{name}' would not be finite in {source.weight.dtype}"

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: what networks without norm layers need to bear large steps."""
+"""Adaptive gradient clipping, which networks without norm layers need for large learning rates."""
 
 from collections.abc import Mapping
 
@@ -11,24 +11,24 @@ from syncnorm.errors import UserError
 def adaptive_gradient_clip(
     parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor], clip: float, eps: float = 1e-3
 ) -> dict[str, Tensor]:
-    """Return the gradients, shortened where an output unit's is long compared to its weight.
+    """Return the gradients, clipped for output units whose gradient is large compared with their weight.
 
     For each output unit i of a weight W with gradient G, in Frobenius norms over all dimensions but the first,
 
         G_i  <-  G_i * min(1, clip * max(||W_i||, eps) / ||G_i||)
 
-    Tensors of fewer than two dimensions (biases, gains) come back as they are. What is not to be clipped, such as
-    the last linear layer in the source, is left out of `gradients`. Nothing is changed in place, and the result
-    carries no gradient; under `torch.func.vmap` each of the stacked models is clipped by itself.
+    Tensors of fewer than two dimensions (biases, gains) are returned unchanged. Leave out of `gradients` what should
+    not be clipped, such as the last linear layer in the source. Nothing is changed in place, and the result carries
+    no gradient; under `torch.func.vmap` each of the stacked models is clipped separately.
 
     Args:
         parameters: weights by name, (units, ...) each.
-        gradients: by the same names; names that are missing here are missing in what is returned.
-        clip: longest gradient of a unit, in units of its weight's norm (0.01 in the source).
-        eps: shortest norm that a weight counts with, so that units that start at zero can move.
+        gradients: gradients by the same names; missing names are missing in the result too.
+        clip: largest allowed ratio of gradient norm to weight norm of a unit (0.01 in the source).
+        eps: lower bound on the weight norm, so that units that start at zero can move.
 
     Raises:
-        UserError: a `clip` or `eps` that is not above 0, which would keep units where they are for good.
+        UserError: a `clip` or `eps` that is not above 0, which would never let units move.
 
     Source: Brock, De, Smith & Simonyan (arXiv 2102.06171).
     """

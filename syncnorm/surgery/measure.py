@@ -27,11 +27,11 @@ Run = Callable[[nn.Module, Tensor], Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process has measured, or what kept it from doing so.
+    """What a process has measured, or why it could not.
 
-    moments: by the layer's name, those of layers that the forward has reached.
-    channels: by the name of every batch norm of the model.
-    problem: one sentence; empty where all went well.
+    moments: moments of the layers that the forward has reached, by name.
+    channels: number of channels of every batch norm of the model, by name.
+    problem: one sentence; empty if all went well.
     """
 
     samples: int = 0
@@ -40,7 +40,7 @@ class Measured:
     problem: str = ""
 
     def for_others(self) -> Measured:
-        """Return the same with all moments in float64 on the CPU, where every rank merges them alike."""
+        """Return the same with all moments in float64 on the CPU, so that all ranks merge them identically."""
         moments = {
             name: Moments(part.count.cpu(), part.mean.double().cpu(), part.m2.double().cpu())
             for name, part in self.moments.items()
@@ -51,9 +51,9 @@ class Measured:
 def measure(
     model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, take: Take, run: Run = nn.Module.__call__
 ) -> Measured:
-    """Run `batches` through `model`, and merge what `take(name, moments)` makes of each input of each batch norm.
+    """Run `batches` through `model`, and merge `take(name, moments)` over all inputs of each batch norm.
 
-    Each batch is run by `run(model, batch)`.
+    `run(model, batch)` runs each batch.
     """
     found: dict[str, Moments] = {}
 
@@ -66,14 +66,14 @@ def measure(
 
 
 def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None) -> Measured:
-    """Do `work` on every rank, and return on each what all have measured together, merged in the order of ranks.
+    """Do `work` on every rank, and return on each rank the measurements of all, merged in rank order.
 
-    Raises `UserError` on every rank where any of them raises, or holds other batch norms than the first.
+    Raises `UserError` on every rank if any rank raises, or has other batch norms than rank 0.
     """
     cause: Exception | None = None
     try:
         mine = work().for_others()
-    except Exception as error:  # whatever it is, the other ranks have to be told
+    except Exception as error:  # the other ranks must learn of any error
         cause, mine = error, Measured(problem=in_a_line(error))
     ranks: list[Measured] = gather_objects(mine, group)
     if problems := [f"rank {rank}: {told.problem}" for rank, told in enumerate(ranks) if told.problem]:
@@ -111,7 +111,7 @@ def _run(
         raise UserError(f"the batches are a {type(batches).__name__}: give a list of them, or a loader; of one, [x].")
     if not batch_norms(model):
         return 0
-    # The wrapper exchanges buffers before each forward, and ranks may have other numbers of batches.
+    # DDP exchanges buffers before each forward, but ranks may have different numbers of batches.
     forward = model.module if isinstance(model, DistributedDataParallel) else model
     samples = 0
     with _watched(model, normaliser, see), uncompiled():
@@ -130,7 +130,7 @@ def _run(
 
 @contextmanager
 def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Moments], None]) -> Iterator[None]:
-    """Put `model` into evaluation mode with hooks on its batch norms; afterwards it is as it was."""
+    """Put `model` into evaluation mode with hooks on its batch norms; afterwards undo both."""
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *options.values())
@@ -139,8 +139,8 @@ def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Momen
         if normaliser == "batch" and isinstance(layer.running_mean, Tensor):
             if x.numel() == x.shape[1]:
                 raise no_variance(name)
-            # A layer in evaluation mode that has the batch's statistics as running ones normalises as in training,
-            # whatever its type, and keeps nothing.
+            # A layer of any type in evaluation mode, given the batch's statistics as its running ones, normalises as
+            # in training and keeps nothing.
             dtype = layer.running_mean.dtype
             layer.running_mean, layer.running_var = moments.mean.to(dtype), moments.var().to(dtype)
 

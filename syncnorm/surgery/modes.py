@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Put `model` into evaluation mode; afterwards every module is in the mode it was in."""
+    """Put `model` into evaluation mode; afterwards restore every module's mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

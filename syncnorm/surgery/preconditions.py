@@ -1,4 +1,4 @@
-"""What a model has to be before its layers are changed or measured."""
+"""Checks that a model's layers can be changed or measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUANTISED = re.compile(r"torch\.ao\.nn\..*(quantized|qat)")
 
 
 def check_model(model: Any) -> None:
-    """Raise `UserError` for what is no module, and for batch norms that torch has compiled or quantised."""
+    """Raise `UserError` unless `model` is a module without scripted or quantised batch norms."""
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise UserError(f"the model is {what}: give a torch.nn.Module.")
@@ -32,7 +32,7 @@ def check_model(model: Any) -> None:
 
 
 def check_changeable(model: Any) -> None:
-    """Raise what `check_model` does, and `UserError` for a model whose layers must not change any more."""
+    """Raise what `check_model` raises, and `UserError` for a model whose layers must no longer change."""
     check_model(model)
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise UserError(
@@ -42,7 +42,8 @@ def check_changeable(model: Any) -> None:
 
 
 def warn_of_foreign_norms(model: nn.Module, left: str) -> None:
-    """Warn of modules that keep a running mean and are no torch batch norm: a class of its own, or F.batch_norm."""
+    """Warn of modules with a running mean that are not a PyTorch batch norm: own classes, or users of
+    F.batch_norm."""
     found = [
         f"'{name}' ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -70,11 +71,11 @@ def call(model: nn.Module, x: Any, what: str) -> Any:
 
 
 def in_a_line(error: Exception) -> str:
-    """Return what an error says, its first line, behind its type unless it is meant for the user."""
+    """Return the first line of an error's message, after its type unless it is a `UserError`."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Let compiled parts run as they were written: compiled code looks for no hooks, and cannot be traced."""
+    """Let compiled parts run eagerly: compiled code ignores hooks and cannot be traced."""
     return torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext()

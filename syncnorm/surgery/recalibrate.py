@@ -1,7 +1,7 @@
 """Set the running statistics of a model's batch norms to the exact statistics of given batches.
 
 model = syncnorm.recalibrate(model, batches)                    # PreciseBN; on a new domain's batches, AdaBN
-moments = syncnorm.layer_moments(model, batches, "running")     # the same without touching the model, to be merged
+moments = syncnorm.layer_moments(model, batches, "running")     # the same, to merge, without changing the model
 """
 
 from collections.abc import Callable, Iterable
@@ -30,42 +30,42 @@ def layer_moments(
     over_ranks: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> dict[str, Moments]:
-    """Return the exact moments of what enters each batch norm of `model` over all `batches`, by the layer's name.
+    """Return the exact moments of each batch norm's inputs over all `batches`, by the layer's name.
 
-    Estimator: `Moments.of` all inputs of a layer together, positions and samples alike, whatever the batches' sizes;
-    a layer that the model uses several times gets those of all uses. Moments of several calls, for example one a
-    client, `merge`.
+    Estimator: `Moments.of` all inputs of a layer together, over samples and positions, for any batch sizes; a layer
+    that the model uses several times gets the moments of all uses. `merge` the moments of several calls, for example
+    of one call per client.
 
-    The model runs as in evaluation (no dropout), but its batch norms, of whatever type, normalise with
+    The model runs in evaluation mode (no dropout), but its batch norms of every type normalise with
 
-        "batch"     the mean and biased variance of the batch at hand, as in training. What deeper layers get depends
+        "batch"     the mean and biased variance of the current batch, as in training. Inputs of deeper layers depend
                     on how the samples are batched: use the batch size of training.
-        "running"   the running statistics that they have. What deeper layers get is then what they got from the
-                    model as it is, not from one with the new statistics in its earlier layers.
+        "running"   their current running statistics. Inputs of deeper layers then come from the model as it is, not
+                    from one with new statistics in its earlier layers.
 
-    A layer that keeps no running statistics has the batch's own in either case. The model stays as it is: parameters,
-    buffers, modes, and torch's random numbers. A compiled model runs as it was written, one in DDP without DDP.
+    A layer without running statistics uses the batch's own in either case. Parameters, buffers, modes and PyTorch's
+    random state do not change. A compiled model runs eagerly, a DDP model without DDP.
 
-    The moments are this process's alone, unless `over_ranks`: then every rank calls this with batches of its own, as
-    many and as large as it has, none included, and gets the moments of all ranks' batches, in float64 on the CPU and
-    bit for bit the same on each. Ranks exchange them once. With "batch" each rank's batches normalise by themselves,
-    as in training with batch norm that is not synchronised.
+    The moments cover this process alone unless `over_ranks` is set: then every rank calls this with its own batches,
+    of any number and size (even none), and gets the moments of all ranks' batches, in float64 on the CPU and
+    bit-identical on all ranks. Ranks exchange them once. With "batch", each rank normalises its batches separately,
+    as in training with unsynchronised batch norm.
 
     Args:
         model: any model that takes a batch as its only argument.
-        batches: inputs (N, ...) on the model's device; one without samples counts nothing. An iterator is used up.
+        batches: inputs (N, ...) on the model's device; batches without samples are ignored. An iterator is consumed.
         normaliser: as above.
-        over_ranks: merge over the ranks of torch.distributed, where it is initialised.
+        over_ranks: merge over the ranks of torch.distributed, if it is initialised.
         process_group: those ranks; None is all of them.
 
     Returns:
         {} for a model without batch norm; layers that the forward does not reach are left out.
 
     Raises:
-        UserError: no batches (on no rank), a batch that is no tensor, an unknown normaliser, or, with "batch", a
-            batch with one value per channel, whose variance does not exist. A model that is scripted or quantised.
-            Over ranks, whatever any of them raises (a UserError on every rank that names it), and models with other
-            batch norms. What the model itself raises passes unchanged where this process is alone.
+        UserError: no batches (on any rank), a batch that is not a tensor, an unknown normaliser, or, with "batch", a
+            batch with one value per channel, which has no variance; a model that is scripted or quantised. Over
+            ranks: an error on any rank (every rank raises a UserError that names the rank), and models whose batch
+            norms differ. With a single process, the model's own errors pass unchanged.
     """
     return _together(partial(measure, model, batches, normaliser, _all_values), over_ranks, process_group)
 
@@ -81,27 +81,27 @@ def recalibrate(
 ) -> nn.Module:
     """Set the running statistics of every batch norm of `model` to those of `batches`, in place, and return it.
 
-    Under torchrun, once torch.distributed is initialised, every rank calls this with batches of its own, and gets
-    the statistics of all ranks' batches, bit for bit the same on each (see `layer_moments`): one rank's share may be
-    larger than another's, or none. `over_ranks=False` keeps a rank to itself.
+    Under torchrun, once torch.distributed is initialised, every rank calls this with its own batches and gets the
+    statistics of all ranks' batches, bit-identical on all ranks (see `layer_moments`). Ranks may have different
+    numbers of batches, even none. With `over_ranks=False` each rank uses its own batches only.
 
     Estimators:
 
         "population"        mean and unbiased variance M2 / (n - 1) of all n values that entered the layer: exact for
-                            the inputs it is given, whatever their batches.
+                            the given inputs, for any batching.
         "mean_of_batches"   the plain mean over batches of each batch's mean and of its unbiased variance, as
                             `torch.optim.swa_utils.update_bn` takes it. It leaves out the variance of the batches'
-                            means: where values in a batch are alike (positions of one image, samples of one client,
-                            sorted data), n / (n - 1) does not make up for it, and the variance is too small, the more
-                            so the smaller the batches. A short last batch counts as much as a full one.
+                            means: if values in a batch are correlated (positions of one image, samples of one client,
+                            sorted data), n / (n - 1) does not compensate for it, and the variance is too small, more
+                            so for smaller batches. A short last batch counts as much as a full one.
 
-    For both, deeper layers' inputs depend on `normaliser` (see `layer_moments`), and dropout is off. Frozen layers
-    get their new statistics like all others: this is how they are to change. Layers without running statistics, and
-    those that the forward does not reach, stay as they are, and so do counters of batches.
+    For both, inputs of deeper layers depend on `normaliser` (see `layer_moments`), and dropout is off. Frozen layers
+    get new statistics too: this is the way to change them. Layers without running statistics, layers that the forward
+    does not reach, and batch counters do not change.
 
     Raises:
-        UserError: as `layer_moments`; a batch that the model fails on; an unknown estimator; one value per channel,
-            in all or in a batch; statistics that are not finite. The model is untouched.
+        UserError: as `layer_moments`; a batch on which the model fails; an unknown estimator; one value per channel,
+            in total or in a batch; statistics that are not finite. The model is then unchanged.
 
     Sources: PreciseBN (Wu & Johnson, arXiv 2105.07576); AdaBN (Li et al., arXiv 1603.04779).
     """
@@ -121,7 +121,7 @@ def recalibrate(
         for running, value in ((layers[name].running_mean, mean), (layers[name].running_var, var)):
             if isinstance(running, Tensor):
                 changes.append((running, _finite(name, value.to(running))))
-    with torch.inference_mode():  # in which alone a model that was built in it can change, and any other can too
+    with torch.inference_mode():  # a model built in inference mode can change only there; others can too
         for running, value in changes:
             running.copy_(value)
     for name in found:
@@ -132,7 +132,7 @@ def recalibrate(
 
 
 def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> dict[str, Moments]:
-    """Return what `work` measures, here or over all ranks."""
+    """Return the moments that `work` measures, here or over all ranks."""
     several = over_ranks and rank_and_size(group)[1] > 1
     measured = measure_over_ranks(work, group) if several else work()
     if measured.channels and not measured.samples:
@@ -145,7 +145,7 @@ def _all_values(name: str, moments: Moments) -> Moments:
 
 
 def _one_batch(name: str, moments: Moments) -> Moments:
-    """Return a batch's mean and unbiased variance, (2 C,) side by side, as one value of a sample of batches."""
+    """Return a batch's mean and unbiased variance, concatenated to (2 C,), as one value of a sample of batches."""
     value = torch.cat(_unbiased(name, moments)).double()
     return Moments(torch.ones_like(moments.count), value, torch.zeros_like(value))
 

@@ -1,4 +1,4 @@
-"""Adapt a model to the batches that it predicts, by minimising the entropy of its predictions.
+"""Adapt a model to the batches that it predicts by minimising the entropy of its predictions.
 
 adapt = syncnorm.tent(model)
 for x in stream:
@@ -21,7 +21,7 @@ from syncnorm.surgery.preconditions import call, check_changeable
 
 
 class Tent:
-    """The step of `tent`: call it with a batch (N, ...), and it returns logits (N, K) and adapts the model.
+    """The adaptation step of `tent`: called with a batch (N, ...), it returns logits (N, K) and adapts the model.
 
     model: the model being adapted.
     """
@@ -33,11 +33,11 @@ class Tent:
         self._start = [p.detach().clone() for p in self._affine], copy.deepcopy(optimizer.state_dict())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the logits of `x`, and take the steps: the last step counts for the next batch.
+        """Return the logits of `x`, and adapt the model; the last step takes effect from the next batch.
 
         Raises:
-            UserError: a batch that the model cannot take, predictions that are no logits (N, K), or a gradient that
-                is not finite; the weights of before that step stay.
+            UserError: a batch that the model cannot process, predictions that are not logits (N, K), or a gradient
+                that is not finite; the failing step changes no weights.
         """
         logits = torch.empty(0)
         with torch.inference_mode(False), torch.enable_grad():
@@ -65,7 +65,7 @@ class Tent:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Give weights, biases and the optimiser back what they had before the first step."""
+        """Restore weights, biases and optimiser to their state before the first step."""
         values, state = self._start
         for p, value in zip(self._affine, values, strict=True):
             p.copy_(value)
@@ -82,35 +82,37 @@ def tent(
 ) -> Tent:
     """Prepare `model` for test-time entropy minimisation, in place, and return the step that adapts it.
 
-    Each step normalises by the batch's own statistics, and moves the batch norms' weights and biases, and nothing
-    else, down the gradient of the predictions' mean entropy
+    Each step normalises with the batch's own statistics and takes a gradient step on the batch norms' weights and
+    biases only. It minimises the mean entropy of the predictions,
 
         H = -1/N sum_i sum_k p_ik log p_ik,   p_i = softmax(logits_i)
 
-    The batch norms are converted to "prediction_bn", and the model is put into evaluation (no dropout, where the
-    source keeps it in training). The logits are those from before the last step, as in the source. `revert` takes
-    the conversion back and keeps the weights as adapted; call `reset()` of the step before it to have them as they
-    were. Nothing marks the other parameters: that they need gradients or not stays as it is.
+    The batch norms are converted to "prediction_bn", and the model is put into evaluation mode, without dropout (the
+    source stays in training mode). As in the source, the logits are those from before the last step. `revert` undoes
+    the conversion and keeps the adapted weights; call `reset()` first to restore the original weights.
+    `requires_grad` of the other parameters does not change.
 
-    Source: TENT (Wang et al., arXiv 2006.10726). Adam with 1e-3 is theirs for CIFAR from memory, not confirmed.
+    Source: TENT (Wang et al., arXiv 2006.10726). Adam with 1e-3 is their choice for CIFAR, from memory, not
+    confirmed.
 
     Args:
         model: a classifier that takes a batch and returns logits (N, K).
-        optimizer: makes an optimiser from a list of parameters, `lr` and `options`.
+        optimizer: builds an optimiser from a list of parameters, `lr` and `options`.
         lr: its learning rate.
-        steps: steps on each batch, at least 1.
-        options: what else the optimiser takes, e.g. momentum=0.9.
+        steps: number of steps per batch, at least 1.
+        options: further arguments of the optimiser, e.g. momentum=0.9.
 
     Raises:
         UserError: a model without a batch norm that has a weight or bias, steps below 1, options that the optimiser
-            does not take, or an optimiser that wants a closure; what `convert` raises; the model is untouched.
+            does not accept, an optimiser that needs a closure, or whatever `convert` raises; the model is then
+            unchanged.
     """
     check_changeable(model)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise UserError(f"steps is {steps!r}: TENT takes a whole number of steps on each batch, at least 1.")
     layers = batch_norms(model).values()
     found = (p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, nn.Parameter))
-    affine = list(dict.fromkeys(found))  # layers may share one
+    affine = list(dict.fromkeys(found))  # layers may share a parameter
     if not affine:
         raise UserError("TENT adapts the weights and biases of batch norms, and the model has none that has any.")
     try:

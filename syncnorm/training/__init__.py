@@ -1,6 +1,6 @@
-"""What all worlds share of training: the classifier, the optimiser, building a model, Lightning's Trainer.
+"""Training code that all worlds share: the classifier, the optimiser, building a model, Lightning's Trainer.
 
-`fit` trains a run of devices: it lives in `syncnorm.devices`, and is imported when it is first used.
+`fit` trains a run of devices: it is defined in `syncnorm.devices` and imported at first use.
 """
 
 from collections.abc import Callable

@@ -9,10 +9,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 
 class Batches(pl.LightningDataModule):
-    """A data module whose order is a function of epoch and step alone; `deal` is the subclass's."""
+    """A data module whose order depends only on epoch and step; subclasses define `deal`."""
 
     steps: int
-    """Batches in an epoch."""
+    """Number of batches in an epoch."""
     resume_at: tuple[int, int] = (0, 0)
     """Epoch and step at which training starts."""
     workers: int = 0
@@ -23,7 +23,7 @@ class Batches(pl.LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> "_Epochs":
-        """Return an iterable that deals the Trainer's current epoch anew each time it is iterated."""
+        """Return an iterable that yields the batches of the Trainer's current epoch each time it is iterated."""
         return _Epochs(self)
 
 

@@ -1,4 +1,4 @@
-"""What the worlds share of preparing a run: its model, and checks of optimiser and outputs."""
+"""Preparation that all worlds share: building a run's model, and checks of optimiser and outputs."""
 
 from itertools import chain
 from math import inf
@@ -21,7 +21,7 @@ DTYPES = {
     "bf16-mixed": torch.float32,
     "16-mixed": torch.float32,
 }
-"""By precision, the data type of parameters and data."""
+"""Data type of parameters and data, by precision."""
 
 
 def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -42,7 +42,7 @@ def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def check_training(run: Run) -> None:
-    """Raise `UserError` for a number that an optimiser cannot have, and for what this machine cannot do."""
+    """Raise `UserError` for invalid numbers of an optimiser, and for settings that this machine does not support."""
     _check_optim(run.optim)
     if run.data.workers < 0:
         raise UserError(f"data.workers is {run.data.workers}: it must be at least 0.")
@@ -72,7 +72,7 @@ def _check_optim(optim: Optim) -> None:
 
 
 def check_logits(model: str, logits: Any, images: int, classes: int) -> None:
-    """Raise `UserError` where a model returned anything but one logit for each class and image."""
+    """Raise `UserError` if a model returned anything but one logit for each class and image."""
     if isinstance(logits, Tensor) and logits.shape == (images, classes):
         return
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -17,21 +17,21 @@ from syncnorm.surgery import convert
 
 LossWeighting = Literal["rank_mean", "global_mean"]
 BY_DOMAIN = ("domain_weight", "domain_bias")
-"""A norm's parameters for each domain, (D, C)."""
+"""Names of a norm's parameters for each domain, (D, C)."""
 
 
 class Classifier(pl.LightningModule):
     """Cross-entropy training of `model`, on one device or under DDP.
 
-    DDP averages the ranks' gradients, so with `loss_weighting="rank_mean"` a sample on a rank with few of them
-    counts more than one on a rank with many; "global_mean" weights rank r's loss by n_r * W / N (n_r its samples, N
-    all ranks' samples, W ranks; one all-reduce of a number a step), which makes the gradient that of the mean over
-    the global batch. Where all ranks hold as many samples, as in every run of a study, the two are the same.
+    DDP averages the ranks' gradients, so with `loss_weighting="rank_mean"` a sample on a rank with few samples has
+    more weight than one on a rank with many; "global_mean" weights rank r's loss by n_r * W / N (n_r its samples, N
+    all ranks' samples, W ranks; one all-reduce of a number per step), which makes the gradient that of the mean over
+    the global batch. If all ranks have equally many samples, as in every run of a study, the two are the same.
 
     Args:
         model: takes images (N, C, H, W), returns logits (N, classes).
-        norm: converts the model's batch norms to this norm; None leaves them.
-        optim: optimiser and schedule; its epochs are the Trainer's to set.
+        norm: norm to which the model's batch norms are converted; None leaves them.
+        optim: optimiser and schedule; the Trainer sets the number of epochs.
         loss_weighting: see above.
     """
 
@@ -48,9 +48,9 @@ class Classifier(pl.LightningModule):
         self.optim = optim or Optim()
         self.loss_weighting = loss_weighting
         self.history: dict[str, list[float]] = {"train_loss": []}
-        """One value an epoch: "train_loss" is the mean over the steps of this rank, in nats."""
+        """One value per epoch: "train_loss" is the mean over the steps of this rank, in nats."""
         self.seconds_before = 0.0
-        """What the training took in processes that were killed, whose checkpoint this one goes on from."""
+        """Training time in seconds in earlier processes, from whose checkpoint this one resumed."""
         self._losses: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Classifier(pl.LightningModule):
         """Return the loss of this rank's batch of images and labels."""
         x, y = batch
         logits = self(x)
-        # Without samples there is no mean, but a gradient of zero that the other ranks wait for.
+        # Without samples there is no mean, but the other ranks wait for a gradient of zero.
         loss = F.cross_entropy(logits, y) if len(x) else logits.sum()
         self._losses.append(loss.detach())
         if self.loss_weighting == "global_mean":
@@ -70,29 +70,29 @@ class Classifier(pl.LightningModule):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Keep the epoch's mean loss; the one place where the host waits for the device."""
+        """Record the epoch's mean loss; only here does the host wait for the device."""
         self.history["train_loss"].append(torch.stack(self._losses).mean().item())
         self.forget_losses()
 
     @property
     def epochs_done(self) -> int:
-        """Number of epochs that have ended."""
+        """Number of finished epochs."""
         return len(self.history["train_loss"])
 
     def latest(self) -> dict[str, float]:
-        """Return what the last epoch gave, by series of the history."""
+        """Return the last epoch's values of the history, by name."""
         return latest(self.history, self.epochs_done)
 
     def forget_losses(self) -> None:
-        """Drop the losses of the steps since the last epoch; for those who call `training_step` themselves."""
+        """Drop the losses of the steps since the last epoch; for callers of `training_step`."""
         self._losses.clear()
 
     def remember(self) -> dict[str, Any]:
-        """Return what the epochs gave so far, as plain data and tensors, for `recall` to take up."""
+        """Return the history so far, as plain data and tensors, for `recall`."""
         return {"history": self.history, "losses": list(self._losses)}
 
     def recall(self, state: dict[str, Any]) -> None:
-        """Go on from what `remember` returned."""
+        """Restore the state that `remember` returned."""
         self.history = {name: list(values) for name, values in state["history"].items()}
         self._losses = [loss.to(self.device) for loss in state["losses"]]
 
@@ -105,7 +105,7 @@ class Classifier(pl.LightningModule):
 
 
 def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
-    """Return what epoch or round `now`, counted from 1, gave by series; one with gaps may have given nothing."""
+    """Return the values of epoch or round `now`, counted from 1, by series; a series with gaps may have none."""
     evaluated = history.get("accuracy_at", [])[-1:] == [now]
     return {
         name: values[-1]
@@ -115,7 +115,7 @@ def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
 
 
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:
-    """Return n_r * W / N for `loss`: this rank's samples, over the mean of all ranks' samples. 1 for one rank."""
+    """Return n_r * W / N for `loss`: this rank's samples divided by the mean over ranks. 1 for one rank."""
     mine = loss.new_tensor(float(samples), dtype=acc_dtype(loss.dtype))
     if not dist.is_available() or not dist.is_initialized():
         return torch.ones_like(mine)
@@ -125,7 +125,7 @@ def share_of_batch(samples: int, loss: Tensor) -> Tensor:
 
 
 def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> torch.optim.Optimizer:
-    """Build the optimiser; weight decay acts on tensors of two and more dimensions, not on norms and biases."""
+    """Build the optimiser; weight decay applies to tensors of two or more dimensions, not to norms and biases."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, p in parameters:

@@ -1,4 +1,4 @@
-"""How good a model is on a test set."""
+"""Evaluation of a model on a test set."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Return the logits (N, classes) of `model` in evaluation mode, on its device; its own mode is as before."""
+    """Return the logits (N, classes) of `model` in evaluation mode, on its device; its mode is restored afterwards."""
     was_training = model.training
     parameter = next(model.parameters(), x)
     model.eval()

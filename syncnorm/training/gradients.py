@@ -1,4 +1,4 @@
-"""How large the gradient is at every layer: whether it grows or fades on its way back through the network."""
+"""Gradient norms at every layer, which show whether the gradient grows or vanishes on its way back."""
 
 import copy
 import math
@@ -12,24 +12,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from syncnorm.errors import UserError
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.RMSNorm)
-"""Norms whose weights may have two dimensions; theirs are no matrices."""
+"""Norms whose weights may have two dimensions but are not matrices."""
 
 
 def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """Return ||dL / dz|| for the output z of every layer with a weight, in the order in which they are first called.
+    """Return ||dL / dz|| for the output z of every layer with a weight, in the order of their first calls.
 
     L is the mean cross-entropy of the batch `x` (N, ...) with labels `y` (N,), in nats, in training mode. Layers are
     those whose weight has two or more dimensions (linear, convolutional; not norms), by their names in `model`. The
-    norm is Euclidean, over all entries of z for the whole batch; where a layer is called more than once, over all of
-    its outputs. Values that overflow are inf or nan, as they come.
+    norm is Euclidean, over all entries of z for the whole batch; if a layer is called more than once, over all of its
+    outputs. Values that overflow are returned as inf or nan.
 
-    It is the gradient by outputs, not by weights, since that is what goes from layer to layer: Sari, Belbahri &
-    Partovi Nia (arXiv 1909.09139), as do the initialisations of Glorot and He, ask whether its variance grows from
-    one layer to the one before. The gradient by a weight is this one times the layer's input, and that has a scale
-    of its own. Where a norm follows the layer, z is what enters the norm.
+    It is the gradient with respect to outputs, not weights, since that is what propagates from layer to layer: Sari,
+    Belbahri & Partovi Nia (arXiv 1909.09139), and the initialisations of Glorot and He, consider whether its variance
+    grows from one layer to the previous one. The gradient with respect to a weight is this one times the layer's
+    input, which has its own scale. If a norm follows the layer, z is the norm's input.
 
-    A copy of the model is measured: its parameters, their gradients, its buffers, its modes, what its norms keep
-    from step to step and the random numbers of the process are as before.
+    A copy of the model is measured, so the model's parameters, gradients, buffers, modes, the state of its norms and
+    the process's random state do not change.
 
     Raises:
         UserError: a model that `copy.deepcopy` cannot copy.
@@ -41,11 +41,11 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     def watch(name: str, output: object) -> None:
         squares.setdefault(name, 0.0)
         if isinstance(output, Tensor) and output.requires_grad:
-            # A hook sees the gradient by the output as it is here, even where an activation overwrites it later.
+            # A hook sees the gradient of the output as it is here, even if an activation overwrites it later.
             output.register_hook(lambda gradient: add(name, gradient))  # type: ignore[no-untyped-call]
 
     def add(name: str, gradient: Tensor) -> None:
-        if counting:  # before, a norm may have asked for derivatives of its own
+        if counting:  # before that, a norm may have computed its own derivatives
             squares[name] += gradient.double().square().sum().item()
 
     for name, layer in twin.named_modules():
@@ -53,7 +53,7 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
             layer.register_forward_hook(lambda _, __, output, name=name: watch(name, output))
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
-        # By the input too, so that frozen layers have gradients at their outputs.
+        # The input requires a gradient too, so that frozen layers have gradients at their outputs.
         loss = F.cross_entropy(twin(x.detach().requires_grad_()), y)
         counting = True
         loss.backward()  # type: ignore[no-untyped-call]
@@ -61,13 +61,13 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
 
 
 def gradient_profile(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, list[Any]] | None:
-    """Return `gradient_norms` as a row keeps it: {"layers": names, "values": numbers}.
+    """Return `gradient_norms` in the form that rows store: {"layers": names, "values": numbers}.
 
-    JSON has no inf and no nan: a value that overflowed is None there. A model that cannot be copied has no profile.
+    JSON has no inf or nan, so values that overflowed become None. A model that cannot be copied has no profile.
     """
     try:
         norms = gradient_norms(model, x, y)
-    except UserError:  # a run is not to fail for what only describes it
+    except UserError:  # a missing diagnostic must not fail the run
         return None
     values = [value if math.isfinite(value) else None for value in norms.values()]
     return {"layers": list(norms), "values": values}
@@ -76,7 +76,7 @@ def gradient_profile(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, list[A
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # whatever a module of the user's own holds
+    except Exception as error:  # a user's module may contain anything
         kind = type(model).__name__
         raise UserError(f"gradients are measured on a copy, and {kind} cannot be copied: {error}") from error
 

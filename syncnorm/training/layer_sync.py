@@ -1,4 +1,5 @@
-"""`Trainer(sync_batchnorm=True)` with our layer: on CPU as well, and with the user's own classes back at the end."""
+"""`Trainer(sync_batchnorm=True)` with syncnorm's layer: it also works on CPU, and restores the user's classes at the
+end."""
 
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
 from torch import nn
@@ -11,10 +12,10 @@ from syncnorm.surgery.convert import convert_layers, converted_layers, revert_la
 class SyncNorm(TorchSyncBatchNorm):
     """A Lightning LayerSync plugin: `Trainer(sync_batchnorm=True, plugins=[SyncNorm()])`.
 
-    Replaces every batch norm by `syncnorm.SyncBatchNorm` while the Trainer fits, and restores afterwards the class
-    each layer came from, with what it learnt. Norms that `syncnorm.convert` has put into the model before stay as
-    they are, then and afterwards. (Lightning accepts a plugin beside `sync_batchnorm=True` only where it is a
-    TorchSyncBatchNorm, hence the base class; nothing of it is used.)
+    Replaces every batch norm by `syncnorm.SyncBatchNorm` while the Trainer fits, and afterwards restores each layer's
+    class, with the learnt state. Norms that `syncnorm.convert` has put into the model are never changed. (Lightning
+    accepts a plugin together with `sync_batchnorm=True` only if it is a TorchSyncBatchNorm, hence the base class;
+    nothing of it is used.)
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of one's own, measured wherever accuracy is, in every world."""
+"""Users' own metrics, measured wherever accuracy is, in every world."""
 
 import inspect
 import math
@@ -12,27 +12,27 @@ from syncnorm.errors import UserError, where_raised
 from syncnorm.registry import Registry
 
 Metric = Callable[..., float]
-"""From logits (N, classes) and labels (N,) to a number; it may take the number of the client as `client`."""
+"""Maps logits (N, classes) and labels (N,) to a number; it may have a parameter `client` for the client's number."""
 METRICS: Registry[Metric] = Registry("metric", {})
 
 
 def register_metric(name: str) -> Callable[[Metric], Metric]:
     """Register a metric: a function `(logits, labels) -> float`, which appears in every row under its name.
 
-    It sees logits (N, classes) and labels (N,) of a test set, both on the device of the model, without gradients.
+    It gets logits (N, classes) and labels (N,) of a test set, both on the model's device, without gradients.
 
-    In the clients world it is measured at every client, on the samples of the client's test whose weight is above 0,
-    and the row has the mean over clients; `global_NAME` is that of the global model. A function that has a parameter
-    `client` gets the client's number (None elsewhere), and one that has `weights` gets all samples and their weights
-    (N,), which sum to 1. In the domains world the row has the mean over the domains that `accuracy` is the mean of,
-    and `NAME_DOMAIN` for each.
+    In the clients world it is measured at every client, on the client's test samples with weight above 0, and the row
+    has the mean over clients; `global_NAME` is that of the global model. A function with a parameter `client` gets
+    the client's number (None elsewhere), and one with `weights` gets all samples and their weights (N,), which sum to
+    1. In the domains world the row has the mean over the same domains as `accuracy`, and `NAME_DOMAIN` for each
+    domain.
 
     >>> @register_metric("top2")
     ... def top2(logits, labels):
     ...     return (logits.topk(2).indices == labels[:, None]).any(1).float().mean().item()
 
     Raises:
-        UserError: a name that is taken; at a run's end, a value that is no finite number.
+        UserError: a name that is taken; at a run's end, a value that is not a finite number.
     """
 
     def register(function: Metric) -> Metric:

@@ -20,7 +20,7 @@ class Report(pl.Callback):
         """Start the clock."""
         assert isinstance(module, Classifier)
         self._told = module.epochs_done
-        begin = trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of an epoch that was begun before
+        begin = trainer.fit_loop.epoch_loop.batch_progress.current.ready  # of a partly finished epoch
         self._steps = int(trainer.num_training_batches)
         begin += self._told * self._steps
         self._pace = Pace(self._execution, "epoch", int(trainer.max_epochs or 1), self._steps, begin)
@@ -28,16 +28,16 @@ class Report(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Report after a step, if the last time is long enough ago: only then does the host wait for the device."""
+        """Report after a step if it is due: only then does the host wait for the device."""
         if self._pace.due():
             self._pace.tell(trainer.current_epoch * self._steps + batch_idx + 1, float(outputs["loss"]))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Report what the epoch before gave."""
+        """Report the previous epoch."""
         self._epoch_ended(module)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Report what the last epoch gave."""
+        """Report the last epoch."""
         self._epoch_ended(module)
 
     def _epoch_ended(self, module: pl.LightningModule) -> None:

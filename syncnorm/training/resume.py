@@ -1,8 +1,8 @@
-"""Saving and resuming a training that Lightning's Trainer runs, on one device or on every rank of a launch.
+"""Save and resume training with Lightning's Trainer, on one device or on every rank of a launch.
 
-A checkpoint is taken between two optimiser steps. All ranks take it at the same step, each in a file of its own; it
-counts where every rank can read its file. On CUDA a rank is not told when to save at every step, which would make
-the host wait for the device: the ranks agree about once a second.
+A checkpoint is taken between two optimiser steps. All ranks take it at the same step, each in its own file; it is
+valid only if every rank can read its file. On CUDA, agreeing at every step would make the host wait for the device,
+so the ranks agree on when to save about once a second.
 """
 
 import time
@@ -25,14 +25,14 @@ from syncnorm.training.checkpoints import (
 from syncnorm.training.classifier import Classifier
 
 AGREE_SECONDS = 1.0
-"""About how often the ranks of a launch agree on whether to save."""
+"""Approximate interval in seconds at which ranks agree on whether to save."""
 
 
 class Resume(pl.Callback):
-    """Lets a training go on from the newest checkpoint in `folder`, and saves one every so many seconds.
+    """Resumes training from the newest checkpoint in `folder`, and saves one every `every` seconds.
 
     Args:
-        folder: of the checkpoint.
+        folder: folder of the checkpoint.
         run: the id of the run, or of the training that several runs share.
         every: seconds between two checkpoints; 0 saves after each step.
     """
@@ -44,7 +44,7 @@ class Resume(pl.Callback):
         self._began = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Choose the checkpoint to go on from, and set the Trainer's loops to where it was taken."""
+        """Choose the checkpoint to resume from, and set the Trainer's loops to its step."""
         several = trainer.world_size > 1
         part = f"rank {trainer.global_rank} of {trainer.world_size}" if several else ""
         self._files = Checkpoints(self._folder, self._run, part)
@@ -60,7 +60,7 @@ class Resume(pl.Callback):
             _start_at(trainer, *max(common))
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Put back what the checkpoint holds."""
+        """Restore the state from the checkpoint."""
         if (state := self._state) is None:
             return
         self._state = None
@@ -78,17 +78,17 @@ class Resume(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save after a step, if the last time is long enough ago."""
+        """Save after a step if it is due."""
         done = batch_idx + 1
         last = done == trainer.num_training_batches
         if not last and done % trainer.accumulate_grad_batches:
-            return  # gradients are half summed
+            return  # gradients are partly accumulated
         self._pending |= self._due()
         if self._pending and not last:
             self._save(trainer, module, done)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save what was due at the last step of the epoch before, once that epoch has ended."""
+        """Save a checkpoint that was due at the last step of the previous epoch, now that the epoch has ended."""
         if self._pending:
             self._save(trainer, module, 0)
 
@@ -112,14 +112,14 @@ class Resume(pl.Callback):
 
 
 def _start_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
-    """Let the Trainer begin with step `step` of epoch `epoch`."""
+    """Let the Trainer start at step `step` of epoch `epoch`."""
     batches = _batches(trainer)
     batches.resume_at = (epoch, step)
     loop = trainer.fit_loop
     for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
         progress.ready = progress.started = progress.processed = progress.completed = epoch  # type: ignore[attr-defined]
     inner = loop.epoch_loop
-    inner.restarting = step > 0  # else it would count from 0
+    inner.restarting = step > 0  # otherwise it would count from 0
     for counts, value in (
         (inner.batch_progress.total, epoch * batches.steps + step),
         (inner.batch_progress.current, step),
@@ -128,10 +128,10 @@ def _start_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
 
 
 def _rehearse(trainer: pl.Trainer) -> None:
-    """Take one step backward and forget it, before the state is put back.
+    """Do one backward pass and discard it, before the state is restored.
 
-    After its first step DDP puts the gradients into the order in which they came. Of three and more ranks the sum
-    depends on that order, by rounding, so a run that goes on has to have taken its first step as well.
+    After its first step, DDP orders gradients by their arrival. With three or more ranks, rounding in the sum depends
+    on that order, so a resumed run must have done its first step too.
     """
     batch = next(_batches(trainer).deal(0, 0))
     with trainer.precision_plugin.train_step_context():
@@ -148,7 +148,7 @@ def _batches(trainer: pl.Trainer) -> Batches:
 
 
 class _Clock:
-    """Says when a checkpoint is due, in one process."""
+    """Tells when a checkpoint is due, in one process."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._last = seconds, time.monotonic()
@@ -161,9 +161,9 @@ class _Clock:
 
 
 class _Agreement(_Clock):
-    """Says on all ranks at the same step that a checkpoint is due: rank 0's clock says so for all.
+    """Tells all ranks at the same step that a checkpoint is due, by rank 0's clock.
 
-    With its answer rank 0 says after how many further steps all ask again.
+    Rank 0's answer includes the number of steps until the next query.
     """
 
     def __init__(self, seconds: float, trainer: pl.Trainer) -> None:

@@ -1,8 +1,8 @@
-"""The trained weights of a run on disk, and the model that they give back.
+"""Save the trained weights of a run, and load the model again.
 
-A folder holds `model.safetensors` (parameters and buffers by name), `config.json` (what rebuilds the model, and how
-good it was), and for clients that keep a part of the model to themselves `clients.safetensors`, whose names are
-"CLIENT.NAME OF THE ENTRY".
+A folder contains `model.safetensors` (parameters and buffers by name), `config.json` (the data to rebuild the model,
+and its metrics), and, if clients keep parts of the model, `clients.safetensors` with names of the form "CLIENT.NAME
+OF THE ENTRY".
 """
 
 import json
@@ -28,23 +28,24 @@ EXTRA = "_extra_state"
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained run, read from disk."""
+    """A trained run, loaded from disk."""
 
     model: nn.Module
-    """In evaluation mode, on the CPU, with the statistics that evaluated it; for clients the global model. What they
-    keep to themselves is in it averaged, or pooled if the run says so."""
+    """The model in evaluation mode, on the CPU, with the statistics that evaluated it. For clients it is the global
+    model; entries that clients keep are averaged in it, or pooled if the run says so."""
     accuracy: float
-    """On the test data, as in the run's row: of domains with the run's adaptation, of clients the mean over them."""
+    """Accuracy on the test data, as in the run's row: for domains with the run's adaptation, for clients the mean
+    over them."""
     run: Run
     metrics: dict[str, float]
     evaluated_by: str
-    """Whose statistics the norm layers used for `accuracy`."""
+    """The statistics that norm layers used for `accuracy`."""
     clients: dict[int, dict[str, Tensor]]
-    """What each client keeps of the model, by the name of the entry: put it over the model's to have the client's."""
+    """The entries that each client keeps, by name; they override the model's entries to give the client's model."""
 
 
 def check_saving(execution: Execution | None) -> None:
-    """Raise `UserError` where weights are to be saved and the package for it is not there."""
+    """Raise `UserError` if weights are to be saved but the package for it is missing."""
     if execution and execution.model and find_spec("safetensors") is None:
         raise UserError("saving models needs the package safetensors: pip install 'syncnorm[study]'.")
 
@@ -60,13 +61,13 @@ def save_model(
     layer: tuple[str, dict[str, Any]] | None = None,
     clients: Mapping[int, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Write a trained model, with what rebuilds it: the run, the samples' shape and the number of classes.
+    """Save a trained model, with the data to rebuild it: the run, the samples' shape and the number of classes.
 
-    `layer` is the norm layer's name and options where they are not those of the run's world; `clients` are the
-    entries that clients keep to themselves.
+    `layer` is the norm layer's name and options if they differ from those of the run's world; `clients` are the
+    entries that clients keep.
 
     Raises:
-        UserError: a folder that cannot be written, or a layer's extra state that is no plain data.
+        UserError: a folder that cannot be written, or a layer's extra state that is not plain data.
     """
     from safetensors.torch import save
 
@@ -96,11 +97,11 @@ def save_model(
         own = ((f"{client}.{name}", value) for client, kept in clients.items() for name, value in kept.items())
         entries = {name: _own(value) for name, value in own}
         write_file(folder / CLIENTS, save(entries))
-    write_file(folder / CONFIG, text + "\n")  # last: where it is, the folder is whole
+    write_file(folder / CONFIG, text + "\n")  # written last: its presence shows that the folder is complete
 
 
 def load_run(directory: str | Path, run_id: str) -> LoadedRun:
-    """Return the trained model of a run from a results folder whose study was run with --save-models.
+    """Return the trained model of a run from the results folder of a study that was run with --save-models.
 
     Raises:
         UserError: a run without a saved model.
@@ -116,10 +117,10 @@ def load_run(directory: str | Path, run_id: str) -> LoadedRun:
 
 
 def load_model(folder: str | Path) -> LoadedRun:
-    """Return the trained model that a run left in its `Execution.model` folder.
+    """Return the trained model in a run's `Execution.model` folder.
 
     Raises:
-        UserError: a folder without one, or files that do not fit each other.
+        UserError: a folder without a model, or files that do not match.
     """
     folder = Path(folder)
     if not (folder / CONFIG).exists():
@@ -149,11 +150,11 @@ def load_model(folder: str | Path) -> LoadedRun:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Return a copy that shares its memory with no other, as the format asks."""
+    """Return a copy with its own memory, as the format requires."""
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _first_line(error: Exception) -> str:
-    """Return the first thing that torch finds wrong with weights."""
+    """Return PyTorch's first complaint about the weights."""
     lines = [line.strip() for line in str(error).splitlines()[1:]]
     return (lines[0] if lines else str(error)).rstrip(".")

@@ -1,4 +1,4 @@
-"""Lightning's Trainer, as every world that trains by it starts it."""
+"""Lightning's Trainer, for all worlds that train with it."""
 
 import logging
 import os
@@ -25,13 +25,13 @@ PRECISIONS: dict[str, Any] = {
     "bf16-mixed": "bf16-mixed",
     "16-mixed": "16-mixed",
 }
-"""What the Trainer calls a run's precisions."""
+"""The Trainer's names of a run's precisions."""
 
 
 def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: Execution, **placement: Any) -> None:
-    """Train a run's classifier for its epochs; `placement` are the Trainer's arguments for where.
+    """Train a run's classifier for its epochs; `placement` are the Trainer's arguments for devices.
 
-    A run that was killed goes on from its checkpoint, to the same bits.
+    An interrupted run resumes from its checkpoint bit-identically.
     """
     callbacks: list[pl.Callback] = []
     if execution.checkpoint:
@@ -52,11 +52,11 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
             **placement,
         )
         _fit(trainer, classifier, batches)
-    classifier.model._compiled_call_impl = None  # evaluation is the same with and without
+    classifier.model._compiled_call_impl = None  # evaluation does not need it
 
 
 def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
-    """Train; an interrupt stays one, where Lightning would exit with 1 and ignore every further Ctrl-C."""
+    """Train, and re-raise interrupts: Lightning would exit with 1 and ignore every further Ctrl-C."""
     heard = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(classifier, datamodule=batches)
@@ -69,13 +69,13 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
 
 
 def optimiser_steps(run: Run, batches: Batches) -> int:
-    """Return how many optimiser steps a run takes."""
+    """Return the number of optimiser steps of a run."""
     return ceil(batches.steps / run.optim.accumulate) * run.optim.epochs
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's banners and hints out of a user's terminal."""
+    """Silence Lightning's banners and hints."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,1 +1,1 @@
-"""Who holds what of a data set."""
+"""Partitions of data sets among ranks and clients."""

@@ -1,4 +1,4 @@
-"""From a run's configuration to who holds what: domains loaded, partitioned, noised and cut to size."""
+"""From a run's configuration to a federated data set: load, partition, add noise, and cut to size."""
 
 from math import floor
 from typing import Any
@@ -29,18 +29,18 @@ def make_federated_dataset(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FederatedDataset:
-    """Load the domains and give every client what it holds.
+    """Load the domains and distribute their samples among the clients.
 
-    Client k holds domain k mod D of `world.domains` (or of `data.name` alone); `world.skew` partitions the training
-    samples of a domain among all of its clients, held-out ones included. Several domains are loaded as `load_pool`
-    says, and the limits of `data` hold for each. The skew "natural" makes each value of the natural column a client
-    with a test set of its own; held-out clients are the last of the values. The skew "resampled" lets clients share
-    samples and costs nothing per client.
+    Client k has domain k mod D of `world.domains` (or `data.name` alone); `world.skew` partitions the training
+    samples of a domain among all of its clients, including held-out ones. `load_pool` loads several domains, and the
+    limits of `data` apply to each. With the skew "natural", each value of the natural column is a client with its own
+    test set; held-out clients are the last values. With the skew "resampled", clients may share samples, and nothing
+    is stored per client.
 
-    `world.equal_size` keeps the first samples of each client, in random order, and `world.validation` takes its
-    samples off the end, both in units of the smallest training client (FedBN's protocol, arXiv 2102.07623).
+    `world.equal_size` keeps the first samples of each client, which are in random order, and `world.validation` takes
+    samples from the end, both as fractions of the smallest training client (FedBN's protocol, arXiv 2102.07623).
 
-    Raises `UserError` for whatever of this is unknown, out of range or does not go together.
+    Raises `UserError` for settings that are unknown, out of range or inconsistent.
     """
     check_world(world)
     trained = world.domains or (data.name,)
@@ -56,13 +56,13 @@ def make_federated_dataset(
     x = _with_noise(world, assignment, partition, pool, seed)
     made = FederatedDataset(world, seed, pool, assignment, partition, x, train_size, validation_size)
     if isinstance(partition, DisjointPartition):
-        for client in partition.parts:  # a client without a test sample is better found now than after training
+        for client in partition.parts:  # find a client without a test sample now, not after training
             made.test_weights(client)
     return made
 
 
 def forget() -> None:
-    """Drop the domains that this process keeps for its next run."""
+    """Drop the domains that this process has cached for its next run."""
     load_pool.cache_clear()
 
 
@@ -75,7 +75,7 @@ def _partition(world: Clients, assignment: DomainAssignment, pool: Pool, seed: i
 
 
 def _columns(pool: Pool) -> list[dict[str, Any]]:
-    """Return for each domain what a partition method may ask for beside the labels."""
+    """Return, for each domain, the columns besides the labels that a partition method may use."""
     columns = []
     for number in range(len(pool.names)):
         natural, domain = pool.natural[number], pool.domain[number]
@@ -101,10 +101,11 @@ def _with_noise(world: Clients, assignment: DomainAssignment, partition: Partiti
 
 
 def _sizes(world: Clients, smallest: int) -> tuple[int | None, int]:
-    """Return how many samples training is cut to (None: to none) and how many of the last are validation."""
+    """Return the number of training samples (None: no limit) and the number of validation samples, taken from the
+    end."""
     sizes = {}
     for name, fraction in (("equal_size", world.equal_size), ("validation", world.validation)):
-        # Rounded down, but 0.29 of 100 is 29 and not 28.
+        # Rounded down, but 0.29 of 100 must be 29, not 28.
         sizes[name] = floor(fraction * smallest + 1e-9)
         if fraction > 0 and sizes[name] == 0:
             raise UserError(

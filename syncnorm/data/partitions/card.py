@@ -1,4 +1,4 @@
-"""The partition card: who holds what in a federated run, and how that was drawn."""
+"""The partition card: which client has which samples in a federated run, and how they were drawn."""
 
 from hashlib import sha256
 from typing import Any
@@ -9,17 +9,17 @@ from syncnorm.data.partitions.client_noise import noise_level
 from syncnorm.data.partitions.federated_dataset import FederatedDataset
 
 LISTED = 1000
-"""Clients up to which a card says what each one holds; of more, it sums up the first that many."""
+"""Up to this many clients, a card lists each one; otherwise, it summarises this many of them, the first ones."""
 
 
 def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
-    """Return, as plain data, what another group needs to make the same partition and to see how skewed it is.
+    """Return, as plain data, what is needed to reproduce the partition and to see its skew.
 
-    `draws` says by domain how often the partition was drawn until no client was too small (which conditions its
-    distribution), `options` all options of the method. `clients` has for each client, held-out ones last, its domain,
-    numbers of training and validation samples, training samples of each class and standard deviation of its noise.
-    With more than a thousand clients `summary` stands in its place. `sha256` is of those clients' training and
-    validation indices: per client, as they count in its domain, in order, as little-endian int64.
+    `draws` is the number of draws for each domain until no client was too small (which conditions the distribution),
+    and `options` are all options of the method. `clients` has each client's domain, numbers of training and
+    validation samples, training samples of each class, and standard deviation of the noise; held-out clients are
+    last. With more than a thousand clients, `summary` replaces it. `sha256` is the hash of those clients' training
+    and validation indices: per client, in order, relative to its domain, as little-endian int64.
     """
     world, partition, pool = dataset.world, dataset.partition, dataset.pool
     listed = range(min(dataset.assignment.total, LISTED))

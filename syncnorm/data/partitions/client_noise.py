@@ -1,4 +1,4 @@
-"""Feature skew: every client's images with noise of its own level (NIID-Bench, Li et al., arXiv 2102.02079)."""
+"""Feature skew: every client's images have their own noise level (NIID-Bench, Li et al., arXiv 2102.02079)."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,6 @@
-"""Which samples of its domain a client holds: all partitioned at once, or drawn whenever they are asked for.
+"""The samples of its domain that each client has: partitioned in advance, or drawn on demand.
 
-Sample indices here count within the client's domain, so that they do not change when domains are added.
+Sample indices here are relative to the client's domain, so that they do not change when domains are added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ Indices = NDArray[np.int64]
 
 RESAMPLED = "resampled"
 SAMPLES = 32
-"""How many samples a resampled client draws unless the option `samples` says otherwise."""
+"""Default number of samples that a resampled client draws; the option `samples` overrides it."""
 
 
 @dataclass(frozen=True)
 class DomainAssignment:
-    """Which domain each client holds samples of, without a list of clients.
+    """Each client's domain, without a list of clients.
 
-    Clients 0 .. count-1 train, the next `held_out` ones never do. Client k holds domain k mod `domains`; where there
-    are domains `unseen`, the held-out clients go round those instead (as numbers, like those of training domains).
+    Clients 0 .. count-1 train, the next `held_out` ones never do. Client k has domain k mod `domains`; if there are
+    `unseen` domains, the held-out clients cycle through those instead (as numbers, like those of training domains).
     """
 
     count: int
@@ -55,7 +55,8 @@ class DomainAssignment:
 
 
 class Partition(Protocol):
-    """What clients hold. `draws`: by domain, how often it was drawn; `options`: of the method, with defaults."""
+    """The samples of clients. `draws`: number of draws for each domain; `options`: the method's options, with
+    defaults."""
 
     options: dict[str, Any]
     draws: dict[str, int]
@@ -65,15 +66,15 @@ class Partition(Protocol):
         ...
 
     def smallest(self) -> int:
-        """Return how many samples the smallest of the training clients holds."""
+        """Return the number of samples of the smallest training client."""
         ...
 
 
 class DisjointPartition:
-    """Every sample of a domain lies with one of its clients at most, held-out ones included.
+    """Every sample of a domain belongs to at most one of its clients, including held-out ones.
 
-    A domain's partition depends on the seed, its name, its columns and the number of its clients, and on no other
-    domain.
+    A domain's partition depends on the seed, its name, its columns and its number of clients, but not on other
+    domains.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class DisjointPartition:
     ) -> None:
         """Partition each domain's samples, in the order in which `assignment` numbers the domains.
 
-        `columns` has for each domain the columns that a method may ask for, see `methods.COLUMNS`.
+        `columns` has, for each domain, the columns that a method may use, see `methods.COLUMNS`.
         """
         self.count = assignment.count
         self.draws: dict[str, int] = {}
@@ -106,8 +107,8 @@ class DisjointPartition:
             except UserError as error:
                 raise UserError(f"{where}{error}") from error
             self.options, self.draws[name] = drawn.options, drawn.draws
-            # Some methods go class by class: without a shuffle, the first half of a client's samples is half its
-            # classes.
+            # Some methods go class by class: without a shuffle, the first half of a client's samples would be half of
+            # its classes.
             rng = np.random.default_rng(derive("clients' order", seed, name))
             for client, part in zip(clients, drawn.parts, strict=True):
                 self.parts[client] = rng.permutation(part.numpy())
@@ -117,16 +118,16 @@ class DisjointPartition:
         return self.parts[client]
 
     def smallest(self) -> int:
-        """Return how many samples the smallest of the training clients holds."""
+        """Return the number of samples of the smallest training client."""
         return min(len(self.parts[client]) for client in range(self.count))
 
 
 class SampledPartition:
-    """Each client draws its own samples of its domain; clients may share samples, and nothing is kept per client.
+    """Each client draws its own samples from its domain; clients may share samples, and nothing is stored per client.
 
-    For populations far larger than the data. Client k draws `samples` indices by a seed of its own, without
-    replacement as far as there are samples: uniformly, or with `alpha` by a class mix q ~ Dirichlet(alpha * prior),
-    where `prior` is the share of each class in the domain (as in Hsu, Qi & Brown, arXiv 1909.06335).
+    For populations far larger than the data. Client k draws `samples` indices with its own seed, without replacement
+    while samples last: uniformly, or, with `alpha`, by a class mix q ~ Dirichlet(alpha * prior), where `prior` is the
+    share of each class in the domain (as in Hsu, Qi & Brown, arXiv 1909.06335).
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class SampledPartition:
         return rng.permutation(np.concatenate(drawn))
 
     def smallest(self) -> int:
-        """Return how many samples every client holds."""
+        """Return the number of samples of every client."""
         return int(self.count)
 
 
@@ -168,7 +169,7 @@ def _by_class(labels: Indices) -> list[Indices]:
 
 
 def _draw(rng: np.random.Generator, size: int, wanted: int) -> Indices:
-    """Draw `wanted` of 0 .. size-1: all of them as often as they fit, the rest without replacement."""
+    """Draw `wanted` of 0 .. size-1: all of them as often as possible, the rest without replacement."""
     rounds, rest = divmod(wanted, size)
     drawn = [rng.permutation(size) for _ in range(rounds)]
     return np.concatenate([*drawn, rng.choice(size, rest, replace=False)]).astype(np.int64, copy=False)

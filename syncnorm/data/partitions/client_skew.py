@@ -1,10 +1,10 @@
-"""How federated studies deal one training set to clients, each definition under a name of its own.
+"""The ways in which federated studies partition one training set among clients; each definition has its own name.
 
-Two definitions that share a name in the literature are two names here: Dirichlet by class (each class is cut by its
-own draw, so sizes vary too) and Dirichlet by client (each client draws its mix of classes, sizes are equal) differ
-at the same alpha. Every function takes labels (N,), the number of clients and a random generator, and returns one
-index array a client, every index exactly once. A function whose draw left a client with too few samples raises
-`TooSmall`, and `methods.draw_partition` calls it again.
+Two definitions that share a name in the literature have two names here: Dirichlet by class (each class is split by
+its own draw, so sizes vary too) and Dirichlet by client (each client draws its mix of classes, and sizes are equal)
+differ at the same alpha. Every function takes labels (N,), the number of clients and a random generator, and returns
+one index array per client, with every index exactly once. If a draw leaves a client with too few samples, the
+function raises `TooSmall`, and `methods.draw_partition` calls it again.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ class TooSmall(Exception):
     """A draw left a client with fewer than `min_size` samples; `sizes` are those of all clients, ascending."""
 
     def __init__(self, parts: list[Indices], min_size: int) -> None:
-        """Keep the sizes of `parts`."""
+        """Store the sizes of `parts`."""
         self.sizes = sorted(map(len, parts))
         self.min_size = min_size
         super().__init__(f"a client has {self.sizes[0]} samples, fewer than {min_size}")
@@ -34,9 +34,9 @@ def dirichlet_by_class(
     balance: bool = False,
     min_size: int = 1,
 ) -> list[Indices]:
-    """Cut every class by its own draw q ~ Dirichlet(alpha, ..., alpha) over clients.
+    """Split every class by its own draw q ~ Dirichlet(alpha, ..., alpha) over clients.
 
-    With `balance`, a client that already holds N / K samples gets none of the following classes, as NIID-Bench and
+    With `balance`, a client that already has N / K samples gets none of the following classes, as NIID-Bench and
     PFLlib do (Li et al., arXiv 2102.02079). A draw that leaves a client with fewer than `min_size` samples is
     repeated, which conditions the distribution.
     """
@@ -60,8 +60,8 @@ def dirichlet_by_client(
 ) -> list[Indices]:
     """Let each client draw its mix of classes, q ~ Dirichlet(alpha * prior), at equal sizes (Hsu, Qi & Brown 2019).
 
-    `prior` is the share of each class in the data. Samples are drawn without replacement; a class that has run out
-    drops out of the mixes still to be filled (arXiv 1909.06335).
+    `prior` is the share of each class in the data. Samples are drawn without replacement; an exhausted class drops
+    out of the mixes still to be filled (arXiv 1909.06335).
     """
     check_positive("alpha", alpha)
     values, counts = np.unique(labels, return_counts=True)
@@ -73,7 +73,7 @@ def dirichlet_by_client(
         while len(part) < size:
             left = np.array([len(pool) for pool in pools])
             open_ = np.where(left > 0, mix, 0.0)
-            # A mix whose classes have all run out takes what there is.
+            # A mix whose classes are all exhausted takes any remaining samples.
             chances = open_ / open_.sum() if open_.sum() > 0 else left / left.sum()
             wanted = np.minimum(rng.multinomial(size - len(part), chances), left)
             for pool, count in zip(pools, wanted, strict=True):
@@ -87,8 +87,8 @@ def pathological(
 ) -> list[Indices]:
     """Give each client exactly `classes_per_client` classes (McMahan et al., arXiv 1602.05629, by class).
 
-    Classes are dealt round in random order, and a class is cut equally among its owners. `UserError` where the
-    clients together have no room for every class.
+    Classes are assigned in turn in random order, and a class is split equally among its owners. Raises `UserError` if
+    the clients together cannot hold every class.
     """
     values = rng.permutation(np.unique(labels))
     if not 1 <= classes_per_client <= len(values):
@@ -115,9 +115,9 @@ def pathological(
 
 
 def shards(labels: Indices, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2) -> list[Indices]:
-    """Sort by label, cut into `shards_per_client` * K equal shards, deal them at random (arXiv 1602.05629).
+    """Sort by label, cut into `shards_per_client` * K equal shards, and assign them at random (arXiv 1602.05629).
 
-    A shard may hold two classes, so a client may hold up to twice as many classes as shards.
+    A shard may have two classes, so a client may have up to twice as many classes as shards.
     """
     count = clients * shards_per_client
     if shards_per_client < 1 or count > len(labels):
@@ -136,7 +136,7 @@ def quantity(
 ) -> list[Indices]:
     """Draw the clients' shares of the data from Dirichlet(beta, ..., beta); labels are IID (arXiv 2102.02079).
 
-    Repeated as in `dirichlet_by_class` where a client gets fewer than `min_size` samples.
+    The draw is repeated, as in `dirichlet_by_class`, if a client gets fewer than `min_size` samples.
     """
     check_positive("beta", beta)
     share = rng.dirichlet(np.full(clients, beta))

@@ -1,7 +1,7 @@
-"""Who holds what in the clients world: training, validation and test samples of every client.
+"""The data of the clients world: training, validation and test samples of every client.
 
-A sample is an index into one pool of images, so that what a round trains on is one gather. Every random choice
-draws from a stream of its own: one more domain, noise or a validation set moves no sample between clients.
+A sample is an index into one pool of images, so that a round's batch is one gather. Every random choice has its own
+stream: an additional domain, noise or a validation set moves no sample between clients.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ NATURAL = "natural"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FederatedDataset:
-    """The clients of a run and what they hold, as `make_federated_dataset` builds it.
+    """The clients of a run and their data, as `make_federated_dataset` builds it.
 
-    Clients 0 .. count-1 train; the `held_out` ones after them hold data and never train. `x` (N, ...) and `y`
-    int64 (N,), on the device, pool all domains' training samples, with noise; `train` and `validation` index them.
+    Clients 0 .. count-1 train; the `held_out` ones after them have data but never train. `x` (N, ...) and `y` int64
+    (N,), on the device, contain all domains' training samples, with noise; `train` and `validation` index them.
     """
 
     world: Clients
@@ -35,7 +35,7 @@ class FederatedDataset:
     partition: Partition
     x: Tensor
     train_size: int | None
-    """Samples that training is cut to; None keeps all that are not validation."""
+    """Number of training samples per client; None keeps all that are not in the validation set."""
     validation_size: int
 
     @property
@@ -45,7 +45,7 @@ class FederatedDataset:
 
     @property
     def held_out(self) -> int:
-        """Further clients, which never train."""
+        """Number of additional clients, which never train."""
         return self.assignment.held_out
 
     @property
@@ -65,7 +65,7 @@ class FederatedDataset:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """All domains: those of the training clients, then those that only held-out clients hold."""
+        """All domains: those of the training clients, then those of held-out clients only."""
         return self.pool.names
 
     @property
@@ -74,7 +74,7 @@ class FederatedDataset:
         return self.pool.fingerprint
 
     def summary(self) -> str:
-        """Return one line: the data, and how many clients hold them."""
+        """Return one line: the data and the number of clients."""
         held_out = f" and {self.held_out} held out" if self.held_out else ""
         return f"{self.pool.summary()}; {self.count:,} clients{held_out}, skew {self.world.skew}"
 
@@ -88,7 +88,7 @@ class FederatedDataset:
         return self.pool.test_x[:end], self.pool.test_y[:end]
 
     def domain(self, client: int) -> str:
-        """Return the name of the domain that a client holds."""
+        """Return the name of a client's domain."""
         return self.pool.names[self.assignment.of(client)]
 
     def train(self, client: int) -> Tensor:
@@ -96,13 +96,13 @@ class FederatedDataset:
         return self._pooled(client, self._split(client)[0])
 
     def validation(self, client: int) -> Tensor:
-        """Return the client's validation samples, as `train` does, and none of those; held-out clients have none."""
+        """Return the client's validation samples, disjoint from `train`; held-out clients have none."""
         train, validation = self._split(client)
-        # A resampled client may hold a sample twice.
+        # A resampled client may have a sample twice.
         return self._pooled(client, validation[~np.isin(validation, train)])
 
     def natural(self, client: int) -> str:
-        """Return which value of the natural column the client is; empty under other skews than "natural"."""
+        """Return the client's value of the natural column; empty for skews other than "natural"."""
         column = self.pool.natural[self.assignment.of(client)]
         if self.world.skew != NATURAL or column is None:
             return ""
@@ -112,20 +112,21 @@ class FederatedDataset:
     def test(self, client: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the client's own test set: images (n, C, H, W), labels (n,), weights float64 (n,) that sum to 1.
 
-        A client of the skew "natural" has the test samples of its own value, with uniform weights. Any other has all
-        test samples of its domain, with the client's noise. Each class weighs what it weighs in the client's training
-        samples, so that the weighted accuracy estimates, without bias, the accuracy on the client's own distribution
-        of labels, with less noise than a small split of the client's own. Skews that leave labels alike have uniform
-        weights. A class without test samples weighs nothing, and the others make up for it.
+        With the skew "natural", a client has the test samples of its own value, with uniform weights. Otherwise it
+        has all test samples of its domain, with the client's noise. Each class has the weight that it has in the
+        client's training samples, so that the weighted accuracy is an unbiased estimate of the accuracy on the
+        client's own label distribution, with less variance than a small split of the client's own data. Skews that do
+        not change labels have uniform weights. A class without test samples has weight 0, and the other weights are
+        rescaled.
 
-        Raises `UserError` where the client has no test sample, or none of its classes has.
+        Raises `UserError` if the client, or every one of its classes, has no test sample.
         """
         index = self._test_index(client)
         x, y = noisy_test(self.pool.test_x[index], self.world, client, self.seed), self.pool.test_y[index]
         return x, y, self.test_weights(client)
 
     def test_weights(self, client: int) -> Tensor:
-        """Return the weights of `test` alone, without its samples."""
+        """Return only the weights of `test`."""
         y = self.pool.test_y[self._test_index(client)]
         if self._labels_alike():
             return torch.full((len(y),), 1 / len(y), dtype=torch.float64, device=y.device)
@@ -139,7 +140,7 @@ class FederatedDataset:
         return (share / share.sum() / tested.clamp(min=1))[y]
 
     def histogram(self, client: int) -> Tensor:
-        """Return how many training samples of each class a client has: int64 (classes,)."""
+        """Return the number of a client's training samples of each class: int64 (classes,)."""
         return torch.bincount(self.y[self.train(client).to(self.y.device)], minlength=self.classes).cpu()
 
     def _split(self, client: int) -> tuple[Indices, Indices]:
@@ -152,7 +153,7 @@ class FederatedDataset:
         return torch.from_numpy(samples + self.pool.starts[self.assignment.of(client)])
 
     def _test_index(self, client: int) -> slice | Tensor:
-        """Return where the client's test samples lie in the pool."""
+        """Return the index of the client's test samples in the pool."""
         domain = self.assignment.of(client)
         place, column, value = self.pool.tests(domain), self.pool.natural[domain], self.natural(client)
         if not value or column is None:
@@ -166,6 +167,6 @@ class FederatedDataset:
         return torch.from_numpy(own + place.start).to(self.pool.test_y.device)
 
     def _labels_alike(self) -> bool:
-        """Return whether every client's test samples stand for it as they are."""
+        """Return whether every client's test samples represent it without weights."""
         skew = self.world.skew
         return skew in ("iid", "quantity", NATURAL) or (skew == RESAMPLED and self.world.alpha is None)

@@ -1,8 +1,8 @@
-"""Partitions: which sample of a training set each rank or client holds.
+"""Partition methods: which samples of a training set each rank or client has.
 
-A method is one function in `METHODS`: labels (N,), the number of clients, a random generator and keyword-only
-options in; one index array a client out. `draw_partition` checks names and options, seeds the generator, draws again
-where a client got too few samples, and checks what came out.
+A method is a function in `METHODS`: it takes labels (N,), the number of clients, a random generator and keyword-only
+options, and returns one index array per client. `draw_partition` checks names and options, seeds the generator, draws
+again if a client got too few samples, and checks the result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,17 +33,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def iid(labels: Indices, clients: int, rng: np.random.Generator) -> list[Indices]:
-    """Deal all samples uniformly at random."""
+    """Distribute all samples uniformly at random."""
     return sorted_by_label(labels, clients, rng, percent=0)
 
 
 def sorted_by_label(
     labels: Indices, clients: int, rng: np.random.Generator, *, percent: float = 100
 ) -> list[Indices]:
-    """Sort `percent` % of the samples by label before dealing: the skew of Hsieh et al. (arXiv 1910.00189).
+    """Sort `percent` % of the samples by label before splitting: the skew of Hsieh et al. (arXiv 1910.00189).
 
-    That part is chosen at random, sorted by label (in random order within a label) and cut into contiguous
-    equal pieces, the first for client 0; the rest is dealt uniformly at random. 0 is IID, 100 fully sorted.
+    That part is chosen at random, sorted by label (in random order within a label) and cut into contiguous equal
+    pieces, the first for client 0; the rest is distributed uniformly at random. 0 is IID, 100 fully sorted.
     """
     if not 0 <= percent <= 100:
         raise UserError(f"percent of the sorted partition is {percent}: it must lie between 0 and 100.")
@@ -61,7 +61,7 @@ def natural_clients(
 ) -> list[Indices]:
     """Give each client the samples of one value of the natural column, in the order of the values.
 
-    Fewer clients than values leave the others' samples out; the seed draws which values play.
+    If there are fewer clients than values, the seed draws the values to use, and the other samples are left out.
     """
     values = np.unique(natural)
     if clients > len(values):
@@ -75,7 +75,7 @@ def natural_clients(
 
 @dataclass(frozen=True)
 class Method:
-    """A way to partition; `registered` ones take the seed where ours take a random generator."""
+    """A partition method; `registered` ones take the seed instead of a random generator."""
 
     partition: Callable[..., Any]
     registered: bool = False
@@ -105,13 +105,13 @@ def register_partition(name: str) -> Callable[[Function], Function]:
             order = np.argsort((labels + flip) % 2, kind="stable")
             return np.array_split(order, clients)
 
-    The function gets the labels, an int64 array (N,), the number of clients and a seed below 2**32, and returns one
-    collection of sample indices a client: none empty, no sample twice. Samples may be left out. Its further
-    parameters are the method's options. If it names them it also gets `natural` and `domains`, arrays (N,): whom a
-    sample belongs to and which domain it is from. In the clients world each domain is partitioned by itself.
+    The function gets the labels, an int64 array (N,), the number of clients and a seed below 2**32. It returns one
+    collection of sample indices per client: none is empty, and no sample occurs twice. Samples may be left out. Its
+    other parameters are the method's options. If it has parameters `natural` or `domains`, it gets arrays (N,) with
+    each sample's natural client or domain. In the clients world each domain is partitioned separately.
 
     Raises:
-        UserError: a name that is taken, or no name.
+        UserError: a name that is taken or invalid.
     """
     check_named(name, "syncnorm.register_partition")
 
@@ -126,19 +126,19 @@ def register_partition(name: str) -> Callable[[Function], Function]:
 
 
 DRAWS = 100
-"""How often a partition is drawn before a client with too few samples is an error. At Dirichlet 0.1 over 100 clients
-one draw in four will do; ten draws would fail for one seed in thirteen."""
+"""Maximum number of draws before a client with too few samples is an error. At Dirichlet 0.1 over 100 clients, one
+draw in four succeeds; ten draws would fail for one seed in thirteen."""
 COLUMNS = ("natural", "domains")
-"""Parameters of a method that are no options: they get a value for each sample."""
+"""Parameters of a method that are not options: they get one value per sample."""
 SEEDS = 2**32
-"""Seeds of registered methods lie below: other packages' generators take no larger ones."""
+"""Upper bound of seeds for registered methods: other packages' generators accept no larger ones."""
 
 
 class Drawn(NamedTuple):
-    """A partition and how it came about.
+    """A partition and how it was drawn.
 
-    `parts` is one tensor of sample indices a client, `draws` how many draws it took until every client had
-    `min_size` samples, `options` all options of the method, those left out with their defaults.
+    `parts` is one tensor of sample indices per client, `draws` the number of draws until every client had `min_size`
+    samples, and `options` all options of the method, including defaults.
     """
 
     parts: list[Tensor]
@@ -156,15 +156,15 @@ def partition(
     domains: Any = None,
     **options: Any,
 ) -> list[Tensor]:
-    """Return one tensor of sample indices a client (or rank): every index of `labels` (N,) at most once.
+    """Return one tensor of sample indices per client (or rank): every index of `labels` (N,) at most once.
 
-    `method` is a name in `METHODS`, `options` are the keyword options of that function. Of syncnorm's own methods
-    only "natural" may leave samples out. `natural` and `domains` say for each sample whom it belongs to and which
-    domain it is from, for methods that ask for it. The same arguments give the same partition everywhere.
+    `method` is a name in `METHODS`, and `options` are the keyword options of that function. Of syncnorm's own
+    methods, only "natural" may leave samples out. `natural` and `domains` give each sample's natural client and
+    domain, for methods that use them. The same arguments give the same partition on every machine.
 
     Raises:
         UserError: unknown names, bad options, fewer than one client, fewer samples than clients; a client without a
-            sample; `DRAWS` draws in a row that left a client with too few; a method that returns anything else.
+            sample; `DRAWS` draws in a row with too few samples for a client; an invalid return value of a method.
     """
     return draw_partition(labels, method, clients, seed, options, {"natural": natural, "domains": domains}).parts
 
@@ -178,15 +178,15 @@ def draw_partition(
     columns: Mapping[str, Any],
     numbers: Sequence[int] | None = None,
 ) -> Drawn:
-    """Return what `partition` returns, with the number of draws and all options: for a record of what was done.
+    """Return the result of `partition`, with the number of draws and all options, for a record.
 
-    `numbers` are what sentences call the clients, where they are not 0, 1, ...
+    `numbers` are the clients' numbers in messages, if they are not 0, 1, ...
     """
     defaults = default_options(method)
     _check_options(method, options, defaults)
     if isinstance(clients, bool) or not isinstance(clients, Integral) or clients < 1:
         raise UserError(f"the number of clients is {clients!r}: it must be a whole number from 1.")
-    labels = torch.as_tensor(labels)  # a list or an array does as well
+    labels = torch.as_tensor(labels)  # accepts lists and arrays too
     if clients > len(labels):
         raise UserError(
             f"{len(labels)} training samples cannot be dealt to {clients} clients or ranks: use at most "
@@ -211,7 +211,7 @@ def draw_partition(
 def default_options(method: str) -> dict[str, Any]:
     """Return the options of a partition method with their defaults; an unknown name raises `UserError`.
 
-    An option without a default has `Parameter.empty`.
+    An option without a default has the value `Parameter.empty`.
     """
     return {name: parameter.default for name, parameter in _parameters(method).items() if _is_option(parameter)}
 
@@ -245,7 +245,7 @@ def _check_options(method: str, options: Mapping[str, Any], defaults: Mapping[st
 
 
 def _columns(method: str, columns: Mapping[str, Any], count: int) -> dict[str, NDArray[Any]]:
-    """Return the columns that a method asks for: one that it needs and that is not there raises `UserError`."""
+    """Return the columns that a method uses; a missing required column raises `UserError`."""
     asked = {}
     for name, parameter in _parameters(method).items():
         if name not in COLUMNS:
@@ -267,10 +267,10 @@ def _columns(method: str, columns: Mapping[str, Any], count: int) -> dict[str, N
 
 
 def checked_parts(found: Any, method: str, numbers: Sequence[int], count: int) -> list[Indices]:
-    """Return what a method gave as one int64 array for each of the clients `numbers`.
+    """Return a method's result as one int64 array for each of the clients `numbers`.
 
-    Raises `UserError`, which names the method and the client, unless there is one collection of indices a client,
-    each index is one of `count` samples, nobody is empty and no sample is anybody's twice.
+    Raises `UserError`, which names the method and the client, unless there is one collection of indices per client,
+    each index is one of `count` samples, no client is empty, and no sample occurs twice.
     """
     if not isinstance(found, list | tuple) or len(found) != len(numbers):
         got = f"{len(found)} parts" if isinstance(found, list | tuple) else f"{type(found).__name__}"
@@ -317,8 +317,8 @@ def _indices(part: Any, what: str) -> Indices:
 
 
 def _check_kind(option: str, value: Any, kind: Any) -> None:
-    """Raise `UserError` for an option's value that is of another kind than its annotation; True is no number."""
-    if kind not in (bool, int, float):  # a registered method may say anything, or nothing
+    """Raise `UserError` if an option's value does not match its annotation; True is not a number."""
+    if kind not in (bool, int, float):  # a registered method may have any annotation, or none
         return
     fitting: Any = {int: Integral, float: Real}.get(kind, kind)
     if not isinstance(value, fitting) or isinstance(value, bool) != (kind is bool):
@@ -340,5 +340,5 @@ def _too_small(method: str, options: dict[str, Any], last: TooSmall) -> UserErro
 
 
 def label_histogram(labels: Tensor, parts: Sequence[Tensor], classes: int) -> Tensor:
-    """Return how many samples of each class each client holds: int64 (clients, classes)."""
+    """Return each client's number of samples of each class: int64 (clients, classes)."""
     return torch.stack([torch.bincount(labels[part], minlength=classes) for part in parts])

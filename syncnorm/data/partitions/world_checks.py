@@ -1,4 +1,4 @@
-"""Mistakes in a configuration of clients, found before anything is loaded."""
+"""Checks of a configuration of clients, before any data is loaded."""
 
 from math import isfinite
 
@@ -9,7 +9,7 @@ from syncnorm.errors import UserError, unknown
 
 
 def check_world(world: Clients) -> None:
-    """Raise `UserError` for what is unknown or out of range, and for what does not go together."""
+    """Raise `UserError` for settings that are unknown, out of range or inconsistent."""
     for name, value, holds, rule in (
         ("count", world.count, world.count >= 1, "at least 1"),
         ("held_out", world.held_out, world.held_out >= 0, "0 or more"),

@@ -1,1 +1,1 @@
-"""Where samples come from: embedded, generated, files on this machine, the Hugging Face hub."""
+"""Sources of samples: embedded, generated, local files, the Hugging Face hub."""

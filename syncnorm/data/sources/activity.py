@@ -1,7 +1,7 @@
 """Generated wearable activity recognition: one person's accelerometer and gyroscope in six activities.
 
-The set is generated. It has the structure of such recordings and says nothing about any population: no number that
-is measured on it is a number about people.
+The data are synthetic. They have the structure of such recordings but describe no population: results on them say
+nothing about people.
 
 A window is 64 samples at 25 Hz (2.56 s) of 6 channels: acceleration along the sensor's x, y, z in g, angular velocity
 about them in rad/s. In the body's frame (forward, left, up) an activity is a direction of gravity and a sum of
@@ -9,18 +9,18 @@ harmonics of the stride frequency; a person's sensor sees it as
 
     x = gain * (R (gravity + sum_h style_h amplitude_h cos(2 pi h f t + phase_h)) + noise) + offset
 
-What activities differ in: lean (where gravity points), stride frequency, amplitudes of the harmonics by axis. Stairs
-are close to walking, standing to sitting.
+Differences between activities: lean (the direction of gravity), stride frequency, amplitudes of the harmonics by
+axis. Stairs are close to walking, and standing to sitting.
 
-What persons differ in, and what normalising a person's channels by their own mean and deviation does about it:
+Differences between persons, and the effect of normalising a person's channels by their own mean and deviation:
 
-- gain and offset of each channel (attachment, calibration): affine per channel, so that it takes them out exactly;
-- placement, a rotation R of the sensor that accelerometer and gyroscope share: mixes channels, so that it cannot. It
-  does take out how R moves a person's mean gravity;
+- gain and offset of each channel (attachment, calibration): affine per channel, so normalising removes them exactly;
+- placement, a rotation R of the sensor that accelerometer and gyroscope share: it mixes channels, so normalising
+  cannot remove it, except for the effect of R on a person's mean gravity;
 - tempo (stride frequency), style (a factor for each axis and harmonic, their phases), posture, noise: not affine, so
-  that it cannot.
+  normalising cannot remove them.
 
-What windows of a person and activity differ in: phase, tempo and vigour of the moment, sway, noise.
+Differences between windows of a person and activity: current phase, tempo and vigour, sway, noise.
 """
 
 from dataclasses import dataclass
@@ -34,19 +34,19 @@ Array = NDArray[np.float64]
 
 NAMES = ("walking", "upstairs", "downstairs", "sitting", "standing", "lying")
 LENGTH, RATE = 64, 25.0
-"""Samples in a window, and in a second."""
+"""Samples per window, and per second."""
 HARMONICS = np.array([1.0, 2.0, 4.0])
-"""Of the stride frequency. The left-right symmetry of a stride makes the second strong upwards and forward."""
+"""Multiples of the stride frequency. The left-right symmetry of a stride makes the second strong, up and forward."""
 
 
 @dataclass(frozen=True)
 class Activity:
-    """What an activity is in the body's frame."""
+    """An activity in the body's frame."""
 
     lean: tuple[float, float]
     """Degrees that the trunk is turned backwards and to its left: (0, 0) is upright."""
     stride: float
-    """Strides (two steps) a second."""
+    """Strides (two steps) per second."""
     shake: tuple[tuple[float, float, float], ...]
     """Amplitude in g by axis (forward, left, up) and harmonic."""
     turn: tuple[tuple[float, float, float], ...]
@@ -84,7 +84,7 @@ ACTIVITIES = (
 
 @dataclass(frozen=True)
 class Person:
-    """What one person's recordings have in common."""
+    """The traits common to one person's recordings."""
 
     number: int
     gain: Array
@@ -106,7 +106,7 @@ class Person:
 
 
 def person(number: int) -> Person:
-    """Draw person `number`, each trait from a stream of its own."""
+    """Draw person `number`; each trait has its own random stream."""
 
     def stream(trait: str) -> np.random.Generator:
         return np.random.default_rng(derive(f"activity {trait}", 0, number))
@@ -127,7 +127,7 @@ def person(number: int) -> Person:
 
 
 def window(one: Person, label: int, index: int) -> Array:
-    """Return window `index` of a person, in which it does activity `label`: (6, 64), in g and rad/s."""
+    """Return window `index` of a person during activity `label`: (6, 64), in g and rad/s."""
     rng = np.random.default_rng(derive("activity window", 0, one.number, index))
     activity = ACTIVITIES[label]
     stride = activity.stride * one.tempo * np.exp(rng.normal(0, 0.05))

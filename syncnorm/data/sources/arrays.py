@@ -1,16 +1,17 @@
-"""What the function of a registered data set may return: arrays, torch data sets, or a `Dataset`.
+"""The possible return values of a registered data set's function: arrays, PyTorch data sets, or a `Dataset`.
 
-The forms, for training and test or for one whole that is split (a fifth, stratified, by seed 0):
+The forms, for training and test separately or for a whole that is split (a stratified fifth, by seed 0):
 
     (x, y)                                     the whole, as arrays or tensors
     torch Dataset of (sample, label)           the whole
-    (train, test), {"train": ..., "test": ...} each a form above
+    (train, test), {"train": ..., "test": ...} each one of the forms above
     {"x": x, "y": y, ...}                      a form above with columns; also for "train" and "test"
-    syncnorm.data.Dataset                      normalised already
+    syncnorm.data.Dataset                      already normalised
 
-A dict may have `natural` and `domain` (a column each, one value a sample) and, at the top, `class_names` and `note`.
-Samples are images (C, H, W), or (H, W) of bytes, signals (C, L) or feature vectors (F,). Bytes and 16-bit numbers are
-pixels, of which the largest is white; other numbers are taken as they are. Channels that come last are moved.
+A dict may have the columns `natural` and `domain`, with one value per sample, and, at the top level, `class_names`
+and `note`. Samples are images (C, H, W), or (H, W) of bytes, signals (C, L) or feature vectors (F,). Bytes and 16-bit
+numbers are pixels, with the type's largest value as white; other numbers are used unchanged. Channels in the last
+dimension are moved to the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,14 +38,14 @@ FORMS = (
 )
 LAST = "channels moved from last to first"
 CHANNELS = (1, 3, 4)
-"""How many channels an image has that has them last."""
+"""Possible numbers of channels of an image with channels last."""
 
 
 def from_registered(returned: Any, name: str) -> Pixels | Signals:
-    """Return what the function that was registered as `name` returned, checked; see above for what that may be.
+    """Check and return the result of the function registered as `name`; see above for the possible forms.
 
-    Raises `UserError` for another form, for samples that are missing, not finite, of different sizes or of a shape
-    that is no sample's, and for labels that cannot be classes.
+    Raises `UserError` for any other form, for samples that are missing, not finite, of different sizes or of an
+    unsupported shape, and for labels that cannot be classes.
     """
     what = f"data set '{name}'"
     if isinstance(returned, Dataset):
@@ -106,7 +107,7 @@ def _parts(returned: Any, what: str) -> dict[str, Any]:
 
 
 def _is_part(part: Any) -> bool:
-    """Return whether a member of a pair is a split by itself, and not an array."""
+    """Return whether a member of a pair is a split, not an array."""
     pair = isinstance(part, tuple | list) and len(part) == 2 and all(_is_array(one) for one in part)
     return pair or isinstance(part, Mapping | TorchDataset)
 
@@ -157,7 +158,7 @@ def _read_torch(data: Any, where: str, changes: list[str]) -> Split:
 
 
 def _stacked(samples: Sequence[Any], where: str) -> Values:
-    """Return samples that come one by one, as images, tensors or arrays, in one array."""
+    """Return separate samples (images, tensors or arrays) as one array."""
     if hasattr(samples[0], "convert") and hasattr(samples[0], "mode"):  # a PIL image
         pictures = [pixels_of(one, f"{where}: image {row}") for row, one in enumerate(samples)]
         return stack({"whole": pictures}, where, "resize them in the data set's own transform")["whole"]
@@ -200,7 +201,7 @@ def _samples(x: Values, where: str, changes: list[str]) -> NDArray[Any]:
         changes.append(LAST)
     if pixels and x.ndim == 4:
         return np.ascontiguousarray(x.astype(x.dtype.newbyteorder("=")))
-    # Features may be large numbers that differ little: they are normalised in float64.
+    # Features may be large numbers with small differences: they are normalised in float64.
     return np.ascontiguousarray(x, dtype=np.float64 if x.ndim == 2 else np.float32)
 
 

@@ -1,6 +1,6 @@
-"""Samples and labels of any kind in, checked, with classes counted from 0 and a test split, out.
+"""Check samples and labels of any kind, number classes from 0, and make a test split.
 
-Every source but the generated ones goes through here, so that each mistake in labels gets the same sentence.
+All sources except generated ones use this, so that each mistake in labels gives the same message.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +14,12 @@ from syncnorm.errors import UserError
 
 Values = NDArray[Any]
 PER_CLASS = 2
-"""Samples a class has on average, at least: labels with fewer are numbers of rows or measured values."""
+"""Minimum mean number of samples per class: labels with fewer are row numbers or measured values."""
 CHANGE_OF_LABELS = "labels that are whole numbers written as fractions are taken as classes"
 
 
 class Split(NamedTuple):
-    """Samples (N, ...), labels (numbers or words), and columns that say where a sample comes from, by sample."""
+    """Samples (N, ...), labels (numbers or words), and columns with each sample's origin."""
 
     x: Values
     y: Values
@@ -36,9 +36,9 @@ def assemble(
 ) -> Pixels | Signals:
     """Return the splits "train" and "test", or split the one called "whole": a fifth is test, drawn by seed 0.
 
-    The fifth is stratified by class, and by `natural` where that is given. `what` names the data in errors. Where
-    there are no `class_names` the classes are the values found, in order. Bytes and 16-bit numbers of shape
-    (N, C, H, W) become `Pixels`, anything else `Signals`.
+    The fifth is stratified by class, and by `natural` if given. `what` names the data in errors. Without
+    `class_names`, the classes are the sorted label values. Bytes and 16-bit numbers of shape (N, C, H, W) become
+    `Pixels`, anything else `Signals`.
 
     Raises `UserError` for splits that are empty or differ in shape, and for labels that cannot be classes.
     """
@@ -81,7 +81,7 @@ def assemble(
 def class_indices(
     labels: Mapping[str, Values], what: str, class_names: Sequence[str] | None = None
 ) -> tuple[dict[str, Labels], tuple[str, ...]]:
-    """Return labels as 0 .. classes-1, and the class names: the values found, in order, where nothing names them.
+    """Return labels as 0 .. classes-1, and the class names; without given names, these are the sorted label values.
 
     Raises `UserError` for labels that are missing, not whole or negative, for one class alone, and for about as many
     different labels as samples.
@@ -114,7 +114,7 @@ def class_indices(
 
 
 def where(what: str, split: str) -> str:
-    """Return how a sentence calls a split of the data."""
+    """Return the words for a split of the data in messages."""
     return what if split == "whole" else f"{what}, split {split}"
 
 
@@ -160,7 +160,7 @@ def _check_whole(values: Values, where: str) -> None:
 
 
 def _named(values: Values, class_names: tuple[str, ...], what: str) -> Labels:
-    """Return the places in `class_names` of labels, which are such places or such names."""
+    """Return labels as positions in `class_names`; they are such positions or names."""
     if values.dtype.kind == "i":
         if values.max() >= len(class_names):
             raise UserError(
@@ -181,7 +181,7 @@ def _name(value: Any, class_names: Sequence[str] | None) -> str:
 
 
 def _groups(columns: Mapping[str, Values | None], what: str, called: str) -> Groups | None:
-    """Return a column of all splits; of the split "whole" it is all in `train`."""
+    """Return a column of all splits; for the split "whole", all of it is in `train`."""
     given = {name: np.asarray(values) for name, values in columns.items() if values is not None}
     if not given:
         return None
@@ -205,9 +205,9 @@ def _groups(columns: Mapping[str, Values | None], what: str, called: str) -> Gro
 
 
 def _places(values: Values) -> Values:
-    """Return the values of a column as int64, in whose order 2 comes before 10, or as text."""
+    """Return the values of a column as int64, so that 2 sorts before 10, or as text."""
     values = np.array(values.tolist())
-    if values.dtype.kind == "f" and (values == np.floor(values)).all():  # a table may make 3.0 of 3
+    if values.dtype.kind == "f" and (values == np.floor(values)).all():  # a table may turn 3 into 3.0
         return values.astype(np.int64)
     return values.astype(np.int64) if values.dtype.kind in "biu" else values.astype(str)
 

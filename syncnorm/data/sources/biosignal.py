@@ -1,7 +1,7 @@
 """Generated physiological signals: one person's pulse, breath, skin conductance and skin temperature in three states.
 
-The set is generated. It has the structure of such recordings and says nothing about any population: no number that
-is measured on it is a number about people.
+The data are synthetic. They have the structure of such recordings but describe no population: results on them say
+nothing about people.
 
 A window is 128 samples at 8 Hz (16 s) of 4 channels: pulse wave (arbitrary units), breathing (arbitrary units), skin
 conductance (microsiemens), skin temperature (degrees Celsius). A person's sensors record
@@ -13,17 +13,17 @@ conductance (microsiemens), skin temperature (degrees Celsius). A person's senso
     conductance:  level + drift t + responses, each with a rise of about 1 s and a decay of some seconds
     temperature:  warmth + drift t
 
-What states (rest, load, stress) differ in: heart and breathing rates rise, the pulse gets smaller, breathing flatter,
-conductance higher with more responses, the skin cooler.
+Differences between states (rest, load, stress): heart and breathing rates rise, the pulse gets smaller, breathing
+shallower, conductance higher with more responses, and the skin cooler.
 
-What persons differ in, and what normalising a person's channels by their own mean and deviation does about it:
+Differences between persons, and the effect of normalising a person's channels by their own mean and deviation:
 
-- gain and offset of each channel (contact, calibration): affine per channel, so that it takes them out exactly;
-- heart and breathing rate at rest, shape of the pulse wave, how strongly each of the state's signs shows in them
-  (some hardly sweat), how long a response lasts, noise: not affine, so that it cannot.
+- gain and offset of each channel (contact, calibration): affine per channel, so normalising removes them exactly;
+- heart and breathing rate at rest, shape of the pulse wave, strength of each sign of the state (some hardly sweat),
+  duration of a response, noise: not affine, so normalising cannot remove them.
 
-What windows of a person and state differ in: phases, rates and depths of the moment, times and sizes of the
-responses, slow drifts, noise.
+Differences between windows of a person and state: current phases, rates and depths, times and sizes of responses,
+slow drifts, noise.
 """
 
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ Array = NDArray[np.float64]
 
 NAMES = ("rest", "load", "stress")
 LENGTH, RATE = 128, 8.0
-"""Samples in a window, and in a second."""
+"""Samples per window, and per second."""
 SIGNS = ("heart", "pulse", "breath", "depth", "level", "responses", "warmth")
-"""What a state changes: heart rate, size of the pulse wave, breathing rate and depth, level of conductance and number
-of its responses, temperature."""
+"""Quantities that depend on the state: heart rate, size of the pulse wave, breathing rate and depth, level of
+conductance and number of its responses, temperature."""
 BASELINE = np.array([0.0, 0.0, 3.0, 33.0])
-"""By channel, of the average person at rest."""
+"""Values by channel for the average person at rest."""
 STATES = np.array(
     [
         [0.00, 0.00, 0.00, 0.00, 0.0, 0.0, 0.0],
@@ -55,7 +55,7 @@ STATES = np.array(
 
 @dataclass(frozen=True)
 class Person:
-    """What one person's recordings have in common."""
+    """The traits common to one person's recordings."""
 
     number: int
     gain: Array
@@ -63,13 +63,13 @@ class Person:
     offset: Array
     """(4,), in the channels' units."""
     heart: float
-    """Beats a second at rest."""
+    """Beats per second at rest."""
     breath: float
-    """Breaths a second at rest."""
+    """Breaths per second at rest."""
     shape: tuple[float, float]
     """Size and lag (radians) of the pulse's second harmonic."""
     response: Array
-    """(signs,): factor on what a state changes; some are near zero."""
+    """(signs,): factor on each effect of a state; some are near zero."""
     decay: float
     """Seconds in which a response of the conductance falls to 1/e."""
     noise: float
@@ -77,7 +77,7 @@ class Person:
 
 
 def person(number: int) -> Person:
-    """Draw person `number`, each trait from a stream of its own."""
+    """Draw person `number`; each trait has its own random stream."""
 
     def stream(trait: str) -> np.random.Generator:
         return np.random.default_rng(derive(f"biosignal {trait}", 0, number))
@@ -96,7 +96,7 @@ def person(number: int) -> Person:
 
 
 def window(one: Person, label: int, index: int) -> Array:
-    """Return window `index` of a person, which is in state `label`: (4, 128), in the channels' units."""
+    """Return window `index` of a person in state `label`: (4, 128), in the channels' units."""
     rng = np.random.default_rng(derive("biosignal window", 0, one.number, index))
     time = np.arange(LENGTH) / RATE
     now = dict(

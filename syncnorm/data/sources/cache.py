@@ -1,4 +1,4 @@
-"""Prepared samples on disk: built once, read by every process that wants the same data."""
+"""Prepared samples on disk: built once, and read by every process that needs the same data."""
 
 import os
 import zipfile
@@ -12,7 +12,7 @@ import numpy as np
 from syncnorm.data.raw import Groups, Pixels, Signals
 
 VERSION = 2
-"""Part of every file's name. Raise it when the same name and options are to give other samples."""
+"""Part of every file's name. Increase it when the same name and options give other samples."""
 KINDS = {kind.__name__: kind for kind in (Pixels, Signals)}
 COLUMNS = ("natural", "domain")
 LISTS = ("class_names", "changes")
@@ -31,10 +31,10 @@ def folder() -> Path:
 
 
 def cached(key: str, build: Callable[[], Samples]) -> Samples:
-    """Return the samples kept under `key`, or build and keep them.
+    """Return the samples stored under `key`, or build and store them.
 
-    Processes that ask for the same key at once build it once: the others wait. A torn or unreadable file is
-    built again. Where nothing can be written the samples are built and not kept.
+    If several processes need the same key at once, one builds it and the others wait. A damaged file is built again.
+    If nothing can be written, the samples are built but not stored.
     """
     path = folder() / f"{key}-v{VERSION}.npz"
     found: Samples | None = _read(path)
@@ -88,7 +88,7 @@ def _write(path: Path, samples: Pixels | Signals) -> None:
 
 
 def _lock(path: Path) -> AbstractContextManager[Any]:
-    """Return a lock that other processes respect, or none where the folder cannot hold one."""
+    """Return a lock that other processes respect, or a dummy if the folder does not support locks."""
     from filelock import FileLock
 
     try:

@@ -1,4 +1,4 @@
-"""Encoded images in, pixels of one shape out."""
+"""Decode images to pixels of one shape."""
 
 from collections.abc import Iterable, Mapping
 from io import BytesIO
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Picture = NDArray[Any]
-"""Decoded: uint8 or uint16 (H, W) if it is grey, uint8 (H, W, 3) if not."""
+"""A decoded image: uint8 or uint16 (H, W) if grey, otherwise uint8 (H, W, 3)."""
 GREY_MODES = {"1", "L"}
 WIDE_MODES = ("I", "F")
-"""First letters of the modes with more than 8 bits a pixel, all grey."""
+"""First letters of the modes with more than 8 bits per pixel, all grey."""
 BYTE, WORD = 255, 65535
 SIXTEEN = "16-bit grey kept"
 CUT = "16-bit colour cut to 8 bits, which is all that Pillow reads"
 
 
 class Raw(NamedTuple):
-    """One split as it was found: encoded images or their files, labels (numbers or words), class names if known.
+    """One split before decoding: encoded images or their files, labels (numbers or words), class names if known.
 
-    `natural` says who each image belongs to.
+    `natural` is each image's natural client.
     """
 
     images: Iterable[bytes | Path]
@@ -40,11 +40,11 @@ class Raw(NamedTuple):
 def to_pixels(
     splits: Mapping[str, Raw], size: int | None, what: str, note: str, changes: Iterable[str] = ()
 ) -> Pixels:
-    """Decode the splits "train" and "test", or the one called "whole"; see `assemble` for what is made of them.
+    """Decode the splits "train" and "test", or the one called "whole"; `assemble` then combines them.
 
-    Grey images give one channel, colour images three; where both occur all become RGB. Where an image has 16 bits a
-    pixel all images get them. `size` stretches every image to (size, size); without it all must have one shape.
-    `what` names the data in errors.
+    Grey images give one channel, colour images three; if both occur, all become RGB. If one image has 16 bits per
+    pixel, all images get 16 bits. `size` stretches every image to (size, size); without it all must have the same
+    shape. `what` names the data in errors.
     """
     changed = list(changes)
     images = {name: _decode(raw.images, size, where(what, name), changed) for name, raw in splits.items()}
@@ -120,9 +120,10 @@ def _is_deep_colour(picture: "Image") -> bool:
 
 
 def stack(images: Mapping[str, list[Picture]], what: str, mend: str) -> dict[str, Picture]:
-    """Return (N, C, H, W) a split: C = 1 if all images of all splits are grey, else 3; uint16 if any image is that.
+    """Return (N, C, H, W) per split: C = 1 if all images of all splits are grey, else 3; uint16 if any image is
+    uint16.
 
-    Raises `UserError`, which ends with `mend`, for images of different sizes.
+    Raises `UserError` for images of different sizes; its message ends with `mend`.
     """
     everything = [image for split in images.values() for image in split]
     for name, split in images.items():

@@ -1,7 +1,7 @@
-"""The embedded data: scikit-learn's UCI digits, and domains of the same task that are made from them.
+"""The embedded data: scikit-learn's UCI digits, and domains of the same task that are derived from them.
 
-Every domain but the fonts shows the same 1797 samples with the same fixed split (1437 training, 360 test), so
-that no test image of one domain is a training image of another. All have the shape (3, size, size).
+Every domain except the fonts has the same 1797 samples with the same fixed split (1437 training, 360 test), so that
+no test image of one domain is a training image of another. All have the shape (3, size, size).
 """
 
 from collections.abc import Callable
@@ -15,18 +15,20 @@ from syncnorm.data.sources.fonts import font_files, render_digit
 from syncnorm.seeds import derive
 
 SIZE = 16
-"""Side of the images in pixels unless the user asks for another one."""
+"""Default side of the images in pixels."""
 MIN_SIZE, MAX_SIZE = 8, 96
-"""Of the side: digits have 8 pixels, photo crops are up to four times the side and lie in the photographs."""
+"""Limits of the side: digits have 8 pixels; photo crops are up to four times the side and must fit into the
+photographs."""
 CROPS = 3
-"""Photo crops a digit, in training and test (4311 and 1080 images): one is too little for a small network."""
+"""Photo crops per digit, in training and test (4311 and 1080 images): one is not enough for a small network."""
 
 NAMES = tuple("0123456789")
 UCI = "UCI digits (Alpaydin & Kaynak 1998) of scikit-learn"
 
 Image = NDArray[np.float64]
 Draw = Callable[[Image, int, np.random.Generator], Image]
-"""Makes a domain's image, float (3, size, size), from a digit (size, size) in [0, 1]; is clipped to that."""
+"""Makes a domain's image, float (3, size, size), from a digit (size, size) in [0, 1]; the image is clipped to [0,
+1]."""
 Build = Callable[[int], Pixels]
 """Makes a domain's pixels for a given side."""
 
@@ -40,7 +42,7 @@ def _inverted(digit: Image, size: int, rng: np.random.Generator) -> Image:
 
 
 def _rotated(digit: Image, size: int, rng: np.random.Generator) -> Image:
-    """Turn counter-clockwise by 30 to 60 degrees: far from upright, and a 6 is still no 9."""
+    """Rotate counter-clockwise by 30 to 60 degrees: far from upright, but a 6 does not become a 9."""
     from PIL import Image as pil
 
     picture = pil.fromarray(digit.astype(np.float32))
@@ -66,7 +68,7 @@ def _photo(digit: Image, size: int, rng: np.random.Generator) -> Image:
 def _of_uci(draw: Draw, purpose: str, note: str, copies: int = 1) -> Build:
     """Return the function that builds a domain by drawing every UCI digit `copies` times.
 
-    Each sample has a random stream of its own, so that no sample depends on the others.
+    Each sample has its own random stream, so that no sample depends on the others.
     """
 
     def build(size: int) -> Pixels:
@@ -89,7 +91,7 @@ def _of_uci(draw: Draw, purpose: str, note: str, copies: int = 1) -> Build:
 
 
 def _build_fonts(size: int) -> Pixels:
-    """Render 1800 digits, 180 a class; which of them are test samples is drawn as for the UCI digits."""
+    """Render 1800 digits, 180 per class; the test samples are drawn as for the UCI digits."""
     note = "digits rendered from matplotlib's fonts, moved, scaled and tilted at random"
     fonts = font_files()
     labels = np.arange(1800, dtype=np.int64) % 10
@@ -154,4 +156,4 @@ SUMMARIES = {
     "digits-inverted": "UCI digits, dark on light",
     "digits-noisy": "UCI digits at half the contrast, with noise",
 }
-"""What each of `DOMAINS` shows, in a line."""
+"""One-line descriptions of `DOMAINS`."""

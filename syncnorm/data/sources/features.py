@@ -1,4 +1,4 @@
-"""Tables of features: every numeric column but the label is a feature of the sample in that row."""
+"""Tables of features: every numeric column except the label is a feature of the row's sample."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,15 @@ from syncnorm.data.sources.tables import Columns, labels_of
 from syncnorm.errors import UserError
 
 INDEX_NAMES = ("", "id", "index", "row", "unnamed: 0", "__index_level_0__")
-"""What a column that numbers the rows is called, in lower case."""
+"""Names of columns with row numbers, in lower case."""
 LISTED = 8
 
 
 def to_features(tables: Mapping[str, Any], columns: Columns, what: str, note: str) -> Pixels | Signals:
     """Return tables by split ("train" and "test", or "whole") as feature vectors (N, F), float64.
 
-    Columns of text, dates and the like are left out, and so is one that numbers the rows; `changes` says so. The
-    columns of the first split are those of all.
+    Columns of text, dates and the like, and of row numbers, are left out; `changes` says so. All splits use the
+    columns of the first one.
 
     Raises `UserError` for a table without a numeric column, for missing values, and for splits that differ.
     """
@@ -42,7 +42,7 @@ def to_features(tables: Mapping[str, Any], columns: Columns, what: str, note: st
 
 
 def _feature_names(table: Any, columns: Columns, where: str, changes: list[str]) -> list[str]:
-    taken = (columns.label, columns.natural or None)  # a column may be called "", as pandas' index is in a CSV file
+    taken = (columns.label, columns.natural or None)  # a column may be called "", as pandas' index in a CSV file
     candidates = [name for name in table.column_names if name not in taken]
     left_out = [name for name in candidates if not _is_numeric(table.features[name]) or _is_index(table, name)]
     names = [name for name in candidates if name not in left_out]
@@ -66,7 +66,7 @@ def _is_numeric(kind: Any) -> bool:
 
 
 def _is_index(table: Any, name: str) -> bool:
-    """Return whether a column numbers the rows: by its name, and all different."""
+    """Return whether a column has row numbers: a typical name, and distinct values."""
     return name.lower() in INDEX_NAMES and len(set(table[name][:])) == len(table)
 
 

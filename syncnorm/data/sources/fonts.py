@@ -27,12 +27,12 @@ FONTS = (
     "cmtt10.ttf",
     "cmti10.ttf",
 )
-"""Those of matplotlib's fonts that have digits of their own shape."""
+"""matplotlib's fonts whose digits differ in shape."""
 _OVERSAMPLING = 8
 
 
 def font_files() -> list[Path]:
-    """Return the paths of `FONTS`, in their order; a font that is not there raises `UserError`."""
+    """Return the paths of `FONTS`, in order; a missing font raises `UserError`."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -48,7 +48,7 @@ def font_files() -> list[Path]:
 def render_digit(digit: int, files: list[Path], size: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Return one digit as float (size, size), 1 on 0, in a random font, scale, tilt and place.
 
-    The digit is 60 to 90 % of the side high, tilted by up to 12 degrees, and lies wholly inside the image.
+    The digit's height is 60 to 90 % of the side; it is tilted by up to 12 degrees and fits inside the image.
     """
     from PIL import Image
 
@@ -67,10 +67,10 @@ def render_digit(digit: int, files: list[Path], size: int, rng: np.random.Genera
 
 
 def _glyph(digit: int, file: Path, height: int) -> Any:
-    """Return a digit as an 8-bit picture, cut to its own box."""
+    """Return a digit as an 8-bit picture, cropped to its bounding box."""
     from PIL import Image, ImageDraw, ImageFont
 
-    # BASIC: the layout engine that is in every build, so that all machines render the same.
+    # BASIC: the layout engine of every build, so that all machines render the same.
     font = ImageFont.truetype(str(file), height, layout_engine=ImageFont.Layout.BASIC)
     picture = Image.new("L", (2 * height, 2 * height))
     ImageDraw.Draw(picture).text((height // 2, height // 4), str(digit), fill=255, font=font)

@@ -1,13 +1,13 @@
-"""The UCI HAR Dataset as it is unpacked: 30 persons with a phone at the waist, each a data set of its own.
+"""The unpacked UCI HAR Dataset: 30 persons with a phone at the waist, each a separate data set.
 
 Anguita, Ghio, Oneto, Parra & Reyes-Ortiz, "A Public Domain Dataset for Human Activity Recognition Using Smartphones"
-(ESANN 2013). In its folder, for the parts train and test alike:
+(ESANN 2013). Its folder contains, for both parts, train and test:
 
-    activity_labels.txt                          number and name of an activity in a line
-    train/subject_train.txt, train/y_train.txt   the subject and the activity of one window in a line
-    train/Inertial Signals/body_acc_x_train.txt  the 128 values of one window in a line; one file for each channel
+    activity_labels.txt                          number and name of one activity per line
+    train/subject_train.txt, train/y_train.txt   the subject and the activity of one window per line
+    train/Inertial Signals/body_acc_x_train.txt  the 128 values of one window per line; one file per channel
 
-Windows last 2.56 s at 50 Hz and overlap by half; lines are taken to be in order of time.
+Windows last 2.56 s at 50 Hz and overlap by half; lines are assumed to be in chronological order.
 """
 
 import re
@@ -37,7 +37,7 @@ class Recording(NamedTuple):
 
 
 def is_har(folder: Path) -> bool:
-    """Return whether a folder is the data set's, complete or not."""
+    """Return whether a folder is that of the data set, complete or not."""
     return any((folder / part / f"subject_{part}.txt").is_file() for part in PARTS) or any(
         (folder / part / "Inertial Signals").is_dir() for part in PARTS
     )
@@ -46,12 +46,12 @@ def is_har(folder: Path) -> bool:
 def har_signals(folder: Path, name: str) -> Signals:
     """Return all windows of a subject, "subject-1" to "subject-30", from the parts train and test together.
 
-    The split is the subject's own: of each activity the first four fifths are for training and the last fifth for the
-    test, and the window before it is left out, since it shares half its samples with the first of the test. The fixed
-    scale counts acceleration in 0.5 g and angular velocity in 0.5 rad/s.
+    The split is made per subject: for each activity, the first four fifths are for training and the last fifth is for
+    the test. The window before the test part is left out, since it shares half of its samples with the first test
+    window. The units of the fixed scale are 0.5 g for acceleration and 0.5 rad/s for angular velocity.
 
-    Raises `UserError` for a subject that is not there, for files that are missing or of another form, and for an
-    activity with fewer than three windows of the subject.
+    Raises `UserError` for an unknown subject, for files that are missing or malformed, and for an activity with fewer
+    than three windows of the subject.
     """
     recording = _read(folder, _state(folder))
     known = [int(number) for number in np.unique(recording.subjects)]
@@ -76,7 +76,7 @@ def har_signals(folder: Path, name: str) -> Signals:
 
 
 def _split(windows: Labels, recording: Recording, name: str) -> tuple[Labels, Labels]:
-    """Return the training and the test windows, in order of time."""
+    """Return the training and the test windows, in chronological order."""
     train, test = [], []
     for label in np.unique(recording.y[windows]):
         of_label = windows[recording.y[windows] == label]
@@ -97,7 +97,7 @@ def _files(folder: Path, part: str) -> dict[str, Path]:
 
 
 def _state(folder: Path) -> tuple[tuple[int, int], ...]:
-    """Return sizes and times of all files, so that `_read` notices when one is written."""
+    """Return sizes and times of all files, so that `_read` notices changes."""
     state = []
     for file in (folder / "activity_labels.txt", *(file for part in PARTS for file in _files(folder, part).values())):
         try:
@@ -115,7 +115,7 @@ def _state(folder: Path) -> tuple[tuple[int, int], ...]:
 
 @lru_cache(maxsize=1)
 def _read(folder: Path, state: tuple[tuple[int, int], ...]) -> Recording:
-    """Read both parts once for all subjects; `state` only tells one content of the folder from another."""
+    """Read both parts once for all subjects; `state` only serves as a cache key for the folder's content."""
     names = _class_names(folder / "activity_labels.txt")
     parts = [_read_part(_files(folder, part), names) for part in PARTS]
     x, y, subjects = (np.concatenate(both) for both in zip(*parts, strict=True))
@@ -123,7 +123,7 @@ def _read(folder: Path, state: tuple[tuple[int, int], ...]) -> Recording:
 
 
 def _class_names(file: Path) -> dict[int, str]:
-    """Return the activities by the number that files have for them, in order."""
+    """Return the activities by their number in the files, in order."""
     lines = [line.split() for line in file.read_text(errors="replace").splitlines() if line.strip()]
     if not all(len(line) == 2 and line[0].isdecimal() for line in lines):
         raise UserError(

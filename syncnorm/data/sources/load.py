@@ -1,4 +1,4 @@
-"""`load`: one door to embedded and registered data, files on this machine and the Hugging Face hub."""
+"""`load`: a single entry point to embedded and registered data, local files and the Hugging Face hub."""
 
 import os
 import re
@@ -38,28 +38,27 @@ def load(
     """Return a data set by name; all arguments but `scale` are fields of `config.Data`.
 
     `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), one that `register_data` registered,
-    or a name of your own for what lies at `path` (a parquet or CSV file, a folder with train*.parquet and
-    test*.parquet, an image folder with one subfolder a class, with or without train/ and test/), or itself such a
-    path, or a data set of the Hugging Face hub ("owner/name"). Where `path` is the folder of the UCI HAR Dataset,
-    `name` is one of its subjects, "subject-1" to "subject-30", see `har_signals`.
-    Without a test split a stratified fifth, drawn by seed 0, is held out.
+    or any name for the data at `path` (a parquet or CSV file, a folder with train*.parquet and test*.parquet, or an
+    image folder with one subfolder per class, with or without train/ and test/), or such a path itself, or a data set
+    of the Hugging Face hub ("owner/name"). If `path` is the folder of the UCI HAR Dataset, `name` is one of its
+    subjects, "subject-1" to "subject-30", see `har_signals`. Without a test split a stratified fifth, drawn by seed
+    0, is held out.
 
-    A table with a column of images gives images; one without, CSV files too, gives feature vectors (F,) of its
-    numeric columns. `label` names the column of labels, which is otherwise found by its type and usual names (label,
-    class, target, y, ...), and `natural` the column that says which client or domain a sample belongs to.
+    A table with an image column gives images; any other table, including CSV files, gives feature vectors (F,) of its
+    numeric columns. `label` names the label column, which is otherwise found by its type and common names (label,
+    class, target, y, ...); `natural` names the column with each sample's client or domain.
 
-    `size` is the side in pixels that images are stretched to (embedded data: 16 by default). Limits keep that
-    many samples, drawn by seed 0. Decoded images are cached, see `cache.folder`. `augment` is what
-    training is to do: nothing is done here, but it is refused where the samples are no images. `options` are those of
-    a registered data set.
+    `size` is the side in pixels to which images are stretched (embedded data: 16 by default). Limits keep that many
+    samples, drawn by seed 0. Decoded images are cached, see `cache.folder`. `augment` is only checked here: training
+    applies it, and it is refused if the samples are not images. `options` are those of a registered data set.
 
-    `scale` says what each channel is normalised with: "own", the mean and standard deviation of the training
-    samples, or "fixed", which is (pixel - 0.5) / 0.5 for pixels in [0, 1], and for generated signals a centre and a
-    unit of each channel that all persons share, so that domains can be compared. Other numbers have no fixed scale
-    and stay as they are (`Dataset.scaled` is False).
+    `scale` selects the normalisation of each channel. "own" uses the mean and standard deviation of the training
+    samples. "fixed" gives (pixel - 0.5) / 0.5 for pixels in [0, 1], and for generated signals uses a centre and a
+    unit of each channel that all persons share, so that domains can be compared. Other data have no fixed scale and
+    are not changed (`Dataset.scaled` is False).
 
     Raises:
-        UserError: names, paths, columns, sizes and files that do not work, and data that no classifier can learn.
+        UserError: invalid names, paths, columns, sizes or files, and data that no classifier can learn.
     """
     if scale not in get_args(Scale):
         raise unknown("scale", scale, get_args(Scale))
@@ -69,7 +68,7 @@ def load(
     try:
         raw = _read(Request(name, path, size, label, natural, options or {}))
     except ImportError as error:
-        if is_registered(name):  # in a function of the user's own, which knows what it needs
+        if is_registered(name):  # raised in the user's own function, which knows what it needs
             raise
         raise UserError(
             f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
@@ -80,7 +79,7 @@ def load(
 
 
 def load_config(data: Data, name: str | None = None, path: str | None = None, scale: Scale = "own") -> Dataset:
-    """Return the data set that a run's `data` asks for; a `name` and a `path` that are given replace its own."""
+    """Return the data set of a run's `data`; a given `name` or `path` overrides its own."""
     return load(
         data.name if name is None else name,
         path=data.path if path is None else path,
@@ -138,7 +137,7 @@ def _read_hub(request: Request) -> Pixels | Signals:
 def _read_tables(
     request: Request, open_tables: Callable[[], dict[str, Any]], key: str, what: str, note: str
 ) -> Pixels | Signals:
-    """Return the samples of tables, from the cache if they lie there under `key`."""
+    """Return the samples of tables, from the cache if they are stored under `key`."""
     wanted = Wanted(request.label, request.natural)
     if any(wanted):
         key += f"-{sha256(repr(tuple(wanted)).encode()).hexdigest()[:8]}"
@@ -163,4 +162,4 @@ MATCHERS: tuple[tuple[Callable[[Request], bool], Read], ...] = (
         lambda asked: _read_path(asked, asked.name),
     ),
 )
-"""For a name that is not in `SOURCES`: what it may be, and what reads it; the first that matches does."""
+"""For a name that is not in `SOURCES`: pairs of a test and a reader; the first match reads it."""

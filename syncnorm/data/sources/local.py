@@ -27,12 +27,12 @@ from syncnorm.errors import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 TABLE_SUFFIXES = {".parquet": "parquet", ".csv": "CSV", ".tsv": "CSV"}
-"""What the file of a table may be called, and the kind that it is."""
+"""Suffixes of table files, and their kinds."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """What a path holds: files of one kind, by split ("train" and "test", or "whole")."""
+    """The files at a path, all of one kind, by split ("train" and "test", or "whole")."""
 
     path: Path
     kind: str
@@ -47,7 +47,7 @@ class Files:
             for file in files:
                 try:
                     state = file.stat()
-                except OSError as error:  # e.g. a link to a file that is gone
+                except OSError as error:  # e.g. a broken link
                     raise UserError(f"{file} cannot be read: {error.strerror}.") from error
                 lines.append(f"{split}\t{file.relative_to(self.path.parent)}\t{state.st_size}\t{state.st_mtime_ns}")
         return sha256("\n".join(lines).encode()).hexdigest()[:16]
@@ -58,9 +58,10 @@ class Files:
         return {split: read(files) for split, files in self.splits.items()}
 
     def read_images(self, size: int | None) -> Pixels:
-        """Decode an image folder. A class is a folder: its name is the label, in alphabetical order over all splits.
+        """Decode an image folder. Each class is a folder named after its label, in alphabetical order over all
+        splits.
 
-        `size` is the side in pixels that images are stretched to, None keeps theirs.
+        `size` is the side in pixels to which images are stretched; None keeps their sizes.
         """
         names = tuple(sorted({file.parent.name for files in self.splits.values() for file in files}))
         number = {name: index for index, name in enumerate(names)}
@@ -73,7 +74,7 @@ class Files:
 
 
 def columns_of(tables: dict[str, Any], what: str, wanted: Wanted) -> Columns:
-    """Return which columns hold images, labels and who a sample belongs to: the same in all splits' tables."""
+    """Return the image, label and natural columns, which must be the same in all splits' tables."""
     found = {split: find_columns(table.features, where(what, split), wanted) for split, table in tables.items()}
     if len(set(found.values())) > 1:
         seen = "; ".join(f"{split}: {columns.named()}" for split, columns in found.items())
@@ -82,7 +83,7 @@ def columns_of(tables: dict[str, Any], what: str, wanted: Wanted) -> Columns:
 
 
 def read_tables(tables: dict[str, Any], columns: Columns, size: int | None, what: str, note: str) -> Pixels | Signals:
-    """Return tables by split as images, or as features where no column holds images. `what` names them in errors."""
+    """Return tables by split as images, or as features if no column has images. `what` names them in errors."""
     note = f"{note} (columns {columns.named()})"
     if columns.image:
         raws = {split: raw_split(table, where(what, split), columns) for split, table in tables.items()}
@@ -93,7 +94,7 @@ def read_tables(tables: dict[str, Any], columns: Columns, size: int | None, what
 
 
 def find(path: str) -> Files:
-    """Return what lies at `path`; what is missing, empty or of no known kind raises `UserError`."""
+    """Return the files at `path`; a path that is missing, empty or of an unknown kind raises `UserError`."""
     place = Path(os.path.expanduser(path)).resolve()
     try:
         if place.is_file():
@@ -118,12 +119,12 @@ def find(path: str) -> Files:
 
 
 def _holds_images(place: Path) -> bool:
-    """Return whether subfolders hold images, beside which a CSV file is only a list of them."""
+    """Return whether subfolders contain images; a CSV file next to them is then only a list."""
     return any(_images(sub) or any(_images(inner) for inner in _subfolders(sub)) for sub in _subfolders(place))
 
 
 def _table_folder(place: Path, kind: str, files: list[Path]) -> Files:
-    """Files belong to the split that their name begins with: train.parquet, train-00000-of-00002.parquet."""
+    """Assign files to the split with which their name begins: train.parquet, train-00000-of-00002.parquet."""
     found: dict[str, list[Path]] = {}
     for file in files:
         found.setdefault(file.stem.split("-")[0].split("_")[0].split(".")[0].lower(), []).append(file)
@@ -132,7 +133,8 @@ def _table_folder(place: Path, kind: str, files: list[Path]) -> Files:
 
 
 def _image_folder(place: Path) -> Files:
-    """Classes are subfolders with images, of `place` itself or of its train/ and test/; nothing hidden is one."""
+    """Find classes: subfolders with images, in `place` itself or in its train/ and test/; hidden folders are
+    ignored."""
     folders = _subfolders(place)
     classes = [folder.name for folder in folders if _images(folder)]
     if classes and {name.lower() for name in classes} <= {*TRAIN_NAMES, *TEST_NAMES}:

@@ -1,4 +1,4 @@
-"""All data sets by name: embedded, generated, and those that other people's modules register."""
+"""All data sets by name: embedded, generated, and registered by users' modules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ from syncnorm.registry import Registry, check_named
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 OFFERED = ("path", "size")
-"""Fields of a request that a registered function gets if it names them."""
+"""Fields of a request that a registered function gets if it has such parameters."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: fields of `config.Data` that a source may read."""
+    """A request for data: the fields of `config.Data` that a source may read."""
 
     name: str
     path: str = ""
@@ -30,7 +30,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def refuse(self, *names: str, because: str) -> None:
-        """Raise `UserError` where one of the fields `names` is given."""
+        """Raise `UserError` if one of the fields `names` is given."""
         for name in names:
             if value := getattr(self, name):
                 raise UserError(f"data.{name} is {value}: {because}, so leave it out.")
@@ -40,7 +40,7 @@ Read = Callable[[Request], Pixels | Signals]
 
 
 def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
-    """Return the pixels of an embedded data set, from the cache if they lie there."""
+    """Return the pixels of an embedded data set, from the cache if possible."""
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise UserError(f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide.")
     return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
@@ -67,7 +67,7 @@ def _check_embedded(request: Request) -> None:
 
 
 def without_size(request: Request, signals: Signals) -> Signals:
-    """Return `signals`; a size, which is for images, raises `UserError`."""
+    """Return `signals`; raises `UserError` if a size is given, which is for images only."""
     if request.size is not None:
         raise UserError(
             f"data.size is {request.size}: size is for images, and data set '{request.name}' has signals of shape "
@@ -78,7 +78,7 @@ def without_size(request: Request, signals: Signals) -> Signals:
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """What reads an embedded or generated data set, and what that is, in a line."""
+    """The reader of an embedded or generated data set, with a one-line summary."""
 
     read: Read
     summary: str
@@ -101,19 +101,19 @@ SOURCES: Registry[Read] = Registry(
         **{name: _generated(name) for name in SIGNALS},
     },
 )
-"""What reads a data set, by its name."""
+"""Readers of data sets, by name."""
 ON_REGISTRATION: list[Callable[[], None]] = []
-"""Drop the data sets that are kept in memory: called when a name is registered, which may be one of theirs anew."""
+"""Functions that drop cached data sets; called when a name is registered, since it may replace a cached one."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """What reads a registered data set: its function, whose source is part of what names a row."""
+    """The reader of a registered data set: its function, whose source code is part of a row's fingerprint."""
 
     function: Callable[..., Any]
 
     def __call__(self, request: Request) -> Pixels | Signals:
-        """Call the function with what it asks for, and check what it returns."""
+        """Call the function with the arguments it needs, and check its result."""
         return _read_registered(self.function, request)
 
 
@@ -125,12 +125,12 @@ def register_data(name: str) -> Callable[[Function], Function]:
             x, y = sklearn.datasets.make_moons(samples, noise=0.2, random_state=0)
             return x, y
 
-    The function gets the options of `data.options` by keyword, and `path` and `size` of `config.Data` if it names
-    them. `syncnorm.data.sources.arrays` says what it may return. Every process of a run calls it, so it must return
-    the same every time.
+    The function gets the options of `data.options` by keyword, and `path` and `size` of `config.Data` if it has such
+    parameters. `syncnorm.data.sources.arrays` describes its possible return values. Every process of a run calls it,
+    so it must return the same data every time.
 
     Raises:
-        UserError: a name that is taken, or no name.
+        UserError: a name that is taken or invalid.
     """
     check_named(name, "syncnorm.register_data")
 
@@ -144,7 +144,7 @@ def register_data(name: str) -> Callable[[Function], Function]:
 
 
 def is_registered(name: str) -> bool:
-    """Return whether a data set is one that somebody registered."""
+    """Return whether a data set is a registered one."""
     return name in SOURCES and SOURCES.source(name) is not None
 
 

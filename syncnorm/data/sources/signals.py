@@ -1,8 +1,8 @@
-"""The generated signals: data sets of one person each, so that persons are domains of one task.
+"""The generated signals: one data set per person, so that persons are domains of one task.
 
 `activity-01` to `activity-24` are described in `syncnorm.data.sources.activity`, `biosignal-01` to `biosignal-16` in
-`syncnorm.data.sources.biosignal`. A person's windows depend on its number alone, and not on how many persons there
-are.
+`syncnorm.data.sources.biosignal`. A person's windows depend only on the person's number, not on the number of
+persons.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from syncnorm.data.sources import activity, biosignal
 
 ACTIVITY_PERSONS, BIOSIGNAL_PERSONS = 24, 16
 ACTIVITY_WINDOWS, BIOSIGNAL_WINDOWS = (40, 15), (60, 30)
-"""For training and for the test, of each class and person."""
+"""Windows for training and for the test, per class and person."""
 SYNOPSIS = (f"activity-01 to activity-{ACTIVITY_PERSONS}", f"biosignal-01 to biosignal-{BIOSIGNAL_PERSONS}")
-"""All names of `SIGNALS` in short."""
+"""All names of `SIGNALS`, abbreviated."""
 
 
 def activity_signals(person: activity.Person) -> Signals:
-    """Return all windows of a person: 240 for training and 90 for the test, (6, 64), classes equally often.
+    """Return all windows of a person: 240 for training and 90 for the test, (6, 64), with balanced classes.
 
-    The fixed scale counts acceleration in 0.5 g and angular velocity in 0.5 rad/s.
+    The units of the fixed scale are 0.5 g for acceleration and 0.5 rad/s for angular velocity.
     """
     note = f"generated: accelerometer and gyroscope of person {person.number}, 2.56 s at 25 Hz"
     window = partial(activity.window, person)
@@ -31,7 +31,7 @@ def activity_signals(person: activity.Person) -> Signals:
 
 
 def biosignal_signals(person: biosignal.Person) -> Signals:
-    """Return all windows of a person: 180 for training and 90 for the test, (4, 128), classes equally often.
+    """Return all windows of a person: 180 for training and 90 for the test, (4, 128), with balanced classes.
 
     The fixed scale subtracts the average person's baseline, in the channels' units.
     """
@@ -48,7 +48,7 @@ def _windows(
     centre: activity.Array,
     unit: activity.Array,
 ) -> Signals:
-    """Draw windows 0, 1, ... with the classes in turn; the first are for training."""
+    """Draw windows 0, 1, ... with the classes in turn; the first ones are for training."""
     train = per_class[0] * len(names)
     y = np.arange(sum(per_class) * len(names)) % len(names)
     x = np.stack([window(int(label), index) for index, label in enumerate(y)]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Tables of images or features, as Hugging Face `datasets` reads them from parquet and CSV files and from its hub."""
+"""Tables of images or features, read with Hugging Face `datasets` from parquet and CSV files and from the hub."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,32 +14,32 @@ from syncnorm.errors import UserError, unknown
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "validation", "valid", "val", "dev", "eval")
-"""What the test split may be called, best first."""
+"""Names of the test split, best first."""
 LABEL_NAMES = ("label", "labels", "class", "target", "category", "fine_label", "y")
-"""What a column of labels is usually called, best first."""
+"""Common names of a label column, best first."""
 
 
 class Wanted(NamedTuple):
-    """Columns that the user named: that of the labels, and that of who a sample belongs to; empty for none."""
+    """Columns that the user named: the label column and the natural column; empty if not named."""
 
     label: str = ""
     natural: str = ""
 
 
 class Columns(NamedTuple):
-    """Which column holds the images (empty in a table of features), the labels, and who a sample belongs to."""
+    """Names of the image column (empty in a table of features), the label column and the natural column."""
 
     image: str
     label: str
     natural: str = ""
 
     def named(self) -> str:
-        """Return the columns for a note."""
+        """Return the columns' names for a note."""
         return ", ".join(filter(None, self))
 
 
 def pick_splits(names: Sequence[str], what: str) -> dict[str, str]:
-    """Return which of the split names found is "train" and which is "test", or the one that is "whole"."""
+    """Return which of the split names are "train" and "test", or which one is "whole"."""
     train = next((name for name in TRAIN_NAMES if name in names), None)
     test = next((name for name in TEST_NAMES if name in names), None)
     if train and test:
@@ -75,7 +75,7 @@ def parquet_table(files: Sequence[Path]) -> Any:
 def csv_table(files: Sequence[Path]) -> Any:
     """Return the rows of CSV files with a header, in their order, as one `datasets.Dataset`.
 
-    Columns are separated by what the header has most of: comma, semicolon or tab.
+    The separator is the most frequent of comma, semicolon and tab in the header.
     """
     import datasets
     import pyarrow as pa
@@ -108,7 +108,7 @@ def csv_table(files: Sequence[Path]) -> Any:
 
 
 def hub_splits(name: str) -> dict[str, Any]:
-    """Open a data set of the hub, or what an earlier download left here if the hub cannot be reached."""
+    """Open a data set of the hub, or its local cache if the hub cannot be reached."""
     import datasets
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -122,12 +122,12 @@ def hub_splits(name: str) -> dict[str, Any]:
             f"data set '{name}' is not on the Hugging Face hub, or is private: check the spelling "
             "(owner/name), or log in with `hf auth login`."
         ) from error
-    except Exception:  # the kind depends on which HTTP library is installed; all mean that nobody answered
+    except Exception:  # the type depends on the installed HTTP library; all mean that nothing answered
         reachable = False
     try:
         with _online(reachable):
             return dict(datasets.load_dataset(name))
-    except Exception as error:  # of many kinds, by what is wrong with the data set
+    except Exception as error:  # the type depends on the problem with the data set
         if reachable:
             raise UserError(f"data set '{name}' of the Hugging Face hub: {_first_line(error)}") from error
         raise UserError(
@@ -138,7 +138,7 @@ def hub_splits(name: str) -> dict[str, Any]:
 
 
 def raw_split(table: Any, what: str, columns: Columns) -> Raw:
-    """Return one split's encoded images and labels; `columns` are those that `find_columns` found."""
+    """Return one split's encoded images and labels; `columns` comes from `find_columns`."""
     import datasets
 
     if len(table) == 0:
@@ -150,7 +150,7 @@ def raw_split(table: Any, what: str, columns: Columns) -> Raw:
 
 
 def labels_of(table: Any, columns: Columns, what: str) -> tuple[NDArray[Any], tuple[str, ...] | None]:
-    """Return a table's labels as they stand there, and the class names that it gives them."""
+    """Return a table's labels unchanged, and its class names."""
     import datasets
 
     labels = table[columns.label][:]
@@ -163,10 +163,11 @@ def labels_of(table: Any, columns: Columns, what: str) -> tuple[NDArray[Any], tu
 def find_columns(features: Mapping[str, Any], what: str, wanted: Wanted) -> Columns:
     """Find the image and the label column by type, unless `wanted` names the label.
 
-    Images are an Image, {bytes, path} or bytes; labels a ClassLabel, else integers or booleans, else text or floats
-    in a column with a usual name. Of several, the one with the usual name is taken, else the first; but of several
-    integers without a usual name none, since the first may as well be a number of the row. In a table without images
-    integers are features, so a label needs a usual name there, or to be a ClassLabel.
+    Images have the type Image, {bytes, path} or bytes; labels are a ClassLabel, else integers or booleans, else text
+    or floats in a column with a common name. Among several candidates, a common name is preferred, otherwise the
+    first is taken; but several integer columns without a common name are ambiguous, since the first may be a row
+    number. In a table without images integers are features, so a label there must be a ClassLabel or have a common
+    name.
     """
     import datasets
 
@@ -191,7 +192,7 @@ def _find_label(columns: Mapping[str, Any], everything: Mapping[str, Any], what:
     whole = [name for name, kind in columns.items() if _is_value(kind, "int") or _is_value(kind, "bool")]
     if named:
         return next((name for name in usual if name in named), named[0])
-    if usual:  # integers before words before fractions
+    if usual:  # prefer integers to words, and words to fractions
         for fitting in (whole, [name for name in usual if is_text(columns[name])], usual):
             if found := [name for name in usual if name in fitting]:
                 return found[0]
@@ -234,7 +235,7 @@ def is_text(kind: Any) -> bool:
 
 
 def quiet() -> None:
-    """Keep the progress bars and logs of `datasets` and of its hub client off."""
+    """Turn off the progress bars and logs of `datasets` and its hub client."""
     import datasets
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -253,7 +254,7 @@ def _encoded(table: Any, column: str, what: str) -> Iterator[bytes | Path]:
 
 @contextmanager
 def _online(reachable: bool) -> Iterator[None]:
-    """Where the hub does not answer, use its local cache at once, not after half a minute of retries."""
+    """If the hub does not answer, use its local cache immediately, not after half a minute of retries."""
     import datasets.config
     import huggingface_hub.constants
 

@@ -1,4 +1,4 @@
-"""Federated algorithms: a file each, with the hooks of `base.Algorithm`, and the table of their names."""
+"""Federated algorithms, one file each with the hooks of `base.Algorithm`, and the table of their names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ ALGORITHMS: Registry[type[Algorithm]] = Registry(
 )
 """The algorithms by name."""
 OF_POLICIES: Mapping[str, type[Algorithm]] = {"wasserstein": FedAP, "synchronised": FedTAN}
-"""What carries out a policy whose row has this value as `rest` or `training`."""
+"""The algorithm behind a policy with this value of `rest` or `training`."""
 
 Kind = TypeVar("Kind", bound=type[Algorithm])
 
@@ -32,8 +32,8 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
     """Register a subclass of `syncnorm.federated.Algorithm` as `name`, a decorator.
 
     Raises:
-        UserError: a name that is taken or no name, a class that is no `Algorithm`, an option that is no `Option`, or
-            a public method that is no hook: a misspelt hook would never be called.
+        UserError: a name that is taken or invalid, a class that is not an `Algorithm`, an option that is not an
+            `Option`, or a public method that is not a hook: a misspelt hook would never be called.
     """
 
     def register(kind: Kind) -> Kind:
@@ -53,10 +53,10 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
 
 
 def algorithm_of(world: Clients, policy: Policy, options: Mapping[str, float]) -> Algorithm:
-    """Return the algorithm of a run; where its policy, with these options, brings one of its own, both as one.
+    """Return the algorithm of a run, combined with that of its policy (with these options), if it has one.
 
     Raises:
-        UserError: an unknown algorithm, options that it does not take, or a policy that it cannot correct.
+        UserError: an unknown algorithm, options that it does not have, or a policy that it cannot correct.
     """
     chosen = _chosen(world.algorithm, world.algorithm_options)
     if chosen.needs_average and not policy.averages:

@@ -1,22 +1,22 @@
-"""What a federated algorithm is: the few points at which it may differ from FedAvg.
+"""The base of federated algorithms: hooks at the points where they differ from FedAvg.
 
-A run goes round by round. Every client receives the model's shared entries and the server's `message`, trains on its
-data loss plus `local_term`, and sends its entries and its `client_result`. The server combines the entries into an
-average, and `server_step` makes the next model of it. FedAvg leaves every hook as it is here.
+In each round, every client receives the model's shared entries and the server's `message`, trains on its data loss
+plus `local_term`, and sends its entries and its `client_result`. The server averages the entries, and `server_step`
+computes the next model from the average. FedAvg uses the default of every hook.
 
     from syncnorm.federated import AT_LEAST_0, Algorithm, Option
 
     @syncnorm.register_algorithm("l1")
     class L1(Algorithm):
-        \"\"\"Pull the parameters to what was received by their absolute difference.\"\"\"
+        \"\"\"Penalise the absolute difference between the parameters and the received ones.\"\"\"
 
         OPTIONS = {"mu": Option(0.01, AT_LEAST_0)}
 
         def local_term(self, parameters, received, inputs):
             return self.options["mu"] * sum((parameters[name] - received[name]).abs().sum() for name in parameters)
 
-An algorithm keeps nothing in itself but its options: what the server remembers is passed in and returned, so that a
-run resumes from a checkpoint and any process can play any client.
+An algorithm object stores only its options. The server's memory is passed in and returned, so that a run can resume
+from a checkpoint and any process can play any client.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,12 +31,12 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.federated.messages import Reply, Tensors
 
 Memory = Mapping[str, Any]
-"""What a server remembers between rounds: tensors and plain data, nested in dicts, for a checkpoint to hold."""
+"""The server's memory between rounds: tensors and plain data in nested dicts, as checkpoints store it."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers that an option may be, and how a sentence says so."""
+    """Allowed numbers of an option, and the words for them in messages."""
 
     rule: str
     holds: Callable[[float], bool]
@@ -50,7 +50,7 @@ FROM_0_TO_1 = Range("from 0 to 1", lambda number: 0 <= number <= 1)
 
 @dataclass(frozen=True)
 class Option:
-    """An option of an algorithm: its default, which says whether it is a number or a switch, and its range."""
+    """An option of an algorithm: its default, whose type makes it a number or a switch, and its range."""
 
     default: float | bool
     range: Range = AT_LEAST_0
@@ -58,59 +58,59 @@ class Option:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one client knows after its local steps. Parameters are those that the server averages, by name."""
+    """A client's data after its local steps. Parameters are those that the server averages, by name."""
 
     before: Tensors
-    """Parameters that it received."""
+    """The received parameters."""
     after: Tensors
     """The same parameters after training."""
     steps: int
-    """Local steps that it made."""
+    """Number of local steps."""
     lr: float
     """Their learning rate."""
     message: Tensors
-    """What the server sent beside the model."""
+    """The server's additional tensors."""
     inputs: Tensors
-    """What `client_inputs` returned before training."""
+    """The return value of `client_inputs` before training."""
 
 
 @dataclass(frozen=True)
 class ServerRound:
-    """What the server knows once the replies of a round are in; K of them can be used."""
+    """The server's data after a round, with K usable replies."""
 
     state: Tensors
-    """Entries of the global model with which the round started."""
+    """Entries of the global model at the start of the round."""
     average: Tensors
-    """Entries of the clients' average: what FedAvg's next model is."""
+    """Entries of the clients' average, which is FedAvg's next model."""
     shared: Sequence[str]
     """Names of the trained parameters that the server averages, sorted."""
     personal: Sequence[str]
-    """Names of the entries that a policy leaves to `server_step` to average for each client."""
+    """Names of the entries that `server_step` averages separately for each client."""
     layers: Sequence[str]
     """Names of the batch norms."""
     replies: Sequence[Reply]
-    """The usable replies, by client in ascending order."""
+    """The usable replies, in ascending order of clients."""
     weights: Tensor
-    """Their weights in the average, float64 (K,), which sum to 1."""
+    """Their weights in the average, float64 (K,), sum 1."""
     clients: int
     """Number of clients that train in the run, sampled or not."""
 
 
 class Algorithm:
-    """FedAvg, with hooks at the points where other algorithms differ from it.
+    """FedAvg, with hooks for other algorithms.
 
-    Tensors are by name. "Parameters" always are the trained parameters that the server averages; what a policy keeps
-    at home is none of an algorithm's business. An algorithm works on every engine: `loop` calls `local_term` for one
-    client, `cohort` under `torch.vmap` for many, and Flower sends what the hooks return.
+    Tensors are by name. "Parameters" are always the trained parameters that the server averages; algorithms do not
+    see entries that a policy keeps with clients. An algorithm works with every engine: `loop` calls `local_term` for
+    one client, `cohort` under `torch.vmap` for many, and Flower sends what the hooks return.
 
     Args:
-        options: values in place of the defaults in `OPTIONS`, which were checked (`algorithm_options`).
+        options: checked values that override the defaults in `OPTIONS` (`algorithm_options`).
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
     """Options by name."""
     needs_average: ClassVar[bool] = True
-    """Whether it corrects the clients' average, and so needs a method whose clients average one model."""
+    """Whether it corrects the clients' average, so that it needs a method whose clients average one model."""
     shares_statistics: bool = False
     """Whether the batch norms of all clients share batch statistics in the first local step of a round."""
 
@@ -118,62 +118,62 @@ class Algorithm:
         self.options = {name: option.default for name, option in self.OPTIONS.items()} | dict(options or {})
 
     def check(self, run: Run) -> None:
-        """Raise `UserError` where something in `run` does not go together with this algorithm."""
+        """Raise `UserError` if `run` is not compatible with this algorithm."""
 
     # -- the client
 
     @property
     def has_local_term(self) -> bool:
-        """Whether the local objective has a further term."""
+        """Whether the local objective has an additional term."""
         return type(self).local_term is not Algorithm.local_term
 
     def local_batches(self, batches: Sequence[Tensor], smallest: Callable[[], int]) -> Sequence[Tensor]:
-        """Return the batches of a client's local steps, indices into the pool, one tensor a step.
+        """Return the batches of a client's local steps: indices into the pool, one tensor per step.
 
-        `smallest()` is the number of samples of the smallest client of the round that has a batch.
+        `smallest()` is the number of samples of the smallest client in the round that has a batch.
         """
         return batches
 
     def client_inputs(self, message: Tensors, kept: Tensors) -> Tensors:
-        """Return what the client's local term reads beside the parameters: the same names for every client.
+        """Return further inputs of the client's local term, with the same names for every client.
 
-        `message` came from the server, `kept` is what `client_result` kept last; empty the first time.
+        `message` comes from the server; `kept` is what `client_result` kept last, empty at first.
         """
         return {}
 
     def local_term(self, parameters: Tensors, received: Tensors, inputs: Tensors) -> Tensor:
-        """Return what is added to one client's mean data loss at each step, 0-d and differentiable.
+        """Return the term added to one client's mean data loss at each step, 0-d and differentiable.
 
         `parameters` are the current ones, `received` their values before training; both sorted by name.
         """
         raise NotImplementedError
 
     def client_result(self, trained: Trained) -> tuple[Tensors, Tensors]:
-        """Return what the client sends beside its entries, and what it keeps for its next round."""
+        """Return the client's additional tensors for the server, and what it keeps for its next round."""
         return {}, {}
 
     # -- the server
 
     def server_memory(self, parameters: Tensors) -> Memory:
-        """Return what the server remembers before the first round, given the first model's parameters."""
+        """Return the server's initial memory, given the initial model's parameters."""
         return {}
 
     def message(self, memory: Memory) -> Tensors:
-        """Return what the server sends to every client beside the model."""
+        """Return the server's additional tensors for every client."""
         return {}
 
     def personal_entries(self, memory: Memory, client: int) -> Tensors:
-        """Return entries of the model that this client receives in place of the global model's."""
+        """Return model entries that this client receives instead of the global model's."""
         return {}
 
     def check_result(self, memory: Memory, sent: Tensors) -> None:
-        """Raise `ValueError` where what a client sent beside its entries is of no use; it is then left out."""
+        """Raise `ValueError` if a client's additional tensors are unusable; the client is then left out."""
         for name, value in sent.items():
             if not value.isfinite().all():
                 raise ValueError(f"'{name}' of its algorithm has values that are not finite.")
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:
-        """Return the next model's entries that differ from `round_.average`, and what is remembered from now on."""
+        """Return the next model's entries that differ from `round_.average`, and the new memory."""
         return {}, memory
 
     def bytes_inside(self, statistics: Tensors) -> int:
@@ -185,7 +185,7 @@ class Algorithm:
 
 
 def algorithm_options(name: str, kind: type[Algorithm], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an algorithm's options, those `given` in place of the defaults.
+    """Return an algorithm's options: the defaults, overridden by the `given` ones.
 
     Raises:
         UserError: an option that the algorithm does not have, or a value of the wrong type or out of range.

@@ -14,7 +14,7 @@ class FedAdam(Algorithm):
 
         m = beta1 m + (1 - beta1) d,   v = beta2 v + (1 - beta2) d^2,   w += lr m / (sqrt(v) + tau).
 
-    m and v are zero at first; there is no correction for that, as in the paper.
+    m and v are zero at first, without bias correction, as in the paper.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {
@@ -31,7 +31,7 @@ class FedAdam(Algorithm):
         }
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:
-        """Move the shared parameters; buffers are the average's."""
+        """Update the shared parameters; buffers are those of the average."""
         lr, beta1, beta2, tau = (self.options[name] for name in ("lr", "beta1", "beta2", "tau"))
         moved, m, v = {}, {}, {}
         for name in round_.shared:

@@ -10,13 +10,13 @@ from syncnorm.federated.algorithms.base import FROM_0_TO_1, Algorithm, Memory, O
 from syncnorm.federated.messages import Tensors
 
 NEAREST = 1e-12
-"""Distances are at least this: two clients with the same statistics then weigh much, but not infinitely much."""
+"""Lower bound on distances, so that two clients with the same statistics get a large but finite weight."""
 
 
 class FedAP(Algorithm):
-    """Average everything but batch norm for each client anew (`personal_shares`).
+    """Average everything except batch norm separately for each client (`personal_shares`).
 
-    A client that is sampled for the first time starts from the mean of all clients' averages.
+    A newly sampled client starts from the mean of all clients' averages.
 
     Options:
         own_share: the weight of a client's own model in its average.
@@ -26,7 +26,7 @@ class FedAP(Algorithm):
     needs_average = False
 
     def server_memory(self, parameters: Tensors) -> Memory:
-        """Return each client's average, none at first."""
+        """Return the clients' averages, none at first."""
         return {"personal": {}}
 
     def personal_entries(self, memory: Memory, client: int) -> Tensors:
@@ -35,7 +35,7 @@ class FedAP(Algorithm):
         return own
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:
-        """Renew the averages of the round's clients."""
+        """Update the averages of the round's clients."""
         shares = personal_shares([reply.state for reply in round_.replies], round_.layers, self.options["own_share"])
         stacked = {name: torch.stack([reply.state[name] for reply in round_.replies]) for name in round_.personal}
         personal = dict(memory["personal"])
@@ -53,15 +53,15 @@ class FedAP(Algorithm):
 
 
 def personal_shares(states: Sequence[Mapping[str, Tensor]], layers: Sequence[str], own_share: float) -> Tensor:
-    """Return what each client's personal average takes of every client: float64 (K, K), rows sum to 1.
+    """Return each client's weights of all clients in its personal average: float64 (K, K), rows sum to 1.
 
-    Between the running statistics of two clients, as diagonal Gaussians, lies the Wasserstein-2 distance
+    With the Wasserstein-2 distance between two clients' running statistics, as diagonal Gaussians,
 
         d_ij = sum_layers sqrt(||mu_i - mu_j||^2 + ||sigma_i - sigma_j||^2);
 
-    client i takes `own_share` of itself and the rest of the others in proportion to 1 / d_ij (FedAP, arXiv
-    2112.00734). There the distances are measured once, after a pre-training; here in every round, between the clients
-    of the round. A client that is alone takes itself.
+    client i has weight `own_share` in its own average, and the others share the rest in proportion to 1 / d_ij
+    (FedAP, arXiv 2112.00734). FedAP measures the distances once, after a pre-training; here they are measured in
+    every round, between the clients of the round. A single client gets weight 1.
     """
     count = len(states)
     if count == 1:

@@ -4,6 +4,6 @@ from syncnorm.federated.algorithms.base import Algorithm
 
 
 class FedAvg(Algorithm):
-    """The average as it is."""
+    """Plain averaging."""
 
     needs_average = False

@@ -19,7 +19,7 @@ class FedAvgM(Algorithm):
         return {"velocity": {name: torch.zeros_like(value) for name, value in parameters.items()}}
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:
-        """Move the shared parameters; buffers are the average's."""
+        """Update the shared parameters; buffers are those of the average."""
         moved, velocity = {}, {}
         for name in round_.shared:
             change = round_.average[name] - round_.state[name]

@@ -15,7 +15,7 @@ class FedProx(Algorithm):
 
     Options:
         mu: the strength of the penalty.
-        squared: False is mu/2 ||w - w_received||, without the square, as some public code has it.
+        squared: False gives mu/2 ||w - w_received||, without the square, as in some public code.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {"mu": Option(0.01), "squared": Option(True)}
@@ -29,6 +29,6 @@ class FedProx(Algorithm):
 
 
 def _root(square: Tensor) -> Tensor:
-    """Return the square root, with a gradient of zero at zero, where that of sqrt is infinite."""
+    """Return the square root, with gradient zero at zero, where sqrt's gradient is infinite."""
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())

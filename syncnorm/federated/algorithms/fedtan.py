@@ -11,7 +11,7 @@ from syncnorm.federated.messages import Tensors, size
 class FedTAN(Algorithm):
     """Normalise the first local step with the statistics of all clients' batches together.
 
-    Each client gives as many samples as the smallest has, so that all count alike.
+    Each client contributes as many samples as the smallest one has, so that all have equal weight.
     """
 
     needs_average = False

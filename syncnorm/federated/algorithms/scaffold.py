@@ -13,12 +13,12 @@ class Scaffold(Algorithm):
     """Correct each local gradient by the server's control c minus the client's c_k.
 
     A local step is w -= lr (g + c - c_k). After K steps c_k+ = c_k - c + (w_received - w) / (K lr), the client sends
-    c_k+ - c_k, and the server adds the sum of these over the number of all clients to c, which so stays the mean of
-    all c_k. All controls are zero at first.
+    c_k+ - c_k. The server adds the sum of these, divided by the number of all clients, to c, so that c stays the mean
+    of all c_k. All controls are zero at first.
     """
 
     def check(self, run: Run) -> None:
-        """Refuse an optimiser whose path is not that of plain SGD."""
+        """Refuse an optimiser that does not follow the path of plain SGD."""
         assert isinstance(run.world, Clients)
         if run.optim.name != "sgd" or run.optim.momentum != 0:
             raise UserError(
@@ -55,7 +55,7 @@ class Scaffold(Algorithm):
         return control
 
     def check_result(self, memory: Memory, sent: Tensors) -> None:
-        """Refuse a change that is missing, has another shape, or is not finite."""
+        """Refuse a control change that is missing, has another shape, or is not finite."""
         for name, value in memory["control"].items():
             change = sent.get(name)
             if change is None or change.shape != value.shape or not change.isfinite().all():

@@ -1,4 +1,4 @@
-"""The algorithm of a run and that of its policy, as one."""
+"""The combination of a run's algorithm and its policy's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from syncnorm.federated.messages import Tensors
 class Together(Algorithm):
     """Several algorithms in one run: local terms add up, and server steps follow each other.
 
-    What each sends, keeps and remembers is apart from the others': "0/NAME" is the first one's.
+    Messages, kept tensors and memories are separated by prefix: "0/NAME" belongs to the first.
     """
 
     def __init__(self, parts: Sequence[Algorithm]) -> None:
@@ -24,7 +24,7 @@ class Together(Algorithm):
 
     @property
     def has_local_term(self) -> bool:
-        """Whether one of them has."""
+        """Whether any of them has a local term."""
         return any(part.has_local_term for part in self.parts.values())
 
     def check(self, run: Run) -> None:
@@ -33,7 +33,7 @@ class Together(Algorithm):
             part.check(run)
 
     def local_batches(self, batches: Sequence[Tensor], smallest: Callable[[], int]) -> Sequence[Tensor]:
-        """Let each change the batches of those before it."""
+        """Let each change the batches in turn."""
         for part in self.parts.values():
             batches = part.local_batches(batches, smallest)
         return batches
@@ -60,7 +60,7 @@ class Together(Algorithm):
         return _join(sent), _join(kept)
 
     def server_memory(self, parameters: Tensors) -> Memory:
-        """Return what each remembers."""
+        """Return the memories of all."""
         return {at: part.server_memory(parameters) for at, part in self.parts.items()}
 
     def message(self, memory: Memory) -> Tensors:
@@ -68,7 +68,7 @@ class Together(Algorithm):
         return _join({at: part.message(memory[at]) for at, part in self.parts.items()})
 
     def personal_entries(self, memory: Memory, client: int) -> Tensors:
-        """Return the entries of all, the last one's where several have one."""
+        """Return the entries of all; if several have the same entry, the last one's."""
         entries: dict[str, Tensor] = {}
         for at, part in self.parts.items():
             entries |= part.personal_entries(memory[at], client)
@@ -80,7 +80,7 @@ class Together(Algorithm):
             part.check_result(memory[at], _of(at, sent))
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:
-        """Let each start from what those before it made."""
+        """Let each start from the result of the previous ones."""
         entries: dict[str, Tensor] = {}
         after = {}
         for at, part in self.parts.items():

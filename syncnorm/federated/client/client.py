@@ -1,8 +1,8 @@
-"""The client's side of a round: from what it received and kept to a task, and from the update to its reply.
+"""The client's side of a round: from the received and kept entries to a task, and from the update to the reply.
 
-Everything here is about one client; the engines in between train many. What a client keeps between rounds is one flat
-dict of tensors: "state.NAME" for the entries of the model that stay at home, "momentum.NAME" by parameter,
-"algorithm.NAME" for what the run's algorithm keeps, and "round", the last round in which it trained.
+Everything here is about one client; the engines in between train many. A client's state between rounds is one flat
+dict of tensors: "state.NAME" for the model entries that stay with the client, "momentum.NAME" by parameter,
+"algorithm.NAME" for the state of the run's algorithm, and "round", the last round in which it trained.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from syncnorm.surgery import layer_moments
 
 @dataclass(frozen=True)
 class Started:
-    """A client about to train: its task, and what `finish` needs."""
+    """A client about to train: its task, and the data that `finish` needs."""
 
     task: Task
     received: Broadcast
@@ -34,7 +34,7 @@ class Started:
 
 
 def start(federation: Federation, client: int, received: Broadcast, kept: Mapping[str, Tensor] | None) -> Started:
-    """Return what a client trains in a round, given what it received and what it kept last."""
+    """Return a client's training task in a round, given its received and kept entries."""
     round_, own = received.round, kept or {}
     plan = federation.schedule.plan(client, round_)
     state = start_state(federation, received, own)
@@ -52,15 +52,15 @@ def start(federation: Federation, client: int, received: Broadcast, kept: Mappin
 
 
 def start_state(federation: Federation, received: Broadcast, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every parameter and buffer of the model: fresh, then as the client kept them, then as received.
+    """Return every parameter and buffer of the model: initial values, overridden by kept, then by received ones.
 
-    In training the server sends nothing that clients keep; where it does so, an earlier round is evaluated.
+    In training, the server never sends entries that clients keep; it does so only to evaluate an earlier round.
     """
     return {**federation.fresh(received.round), **section(kept, "state"), **received.state}
 
 
 def finish(federation: Federation, started: Started, update: Update) -> tuple[Reply, ClientState | None]:
-    """Return what a client sends after training, and what it keeps; None where it failed and keeps what it had."""
+    """Return a client's reply after training and its new state; None if it failed and keeps its old state."""
     client, layout = update.client, federation.layout
     samples = len(federation.schedule.samples(client))
     error = update.error or _broken(federation, update)
@@ -91,9 +91,9 @@ def _trained(federation: Federation, started: Started, update: Update) -> Traine
 
 
 def _broken(federation: Federation, update: Update) -> str:
-    """Say in one sentence why a trained model is of no use; empty where it is sound.
+    """Say in one sentence why a trained model is unusable; empty if it is usable.
 
-    The server never sees what a client keeps, which would spoil all of its later rounds.
+    Kept entries must be checked here: the server never sees them, and bad ones would spoil all later rounds.
     """
     for name in federation.layout.listed.values():
         if name not in update.state:
@@ -103,9 +103,9 @@ def _broken(federation: Federation, update: Update) -> str:
 
 
 def measure(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Moments]:
-    """Return the moments of what enters each batch norm over a client's training images, under a given model.
+    """Return the moments of each batch norm's inputs over a client's training images, for a given model.
 
-    Batches are those of training (what deeper layers get depends on them), without those below min_batch.
+    Batches are those of training, since inputs of deeper layers depend on them, without those below min_batch.
     """
     world = federation.world
     batches = [part for part in federation.train_images(client, world.batch) if len(part) >= world.min_batch]
@@ -123,17 +123,17 @@ def statistics_entries(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
 
 
 def section(kept: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Return one part of what a client keeps ("state", "momentum", "algorithm"), by the names within."""
+    """Return one part of a client's state ("state", "momentum" or "algorithm"), by the names inside it."""
     return {name.removeprefix(f"{part}."): value for name, value in kept.items() if name.startswith(f"{part}.")}
 
 
 def _measured(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the running statistics of a pass over the client's data with the model that it received."""
+    """Return the running statistics of a pass over the client's data with the received model."""
     return federation.layout.with_aliases(statistics_entries(measure(federation, client, state)))
 
 
 def _seen(federation: Federation, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the running statistics of all that layers saw in training, where the policy asks for them."""
+    """Return the running statistics of all layer inputs in training, if the policy asks for them."""
     if federation.policy.statistics_source != "seen":
         return {}
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""What clients keep between rounds, in memory or memory-mapped on disk: of those alone that were ever sampled."""
+"""States that clients keep between rounds, in memory or memory-mapped on disk; only sampled clients have one."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,20 +12,20 @@ from torch import Tensor
 from syncnorm.errors import UserError
 
 ClientState = dict[str, Tensor]
-"""What one client keeps between rounds."""
+"""The state that one client keeps between rounds."""
 
 
 class ClientStates(Protocol):
-    """A store of what clients keep, by client."""
+    """A store of client states."""
 
     def get(self, client: int) -> ClientState | None:
-        """Return what a client kept last; None where it never kept anything."""
+        """Return a client's stored state; None if it never stored any."""
 
     def put(self, client: int, state: Mapping[str, Tensor]) -> None:
-        """Keep a state for a client, in place of the one before."""
+        """Store a client's state, replacing the old one."""
 
     def clients(self) -> list[int]:
-        """Return the clients that have kept something, in ascending order."""
+        """Return the clients with a stored state, in ascending order."""
 
 
 class InMemory:
@@ -35,28 +35,28 @@ class InMemory:
         self._kept: dict[int, ClientState] = {}
 
     def get(self, client: int) -> ClientState | None:
-        """Return what a client kept last; None where it never kept anything."""
+        """Return a client's stored state; None if it never stored any."""
         return self._kept.get(client)
 
     def put(self, client: int, state: Mapping[str, Tensor]) -> None:
-        """Keep a state for a client, in place of the one before."""
-        # The batched engine returns slices, and a slice keeps its whole stack in memory.
+        """Store a client's state, replacing the old one."""
+        # The batched engine returns slices, and a slice would keep its whole stack in memory.
         self._kept[client] = {name: value.clone() for name, value in state.items()}
 
     def clients(self) -> list[int]:
-        """Return the clients that have kept something, in ascending order."""
+        """Return the clients with a stored state, in ascending order."""
         return sorted(self._kept)
 
 
 class OnDisk:
     """Client states in one sparse, memory-mapped file: a record of equal size for each of `count` clients.
 
-    All have the names, shapes and types of the first that is put. Only records that were written take memory or disk.
-    The file lies in a new folder under `folder` (None: the system's temporary one), which is deleted with the store.
+    All states must have the names, shapes and types of the first one. Only written records take memory or disk.
+    The file is in a new folder under `folder` (None: the system's temporary one), which is deleted with the store.
     Tensors come back on `device`.
 
     Raises:
-        UserError: a state of another layout than the first.
+        UserError: a state with another layout than the first.
     """
 
     def __init__(self, count: int, folder: Path | None = None, device: torch.device | str = "cpu") -> None:
@@ -67,7 +67,7 @@ class OnDisk:
         self._records: np.memmap[tuple[int, int], np.dtype[np.uint8]] | None = None
 
     def get(self, client: int) -> ClientState | None:
-        """Return what a client kept last; None where it never kept anything."""
+        """Return a client's stored state; None if it never stored any."""
         if not self._has[client]:
             return None
         assert self._records is not None
@@ -78,7 +78,7 @@ class OnDisk:
         }
 
     def put(self, client: int, state: Mapping[str, Tensor]) -> None:
-        """Keep a state for a client, in place of the one before."""
+        """Store a client's state, replacing the old one."""
         if self._records is None:
             self._open(state)
         assert self._records is not None
@@ -93,7 +93,7 @@ class OnDisk:
         self._has[client] = True
 
     def clients(self) -> list[int]:
-        """Return the clients that have kept something, in ascending order."""
+        """Return the clients with a stored state, in ascending order."""
         found: list[int] = np.flatnonzero(self._has).tolist()
         return found
 
@@ -109,7 +109,7 @@ class OnDisk:
 
 
 def kept_by(states: ClientStates) -> Iterator[tuple[int, ClientState]]:
-    """Yield every client that has kept something, with what it kept."""
+    """Yield every client with a stored state, and that state."""
     for client in states.clients():
         state = states.get(client)
         assert state is not None

@@ -1,1 +1,1 @@
-"""How the clients of a round are trained: one after the other, or in one batched step."""
+"""Engines that train the clients of a round: one after another, or in one batched step."""

@@ -1,8 +1,8 @@
-"""The batched engine: the clients of a round make their steps together, as one computation.
+"""The batched engine: the clients of a round train together in one computation.
 
-Parameters and buffers are stacked, one row a client, and `torch.vmap` runs the model over the rows. Updates are those
-of the plain engine up to rounding. Within a round clients are independent, so any clients whose next batches have the
-same size make a step together. (Padding a short batch would change its statistics.)
+Parameters and buffers are stacked, one row per client, and `torch.vmap` runs the model over the rows. Updates equal
+the plain engine's up to rounding. Within a round clients are independent, so any clients whose next batches have the
+same size can make a step together. (Padding a short batch would change its statistics.)
 """
 
 import warnings
@@ -24,19 +24,19 @@ from syncnorm.federated.local import Local, Step, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip
 
 TOGETHER = 64
-"""Largest number of clients in one batch: more need memory and are hardly faster."""
+"""Largest number of clients in one batch; more would need more memory and are hardly faster."""
 
 
 def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
-    """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); updates in the order of tasks.
+    """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); return updates in task order.
 
-    Where the batched computation raises, the plain engine trains the same tasks, so that only the client at fault
-    fails. Where all of them succeed there, a warning says so.
+    If the batched computation raises, the plain engine trains the same tasks, so that only the faulty client fails.
+    If all of them succeed there, a warning says so.
 
     Raises:
-        UserError: a model that draws random numbers (dropout): clients would not draw their own. Where clients share
-            statistics, which the plain engine cannot: anything that the batched computation raises, and first batches
-            of different size.
+        UserError: a model that draws random numbers (dropout): clients would not draw their own. If clients share
+            statistics, which the plain engine cannot do: any error of the batched computation, and first batches of
+            different sizes.
     """
     try:
         return train_together(local, x, y, tasks)
@@ -65,7 +65,7 @@ def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) ->
     try:
         return [update for block in blocks for update in _Cohort(local, block).train(x, y)]
     except RuntimeError as error:
-        if "randomness" not in str(error):  # as vmap calls it
+        if "randomness" not in str(error):  # vmap's word for it
             raise
         raise UserError(
             "the model draws random numbers in training (as dropout does), and clients in one batched step would not "
@@ -79,7 +79,7 @@ class _Cohort:
     """The clients of some tasks, stacked."""
 
     def __init__(self, local: Local, tasks: Sequence[Task]) -> None:
-        # Clients with most steps first: those of a group are then mostly neighbours, and their rows a slice.
+        # Clients with the most steps first: a group's clients are then mostly neighbours, and their rows a slice.
         self._order = sorted(range(len(tasks)), key=lambda place: -len(tasks[place].batches))
         self._tasks = [tasks[place] for place in self._order]
         self._local = local
@@ -100,7 +100,7 @@ class _Cohort:
         self._optimizer = STACKED[local.optim.name](local.optim, self._trained, momentum)
 
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
-        """Make all steps, and return the updates in the order in which the tasks came."""
+        """Make all steps, and return the updates in task order."""
         losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
         for number, (group, steps) in enumerate(step_groups(self._tasks, self._local.algorithm.shares_statistics)):
             chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
@@ -118,7 +118,7 @@ class _Cohort:
         return self._updates(losses.tolist())
 
     def _images(self, x: Tensor, chosen: Sequence[tuple[Task, int]]) -> Tensor:
-        """Return these clients' images (B, R, C, H, W), each of its task's step."""
+        """Return these clients' images (B, R, C, H, W), each for the given step of its task."""
         if self._local.augment == "none":
             batch = x[torch.stack([task.batches[step] for task, step in chosen], 1)]
         else:
@@ -139,7 +139,7 @@ class _Cohort:
         else:
             with ClientsTogether(synchronised):
                 losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
-        # A client's loss does not depend on the others' parameters, so the gradient of the sum is each one's own.
+        # A client's loss does not depend on the others' parameters, so the sum's gradient holds each client's own.
         objective = losses.sum() + self._local_terms(leaves, rows)
         gradients = dict(
             zip(leaves, torch.autograd.grad(objective, list(leaves.values()), allow_unused=True), strict=True)
@@ -156,7 +156,7 @@ class _Cohort:
         return losses.detach()
 
     def _local_terms(self, parameters: Mapping[str, Tensor], rows: Rows) -> Tensor | float:
-        """Return the sum over the clients `rows` of their algorithm's term."""
+        """Return the sum of the algorithm's term over the clients `rows`."""
         if not self._local.has_term:
             return 0.0
         shared = {name: parameters[name] for name in self._local.shared}
@@ -188,10 +188,11 @@ class _Cohort:
 
 
 def step_groups(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[list[int], list[int]]]:
-    """Yield the clients that make a step together, until no step is left: rows of tasks, and each one's step.
+    """Yield groups of clients that make a step together, until no step is left: rows of tasks, and each one's step.
 
-    Clients of a group have batches of the same size and the same normaliser. The group whose client has the most
-    steps left goes first, since the round ends with that client. With `synchronised` all make the first step at once.
+    Clients of a group have batches of the same size and the same normaliser. The group with the client that has the
+    most steps left goes first, since that client ends the round. With `synchronised`, all clients make the first step
+    together.
     """
     at = [0] * len(tasks)
     while True:
@@ -214,9 +215,9 @@ def step_groups(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[lis
 
 
 def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, Tensor]) -> Tensor:
-    """Call `step` with parameters and buffers in place of its own; buffers that it assigns anew are copied back."""
+    """Call `step` with these parameters and buffers instead of its own; buffers that it reassigns are copied back."""
     after = dict(values)
-    # torch's own way with tied weights leaves the values of this step in a module that has two names.
+    # PyTorch's handling of tied weights would leave this step's values in a module that has two names.
     loss: Tensor = functional_call(step, after, inputs, tie_weights=False)
     with torch.no_grad():
         for name, value in values.items():
@@ -226,7 +227,7 @@ def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, 
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the further names of tensors that several modules hold, and the name under which each is listed."""
+    """Return the additional names of tensors that several modules share, and the name under which each is listed."""
     first: dict[int, str] = {}
     tied = {}
     for where, module in model.named_modules():
@@ -239,14 +240,14 @@ def _tied(model: nn.Module) -> dict[str, str]:
 
 
 def _rows(group: list[int], device: torch.device) -> Rows:
-    """Return these rows as a slice where they are neighbours, whose views save copies."""
+    """Return these rows as a slice if they are contiguous, since a view saves a copy."""
     if group == list(range(group[0], group[-1] + 1)):
         return slice(group[0], group[-1] + 1)
     return torch.tensor(group, device=device)
 
 
 def _stack_all(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack what every client has under the same names; other names in one of them raise `ValueError`."""
+    """Stack the clients' tensors by name; clients with different names raise `ValueError`."""
     for own in inputs:
         if own.keys() != inputs[0].keys():
             raise ValueError("the algorithm's client_inputs have other names for one client than for another")
@@ -255,6 +256,6 @@ def _stack_all(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _stack(values: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the values as a new (K, ...) tensor of the type and device of `like`."""
-    if all(value is values[0] for value in values):  # what the server sent to all
+    if all(value is values[0] for value in values):  # the server sent the same tensor to all
         return values[0].to(like).expand(len(values), *like.shape).clone()
     return torch.stack([value.to(like) for value in values])

@@ -1,12 +1,12 @@
-"""Layers of all clients at once: one kernel for what `torch.vmap` does slowly or cannot do.
+"""Layers of all clients at once: one kernel where `torch.vmap` is slow or fails.
 
-Under vmap a convolution over K clients is one convolution with K groups, whose images are (B, K * C, H, W). Torch's
-CPU kernels are fastest on those in channels_last: with 16 images of 8x8 for each of 20 clients, on one core, max
-pooling is 30 times as fast as in the default layout, a convolution from 1 to 16 channels 8 times, batch norm twice.
-vmap's own rules for max pooling and batch norm change that layout, and its rule for group norm refuses it. They are
-replaced here by the same functions on the folded images, and cross-entropy by one call on all samples.
+Under vmap a convolution over K clients is one convolution with K groups, whose images are (B, K * C, H, W). PyTorch's
+CPU kernels are fastest with these in channels_last: with 16 images of 8x8 for each of 20 clients, on one core, max
+pooling is 30 times as fast as in the default layout, a convolution from 1 to 16 channels 8 times, and batch norm
+twice. vmap's rules for max pooling and batch norm change that layout, and its rule for group norm refuses it. This
+file replaces them by the same functions on the folded images, and cross-entropy by one call on all samples.
 
-Legend: K clients, B samples a client, C channels.
+Legend: K clients, B samples per client, C channels.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from torch.overrides import TorchFunctionMode
 from syncnorm._torch import outside_vmap
 
 POOLING = (F.max_pool2d, F.adaptive_avg_pool2d)
-"""For pooling to one position, vmap falls back to a loop over clients, with a warning."""
+"""Pooling to one position, for which vmap falls back to a loop over clients, with a warning."""
 
 
 def fold(x: Tensor) -> Tensor:
     """Return (B, K, C, ...) as (B, K * C, ...), images on a CPU in channels_last."""
     folded = x.flatten(1, 2)
-    if folded.dim() == 4 and folded.device.type == "cpu":  # where it was measured
+    if folded.dim() == 4 and folded.device.type == "cpu":  # measured there only
         folded = folded.contiguous(memory_format=torch.channels_last)
     return folded
 
@@ -40,9 +40,9 @@ def unfold(x: Tensor, clients: int) -> Tensor:
 class ClientsTogether(TorchFunctionMode):
     """While active, the functions in this file run as one kernel for all clients under `torch.vmap` over clients.
 
-    synchronised: batch norm in training normalises every client with the moments of all clients' samples, and moves
-        running statistics to those (the variance unbiased by the count of all), as SyncBatchNorm does on as many
-        ranks. Gradients are those of the sum of all clients' losses.
+    synchronised: in training, batch norm normalises every client with the moments of all clients' samples, and
+        updates running statistics with them (the variance unbiased by the total count), as SyncBatchNorm does with
+        one rank per client. Gradients are those of the sum of all clients' losses.
     """
 
     def __init__(self, synchronised: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""Optimisers of many clients at once: parameters stacked along a first dimension, one row a client.
+"""Optimisers of many clients at once: parameters are stacked along the first dimension, one row per client.
 
-Torch's optimisers are elementwise, so the arithmetic is theirs, with the groups of `make_optimizer`: weight decay
-acts on what has two and more dimensions in the model. A step names the rows that make it, since not all clients make
-every one; Adam counts each row's own.
+PyTorch's optimisers are elementwise, so the arithmetic is the same, with the groups of `make_optimizer`: weight decay
+applies to parameters with two or more dimensions in the model. A step names its rows, since not all clients make
+every step; Adam counts each row's steps.
 """
 
 from collections.abc import Mapping
@@ -17,19 +17,19 @@ Rows = slice | Tensor
 
 
 def put(stack: Tensor, rows: Rows, values: Tensor) -> None:
-    """Write back what was taken as `stack[rows]` and changed in place."""
+    """Write back `values`, which were taken as `stack[rows]` and changed in place."""
     if not isinstance(rows, slice):
         stack[rows] = values
 
 
 class StackedOptimizer:
-    """torch.optim.SGD for K stacked models, and what the others share with it.
+    """torch.optim.SGD for K stacked models, and the base of the others.
 
     Args:
-        optim: the optimiser; its learning rate stays as it is.
-        parameters: by name, (K, ...); not kept.
-        momentum: SGD's buffers to go on with, by name, (K, ...). Zeros are the same as none: torch's first buffer is
-            the gradient itself.
+        optim: the optimiser; its learning rate does not change.
+        parameters: parameters by name, (K, ...); not stored.
+        momentum: SGD's momentum buffers to continue with, by name, (K, ...). Zeros are equivalent to none: PyTorch's
+            first buffer is the gradient itself.
     """
 
     def __init__(self, optim: Optim, parameters: Mapping[str, Tensor], momentum: Mapping[str, Tensor]) -> None:
@@ -38,17 +38,17 @@ class StackedOptimizer:
         self._moved = set(momentum)
 
     def step(self, name: str, parameter: Tensor, gradient: Tensor, rows: Rows) -> None:
-        """Move `parameter`, (R, ...), that of the clients `rows`, in place."""
+        """Update `parameter`, (R, ...), of the clients `rows`, in place."""
         self._moved.add(name)
         self._move(name, parameter, gradient, self._optim.weight_decay if parameter.dim() > 2 else 0.0, rows)
 
     def momentum(self) -> dict[str, Tensor]:
-        """Return the momentum buffers by name, (K, ...), of what has any."""
+        """Return the momentum buffers by name, (K, ...)."""
         return {name: self._momentum[name] for name in self._moved} if self._optim.momentum else {}
 
     def _move(self, name: str, parameter: Tensor, gradient: Tensor, decay: float, rows: Rows) -> None:
         if self._optim.momentum:
-            # Into the buffer, term by term: a gradient may share memory with another, and a sum would need its own.
+            # Added to the buffer term by term: gradients may share memory, and a sum would need its own.
             direction = self._momentum[name][rows].mul_(self._optim.momentum).add_(gradient)
             if decay:
                 direction.add_(parameter, alpha=decay)
@@ -59,7 +59,7 @@ class StackedOptimizer:
 
 
 class _Adam(StackedOptimizer):
-    """torch.optim.Adam. It has no momentum buffers in SGD's sense."""
+    """torch.optim.Adam, which has no momentum buffers in SGD's sense."""
 
     _BETAS, _EPS = (0.9, 0.999), 1e-8
 
@@ -98,4 +98,4 @@ class _AdamW(_Adam):
 
 
 STACKED: dict[str, type[StackedOptimizer]] = {"sgd": StackedOptimizer, "adam": _Adam, "adamw": _AdamW}
-"""The optimisers by their names in `Optim`."""
+"""The optimisers, by their names in `Optim`."""

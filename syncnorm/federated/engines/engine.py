@@ -1,4 +1,4 @@
-"""Which engine trains the clients of a round: by name, or the faster of both on this machine."""
+"""Choice of the engine that trains the clients of a round: by name, or the faster one on this machine."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ ENGINES: dict[str, Train] = {"cohort": cohort.train, "loop": loop.train}
 """The engines by name. They give the same updates up to rounding."""
 
 PROBED_STEPS = 4
-"""Steps of each client that a probe makes: its last ones, which include the short batch of an epoch."""
+"""Steps per client in a timing probe: its last ones, which include the short batch of an epoch."""
 
 
 class Engine(Protocol):
@@ -30,9 +30,9 @@ class Engine(Protocol):
 
 
 class AutoEngine:
-    """An engine by its name; "auto" becomes the name of the faster one when the first round is trained.
+    """An engine by its name; "auto" becomes the name of the faster one in the first round.
 
-    To resume a run to the same bits, save `name` and set it again.
+    To resume a run bit-identically, save `name` and restore it.
 
     Raises:
         UserError: an unknown name.
@@ -44,17 +44,18 @@ class AutoEngine:
         self.name = name
 
     def train(self, local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
-        """Return the updates of `tasks`, in their order; see the engine for what it raises."""
+        """Return the updates of `tasks`, in their order; raises what the engine raises."""
         if self.name == "auto":
             self.name = faster(local, x, y, tasks)
         return ENGINES[self.name](local, x, y, tasks)
 
 
 def faster(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> str:
-    """Return the name of the engine that trains such tasks faster: each makes a few steps, and nothing is kept.
+    """Return the name of the engine that trains these tasks faster: each makes a few steps, whose results are
+    dropped.
 
-    That is the plain one where the batched one raises anything. Where clients share statistics it is the batched one,
-    which alone can do that.
+    If the batched engine raises, this is the plain one. If clients share statistics, it is the batched one, since
+    only that can do so.
     """
     if local.algorithm.shares_statistics:
         return "cohort"
@@ -64,7 +65,7 @@ def faster(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> str:
     ]
     engines: dict[str, Train] = {"cohort": cohort.train_together, "loop": loop.train}
     seconds = {}
-    for _ in range(2):  # the first time warms up
+    for _ in range(2):  # the first pass is a warm-up
         for name, train in engines.items():
             started = time.perf_counter()
             try:

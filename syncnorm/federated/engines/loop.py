@@ -1,4 +1,4 @@
-"""The plain engine: one client after the other, one model, torch's own optimisers. Slow, exact, easy to debug."""
+"""The plain engine: one client after another, one model, PyTorch's own optimisers. Slow, exact, easy to debug."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -13,12 +13,12 @@ from syncnorm.training.classifier import make_optimizer
 
 
 def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
-    """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); updates in the order of tasks.
+    """Train every task's client on its part of the pool `x` (N, C, H, W), `y` (N,); return updates in task order.
 
-    A client that raises gives an update with an error, and the others go on.
+    A client that raises gives an update with an error, and the others continue.
 
     Raises:
-        UserError: an algorithm whose clients share statistics inside a step, which takes all of them at once.
+        UserError: an algorithm whose clients share statistics inside a step; that needs all clients at once.
     """
     if local.algorithm.shares_statistics:
         raise UserError(

@@ -2,5 +2,5 @@
 
 import os
 
-# Flower reads this when it is imported, and reports each simulation to its authors unless it is 0.
+# Flower reads this on import, and reports each simulation to its authors unless it is 0.
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

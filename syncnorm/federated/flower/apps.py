@@ -1,11 +1,11 @@
-"""Flower apps of syncnorm's own runs: the clients and the server of a `Run` whose world is `Clients`.
+"""Flower apps for syncnorm's own runs: the clients and the server of a `Run` whose world is `Clients`.
 
-`run` in the run's config is the run as JSON; what it leaves out has its defaults:
+`run` in the run's config is the run as JSON; missing fields have their defaults:
 
     flwr run . --run-config 'run="{\"world\": {\"method\": \"fedbn\", \"rounds\": 5}}"'
 
-`timeout` is how many seconds the server waits for the replies to a round's messages; a client that has not replied
-by then is left out of the round.
+`timeout` is the number of seconds that the server waits for the replies in a round; clients that have not replied by
+then are left out of the round.
 """
 
 import json
@@ -34,15 +34,15 @@ from syncnorm.federated.server.scores import score, validate
 
 
 class TogetherApp(ClientApp):
-    """A ClientApp whose clients a CohortGrid trains together, all of a round in one call of an engine."""
+    """A ClientApp for which a CohortGrid trains all clients of a round in one call of an engine."""
 
     def train_together(self, messages: Sequence[Message], contexts: Sequence[Context], engine: str) -> list[Message]:
-        """Return the replies to train messages, in their order; a client that fails gives an error reply."""
+        """Return the replies to train messages, in order; a client that fails gives an error reply."""
         begun: list[tuple[Federation, Started] | Message] = []
         for message, context in zip(messages, contexts, strict=True):
             try:
                 begun.append(begin(message, context))
-            except Exception as error:  # this client's alone
+            except Exception as error:  # only this client fails
                 begun.append(failure(message, sentence(error)))
         ready = [one for one in begun if not isinstance(one, Message) and one[1].task.batches]
         updates = iter(_trained(ready, engine) if ready else [])
@@ -57,11 +57,11 @@ class TogetherApp(ClientApp):
 
 
 client_app = TogetherApp()
-"""A client of any run: plays the client that its node's "partition-id" names."""
+"""The client app of any run: it plays the client given by its node's "partition-id"."""
 
 server_app = ServerApp()
-"""The server of the run that "run" in the run's config describes. It prints the metrics, and keeps the result as JSON
-in `context.state["result"]["json"]`."""
+"""The server of the run given by "run" in the run's config. It prints the metrics, and stores the result as JSON in
+`context.state["result"]["json"]`."""
 
 
 @client_app.train()
@@ -91,7 +91,7 @@ def evaluate_validation(message: Message, context: Context) -> Message:
 
 @client_app.query("moments")
 def query_moments(message: Message, context: Context) -> Message:
-    """Return the moments of what enters each batch norm over the client's data."""
+    """Return the moments of each batch norm's inputs over the client's data."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
     moments = measure(federation, _client(context), received.state)
@@ -100,7 +100,7 @@ def query_moments(message: Message, context: Context) -> Message:
 
 @client_app.query("kept")
 def query_kept(message: Message, context: Context) -> Message:
-    """Return what the client keeps, for a run that averages it over clients."""
+    """Return the client's kept entries, for a run that averages them over clients."""
     own = wire.kept(context.state, _federation(message, context).device)
     return Message(wire.pack_own(own), reply_to=message)
 
@@ -139,7 +139,7 @@ def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIM
 
 @lru_cache(maxsize=1)
 def federation_of(text: str) -> Federation:
-    """Return the federation of the run that JSON describes; a process keeps the last."""
+    """Return the federation of the run that JSON describes; a process caches the last one."""
     return Federation(wire.run_from_text(text))
 
 
@@ -149,7 +149,7 @@ def _engine(federation: Federation, engine: str) -> AutoEngine:
 
 
 def forget() -> None:
-    """Drop the federation that this process keeps for its next message."""
+    """Drop the federation that this process has cached."""
     federation_of.cache_clear()
     _engine.cache_clear()
 
@@ -179,7 +179,7 @@ def _client(context: Context) -> int:
 
 
 def _received(message: Message, context: Context) -> tuple[Federation, int, dict[str, Tensor]]:
-    """Return the model's entries to evaluate: received ones, and kept ones or the message's stand-in for them."""
+    """Return the model entries to evaluate: received ones, and kept ones or the message's fallback for them."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
     own = wire.kept(context.state, federation.device)

@@ -18,13 +18,13 @@ from syncnorm.federated.flower.strategy import check_policy
 from syncnorm.federated.policies import KEPT, SENT, Policy, rules
 
 HOME = "syncnorm-kept"
-"""Under this name a client's state holds what never leaves it."""
+"""Key, in a client's state, of the entries that never leave it."""
 
 
 def load_global(model: nn.Module, message: Message, context: Context, policy: str | Policy = "fedavg_pooled") -> None:
-    """Load the model that a message brings, with the client's own entries in the place of those that stay at home.
+    """Load the model from a message, with the client's own values for entries that stay with it.
 
-    A client that trains for the first time takes all entries from the message.
+    A client that trains for the first time loads all entries from the message.
     """
     state = from_record(arrays_in(message.content))
     kept = context.state.get(HOME)
@@ -41,11 +41,11 @@ def reply_with(
     metrics: Mapping[str, Any],
     policy: str | Policy = "fedavg_pooled",
 ) -> Message:
-    """Return the reply to a message, and keep in `context.state` what the policy leaves with the client.
+    """Return the reply to a message, and store in `context.state` the entries that the policy leaves with the client.
 
-    To a train message: the shared entries of the trained model and the metrics, which must say how much the client
-    counts ("num-examples", or what the strategy's `weighted_by_key` names). To any other: the metrics alone; nothing
-    is kept.
+    The reply to a train message has the shared entries of the trained model and the metrics, which must include the
+    client's weight ("num-examples", or the strategy's `weighted_by_key`). The reply to any other message has only the
+    metrics, and nothing is stored.
     """
     content = RecordDict({"metrics": MetricRecord(dict(metrics))})
     if message.metadata.message_type.split(".")[0] == MessageType.TRAIN:

@@ -1,4 +1,4 @@
-"""A Flower Grid in this process: any ServerApp and any ClientApp, unchanged, without Ray, polling or pickling."""
+"""A Flower Grid in one process: it runs any ServerApp and ClientApp unchanged, without Ray, polling or pickling."""
 
 import logging
 import random
@@ -41,27 +41,27 @@ class TrainsTogether(Protocol):
 
 
 class CohortGrid(Grid):
-    """All clients of a Flower app in this process, in place of Flower's simulation.
+    """All clients of a Flower app in this process, instead of Flower's simulation.
 
         grid = CohortGrid(client_app, num_clients=2000, seed=0)
         grid.run_app(server_app)
 
     Clients are the nodes 1 .. num_clients from the start, so the first round has its full cohort; node k is partition
-    k - 1. They are asked in the order of their ids and the replies come in that order, so sums have one order. A
-    client's state is kept between its messages. A client that raises gives an error reply, its state as it was, and
-    the others go on. Work is done when replies are pulled. (Apps of the older kind, with client_fn and server_fn, run
-    too, but Flower asks their clients from threads, in no fixed order.)
+    k - 1. Clients work, and replies come, in the order of their ids, so sums have a fixed order. A client's state is
+    kept between its messages. A client that raises gives an error reply and keeps its old state, and the others
+    continue. Work is done when replies are pulled. (Older apps, with client_fn and server_fn, run too, but Flower
+    calls their clients from threads, in no fixed order.)
 
-    With a seed, a run is the same twice: `random`, from which Flower's strategies sample clients, is seeded when the
-    grid is made, and each client's message has streams of `random`, `numpy.random` and torch of its own, whatever the
-    others draw. Without one, the global generators are left alone: seed them, and a run is the same twice as well.
+    With a seed, a run is reproducible: `random`, from which Flower's strategies sample clients, is seeded when the
+    grid is made, and each client's message has its own streams of `random`, `numpy.random` and torch, independent of
+    other clients. Without a seed, the global generators are not touched: seed them yourself for a reproducible run.
 
     Args:
         client_app: the app that every client runs.
-        num_clients: how many clients there are.
-        run_config: what apps read as `context.run_config`.
+        num_clients: number of clients.
+        run_config: the apps' `context.run_config`.
         engine: for `syncnorm.federated.client_app`, how a round's clients are trained: "cohort" all in one batched
-            step, "loop" one after the other, "auto" the faster of both. Other apps are called client by client.
+            step, "loop" one after another, "auto" the faster of the two. Other apps are called client by client.
         seed: fixes every random choice.
 
     Raises:
@@ -91,7 +91,7 @@ class CohortGrid(Grid):
         self.engine = engine
         self.seed = seed
         self.states: dict[int, RecordDict] = {}
-        """What clients keep, by node id; those that keep nothing are not in it."""
+        """Clients' states by node id; clients that keep nothing are left out."""
         self._run = empty_run()
         self._waiting: dict[str, Message] = {}
         self._sent = 0
@@ -108,12 +108,12 @@ class CohortGrid(Grid):
         return context
 
     def set_run(self, run: Run) -> None:
-        """Set what `run` returns."""
+        """Set the value of `run`."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """What Flower knows of this run."""
+        """Flower's description of this run."""
         return self._run
 
     def create_message(
@@ -146,9 +146,9 @@ class CohortGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order of client ids.
 
-        After `timeout` seconds the client at work is no longer waited for (its thread cannot be ended: it goes on
-        until it ends by itself, and its reply is dropped), and clients after it do not reply. There is no timeout for
-        clients that are trained together, in one computation.
+        After `timeout` seconds the grid stops waiting for the current client (its thread cannot be stopped: it runs
+        to its end, and its reply is dropped), and later clients do not reply. There is no timeout for clients that
+        are trained together in one computation.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
@@ -187,7 +187,7 @@ class CohortGrid(Grid):
         }
 
     def _ask(self, message: Message, read: dict[int, ArrayRecord], left: float | None) -> Message | None:
-        """Return a client's reply; None where it does not reply in the seconds that are left."""
+        """Return a client's reply; None if it does not reply in the remaining seconds."""
         if (refusal := self._refusal(message)) is not None:
             return refusal
         node = message.metadata.dst_node_id
@@ -205,13 +205,13 @@ class CohortGrid(Grid):
         except TimedOut:
             log.debug("client %d did not reply in time", node)
             return None
-        except (Exception, SystemExit) as error:  # the client's alone: the round goes on
+        except (Exception, SystemExit) as error:  # only this client fails: the round goes on
             log.debug("client %d raised", node, exc_info=True)
             return failure(message, sentence(error))
         return self._accept(message, context, reply)
 
     def _refusal(self, message: Message) -> Message | None:
-        """Return the error reply to a message that no client can get; None for any other."""
+        """Return the error reply to a message that cannot be delivered; None if it can."""
         if message.metadata.dst_node_id not in self.get_node_ids():
             return failure(message, f"there is no client {message.metadata.dst_node_id}", ErrorCode.NODE_UNAVAILABLE)
         if _expired(message):
@@ -219,7 +219,7 @@ class CohortGrid(Grid):
         return None
 
     def _accept(self, message: Message, context: Context, reply: Message) -> Message:
-        """Keep the state of a client that replied, and return its reply, or an error if it expired."""
+        """Store the state of a client that replied, and return its reply, or an error if it expired."""
         if reply.has_error():
             return reply
         if len(context.state):
@@ -248,7 +248,7 @@ Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 def _delivered(message: Message, read: dict[int, ArrayRecord]) -> Message:
-    """Return a client's own copy of a message, since all clients of a round are sent the same records."""
+    """Return a client's own copy of a message, since all clients of a round share the same records."""
     if not message.has_content():
         return message
     content = RecordDict()
@@ -264,7 +264,7 @@ def _delivered(message: Message, read: dict[int, ArrayRecord]) -> Message:
 
 
 def _own(record: Record) -> Record:
-    """Copy a record, and the lists in it: no other of its values can be changed in place."""
+    """Copy a record and its lists; its other values are immutable."""
     if isinstance(record, ArrayRecord):
         return record.copy()
     values: Any = {name: copy(value) if isinstance(value, list) else value for name, value in record.items()}
@@ -277,7 +277,7 @@ def failure(message: Message, reason: str, code: int = ErrorCode.CLIENT_APP_RAIS
 
 
 def reason(reply: Message) -> str:
-    """Return why a reply is an error, in one line: of Ray's traceback, what the client's own exception says."""
+    """Return why a reply is an error, in one line; from Ray's traceback, only the client's own exception."""
     given = reply.error.reason or f"error {reply.error.code}"
     return given.split("ClientAppException occurred. Message: ")[-1].removesuffix("'>").strip()
 
@@ -287,7 +287,7 @@ def _expired(message: Message) -> bool:
 
 
 def sentence(error: BaseException) -> str:
-    """Return what an exception says, and where it was raised."""
+    """Return an exception's message, and where it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
 
@@ -295,7 +295,7 @@ def sentence(error: BaseException) -> str:
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    # As torch.manual_seed, which takes longer than a small client: it notes the stack for devices not in use yet.
+    # As torch.manual_seed, which takes longer than a small client because it records the stack for unused devices.
     torch.default_generator.manual_seed(seed)
     if _cuda():
         torch.cuda.manual_seed_all(seed)

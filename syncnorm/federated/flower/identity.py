@@ -1,7 +1,8 @@
-"""The only use of Flower's internals: who builds a message, and which id a sent message has.
+"""The only use of Flower's internals: permission to build messages, and the ids of sent messages.
 
-A process that Flower starts is told its task; `Message(...)` needs that and fails elsewhere. Flower's own grids set a
-message's id when it is sent, and no public name does. A test of this file checks both against the installed Flower.
+Flower tells a process that it starts its task; `Message(...)` needs that and fails in other processes. Flower's own
+grids set a message's id when it is sent, without a public function. A test of this file checks both against the
+installed Flower.
 """
 
 from importlib.metadata import version
@@ -16,10 +17,10 @@ SERVER = 1
 
 
 def act_as_server() -> None:
-    """Let this process build messages, as a ServerApp that Flower started; nothing changes where it can already.
+    """Let this process build messages, like a ServerApp that Flower started; does nothing if it already can.
 
     Raises:
-        UserError: a version of Flower that identifies processes otherwise.
+        UserError: a version of Flower that identifies processes in another way.
     """
     if _can_build():
         return
@@ -42,7 +43,7 @@ def stamp(message: Message, message_id: str) -> None:
 
 
 def empty_run() -> Run:
-    """Return the run that Flower's own simulation would describe, with nothing in it but the run id 1."""
+    """Return the run description of Flower's own simulation, empty except for the run id 1."""
     return Run.create_empty(run_id=1)
 
 

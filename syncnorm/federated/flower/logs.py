@@ -1,11 +1,11 @@
-"""Flower's log lines: silent below a warning, unless the user has set a level."""
+"""Flower's log: silent below WARNING, unless the user has set a level."""
 
 import logging
 import os
 
 
 def hush_flower() -> None:
-    """Silence Flower's log below WARNING where neither FLWR_LOG_LEVEL nor the program has chosen a level.
+    """Silence Flower's log below WARNING unless FLWR_LOG_LEVEL or the program has chosen a level.
 
     To see it again: `logging.getLogger("flwr").setLevel("INFO")`, or FLWR_LOG_LEVEL=INFO in the environment.
     """

@@ -1,4 +1,4 @@
-"""The clients of a run over any Flower Grid: this process, Flower's simulation, or a deployment."""
+"""The clients of a run behind any Flower Grid: in this process, in Flower's simulation, or deployed."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,27 +22,28 @@ PATIENCE = 300.0
 TIMEOUT = 600.0
 """Seconds to wait for the replies to a round's messages."""
 PAUSE = 0.05
-"""Seconds between two looks for replies."""
+"""Seconds between two polls for replies."""
 
 
 class OverFlower:
     """A run's clients behind a Grid: a `syncnorm.federated.server.network.Network`.
 
-    A client that has not replied after `timeout` seconds counts as lost.
+    A client that does not reply within `timeout` seconds counts as lost.
 
     Raises:
-        UserError: fewer nodes than the run has clients, or several that play the same.
+        UserError: fewer nodes than the run has clients, or several nodes for the same client.
     """
 
     def __init__(self, federation: Federation, grid: Grid, text: str, ended: Event, timeout: float = TIMEOUT) -> None:
         self.federation, self.grid, self._text, self._ended = federation, grid, text, ended
         self._timeout = timeout
         self.nodes = self._find_nodes(federation.world.count)
-        """By client, the node that plays it."""
+        """The node of each client."""
         self._client = {node: client for client, node in self.nodes.items()}
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
-        """Let clients train on what they receive; one without a batch is missing, a lost one is an error."""
+        """Let clients train from what they receive; a client without a batch is missing, a lost one gives an
+        error."""
         answers = self._ask("train", self._broadcasts(clients, to))
         replies = []
         for client in clients:
@@ -55,12 +56,12 @@ class OverFlower:
         return replies
 
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
-        """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
+        """Gather the moments of each batch norm's inputs over each client's data, with the model it receives."""
         found = self._contents("query.moments", self._broadcasts(clients, to))
         return [wire.unpack_moments(content, self.federation.device) for content in found.values()]
 
     def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
-        """Evaluate what each client receives, with what it keeps, or `fallback` where it keeps nothing."""
+        """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""
         found = self._contents("evaluate", self._broadcasts(clients, to, fallback))
         return [wire.unpack_score(client, content, self.federation.device) for client, content in found.items()]
 
@@ -70,7 +71,7 @@ class OverFlower:
         return [wire.number(content, wire.METRICS, "accuracy") for content in found.values()]
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
-        """Return what each client keeps, without those that keep nothing."""
+        """Return what each client keeps; clients that keep nothing are left out."""
         request = wire.pack_request(self._text)
         found = self._contents("query.kept", dict.fromkeys(clients, request))
         states = {client: wire.kept(content, self.federation.device) for client, content in found.items()}
@@ -79,7 +80,7 @@ class OverFlower:
     def _broadcasts(
         self, clients: Sequence[int], to: To, fallback: ClientState | None = None
     ) -> dict[int, RecordDict]:
-        """Return what each client is sent; one record for all where the server's tensors are the same."""
+        """Return what each client is sent; clients with the same tensors share one record."""
         packed: dict[tuple[int, ...], RecordDict] = {}
         contents = {}
         for client in clients:
@@ -98,7 +99,8 @@ class OverFlower:
         }
 
     def _contents(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
-        """Return what clients answered, in the order asked; a missing answer would change a mean, and is an error."""
+        """Return the clients' answers, in the order asked; a missing answer would change a mean, so it is an
+        error."""
         answers = self._ask(kind, contents)
         for client in contents:
             answer = answers.get(client)
@@ -108,7 +110,7 @@ class OverFlower:
         return {client: answers[client].content for client in contents}
 
     def _exchange(self, messages: Sequence[Message]) -> list[Message]:
-        """Send messages and wait for the replies, as `send_and_receive` does, but not beyond the grid's end."""
+        """Send messages and wait for the replies, as `send_and_receive` does, but stop when the grid ends."""
         replies: list[Message] = []
         waiting = set(self.grid.push_messages(messages))
         deadline = time.monotonic() + self._timeout

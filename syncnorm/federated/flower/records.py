@@ -1,4 +1,5 @@
-"""A model's state as Flower's records and back, bit for bit, serialised only when the bytes are read."""
+"""Convert a model's state to Flower's records and back, bit-identically; it is serialised only when its bytes are
+read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,20 +18,20 @@ _NAMES = {
         *(torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32, torch.uint64),
     )
 }
-"""torch's types that NumPy has too, by NumPy's name."""
+"""PyTorch's types that NumPy also has, by NumPy's name."""
 
 
 class TensorArray(Array):
     """An `Array` that holds a tensor, and turns it into bytes when `data` is read or it is sent or copied.
 
-    So a model passes between a server and clients of one process without being serialised, and any strategy can read
-    it as arrays. `numpy()` copies, as an Array's does, so that nobody writes into the tensor.
+    So a model passes between a server and clients in one process without being serialised, and any strategy can read
+    it as arrays. Like Array's, `numpy()` copies, so that nobody writes into the tensor.
     """
 
     tensor: Tensor
 
     def __init__(self, tensor: Tensor) -> None:
-        # The parent's would serialise at once.
+        # The parent's __init__ would serialise at once.
         self.__dict__.update(
             tensor=tensor, dtype=_NAMES[tensor.dtype], shape=tuple(tensor.shape), stype=_FORMAT, _is_dirty=True
         )
@@ -69,14 +70,14 @@ class TensorArray(Array):
 
 
 def to_record(state: Mapping[str, Tensor], *, copy: bool = True) -> ArrayRecord:
-    """Return a model's state as an ArrayRecord: names, order, shapes and types as they are, 0-d counters included.
+    """Return a model's state as an ArrayRecord, with the same names, order, shapes and types, including 0-d counters.
 
     Args:
         state: tensors by name, for example `model.state_dict()`.
-        copy: False shares the tensors; nobody may write into them afterwards.
+        copy: False shares the tensors; they must not be modified afterwards.
 
     Raises:
-        UserError: a type that Flower's arrays, which are NumPy's, cannot hold, for example bfloat16.
+        UserError: a type that NumPy, and so Flower's arrays, does not have, for example bfloat16.
     """
     record = ArrayRecord()
     for name, value in state.items():
@@ -90,7 +91,7 @@ def to_record(state: Mapping[str, Tensor], *, copy: bool = True) -> ArrayRecord:
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the tensors of an ArrayRecord by name. They may be the record's own: do not write into them."""
+    """Return the tensors of an ArrayRecord by name. They may share the record's memory: do not modify them."""
     return {
         name: array.tensor if isinstance(array, TensorArray) else torch.from_numpy(array.numpy())
         for name, array in record.items()
@@ -98,7 +99,7 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def decoded(record: ArrayRecord) -> ArrayRecord:
-    """Return the same record with its bytes decoded once, for many readers."""
+    """Return the same record with its bytes decoded, so that many readers decode them only once."""
     result = ArrayRecord()
     for name, array in record.items():
         if not isinstance(array, TensorArray) and array.stype == _FORMAT and array.dtype in _NAMES.values():
@@ -108,7 +109,7 @@ def decoded(record: ArrayRecord) -> ArrayRecord:
 
 
 def arrays_in(content: RecordDict) -> ArrayRecord:
-    """Return the one ArrayRecord of a message; none or several raise `ValueError`."""
+    """Return the only ArrayRecord of a message; none or several raise `ValueError`."""
     found = [record for record in content.values() if isinstance(record, ArrayRecord)]
     if len(found) != 1:
         raise ValueError(f"a message holds {len(found)} ArrayRecords, where one model is expected.")

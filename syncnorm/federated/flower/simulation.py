@@ -1,4 +1,4 @@
-"""A run of the clients world on Flower's own simulation: every client a message to a Ray process."""
+"""A run of the clients world on Flower's own simulation: each client's work is a message to a Ray process."""
 
 import logging
 import os
@@ -42,7 +42,7 @@ def simulate_with_flower(run: Run) -> Result:
 
     with _quiet():
         try:
-            federation_of(text)  # a mistake in the run shows before Ray starts
+            federation_of(text)  # mistakes in the run raise before Ray starts
             os.environ.update(environment_of_plugins())
             run_simulation(app, client_app, num_supernodes=world.count, backend_config=_backend())
         finally:
@@ -67,7 +67,7 @@ def _quiet() -> Iterator[None]:
     if "FLWR_LOG_LEVEL" not in os.environ and level == logging.DEBUG:
         logger.setLevel(logging.CRITICAL)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # which Ray warns about otherwise
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # avoids a warning from Ray
     try:
         yield
     finally:

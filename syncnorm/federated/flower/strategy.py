@@ -1,4 +1,4 @@
-"""Flower's FedAvg for models with batch norm: layers by type, a policy for each part of them, counters left whole."""
+"""Flower's FedAvg for models with batch norm: layers found by type, a policy for each part, integer counters."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -30,25 +30,27 @@ class NormFedAvg(FedAvg):
         strategy = NormFedAvg(model, policy="fedavg_pooled", fraction_train=0.1)
         strategy.start(grid, initial_arrays=ArrayRecord(model.state_dict()), num_rounds=20)
 
-    Where FedAvg averages every array, counters included, this does what `syncnorm.federated.aggregate` says: the
-    running variance of fedavg_pooled is that of all clients' samples together, counters keep their type, every entry
-    its dtype, and what a policy leaves with the clients stays as it is. Clients are summed in the order of node ids.
+    FedAvg averages every array, including counters; this strategy uses `syncnorm.federated.aggregate` instead: the
+    running variance of fedavg_pooled is that of all clients' samples together, counters stay integers, every entry
+    keeps its dtype, and entries that a policy leaves with the clients do not change. Clients are summed in the order
+    of node ids.
 
-    Clients are sent every entry of the model, so that one that comes for the first time has all of them. For policies
-    that keep a part at home (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the client's side.
+    Clients receive every entry of the model, so that a new client has all of them. For policies that keep entries
+    with clients (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the client's side.
 
-    A reply that is an error, has no positive weight, or a model that is not finite or does not fit, is left out. The
-    log and `left_out` name it, and the metric "clients-left-out" counts it. Where fewer than `enough` of a round's
-    clients gave a usable reply, the global model stays as it is.
+    A reply is left out if it is an error, has no positive weight, or has a model that is not finite or does not
+    match. The log and `left_out` name it, and the metric "clients-left-out" counts it. If fewer than `enough` of a
+    round's clients gave a usable reply, the global model does not change.
 
     Args:
-        model: says which entries are batch norm, and in which shape and type entries are; it is not changed.
-        policy: a name in `POLICIES` that does not change training, or a row of your own.
-        enough: the smallest fraction of a round's clients that makes a new global model.
-        options: FedAvg's own.
+        model: defines which entries are batch norm's, and the shapes and types of all entries; it is not changed.
+        policy: a name in `POLICIES` that does not change training, or your own `Policy`.
+        enough: smallest fraction of a round's clients needed for a new global model.
+        options: FedAvg's options.
 
     Raises:
-        UserError: an unknown policy, one that changes how clients train, or one about batch norm for a model without.
+        UserError: an unknown policy, one that changes how clients train, or one about batch norm for a model without
+        it.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class NormFedAvg(FedAvg):
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
         self.left_out: dict[int, list[str]] = {}
-        """What was wrong with replies, by round: a sentence each."""
+        """What was wrong with replies, by round, one sentence each."""
         self._state: Mapping[str, Tensor] = deepcopy(model.state_dict())
         self._asked = 0
 
@@ -79,7 +81,7 @@ class NormFedAvg(FedAvg):
         """Return the round's messages, as FedAvg does.
 
         Raises:
-            UserError: arrays that are not the model's state.
+            UserError: arrays that do not match the model's state.
         """
         state = from_record(arrays)
         own = self._state
@@ -97,7 +99,7 @@ class NormFedAvg(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Return the next global model and the clients' mean metrics; neither where too few replies are usable."""
+        """Return the next global model and the clients' mean metrics; neither if too few replies are usable."""
         usable, wrong = self._sort_out(replies, train=True)
         if missing := self._asked - len(usable) - len(wrong):
             wrong.append(f"{missing} of {self._asked} clients did not reply")
@@ -170,7 +172,8 @@ class NormFedAvg(FedAvg):
 
 
 def check_policy(policy: str | Policy) -> Policy:
-    """Return a policy that asks of clients only to keep entries at home; others raise `UserError`."""
+    """Return the policy if it only asks clients to keep entries; a policy that changes training raises
+    `UserError`."""
     row = policy_named(policy)
     if _is_averaging(row):
         return row
@@ -192,7 +195,7 @@ def _shape(value: Tensor | None) -> torch.Size | None:
 
 
 def _lengths(reply: Message) -> dict[str, int | None]:
-    """Return the length of each metric that is a list, None for a number: only equal ones can be averaged."""
+    """Return the length of each metric that is a list, None for a number: only equal lengths can be averaged."""
     return {name: len(value) if isinstance(value, list) else None for name, value in _metrics(reply).items()}
 
 

@@ -16,10 +16,10 @@ class TimedOut(Exception):
 
 
 class TimeoutRunner:
-    """Runs work in one thread of its own, and stops waiting for it after a timeout.
+    """Runs work in a separate thread, and stops waiting for it after a timeout.
 
-    Python cannot end a thread: work that timed out goes on until it ends by itself or the process does. The next work
-    gets a new thread.
+    Python cannot stop a thread: work that timed out runs until it or the process ends. The next work gets a new
+    thread.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class TimeoutRunner:
 
 
 def _serve(tasks: SimpleQueue[Task], threads: int) -> None:
-    torch.set_num_threads(threads)  # torch counts them for each thread
+    torch.set_num_threads(threads)  # a setting of each thread
     while True:
         work, outcome = tasks.get()
         try:
             outcome.put((work(), None))
-        except BaseException as error:  # handed over, SystemExit too
+        except BaseException as error:  # passed on, including SystemExit
             outcome.put((None, error))

@@ -1,8 +1,8 @@
 """The messages of a run as Flower's records, under Flower's own names.
 
 A train message holds "arrays" and "config" (with "server-round", from 1), a reply "arrays" and "metrics" (with
-"num-examples"), so that Flower's strategies can work with these clients too. "extra" is what the run's algorithm
-sends beside the model. "run" in the config is the run, as JSON.
+"num-examples"), so that Flower's strategies work with these clients too. "extra" holds the additional tensors of the
+run's algorithm. "run" in the config is the run as JSON.
 """
 
 import json
@@ -25,7 +25,7 @@ from syncnorm.moments import Moments
 from syncnorm.registry import load_plugins
 
 REGISTERED = "metric."
-"""Before the name of a registered metric."""
+"""Prefix of the name of a registered metric."""
 ARRAYS, CONFIG, EXTRA, METRICS, FALLBACK, OWN = "arrays", "config", "extra", "metrics", "fallback", "own"
 ROUND, RUN, EXAMPLES, IDLE, SMALL = "server-round", "run", "num-examples", "idle", "small-batches"
 MOMENTS = ("count", "mean", "m2")
@@ -37,12 +37,12 @@ def run_as_text(run: Run) -> str:
 
 
 def run_from_text(text: str) -> Run:
-    """Return the run that JSON describes; fields that it leaves out have their defaults.
+    """Return the run that JSON describes; missing fields have their defaults.
 
-    Loads the plugins, so that the run may name what they register.
+    Loads the plugins, so that the run may use names that they register.
 
     Raises:
-        UserError: a text that is no JSON object, or a field that a run of clients does not have.
+        UserError: a text that is not a JSON object, or a field that a run of clients does not have.
     """
     load_plugins()
     try:
@@ -75,12 +75,12 @@ def _fields_of(kind: type[Any], given: Any, owner: str) -> dict[str, Any]:
 
 
 def pack_request(text: str) -> RecordDict:
-    """Return the content of a message that brings nothing but the run."""
+    """Return the content of a message that holds only the run."""
     return RecordDict({CONFIG: ConfigRecord({RUN: text})})
 
 
 def pack_broadcast(broadcast: Broadcast, text: str, fallback: ClientState | None = None) -> RecordDict:
-    """Return what a client receives, as a message's content; `fallback` is for a client that keeps nothing."""
+    """Return a broadcast as a message's content; `fallback` is for a client that keeps nothing."""
     content = RecordDict(
         {
             ARRAYS: to_record(broadcast.state, copy=False),
@@ -95,7 +95,7 @@ def pack_broadcast(broadcast: Broadcast, text: str, fallback: ClientState | None
 
 
 def unpack_broadcast(content: RecordDict, federation: Federation) -> Broadcast:
-    """Return what a client received, in the model's types: other strategies average counters to float64."""
+    """Return the received broadcast in the model's types: other strategies average counters to float64."""
     state = federation.models.template.state_dict()
     received = _tensors(content, ARRAYS, federation.device)
     strange = sorted(received.keys() - state.keys())
@@ -107,7 +107,7 @@ def unpack_broadcast(content: RecordDict, federation: Federation) -> Broadcast:
 
 
 def pack_reply(reply: Reply) -> RecordDict:
-    """Return what a client sends after training, as the content of a reply."""
+    """Return a client's reply after training as the content of a message."""
     metrics = MetricRecord({EXAMPLES: reply.samples, "loss": reply.loss, SMALL: reply.small_batches, IDLE: 0})
     content = RecordDict({ARRAYS: to_record(reply.state, copy=False), METRICS: metrics})
     if reply.extra:
@@ -116,13 +116,13 @@ def pack_reply(reply: Reply) -> RecordDict:
 
 
 def pack_idle(received: Broadcast, samples: int) -> RecordDict:
-    """Return the reply of a client without a batch to train on: what it received."""
+    """Return the reply of a client without a batch to train on: the model it received."""
     metrics = MetricRecord({EXAMPLES: samples, "loss": 0.0, SMALL: 0, IDLE: 1})
     return RecordDict({ARRAYS: to_record(received.state, copy=False), METRICS: metrics})
 
 
 def unpack_reply(client: int, content: RecordDict, device: torch.device) -> Reply | None:
-    """Return what a client sent after training; None where it had nothing to train on."""
+    """Return a client's reply after training; None if it had nothing to train on."""
     if number(content, METRICS, IDLE):
         return None
     return Reply(
@@ -173,23 +173,23 @@ def unpack_moments(content: RecordDict, device: torch.device) -> dict[str, Momen
 
 
 def keep(state: RecordDict, own: ClientState | None) -> None:
-    """Keep a client's state in its context, in place of the one before; None leaves that."""
+    """Store a client's state in its context, replacing the old one; None changes nothing."""
     if own:
         state[OWN] = to_record(own)  # a copy: the batched engine returns slices, which keep their whole stack
 
 
 def kept(state: RecordDict, device: torch.device) -> ClientState | None:
-    """Return what a client kept last; None where it never kept anything."""
+    """Return a client's stored state; None if it never stored any."""
     return _tensors(state, OWN, device) if OWN in state else None
 
 
 def stand_in(content: RecordDict, device: torch.device) -> ClientState:
-    """Return the fallback that a message brings."""
+    """Return the fallback in a message."""
     return _tensors(content, FALLBACK, device)
 
 
 def pack_own(own: ClientState | None) -> RecordDict:
-    """Return what a client keeps as the content of a reply; nothing for None."""
+    """Return a client's kept entries as the content of a reply; empty for None."""
     return RecordDict() if own is None else RecordDict({OWN: to_record(own, copy=False)})
 
 

@@ -1,1 +1,1 @@
-"""The server's side of a federation, and what it measures."""
+"""The server's side of a federation, and its measurements."""

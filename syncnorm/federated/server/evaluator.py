@@ -1,4 +1,4 @@
-"""The evaluation of a run: at its clients, of its global model, and at clients held out."""
+"""The evaluation of a run: at its clients, of its global model, and at held-out clients."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -23,13 +23,14 @@ from syncnorm.training.evaluation import accuracy_and_loss, predict
 from syncnorm.training.metrics import own_metrics
 
 EVALUATED = 1000
-"""At most so many clients are evaluated, and give gathered statistics: a sample that the seed draws once."""
+"""Maximum number of clients that are evaluated and contribute to gathered statistics; the seed draws a sample
+once."""
 
 
 class Evaluator:
-    """Evaluates what the server and the clients hold after the rounds played so far.
+    """Evaluates the server's and the clients' models after the rounds so far.
 
-    chosen: what clients kept in an earlier round, where that one is evaluated; None evaluates the last round.
+    chosen: clients' kept entries of an earlier round, to evaluate that round; None evaluates the last round.
     """
 
     def __init__(self, federation: Federation, network: Network, server: Server, log: Log) -> None:
@@ -38,7 +39,7 @@ class Evaluator:
 
     @property
     def clients(self) -> list[int]:
-        """The clients that are evaluated: all that are not held out, or a sample if they are too many."""
+        """The clients that are evaluated: all that are not held out, or a sample if there are too many."""
         count = self.federation.world.count
         if count <= EVALUATED:
             return list(range(count))
@@ -47,7 +48,7 @@ class Evaluator:
         return chosen
 
     def gather(self, round_: int) -> None:
-        """Set the server's statistics by a pass over the clients' data, where the policy has such a pass."""
+        """Set the server's statistics by a pass over the clients' data, if the policy has such a pass."""
         if self.federation.policy.statistics_source not in ("before", "after"):
             return
         clients = self.clients
@@ -65,7 +66,7 @@ class Evaluator:
         self._log.add(bytes_up=len(found) * size(statistics), bytes_down=down)
 
     def broadcast(self, round_: int, client: int) -> Broadcast:
-        """Return what a client evaluates: of an earlier round, also what it kept then."""
+        """Return what a client evaluates; for an earlier round, this includes what it kept then."""
         now = self.server.broadcast(round_, client, evaluate=True)
         if self.chosen is None:
             return now
@@ -78,7 +79,7 @@ class Evaluator:
         return fmean(self.network.validate(self.clients, lambda k: self.broadcast(round_, k), self.fallback()))
 
     def measure(self, round_: int) -> tuple[dict[str, float], dict[str, Any]]:
-        """Evaluate the model at clients, globally, and at clients held out; return metrics and details."""
+        """Evaluate the model at clients, globally, and at held-out clients; return metrics and details."""
         federation = self.federation
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
         metrics = summary(federation, scores)
@@ -92,7 +93,7 @@ class Evaluator:
         return metrics, details
 
     def follow(self, round_: int) -> None:
-        """Note the accuracy at clients, and the global model's, in the history; nothing else changes."""
+        """Append the accuracy at clients and the global model's to the history; nothing else changes."""
         trained, counts = self.server.state, dict(self._log.counts)
         self.gather(round_)
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
@@ -104,26 +105,28 @@ class Evaluator:
         self.server.state, self._log.counts = trained, counts
 
     def fallback(self) -> ClientState:
-        """Return what stands in for what a client keeps, at clients that were never sampled."""
+        """Return the entries that replace a client's kept ones at clients that were never sampled."""
         if self.federation.world.unsampled == "initial" or not self.federation.layout.kept:
             return {}
         return {f"state.{name}": value for name, value in self._average_kept("average").items()}
 
     def global_state(self) -> Mapping[str, Tensor]:
-        """Return the global model's entries; what stays with clients is averaged, or pooled if the run says so."""
+        """Return the global model's entries; entries that stay with clients are averaged, or pooled if the run says
+        so."""
         if not self.federation.policy.personal:
             return self.server.state
         rule = self.federation.world.global_norm
         return {**self.server.state, **self._average_kept("average" if rule == "none" else rule)}
 
     def kept_state(self) -> dict[int, dict[str, Tensor]]:
-        """Return, by client, the model's entries that each evaluated client keeps, of those that keep any."""
+        """Return the model entries that each evaluated client keeps, by client; clients that keep none are left
+        out."""
         kept = self.network.client_states(self.clients) if self.chosen is None else self.chosen
         own = {client: section(known, "state") for client, known in kept.items()}
         return {client: state for client, state in own.items() if state}
 
     def _global_scores(self) -> dict[str, float]:
-        """Evaluate the global model on all test data, where there is one."""
+        """Evaluate the global model, if there is one, on all test data."""
         federation = self.federation
         if federation.policy.personal and federation.world.global_norm == "none":
             return {}
@@ -143,7 +146,7 @@ class Evaluator:
         return found | ({"heldout_reestimated_accuracy": fmean(again)} if again else {})
 
     def _average_kept(self, statistics: Reduction) -> dict[str, Tensor]:
-        """Return the mean over clients of what they keep of the model, each weighted as in the rounds."""
+        """Return the mean over clients of the model entries that they keep, weighted as in the rounds."""
         federation = self.federation
         kept = self.network.client_states(list(self._log.last_seen)) if self.chosen is None else self.chosen
         states = [section(own, "state") for _, own in sorted(kept.items())]

@@ -1,4 +1,4 @@
-"""What happened in the rounds of a run: losses, bytes, and clients that were left out."""
+"""The log of a run's rounds: losses, bytes, and clients that were left out."""
 
 from collections.abc import Mapping
 from statistics import fmean
@@ -10,10 +10,10 @@ COUNTS = ("bytes_down", "bytes_up", "clients_left_out", "small_batches", "idle")
 class Log:
     """The log of a run.
 
-    history: one value a round, by name.
+    history: one value per round, by name.
     counts: sums over the rounds played so far, by name.
     left_out: why clients were left out, by "round R, client K".
-    last_seen: the last round, from 0, of which a client's update was used.
+    last_seen: the last round, from 0, in which a client's update was used.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Log:
         self.history.setdefault(name, []).append(value)
 
     def close_round(self, round_: int, used: list[int], left_out: Mapping[int, str], loss: float) -> None:
-        """Note what the server made of a round's replies."""
+        """Record the outcome of a round's replies."""
         self.add(clients_left_out=len(left_out))
         self.left_out |= {f"round {round_ + 1}, client {client}": why for client, why in left_out.items()}
         self.last_seen |= dict.fromkeys(used, round_)
@@ -40,7 +40,7 @@ class Log:
         self.note("left_out", float(len(left_out)))
 
     def metrics(self, trainees: int, rounds: int) -> dict[str, float]:
-        """Return the metrics that the log gives after so many rounds of a run in which so many clients train."""
+        """Return the log's metrics after `rounds` rounds of a run in which `trainees` clients train."""
         counts = {name: float(value) for name, value in self.counts.items()}
         return counts | {
             "bytes_total": counts["bytes_down"] + counts["bytes_up"],
@@ -59,6 +59,6 @@ class Log:
         }
 
     def recall(self, known: Mapping[str, Any]) -> None:
-        """Go back to what `remember` returned."""
+        """Restore the state that `remember` returned."""
         self.history, self.counts = known["history"], known["counts"]
         self.left_out, self.last_seen = known["left_out"], known["last_seen"]

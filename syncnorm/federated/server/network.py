@@ -1,4 +1,4 @@
-"""How the server reaches its clients: in one process, every client played by this machine."""
+"""The interface between server and clients, and its implementation within one process."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,36 +13,37 @@ from syncnorm.federated.server.scores import Score, score, validate
 from syncnorm.moments import Moments
 
 To = Callable[[int], Broadcast]
-"""What a client receives, by its id."""
+"""Returns the broadcast to a client, by its id."""
 
 
 class Network(Protocol):
-    """What a server asks of its clients. Answers come in the order of `clients`; a lost one is missing."""
+    """The requests of a server to its clients. Answers come in the order of `clients`; lost ones are missing."""
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
-        """Let clients train on what they receive."""
+        """Let clients train from what they receive."""
 
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
-        """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
+        """Gather the moments of each batch norm's inputs over each client's data, with the model it receives."""
 
     def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
-        """Evaluate what each client receives, with what it keeps, or `fallback` where it keeps nothing."""
+        """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""
 
     def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
         """Return each client's validation accuracy."""
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
-        """Return what each client keeps, without those that keep nothing."""
+        """Return what each client keeps; clients that keep nothing are left out."""
 
 
 class InProcess:
-    """All clients in this process; those of a round are trained by one call of an engine."""
+    """All clients in this process; one call of an engine trains those of a round."""
 
     def __init__(self, federation: Federation, states: ClientStates, engine: Engine) -> None:
         self.federation, self.states, self.engine = federation, states, engine
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
-        """Let clients train on what they receive; one without a batch is missing, one that raises is an error."""
+        """Let clients train from what they receive; a client without a batch is missing, one that raises gives an
+        error."""
         federation = self.federation
         started, replies = [], []
         for client in clients:
@@ -50,7 +51,7 @@ class InProcess:
                 started.append(start(federation, client, to(client), self.states.get(client)))
             except UserError:
                 raise
-            except Exception as error:  # of the user's model, in a pass over this client's data
+            except Exception as error:  # from the user's model, in a pass over this client's data
                 replies.append(Reply(client, {}, error=f"{type(error).__name__}: {error}"))
         started = [one for one in started if one.task.batches]
         if not started:
@@ -66,11 +67,11 @@ class InProcess:
         return replies
 
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
-        """Gather the moments of what enters each batch norm, over each client's data, under what it receives."""
+        """Gather the moments of each batch norm's inputs over each client's data, with the model it receives."""
         return [measure(self.federation, client, to(client).state) for client in clients]
 
     def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
-        """Evaluate what each client receives, with what it keeps, or `fallback` where it keeps nothing."""
+        """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""
         return [score(self.federation, client, self.model_state(client, to, fallback)) for client in clients]
 
     def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
@@ -78,11 +79,11 @@ class InProcess:
         return [validate(self.federation, client, self.model_state(client, to, fallback)) for client in clients]
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
-        """Return what each client keeps, without those that keep nothing."""
+        """Return what each client keeps; clients that keep nothing are left out."""
         found = {client: self.states.get(client) for client in clients}
         return {client: state for client, state in found.items() if state is not None}
 
     def model_state(self, client: int, to: To, fallback: ClientState) -> ClientState:
-        """Return the entries of the model that a client evaluates."""
+        """Return the model entries that a client evaluates."""
         kept = self.states.get(client)
         return start_state(self.federation, to(client), fallback if kept is None else kept)

@@ -18,10 +18,10 @@ from syncnorm.training.classifier import latest
 
 
 class Rounds:
-    """A run under way. `next` is the round to be played, from 0.
+    """A run in progress. `next` is the next round, from 0.
 
     server: the global model.
-    log: what happened so far.
+    log: the log of the rounds so far.
     evaluator: evaluates the server's and the clients' models.
     """
 
@@ -62,11 +62,11 @@ class Rounds:
             self.evaluator.follow(self.next)
 
     def broadcast(self, client: int) -> Broadcast:
-        """Return what a client receives in the next round."""
+        """Return the broadcast to a client in the next round."""
         return self.server.broadcast(self.next, client)
 
     def validate(self) -> None:
-        """Remember this round if no earlier one did better on the clients' validation samples, on average."""
+        """Remember this round if no earlier one had a better mean validation accuracy."""
         trained = self.server.state
         self.evaluator.gather(self.next)
         accuracy = self.evaluator.validate(self.next)
@@ -74,7 +74,7 @@ class Rounds:
         if self._best is None or accuracy > self._best["accuracy"]:
             kept, server = self.network.client_states(self.evaluator.clients), self.server.remember()
             self._best = {"accuracy": accuracy, "round": self.next, "server": server, "kept": kept}
-        self.server.state = trained  # training goes on from its own statistics, not from gathered ones
+        self.server.state = trained  # training continues from its own statistics, not from gathered ones
 
     def result(self, seconds: float) -> Result:
         """Evaluate the last round, or the one that validation chose."""
@@ -97,11 +97,11 @@ class Rounds:
         )
 
     def latest(self) -> dict[str, float]:
-        """Return what the last round gave, by series of the history."""
+        """Return the last round's values of the history, by name."""
         return latest(self.log.history, self.next)
 
     def remember(self) -> dict[str, Any]:
-        """Return everything that the coming rounds depend on, as plain data and tensors."""
+        """Return the state that later rounds depend on, as plain data and tensors."""
         return {
             "next": self.next,
             "server": self.server.remember(),
@@ -110,13 +110,14 @@ class Rounds:
         }
 
     def recall(self, known: Mapping[str, Any]) -> None:
-        """Go back to what `remember` returned."""
+        """Restore the state that `remember` returned."""
         self.next, self._best = known["next"], known["best"]
         self.server.recall(known["server"])
         self.log.recall(known["log"])
 
     def _return_to_best(self) -> dict[str, float]:
-        """Go back to the round that validation chose, and return its metrics; else gather for the last."""
+        """Restore the round that validation chose, and return its metrics; without one, gather statistics for the
+        last."""
         if self._best is None:
             self.evaluator.gather(self.next)
             return {}

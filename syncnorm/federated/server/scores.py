@@ -1,4 +1,4 @@
-"""Scores of models: of a client on its own test data, their summary, and the drift of statistics."""
+"""Scores of models on clients' own test data, their summary, and the drift of statistics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Score:
     accuracy: float
     loss: float
     samples: int
-    """Training samples of the client."""
+    """Number of the client's training samples."""
     reestimated: float | None = None
     """Accuracy with running statistics re-estimated on the client's training images, without their labels."""
     moments: dict[str, Moments] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Score:
 
 
 def score(federation: Federation, client: int, state: State) -> Score:
-    """Score a model with these entries at a client, as it is and with its batch norms re-estimated."""
+    """Score a model with these entries at a client, unchanged and with re-estimated batch norms."""
     x, y, weights = federation.population.test(client)
     logits = predict(federation.models.with_state(state), x, CHUNK)
     accuracy, loss = accuracy_and_loss(logits, y, weights)
@@ -44,7 +44,7 @@ def score(federation: Federation, client: int, state: State) -> Score:
     # With one sample, a linear layer's statistics have no variance.
     if not federation.layout.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own), metrics=metrics)
-    # Equal parts: a last one with a single sample would have no variance in a linear layer.
+    # Equal parts: a last part with a single sample would have no variance in a linear layer.
     moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
     reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
@@ -66,7 +66,7 @@ def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[f
 
 
 def uniform(samples: int) -> Tensor:
-    """Return weights that make a mean: float64 (samples,)."""
+    """Return equal weights that sum to 1: float64 (samples,)."""
     return torch.full((samples,), 1 / samples, dtype=torch.float64)
 
 
@@ -98,10 +98,11 @@ def _by_domain(federation: Federation, scores: Iterable[Score]) -> dict[str, flo
 
 
 def drift(scores: Sequence[Score]) -> dict[str, object]:
-    """Return how far each client's statistics lie from all clients' pooled: plain data, a row a layer.
+    """Return the distance of each client's statistics from the pooled ones, as plain data with one row per layer.
 
-    In units of the pooled standard deviation s, with the client's mean m_k and standard deviation s_k of what enters
-    the layer under the model that evaluates it, the Wasserstein-2 distance between diagonal Gaussians per channel,
+    This is the Wasserstein-2 distance between diagonal Gaussians, per channel and in units of the pooled standard
+    deviation s. With the client's mean m_k and standard deviation s_k of the layer's inputs, under the model that
+    evaluates the client, it is
 
         sqrt(mean over channels of ((m_k - m)^2 + (s_k - s)^2) / s^2).
     """
@@ -118,7 +119,7 @@ def drift(scores: Sequence[Score]) -> dict[str, object]:
 
 
 def evaluated_by(federation: Federation) -> str:
-    """Return whose statistics the norm layers used for a run's accuracy."""
+    """Return which statistics the norm layers used for a run's accuracy."""
     policy, layers = federation.policy, federation.layout.layers
     if not layers:
         return "none"

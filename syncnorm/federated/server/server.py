@@ -1,4 +1,4 @@
-"""The server of a federation: what it sends, and what it makes of the replies. No network, no files."""
+"""The server of a federation: it makes broadcasts and processes replies, without network or files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,21 +18,21 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Received:
-    """What came of a round."""
+    """The outcome of a round."""
 
     used: list[int]
-    """Clients whose replies count, in ascending order."""
+    """Clients whose replies are used, in ascending order."""
     left_out: dict[int, str] = field(default_factory=dict)
-    """Why others do not, one sentence a client."""
+    """Why other clients' replies are not used, one sentence each."""
     loss: float = 0.0
-    """Mean data loss of local training, weighted as the clients are, in nats."""
+    """Mean data loss of local training in nats, with the clients' weights."""
 
 
 class Server:
-    """The global model and what the server remembers beside it.
+    """The global model and the server's further state.
 
-    state: the model's entries; those that stay with clients are as they were built.
-    memory: what the run's algorithm remembers.
+    state: the model's entries; those that stay with clients keep their initial values.
+    memory: the state of the run's algorithm.
     """
 
     def __init__(self, federation: Federation) -> None:
@@ -43,7 +43,7 @@ class Server:
         self.memory: Memory = federation.algorithm.server_memory(parameters)
 
     def broadcast(self, round_: int, client: int, evaluate: bool = False) -> Broadcast:
-        """Return what a client receives in a round; gathered statistics only where it is to evaluate."""
+        """Return the broadcast to a client in a round; it has gathered statistics only for evaluation."""
         layout, algorithm = self.federation.layout, self.federation.algorithm
         names = [*layout.broadcast, *(layout.gathered if evaluate else ())]
         state = {name: self.state[name] for name in names}
@@ -51,10 +51,11 @@ class Server:
         return Broadcast(round_, {**state, **personal}, algorithm.message(self.memory))
 
     def receive(self, round_: int, replies: Sequence[Reply]) -> Received:
-        """Make the next model of the replies of a round's clients; unusable ones are left out.
+        """Compute the next model from the replies of a round's clients; unusable replies are left out.
 
         Raises:
-            UserError: less than the fraction `enough` of the clients gave a usable update; nothing has changed then.
+            UserError: less than the fraction `enough` of the clients gave a usable update; the model is then
+            unchanged.
         """
         usable, left_out = self._usable(replies)
         world = self.federation.world
@@ -71,15 +72,15 @@ class Server:
         return Received([reply.client for reply in usable], left_out, loss)
 
     def set_statistics(self, statistics: Mapping[str, Tensor]) -> None:
-        """Take running statistics that a pass has gathered."""
+        """Set running statistics that a pass has gathered."""
         self.state = {**self.state, **statistics}
 
     def remember(self) -> dict[str, Any]:
-        """Return all that the server knows, as plain data and tensors."""
+        """Return the server's state, as plain data and tensors."""
         return {"state": self.state, "memory": self.memory}
 
     def recall(self, known: Mapping[str, Any]) -> None:
-        """Go back to what `remember` returned."""
+        """Restore the state that `remember` returned."""
         self.state, self.memory = known["state"], known["memory"]
 
     def _usable(self, replies: Sequence[Reply]) -> tuple[list[Reply], dict[int, str]]:
@@ -102,7 +103,7 @@ class Server:
             raise ValueError(f"client {reply.client} {error}") from error
 
     def _step(self, round_: int, usable: Sequence[Reply], shares: Tensor) -> None:
-        """Combine usable replies, and let the algorithm make the next model of that."""
+        """Combine usable replies, and let the algorithm compute the next model from the average."""
         federation, layout = self.federation, self.federation.layout
         combined = combine(self.state, layout.reductions, [reply.state for reply in usable], shares)
         self._blend_statistics(round_, combined)
@@ -118,13 +119,13 @@ class Server:
         )
         moved, self.memory = federation.algorithm.server_step(known, self.memory)
         after = {**combined, **moved}
-        # A layer with two names has two entries here, of which an algorithm moves one.
+        # A layer with two names has two entries here, but an algorithm changes only one.
         self.state = {name: after[listed] for name, listed in layout.listed.items()}
 
     def _blend_statistics(self, round_: int, combined: State) -> None:
         """Move statistics towards the clients' by the policy's momentum.
 
-        Frozen ones stay as they are to the bit, which their own average need not be.
+        Frozen statistics stay bit-identical; their own average might not be.
         """
         momentum = self.federation.options.get("momentum", 1.0)
         momentum = 0.0 if self.federation.schedule.is_frozen(round_) else momentum

@@ -1,1 +1,1 @@
-"""What norm layers share: shapes, affine parameters, collectives, the update of running statistics."""
+"""Code that norm layers share: shapes, affine parameters, collectives, updates of running statistics."""

@@ -1,4 +1,4 @@
-"""The formula of a norm, written once, and the weight and bias per channel that it ends in."""
+"""The formula of a norm, and its weight and bias per channel."""
 
 from typing import Any
 
@@ -13,8 +13,9 @@ def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor |
 
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    computed in the type of `var`. Statistics (C,) multiply the weight into 1 / sqrt(var + eps) first, which saves a
-    pass over `x`. With statistics (N, C) or (1, C) the weight comes last, and weight and bias may be (N, C).
+    computed in the type of `var`. With statistics (C,), the weight is first multiplied into 1 / sqrt(var + eps),
+    which saves a pass over `x`. With statistics (N, C) or (1, C) the weight is applied last, and weight and bias may
+    be (N, C).
     """
     scale = torch.rsqrt(var + eps)
     if scale.dim() == 1 and weight is not None:
@@ -33,7 +34,7 @@ def scale_and_shift(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
 
 
 def running_affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return what a layer multiplies its input by in evaluation, and then adds: by running_mean and running_var.
+    """Return the scale and shift of a layer that evaluates with running_mean and running_var.
 
     scale = weight / sqrt(running_var + eps),   shift = bias - running_mean scale;   (C,) each, in float64
     """
@@ -41,7 +42,7 @@ def running_affine(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def running_square_affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Return what `running_affine` does, for a layer that evaluates by running_square and subtracts no mean."""
+    """Like `running_affine`, for a layer that evaluates with running_square and subtracts no mean."""
     square = norm.running_square.double()
     return _as_affine(norm, torch.zeros_like(square), square)
 
@@ -55,7 +56,7 @@ def _as_affine(norm: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ChannelAffine(nn.Module):
-    """A layer of C channels that ends in `y * weight + bias`: 1 and 0 at first, of shape (C,), or None."""
+    """A layer of C channels that ends in `y * weight + bias`; both have shape (C,), 1 and 0 at first, or are None."""
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -77,7 +78,7 @@ class ChannelAffine(nn.Module):
             self.register_parameter(name, nn.Parameter(values) if wanted else None)
 
     def check(self, x: Tensor) -> None:
-        """Raise `ValueError` where `x` is not (N, C, ...)."""
+        """Raise `ValueError` unless `x` is (N, C, ...)."""
         check_channels(self, self.num_features, x)
 
     def scale_and_shift(self, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Collectives: moments, sums, and, once before the first of them, a check that ranks agree on shapes.
+"""Collectives for moments and sums, and a check before the first that all ranks agree on shapes.
 
 Collectives here are differentiable or plain, eager or compiled; every function is the identity for one rank.
 """
@@ -18,7 +18,7 @@ from syncnorm.moments import Moments
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank in `group` (None: all processes) and the group's size; (0, 1) without a group.
 
-    A process outside of the group raises `UserError`.
+    A process outside the group raises `UserError`.
     """
     if not dist.is_available() or not dist.is_initialized():
         return 0, 1
@@ -43,8 +43,8 @@ def gather_moments(local: Moments, group: ProcessGroup | None) -> Moments:
 def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) -> Moments:
     """Return what `gather_moments` returns, with gradients of every order through every rank.
 
-    Each rank puts its moments into its own row of zeros, and the rows are summed: an all-reduce is its own adjoint,
-    so one collective forward is one backward, on every backend.
+    Each rank puts its moments into its own row of a zero matrix, and the matrices are summed. An all-reduce is its
+    own adjoint, so one collective in the forward needs one in the backward, on every backend.
     """
     row = _pack(local)
     rank, size = rank_and_size(group)
@@ -62,7 +62,7 @@ def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def gather_objects(mine: Any, group: ProcessGroup | None) -> list[Any]:
-    """Return what every rank of the group gives, in the order of ranks: anything that can be pickled, of any size."""
+    """Return every rank's object, in rank order; objects may be of any size but must be picklable."""
     rank, size = rank_and_size(group)
     given = [mine] * size
     if size > 1:
@@ -72,10 +72,10 @@ def gather_objects(mine: Any, group: ProcessGroup | None) -> list[Any]:
 
 
 def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:
-    """Compare what every rank says, and return {rank: said} if they differ, else {}.
+    """Compare the texts of all ranks, and return {rank: text} if they differ, else {}.
 
-    Goes through the group's key-value store: tensors of different sizes would hang or corrupt a collective, and the
-    store costs no collective and no device synchronisation. Every rank of the group has to call this equally often.
+    This uses the group's key-value store: tensors of different sizes would hang or corrupt a collective, and the
+    store needs no collective and no device synchronisation. All ranks of the group must call this equally often.
     """
     rank, size = rank_and_size(group)
     store = key_value_store()

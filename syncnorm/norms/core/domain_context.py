@@ -1,4 +1,4 @@
-"""Which domain each sample is from: a context around the forward, so that no model needs another argument.
+"""Which domain each sample is from: a context around the forward, so that models need no extra argument.
 
 with syncnorm.domain(ids):
     logits = model(x)
@@ -27,7 +27,7 @@ class DomainIds:
     largest: int
 
     def of(self, x: Tensor) -> Tensor:
-        """Return the ids of the samples of `x` (N, ...), shape (N,), where `x` is."""
+        """Return the ids of the samples of `x` (N, ...), shape (N,), on the device of `x`."""
         if isinstance(self.ids, int):
             return torch.full(x.shape[:1], self.ids, device=x.device)
         if len(self.ids) != len(x):
@@ -43,17 +43,17 @@ _CURRENT: ContextVar[DomainIds | None] = ContextVar("syncnorm_domain", default=N
 
 @contextmanager
 def domain(ids: int | Tensor) -> Iterator[None]:
-    """Tell the layers called inside which domain the samples are from.
+    """Tell the layers called inside this context which domain the samples are from.
 
-    The ids hold for this thread alone (or task, in asyncio), and the innermost context counts. Where activations
-    are checkpointed, the recomputation runs in the backward, outside of the context and perhaps in another thread:
-    give `checkpoint(..., use_reentrant=False, context_fn=syncnorm.keep_domain)`.
+    The ids hold for the current thread (or asyncio task) only, and the innermost context counts. With activation
+    checkpointing, the recomputation runs in the backward, outside the context and perhaps in another thread: use
+    `checkpoint(..., use_reentrant=False, context_fn=syncnorm.keep_domain)`.
 
     Args:
-        ids: one id for the whole batch, or an integer tensor (N,), one id a sample. Domains count from 0.
+        ids: one id for the whole batch, or an integer tensor (N,), one id per sample. Domains count from 0.
 
     Raises:
-        UserError: ids that are no integers, a tensor of other than one dimension, or a negative id.
+        UserError: ids that are not integers, a tensor that is not one-dimensional, or a negative id.
     """
     token = _CURRENT.set(_checked(ids))
     try:
@@ -63,21 +63,21 @@ def domain(ids: int | Tensor) -> Iterator[None]:
 
 
 def keep_domain() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of a checkpointed forward and of its recomputation, which gets the ids of now.
+    """Return the contexts of a checkpointed forward and of its recomputation, which gets the current ids.
 
-    It is the `context_fn` of `torch.utils.checkpoint.checkpoint`.
+    Use it as the `context_fn` of `torch.utils.checkpoint.checkpoint`.
     """
     now = _CURRENT.get()
     return nullcontext(), nullcontext() if now is None else domain(now.ids)
 
 
 def current_domain() -> DomainIds | None:
-    """Return the ids of the innermost `domain`, or None outside of any."""
+    """Return the ids of the innermost `domain`, or None outside any."""
     return _CURRENT.get()
 
 
 def no_domain(layer: str) -> str:
-    """Say that a layer was called outside of `domain`, and what to do; without a full stop."""
+    """Say that a layer was called outside `domain`, and what to do; without a full stop."""
     again = "checkpoint with context_fn=syncnorm.keep_domain" if recomputing() else "call the model inside of it"
     return f"{layer} does not know the samples' domains: `with syncnorm.domain(ids):` tells them, so {again}"
 

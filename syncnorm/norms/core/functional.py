@@ -1,9 +1,9 @@
-"""Batch norm over all ranks as a function: the formula twice, in plain operations and in native kernels.
+"""Batch norm over all ranks as a function, in two forms: plain operations and native kernels.
 
 The plain form compiles and can be differentiated to any order. The native form is as fast as PyTorch's own batch
-norm and writes its first derivative out; where a second one is asked for, it is the plain form's.
+norm. Its first derivative is written out; its second is the plain form's.
 
-Legend: C channels, N values a channel has over all ranks (samples times positions).
+Legend: C channels; N values per channel over all ranks (samples times positions).
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.collectives import gather_moments, gather_moments_differentiably, sum_over_ranks
 
-# Up to as many rows of channels PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
+# Up to this many rows of channels, PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
 ROWS_ADDED_WELL = 8192
 
 
@@ -36,17 +36,17 @@ def batch_norm_native(
 ) -> tuple[Tensor, Moments]:
     """Return what `batch_norm_plain` returns, from native kernels; the moments carry no gradient.
 
-    A rank that has announced an error (a negative count) raises `ValueError` on every rank, where tensors are on
+    If a rank has announced an error (a negative count), every rank raises `ValueError`, provided that tensors are on
     the CPU.
     """
-    # Out here, where autograd records it: a second derivative has to find its way from the copy back to x.
+    # Copied here, where autograd records it: a second derivative must reach x through the copy.
     x = x.contiguous(memory_format=_memory_format(x))
     y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, group)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
 
 
 def announce_error(channels: int, like: Tensor, group: ProcessGroup | None) -> None:
-    """Take part in the peers' gather with a count of -1, so that they raise rather than wait for this rank."""
+    """Join the peers' gather with a count of -1, so that they raise instead of waiting for this rank."""
     nothing = like.new_zeros(channels, dtype=acc_dtype(like.dtype))
     gather_moments(Moments(nothing.new_tensor(-1.0), nothing, nothing), group)
 
@@ -104,7 +104,7 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """First derivative as a differentiable function of x, weight and dy: the plain form's, taken by autograd."""
+    """First derivative as a differentiable function of x, weight and dy: autograd of the plain form."""
     x, weight, bias = ctx.saved_tensors[:3]
     y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.group)
     wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
@@ -113,10 +113,10 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 
 
 def _moments_of_channels(x: Tensor) -> Moments:
-    """Return this rank's moments per channel, without a gradient, as fast as they are precise.
+    """Return this rank's moments per channel, without a gradient, by the fastest precise method.
 
-    That is PyTorch's kernel, but for many values on a CPU where channels lie side by side, as in (N, C) and
-    channels_last: there the kernel adds up row after row in the input's type.
+    That is PyTorch's kernel, except for many values on a CPU with channels adjacent in memory, as in (N, C) and
+    channels_last: there the kernel sums row after row in the input's type.
     """
     if x.device.type == "cpu" and x.stride(1) == 1 and x.numel() > ROWS_ADDED_WELL * x.shape[1]:
         return Moments.of(x, (0, *range(2, x.dim())))

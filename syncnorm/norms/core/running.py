@@ -16,9 +16,9 @@ def moved(running: Tensor, new: Tensor, weight: float | Tensor) -> Tensor:
 
 @torch.no_grad()
 def update_running(running: Tensor, new: Tensor, weight: float | Tensor, where: Tensor | None = None) -> None:
-    """Move `running` towards `new` in place, in its own type; only `where` that is true, if it is given.
+    """Move `running` towards `new` in place, in its own type; only where `where` is true, if given.
 
-    A value of `new` that is not counted may be anything, NaN too.
+    Values of `new` that are not used may be anything, including NaN.
     """
     value = moved(running, new, weight)
     running.copy_(value if where is None else torch.where(where, value, running))

@@ -1,4 +1,4 @@
-"""What layers ask of their input's shape, (N, C, ...), and how a value per channel is laid beside it."""
+"""Checks of input shapes (N, C, ...), and broadcasting of values per channel."""
 
 from torch import Tensor, nn
 
@@ -19,24 +19,24 @@ def beside(values: Tensor, x: Tensor) -> Tensor:
 
 
 def check_channels(layer: nn.Module, channels: int, x: Tensor) -> None:
-    """Raise `ValueError` where `x` is not (N, channels) with up to three more dimensions, or holds integers."""
+    """Raise `ValueError` if `x` is not (N, channels) with up to three more dimensions, or holds integers."""
     if problem := channels_problem(layer, channels, x):
         raise ValueError(problem)
 
 
 def channels_problem(layer: nn.Module, channels: int, x: Tensor) -> str:
-    """Say what `check_channels` would raise; an empty string where that is nothing."""
+    """Return the message that `check_channels` would raise; an empty string if there is none."""
     name = f"{type(layer).__name__}({channels})"
     if not 2 <= x.dim() <= 5 or x.shape[1] != channels:
         shape = tuple(x.shape)
         return f"{name} got an input of shape {shape}: it needs (N, {channels}) and up to three more dimensions."
-    if not x.is_floating_point():  # the output has the input's type, and would be cut off to whole numbers
+    if not x.is_floating_point():  # the output has the input's type, and would be truncated to integers
         return f"{name} got an input of type {x.dtype}: it needs real numbers, for example x.float()."
     return ""
 
 
 def check_values(layer: nn.Module, channels: int, x: Tensor) -> None:
-    """Raise `ValueError` where `x` has fewer than two values a channel, and so no variance."""
+    """Raise `ValueError` if `x` has fewer than two values per channel, and so no variance."""
     if x.numel() < 2 * channels:
         values = "one value" if x.numel() else "no value"
         raise ValueError(
@@ -46,7 +46,7 @@ def check_values(layer: nn.Module, channels: int, x: Tensor) -> None:
 
 
 def check_positions(layer: nn.Module, channels: int, x: Tensor) -> None:
-    """Raise `ValueError` where `x` has one value per channel and sample, and so no moments to speak of."""
+    """Raise `ValueError` if `x` has one value per channel and sample, and so no variance."""
     if x[0:1, 0:1].numel() == 1:
         raise ValueError(
             f"{type(layer).__name__}({channels}) got one value per channel and sample (input {tuple(x.shape)}): it "

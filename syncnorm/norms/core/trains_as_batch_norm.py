@@ -1,4 +1,4 @@
-"""The base of batch norms that train as PyTorch's and differ in evaluation, or in what comes after."""
+"""The base of batch norms that train as PyTorch's and differ in evaluation, or after normalising."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from syncnorm.norms.core.shapes import check_channels, check_values
 
 
 class TrainsAsBatchNorm(_BatchNorm):
-    """Batch norm that trains as PyTorch's does, and counts a batch once where activations are checkpointed."""
+    """Batch norm that trains as PyTorch's does, and counts a batch once under activation checkpointing."""
 
     def train_on(self, x: Tensor) -> Tensor:
         """Normalise `x` by its own moments, and update the running statistics."""
@@ -19,13 +19,13 @@ class TrainsAsBatchNorm(_BatchNorm):
         return self.by_batch_alone(x) if recomputing() else super().forward(x)
 
     def by_batch_alone(self, x: Tensor) -> Tensor:
-        """Normalise `x` by its own moments, and leave the running statistics as they are."""
-        # Copies of the statistics, since a recomputation has to save as many tensors as the forward did.
+        """Normalise `x` by its own moments, without changing the running statistics."""
+        # Copies of the statistics, since a recomputation must save as many tensors as the forward did.
         mean, var = (None if t is None else t.clone() for t in (self.running_mean, self.running_var))
         return F.batch_norm(x, mean, var, self.weight, self.bias, True, 0.0, self.eps)
 
     def by_running(self, x: Tensor) -> Tensor:
-        """Normalise `x` by the running statistics; by its own moments where there are none."""
+        """Normalise `x` by the running statistics, or by its own moments if there are none."""
         mean, var = self.running_mean, self.running_var
         return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
 

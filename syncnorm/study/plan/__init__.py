@@ -1,1 +1,1 @@
-"""What a study is, and the runs that it expands into."""
+"""The definition of a study, and its expansion into runs."""

@@ -1,4 +1,4 @@
-"""What a report needs to know of a study, kept beside its rows."""
+"""The description of a study for its report, stored with its rows."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from syncnorm.study.rows import About
 
 
 def about_study(study: Study, command: str = "") -> About:
-    """Return what a report needs to know of a study.
+    """Return the description of a study for its report.
 
     Raises:
-        UserError: a plot or an agreement names a field that no run has; a plot that `study.json` cannot hold.
+        UserError: a plot or an agreement with a field that no run has; a plot that `study.json` cannot store.
     """
     for agreement in study.agreements:
         field_path(study.base, agreement.over)

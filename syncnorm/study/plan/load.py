@@ -1,4 +1,4 @@
-"""A study from the Python file that defines it."""
+"""Load a study from the Python file that defines it."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -10,10 +10,10 @@ from syncnorm.study.plan.spec import Study
 
 
 def load_study(file: str) -> Study:
-    """Return the STUDY that a Python file defines; anything wrong with the file raises `UserError`, with its line.
+    """Return the STUDY that a Python file defines; any problem in the file raises `UserError` with its line.
 
-    The file's folder and the working directory become importable, for models and layers of the user's own. What the
-    file registers (`syncnorm.register_*`) is known to every process that trains the study's runs.
+    The file's folder and the working directory become importable, for the user's own models and layers. Every process
+    that trains the study's runs knows the names that the file registers (`syncnorm.register_*`).
     """
     path = Path(file)
     if not path.is_file():
@@ -24,7 +24,7 @@ def load_study(file: str) -> Study:
         raise UserError(f"{path} is not a Python file: its name must end in .py.")
     module = module_from_spec(spec)
     if path.stem not in sys.modules:
-        sys.modules[path.stem] = module  # where dataclasses and pickles look for it
+        sys.modules[path.stem] = module  # dataclasses and pickle look it up there
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:

@@ -1,4 +1,4 @@
-"""Changes to a study from the command line: values that a field takes, written as text."""
+"""Changes to a study from the command line: values of fields, written as text."""
 
 import json
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from syncnorm.study.plan.spec import Study, base_of, field_path, grids_of, has_f
 
 
 def with_vary(study: Study, axes: Sequence[str]) -> Study:
-    """Return the study with axes like "norm=bn,gn" or "per-device-batch=2,32" in place of its own.
+    """Return the study with axes like "norm=bn,gn" or "per-device-batch=2,32" instead of its own.
 
-    Values are read by the type of their field; "none" is None, and "a+b" are the names a and b of a field that takes
-    several.
+    Values are parsed by the type of their field; "none" is None, and "a+b" are the names a and b for a field that
+    takes several.
 
     Raises:
-        UserError: no such field, or a text that is none of its values; of fixed choices, `expand` refuses it.
+        UserError: an unknown field, or a text that is not a value of it; `expand` checks fixed choices.
     """
     seen = set()
     for axis in axes:
@@ -37,17 +37,17 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
 
 
 def refuse_varied(study: Study, options: Sequence[str]) -> None:
-    """Raise `UserError` for an option like "norm.name" that sets, for all runs, what the study varies."""
+    """Raise `UserError` for an option like "norm.name" that would set a varied field for all runs."""
     for option in options:
         name = option.removesuffix(".name")
-        whole = ["world"] if option.startswith("world.") else []  # a grid's own world replaces the base's
+        whole = ["world"] if option.startswith("world.") else []  # a grid's world replaces the base's
         for grid in grids_of(study):
             if any(varies(grid.vary, study.base, field) for field in (option, name, *whole)):
                 raise UserError(f"--{option} would set what the study varies: write --vary {name}=VALUE instead.")
 
 
 def with_option(run: Run, name: str, texts: Sequence[str]) -> Run:
-    """Return `run` with the field at the dotted path `name` set to what `--name TEXT ...` means."""
+    """Return `run` with the field at the dotted path `name` set to the value of `--name TEXT ...`."""
     option = f"--{name.replace('_', '-')}"
     *owners, last = name.split(".")
     owner: Any = run
@@ -59,7 +59,7 @@ def with_option(run: Run, name: str, texts: Sequence[str]) -> Run:
 
 
 def parse(run: Run, name: str, text: str) -> Any:
-    """Return the value that `text` means for the field `name`; for an option, a JSON value or else a text."""
+    """Parse `text` as a value of the field `name`; for an option, as JSON or else as text."""
     *owners, last = field_path(run, name)
     owner: Any = run
     for part in owners:
@@ -74,12 +74,12 @@ def parse(run: Run, name: str, text: str) -> Any:
 
 
 def read_value(hint: Any, texts: Sequence[str], name: str) -> Any:
-    """Return the value of the type `hint` that `texts` mean; `name` is what a sentence calls it.
+    """Parse `texts` as a value of the type `hint`; messages call it `name`.
 
-    "none" is None where the type allows it, and an empty tuple. A switch needs no text.
+    "none" is None if the type allows it, or an empty tuple. A switch needs no text.
 
     Raises:
-        UserError: a text that means no such value, too many of them, or none.
+        UserError: a text that is not such a value, too many texts, or none.
     """
     kind = next((choice for choice in _choices(hint) if choice is not NoneType), str)
     empty = len(texts) == 1 and texts[0].lower() == "none"
@@ -118,7 +118,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _run_with(study: Study, name: str) -> Run:
-    """Return the run in whose world the field `name` is: the main grid's, or the first further grid's that has it."""
+    """Return the first run whose world has the field `name`: the main grid's, or that of an additional grid."""
     owners = [base_of(grid.vary, study.base) for grid in grids_of(study)]
     return next((run for run in owners if has_field(run, name)), owners[0])
 

@@ -1,4 +1,4 @@
-"""What a study is: a base run, what varies, how many seeds; and the runs that this expands into."""
+"""The definition of a study (a base run, varied fields, seeds), and its expansion into runs."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,19 +14,19 @@ from syncnorm.study.plot import Plot
 from syncnorm.study.rows import Agreement
 
 KIND = "world.kind"
-"""What a row's config calls its world: a key of `WORLDS`."""
+"""Name of the world in a row's config: a key of `WORLDS`."""
 WORLDS: dict[str, type[Devices | Clients | Domains]] = {world.kind: world for world in (Devices, Clients, Domains)}
 
 
 Axes = dict[str, Sequence[Any]]
-"""By field of a run, its values."""
+"""Values of fields of a run, by field."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Further runs of a study: other things vary, from the same base. `seeds` None means the study's.
+    """Additional runs of a study: other fields vary, with the same base. `seeds` None means the study's.
 
-    A grid that varies `world` reads the names of its other fields in the first of its worlds.
+    If a grid varies `world`, its other field names refer to the first of its worlds.
     """
 
     vary: dict[str, Sequence[Any]]
@@ -35,13 +35,13 @@ class Grid:
 
 @dataclass(frozen=True)
 class Study:
-    """Many runs, one question.
+    """A set of runs that answers one question.
 
-    `vary` maps a field of `Run` (its own name where that is unique, else a dotted path) to its values; the
-    runs are the product of all values and of the seeds first_seed .. first_seed + seeds - 1. `quick` holds the fields
-    of this class that `--quick` replaces.
+    `vary` maps a field of `Run` (its name if that is unique, else a dotted path) to its values. The runs are the
+    product of all values and the seeds first_seed .. first_seed + seeds - 1. `quick` holds the fields of this class
+    that `--quick` replaces.
 
-    A field of another type raises `UserError`.
+    A field of the wrong type raises `UserError`.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Study:
 
 
 def quicker(study: Study) -> Study:
-    """Return the study that `--quick` runs: the fields that `study.quick` names are replaced."""
+    """Return the study that `--quick` runs, with the fields in `study.quick` replaced."""
     return replace(study, **{"name": f"{study.name}-quick", **study.quick, "quick": {}})
 
 
 def expand(study: Study) -> list[Run]:
-    """Return a study's runs, each once, in a fixed order: all points of one seed before the next seed.
+    """Return a study's runs without repeats, in a fixed order: all points of one seed before the next seed.
 
-    A value that its field cannot have, and a study without runs, raise `UserError`.
+    An invalid value of a field, or a study without runs, raises `UserError`.
     """
     found: dict[str, tuple[int, Run]] = {}
     if study.first_seed < 0:
@@ -112,8 +112,7 @@ def with_field(run: Run, name: str, value: Any) -> Run:
 def field_path(run: Run, name: str) -> tuple[str, ...]:
     """Return the path of a run's field from its dotted path or its own name.
 
-    An option is a field of those that hold it: "model_options.width". A name that no field has, or that several
-    have, raises `UserError`.
+    Options are fields too: "model_options.width". An unknown or ambiguous name raises `UserError`.
     """
     paths = {path: value for path, value in _leaves(run)}
     wanted = tuple(name.split("."))
@@ -132,10 +131,10 @@ def field_path(run: Run, name: str) -> tuple[str, ...]:
 
 
 def value_at(config: dict[str, Any], name: str) -> Any:
-    """Return what a row's `config` (plain data) holds for the field `name`; a norm or data set is its name.
+    """Return the value of the field `name` in a row's `config` (plain data); a norm or data set gives its name.
 
-    "world.kind" is a key of `WORLDS`. A name that no field of a run in this world has, or that names no run
-    apart from others (data.path), raises `UserError`.
+    "world.kind" is a key of `WORLDS`. A name that is not a field of a run in this world, or that is not part of a
+    run's id (data.path), raises `UserError`.
     """
     value: Any = config
     path = path_in(config, name)
@@ -147,7 +146,7 @@ def value_at(config: dict[str, Any], name: str) -> Any:
 
 
 def _default_at(kind: str, path: tuple[str, ...], name: str) -> Any:
-    """Return the default of a field that a description leaves out there, since it was added later."""
+    """Return the default of a field that descriptions leave out at its default, since it was added later."""
     node: Any = Run(world=WORLDS[kind]())
     for part in path:
         item = next((item for item in fields(node) if item.name == part), None) if is_dataclass(node) else None
@@ -160,12 +159,12 @@ def _default_at(kind: str, path: tuple[str, ...], name: str) -> Any:
 
 
 def path_in(config: dict[str, Any], name: str) -> tuple[str, ...]:
-    """Return the path of the field `name` in a row's `config`; `UserError` where its world has no such field."""
+    """Return the path of the field `name` in a row's `config`; raises `UserError` if its world has no such field."""
     return _path(config["world"]["kind"], name)
 
 
 def has(config: dict[str, Any], name: str) -> bool:
-    """Return whether a row's `config` holds the field `name`: not every world has it."""
+    """Return whether a row's `config` has the field `name`: not every world has it."""
     try:
         value_at(config, name)
     except UserError:
@@ -174,11 +173,11 @@ def has(config: dict[str, Any], name: str) -> bool:
 
 
 def values_at(configs: Sequence[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
-    """Return what every row's config holds for those of `names` that its world has; `UserError` for one none has."""
+    """Return every row's values of those `names` that its world has; raises `UserError` for a name that none has."""
     names = list(names)
     for name in names:
         if not any(has(config, name) for config in configs):
-            value_at(configs[0], name)  # raises the sentence
+            value_at(configs[0], name)  # raises the error
     return [{name: value_at(config, name) for name in names if has(config, name)} for config in configs]
 
 
@@ -190,7 +189,7 @@ def _path(kind: str, name: str) -> tuple[str, ...]:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a row's nested config as one level: dotted path to value, e.g. {"world.skew": 50.0}."""
+    """Return a row's nested config as a flat dict of dotted paths, e.g. {"world.skew": 50.0}."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
@@ -201,7 +200,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def with_engine(study: Study, engine: str) -> Study:
-    """Return the study with every run on `engine`; in a study of both worlds, every run of the world that has it.
+    """Return the study with every run on `engine`; with several worlds, every run of the worlds that have it.
 
     An engine that no world of the study has raises `UserError`.
     """
@@ -223,15 +222,15 @@ def with_engine(study: Study, engine: str) -> Study:
 
 
 def with_axis(study: Study, name: str, values: Sequence[Any]) -> Study:
-    """Return the study with `values` for a field: in its main grid, and in every further grid.
+    """Return the study with `values` for a field, in its main grid and in every additional grid.
 
-    A further grid that varies the field itself keeps those of its values that are among the new ones, and is left out
-    where none is: it was written for its values. A grid whose world has no such field stays as it is; one grid has
-    to have it.
+    An additional grid that varies the field itself keeps only those of its values that are among the new ones, and is
+    left out if there are none: it was written for its own values. A grid whose world has no such field does not
+    change; at least one grid must have it.
     """
     had = [has_field(base_of(grid.vary, study.base), name) for grid in grids_of(study)]
     if not any(had):
-        field_path(base_of(study.vary, study.base), name)  # raises the sentence
+        field_path(base_of(study.vary, study.base), name)  # raises the error
     main = _with_values(study.base, study.vary, name, values) if had[0] else study.vary
     also = []
     for grid, has_it in zip(study.also, had[1:], strict=True):
@@ -251,7 +250,7 @@ def has_field(run: Run, name: str) -> bool:
 
 
 def _with_values(base: Run, vary: Axes, name: str, values: Sequence[Any]) -> Axes:
-    """Return a grid's axes with `values` for one field, in the place where the field was if it was one of them."""
+    """Return a grid's axes with `values` for one field, at the field's old position if it was varied."""
     own = base_of(vary, base)
     path = field_path(own, name)
     replaced = {key: values if field_path(own, key) == path else old for key, old in vary.items()}
@@ -259,7 +258,7 @@ def _with_values(base: Run, vary: Axes, name: str, values: Sequence[Any]) -> Axe
 
 
 def _narrowed(base: Run, vary: Axes, name: str, values: Sequence[Any]) -> Axes:
-    """Return a further grid's axes: of a field that it varies those of its values that are wanted, else all."""
+    """Return an additional grid's axes, with only the wanted values of a field if it varies that field."""
     own = base_of(vary, base)
     path = field_path(own, name)
     for key, old in vary.items():
@@ -270,12 +269,12 @@ def _narrowed(base: Run, vary: Axes, name: str, values: Sequence[Any]) -> Axes:
 
 
 def varies(vary: Axes, base: Run, name: str) -> bool:
-    """Return whether `vary` has the field `name`, however it is written."""
+    """Return whether `vary` has the field `name`, by either of its names."""
     return field_path(base, name) in {field_path(base_of(vary, base), key) for key in vary}
 
 
 def base_of(vary: Axes, base: Run) -> Run:
-    """Return the run whose fields a grid names: the study's base, in the first of the grid's own worlds."""
+    """Return the run to which a grid's field names refer: the study's base, in the first of the grid's worlds."""
     worlds = vary.get("world", ())
     world = worlds[0] if worlds else None
     return replace(base, world=world) if isinstance(world, Devices | Clients | Domains) else base

@@ -1,4 +1,4 @@
-"""What the terminal shows of a study: its main table as plain text, and what a reader should know of it."""
+"""The summary of a study on a terminal: its main table as plain text, with notes."""
 
 import sys
 
@@ -8,13 +8,13 @@ from syncnorm.study.rows import Results, diverged
 from syncnorm.study.table import MINUS, Table
 
 ASCII = {"±": "+-", MINUS: "-", "—": "-", "…": "...", "“": '"', "”": '"'}
-"""What stands in for a sign that a terminal cannot show."""
+"""Replacements for characters that a terminal cannot show."""
 
 
 def main_table(results: Results, encoding: str | None = None) -> str:
-    """Return the first table that has any run as text, with what is left out below it; empty without either.
+    """Return the first table with any run as text, with notes on what is left out; empty without either.
 
-    `encoding` is the terminal's, by default that of stdout: a sign that it lacks has another in its place.
+    `encoding` is the terminal's, by default that of stdout; characters that it lacks are replaced.
     """
     encoding = encoding or sys.stdout.encoding or "ascii"
     table, notes = "", []
@@ -29,9 +29,9 @@ def main_table(results: Results, encoding: str | None = None) -> str:
 
 
 def layers_found(results: Results) -> str:
-    """Say how many batch norms the models of client runs have, by norm; empty where no run says so.
+    """Say how many batch norms the models of client runs have, by norm; empty if no run has such a count.
 
-    Methods that speak of batch norm find it by type; a number that surprises is worth a look.
+    Federated methods find batch norms by type, so an unexpected number is worth checking.
     """
     found = {
         f"{row['config']['model']} with {row['config']['norm']['name']} {row['metrics']['batch_norms']:.0f}": None
@@ -43,7 +43,7 @@ def layers_found(results: Results) -> str:
 
 
 def plain(table: Table, encoding: str = "utf-8") -> str:
-    """Return a table with aligned columns; a star marks what is bold."""
+    """Return a table with aligned columns; a star marks bold cells."""
 
     def show(text: str) -> str:
         return showable(text, encoding)
@@ -67,7 +67,7 @@ def plain(table: Table, encoding: str = "utf-8") -> str:
 
 
 def showable(text: str, encoding: str) -> str:
-    """Return a text with only such signs as an encoding has: "+-" for "±", and "?" for what has no stand-in."""
+    """Return a text in characters of an encoding only: "+-" for "±", and "?" where there is no replacement."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -77,7 +77,7 @@ def showable(text: str, encoding: str) -> str:
 
 
 def _table(number: int, plot: Plot, results: Results, encoding: str) -> str:
-    """Return the first table of a plot as text; empty where no run is in it."""
+    """Return the first table of a plot as text; empty if it contains no run."""
     found = render(number, plot, results)
     if isinstance(found, LeftOut):
         return ""  # the page says why

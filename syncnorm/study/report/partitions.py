@@ -1,4 +1,4 @@
-"""Who held what in the runs of clients: one figure for every partition of a study."""
+"""Partitions of data among clients: one figure for every partition of a study."""
 
 import json
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ from syncnorm.study.report.drawing.style import write_image
 from syncnorm.study.rows import Results, Row
 
 PARTITION = ("count", "domains", "skew", "alpha", "skew_options", "noise", "equal_size", "held_out", "unseen")
-"""The fields of clients that decide who holds what."""
+"""The fields of the clients world that determine the partition."""
 NAMED = ("count", "domains", "skew", "alpha", "noise", "held_out", "unseen")
 
 
 def partitions(results: Results) -> list[tuple[str, dict[str, Any]]]:
-    """Return every partition of the study in words, with the card of its first finished run."""
+    """Return a description of every partition of the study, with the card of its first finished run."""
     first: dict[str, tuple[str, dict[str, Any]]] = {}
     for row in results.finished:
         card = row.get("details", {}).get("partition", {})
-        if "clients" in card:  # of very many clients a card has a summary alone
+        if "clients" in card:  # with very many clients, a card has only a summary
             config = row["config"]
             key = json.dumps([config["data"], *(config["world"].get(name) for name in PARTITION)], sort_keys=True)
             first.setdefault(key, (_words(row), card))
@@ -28,7 +28,7 @@ def partitions(results: Results) -> list[tuple[str, dict[str, Any]]]:
 
 
 def write_partition(card: dict[str, Any], folder: Path, name: str, formats: Sequence[str]) -> None:
-    """Write the figure of a card as NAME.FORMAT, once a format."""
+    """Write the figure of a card as NAME.FORMAT, once per format."""
     write_image(lambda: partition_figure(card), folder, name, formats)
 
 

@@ -1,4 +1,4 @@
-"""What a reader must know of where rows come from, beside their environment."""
+"""Warnings about the origin of rows."""
 
 from collections import Counter, defaultdict
 
@@ -6,11 +6,11 @@ from syncnorm.study.report.analysis.labels import listing
 from syncnorm.study.rows import Results, Row
 
 DIRTY = "-dirty"
-"""How the commit of a working tree with changes ends."""
+"""Suffix of the commit of a working tree with changes."""
 
 
 def provenance(results: Results) -> list[str]:
-    """Return a sentence for each doubt whether all rows come from the same source and data; none for no doubt."""
+    """Return one sentence for each reason to doubt that all rows come from the same source code and data."""
     return [*_dirty(results.finished), *_fingerprints(results.finished)]
 
 
@@ -26,7 +26,7 @@ def _dirty(rows: list[Row]) -> list[str]:
 
 
 def _fingerprints(rows: list[Row]) -> list[str]:
-    """Say what has several fingerprints, such as "model mynet": the same name stood for several things."""
+    """Report items with several fingerprints, such as "model mynet": the same name had several versions."""
     seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         for name, value in (row.get("fingerprints") or {}).items():

@@ -1,4 +1,4 @@
-"""The plots of a results folder, as they were kept with it, and what each shows of the rows."""
+"""The stored plots of a results folder, rendered from its rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +17,10 @@ Done = TypeVar("Done")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure as it was written, or that there is none."""
+    """A written figure, or none."""
 
     name: str
-    """Of its files, without a suffix."""
+    """Name of its files, without a suffix."""
     there: bool
 
 
@@ -34,9 +34,9 @@ class LeftOut:
 
 
 def stored_plots(results: Results) -> Iterator[tuple[int, Plot] | LeftOut]:
-    """Yield the plots of a study with their numbers; one that cannot be made here says why.
+    """Yield the plots of a study with their numbers; a `LeftOut` says why a plot cannot be made.
 
-    A plot that shows none of the runs is passed over: the study was changed from the command line.
+    A plot that shows none of the runs is skipped: the study was changed on the command line.
     """
     for number, plain in enumerate(results.about.figures, start=1):
         kind = str(plain.get("kind", "curve"))
@@ -75,7 +75,7 @@ def draw(number: int, plot: Plot, view: View, folder: Path, formats: Sequence[st
 
 
 def _guarded(number: int, plot: Plot, action: Callable[[], Done]) -> Done | LeftOut:
-    """Return what `action` gives; a plot that is not syncnorm's own is left out where it raises anything.
+    """Return the result of `action`; a user's plot that raises is left out, and the others are still shown.
 
     The others are still shown.
     """

@@ -1,4 +1,4 @@
-"""The report of a results folder: tables, figures, and one page that shows them and needs nothing from elsewhere."""
+"""The report of a results folder: tables, figures, and one self-contained page."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,16 +28,16 @@ SHOWN = "png"
 def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,)) -> Path:
     """Write `tables/`, `figures/` and `report.html` into a results folder; return the page's path.
 
-    A study that is still running is reported as far as it is. A plot that cannot be made here is left out, and the
+    A study that is still running is reported with its finished runs. A plot that cannot be made is left out, and the
     page says why.
 
     Args:
         directory: the results folder.
-        formats: of the figures, of "png", "pdf" and "svg". The page shows the PNG, which is always written, and links
-            to the others.
+        formats: formats of the figures: "png", "pdf" or "svg". The page shows the PNG, which is always written, and
+            links to the others.
 
     Raises:
-        UserError: a folder that holds no results or cannot be written; a format that is none of these.
+        UserError: a folder without results or that cannot be written; another format.
     """
     folder = Path(directory)
     formats = _checked(formats)
@@ -66,7 +66,8 @@ def _checked(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def _about_runs(results: Results) -> list[tuple[Table, str]]:
-    """Return the tables of agreements, of failed and of diverged runs, where there are any, and what follows each."""
+    """Return the tables of agreements, failed runs and diverged runs, if there are any, each with the HTML after
+    it."""
     found = [(agreement_table(results), "")] if results.about.agreements else []
     if lost := [row for row in results.finished if diverged(row)]:
         found.append((divergences(lost), ""))
@@ -134,7 +135,7 @@ def _left_out(plot: LeftOut) -> str:
 
 
 def _figure(name: str, view: View, formats: Sequence[str]) -> str:
-    """Return a figure that is in the folder, with links to its files."""
+    """Return the HTML of a figure in the folder, with links to its files."""
     narrow = "" if view.wide else ' class="narrow"'
     image = f'<img src="figures/{escape(name)}.{SHOWN}" alt="{escape(view.title)}">'
     below = f"<figcaption>{escape(view.caption)}</figcaption>" if view.caption else ""
@@ -142,7 +143,7 @@ def _figure(name: str, view: View, formats: Sequence[str]) -> str:
 
 
 def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[str]:
-    """Return the part of the page that says who held what: the first partition, and the others folded."""
+    """Return the partitions' part of the page: the first partition open, the others collapsed."""
     parts = []
     for number, (words, card) in enumerate(partitions(results), start=1):
         name = f"partition{number}"
@@ -164,7 +165,7 @@ def _links(folder: str, name: str, suffixes: Sequence[str]) -> str:
 
 
 def _tracebacks(failed: list[Row]) -> str:
-    """Return every different traceback once, with the runs that it ended."""
+    """Return every distinct traceback once, with the runs that it ended."""
     runs: dict[str, list[str]] = {}
     for row in failed:
         if row.get("traceback"):
@@ -176,7 +177,7 @@ def _tracebacks(failed: list[Row]) -> str:
 
 
 def _settings(results: Results) -> str:
-    """Return what all finished runs have in common."""
+    """Return the settings that all finished runs share."""
     configs = [flatten(row["config"]) for row in results.finished]
     if not configs:
         return ""
@@ -185,7 +186,7 @@ def _settings(results: Results) -> str:
 
 
 def _environment(results: Results) -> str:
-    """Return where the runs ran; where that differs between runs, how many ran where."""
+    """Return the environment of the runs; if it differs between runs, with the number of runs of each."""
     rows = results.finished
     if not rows:
         return ""

@@ -21,11 +21,11 @@ MAIN = (
     "batches",
     "adapt",
 )
-"""The fields of a world that tell most about a run."""
+"""The fields of a world that best describe a run."""
 
 
 def failures(failed: list[Row]) -> Table:
-    """Return the table of runs that gave no result, and why."""
+    """Return the table of failed runs, with the reasons."""
     return Table(
         name="failures",
         title="Failed runs",
@@ -69,7 +69,7 @@ def run_words(row: Row) -> str:
 
 
 def run_records(results: Results) -> list[dict[str, Any]]:
-    """Return every row of the study in one level: settings, metrics, evaluated by, seconds, or the error."""
+    """Return every row of the study as a flat record: settings, metrics, evaluated by, seconds, or the error."""
     return [
         {
             "run_id": row["run_id"],

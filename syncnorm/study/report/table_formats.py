@@ -26,7 +26,7 @@ _LATEX = {
 
 
 def write_tables(tables: list[Table], runs: list[dict[str, Any]], folder: Path) -> None:
-    """Write every table as NAME.md, NAME.tex and, where it has records, NAME.csv; all rows as runs.csv."""
+    """Write every table as NAME.md, NAME.tex and, if it has records, NAME.csv; write all rows as runs.csv."""
     for table in tables:
         write_file(folder / f"{table.name}.md", markdown(table))
         write_file(folder / f"{table.name}.tex", latex(table))
@@ -36,7 +36,7 @@ def write_tables(tables: list[Table], runs: list[dict[str, Any]], folder: Path) 
 
 
 def markdown(table: Table) -> str:
-    """Return a table as Markdown: one pipe table a block."""
+    """Return a table as Markdown: one pipe table per block."""
     parts = [f"### {_in_markdown(table.title)}", _in_markdown(table.caption)]
     corner = f"{table.corner} ↓ {table.span} →" if table.span else table.corner
     rule = "|".join(["", " --- ", *(" ---: " if table.span else " --- " for _ in table.header), ""])
@@ -81,7 +81,7 @@ def latex(table: Table) -> str:
 
 
 def html(table: Table) -> str:
-    """Return a table as HTML: one `tbody` a block."""
+    """Return a table as HTML: one `tbody` per block."""
     columns = len(table.header)
     kind = "numbers" if table.span else "words"
     head = [f'<th scope="col">{escape(table.corner)}</th>']
@@ -100,7 +100,7 @@ def html(table: Table) -> str:
 
 
 def long_csv(records: list[dict[str, Any]]) -> str:
-    """Return records as CSV in full precision; a column that a record lacks, or None, is empty."""
+    """Return records as CSV in full precision; missing columns and None are empty."""
     columns = list(dict.fromkeys(name for record in records for name in record))
     text = StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -1,1 +1,1 @@
-"""Carrying a study out: workers, torchrun launches, the results folder, progress, tracking."""
+"""Running a study: workers, torchrun launches, the results folder, progress, tracking."""

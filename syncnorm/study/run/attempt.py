@@ -1,4 +1,4 @@
-"""One run, tried once: its result, or why there is none."""
+"""One attempt at a run: its result, or the reason for its failure."""
 
 import json
 import traceback
@@ -13,19 +13,19 @@ from syncnorm.errors import UserError, where_raised
 
 
 class Trainer(Protocol):
-    """What a study asks of whatever trains its runs: the functions of a module, `syncnorm.worlds` as a rule."""
+    """The functions that a study needs from the module that trains its runs, usually `syncnorm.worlds`."""
 
     def fit(self, run: Run, execution: Execution) -> Result:
         """Train and evaluate a run."""
 
     def check(self, run: Run) -> None:
-        """Raise the `UserError` that `run` would end with."""
+        """Raise the `UserError` that `run` would raise."""
 
     def summary(self, run: Run) -> str:
-        """Return one line that says what data `run` has."""
+        """Return a one-line summary of the data of `run`."""
 
     def forget(self) -> None:
-        """Drop what `check` has kept."""
+        """Drop what `check` has cached."""
 
 
 TRAINER = "syncnorm.worlds"
@@ -34,20 +34,20 @@ TRAINER = "syncnorm.worlds"
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run gave no result."""
+    """The reason for a failed run."""
 
     error: str
     """One sentence."""
     detail: str = ""
-    """What a developer wants: a traceback, or the last lines that a dead process wrote."""
+    """Details for developers: a traceback, or the last lines that a dead process wrote."""
     users: bool = False
-    """Whether it is the user's to mend; trying again cannot help then."""
+    """Whether it is the user's mistake; then trying again cannot help."""
     lost: bool = False
-    """Whether the process died under the run, which says nothing against its checkpoint."""
+    """Whether the process died during the run; the checkpoint is then still valid."""
 
 
 def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failure:
-    """Return what `trainer.fit(run, execution)` gives, checked to be storable; any exception becomes a `Failure`."""
+    """Return `trainer.fit(run, execution)`, checked to be storable; any exception becomes a `Failure`."""
     try:
         result = trainer.fit(run, execution)
         json.dumps(asdict(result))
@@ -59,12 +59,12 @@ def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failur
 
 
 def refuse_mistakes(runs: Sequence[Run], trainer: Trainer, label: Callable[[Run], str]) -> list[str]:
-    """Return what data `runs` have, a line each, having found no mistake in any of them.
+    """Check `runs` for mistakes, and return one line per data set that they use.
 
-    The trainer is asked once for all seeds of a run.
+    The trainer is called once for all seeds of a run.
 
     Raises:
-        UserError: the first error that one of `runs` would end with, before any of them is trained.
+        UserError: the first error that one of `runs` would raise, before any of them is trained.
     """
     asked: set[str] = set()
     data: dict[str, None] = {}
@@ -76,7 +76,7 @@ def refuse_mistakes(runs: Sequence[Run], trainer: Trainer, label: Callable[[Run]
                 data[trainer.summary(run)] = None
             except UserError as error:
                 raise UserError(f"{error} (In the run with {label(run)}.)") from error
-            except Exception as error:  # of the user's own model, as a rule
+            except Exception as error:  # usually from the user's own model
                 what = f"{where_raised(error)}: {type(error).__name__}: {error}"
                 raise UserError(f"{what} (In the run with {label(run)}.)") from error
     trainer.forget()
@@ -84,6 +84,6 @@ def refuse_mistakes(runs: Sequence[Run], trainer: Trainer, label: Callable[[Run]
 
 
 def load_trainer(name: str) -> Trainer:
-    """Return the module that trains."""
+    """Return the module that trains runs."""
     trainer: Trainer = import_module(name)
     return trainer

@@ -1,4 +1,4 @@
-"""Finished runs that other source or other data made than the present: which, and what changed."""
+"""Finished runs that were made with other source code or data: which, and what changed."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from syncnorm.study.rows import Row
 from syncnorm.worlds import fingerprints
 
 MISSING = "missing"
-"""What a metric was that a row does not have."""
+"""Former version of a metric that a row does not have."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something that finished runs were made with, and that has changed since."""
+    """Something that finished runs used, and that has changed since."""
 
     what: str
     """E.g. "model mynet"."""
     was: str
     now: str
     runs: tuple[str, ...]
-    """Ids of the runs."""
+    """Ids of the affected runs."""
 
     def sentence(self, keep: bool) -> str:
-        """Say what changed, and what becomes of the runs."""
+        """Say what changed, and what happens to the runs."""
         count = f"{len(self.runs)} finished run{'s' if len(self.runs) != 1 else ''}"
         then = "kept as --keep says" if keep else "to be trained again (--keep shows them as they are)"
         return f"{self.what} has changed ({self.was} is now {self.now}): {count}, {then}"
@@ -33,7 +33,7 @@ class Change:
 def changed_rows(runs: Sequence[Run], rows: dict[str, Row]) -> list[Change]:
     """Return what has changed since the finished ones of `runs` were made.
 
-    A row without a fingerprint, and one that has no other to compare it with, counts as made by the present.
+    A row without a fingerprint, or without one to compare it with, counts as unchanged.
     """
     found: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for run in runs:

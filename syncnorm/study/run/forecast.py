@@ -1,4 +1,4 @@
-"""What a study would do: its runs in groups, how many exist, how many would be trained, and how long that takes."""
+"""Dry run of a study: groups of runs, finished runs, runs to train, and the expected time."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from syncnorm.study.run.runner import default_jobs
 
 
 def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = False) -> str:
-    """Return in lines what `run_study` would do with the same arguments; nothing is trained or written.
+    """Describe what `run_study` would do with the same arguments; nothing is trained or written.
 
-    The estimate takes, for each run to be trained, the mean seconds of the finished runs in `out` that differ from it
-    in the seed alone, or else of all of them.
+    The time of each run to train is estimated by the mean of the finished runs in `out` that differ from it only in
+    the seed, or else of all finished runs.
     """
     runs = expand(study)
     rows = read_rows(out) if (out / ROWS).exists() else {}
@@ -38,7 +38,7 @@ def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = F
 
 
 def _axes(study: Study, grid: Grid) -> str:
-    """Return a grid as text: its fields with their values, and how many runs they make."""
+    """Return a grid as text: its fields with their values, and the number of runs."""
     seeds = study.seeds if grid.seeds is None else grid.seeds
     axes = [f"{name} ({', '.join(map(_text, values))})" for name, values in grid.vary.items()]
     points = prod(len(values) for values in grid.vary.values())
@@ -51,7 +51,7 @@ def _text(value: Any) -> str:
 
 
 def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int) -> str:
-    """Return how long the runs to be trained take, or why nobody knows."""
+    """Return the expected time of the runs to train, or why it is not known."""
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     everything: list[float] = []
     for row in rows.values():

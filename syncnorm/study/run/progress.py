@@ -1,4 +1,4 @@
-"""How far a study is: bars on a terminal, a line now and then elsewhere."""
+"""Progress of a study: bars on a terminal, occasional lines elsewhere."""
 
 import sys
 import textwrap
@@ -17,17 +17,17 @@ from syncnorm.progress import span, words
 
 BAR_WIDTH = 20
 SHOWN = 8
-"""Runs that have a bar of their own at a time; of more, the first."""
+"""Maximum number of runs with a bar; the first ones have one."""
 LINE_SECONDS = 10.0
 LINE_SHARE = 0.05
 LINE_SECONDS_AT_MOST = 300.0
 
 
 class Meter:
-    """Counts the ends of runs and shows them on `stream`, with how far each run is; a context manager.
+    """Counts finished runs and shows them on `stream`, with each run's progress; a context manager.
 
-    Without a terminal a line comes every 5 % but not within 10 seconds of the last, and every 5 minutes in which a
-    run ended or went on. An error is shown once, however many runs it ends.
+    Without a terminal, it prints a line every 5 %, but at least 10 seconds apart, and every 5 minutes with news. An
+    error is shown once, however many runs it ends.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Meter:
         self._before, self._done, self._total = done, done, total
         self._failed = self._diverged = 0
         self._running: dict[str, str] = {}
-        """By label, how far a run is."""
+        """Progress of each run, by label."""
         self._errors: set[str] = set()
         self._line_done, self._line_at = done, self._begin
         self._bars: Bars | None = None
@@ -80,7 +80,7 @@ class Meter:
         self._show()
 
     def advanced(self, label: str, progress: Progress) -> None:
-        """A run told how far it is."""
+        """A run reported progress."""
         if label not in self._running:
             return
         self._running[label] = words(progress)
@@ -90,7 +90,7 @@ class Meter:
             self._line()
 
     def ended(self, label: str, error: str = "", diverged: bool = False) -> None:
-        """A run ended, with `error` if it failed; `diverged` says that it gave numbers that are not finite."""
+        """A run ended, with `error` if it failed; `diverged` says that some of its numbers are not finite."""
         self._leave(label)
         self._done += 1
         self._failed += bool(error)
@@ -106,7 +106,7 @@ class Meter:
             self._line()
 
     def say(self, text: str) -> None:
-        """Print a line, above the bars if there are some; where nobody reads it any more, go on."""
+        """Print a line, above the bars if there are any; a closed stream is ignored."""
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
             self._bars.refresh()
@@ -115,7 +115,8 @@ class Meter:
                 print(text, file=self._stream, flush=True)
 
     def text(self) -> str:
-        """Return e.g. "12/48 runs, 0 failed, 1 diverged, 1 min 20 s left"; none diverged is not worth a word."""
+        """Return e.g. "12/48 runs, 0 failed, 1 diverged, 1 min 20 s left"; diverged runs appear only if there are
+        any."""
         counts = f"{self._done}/{self._total} runs, {self._failed} failed"
         counts += f", {self._diverged} diverged" if self._diverged else ""
         elapsed, new = self._clock() - self._begin, self._done - self._before

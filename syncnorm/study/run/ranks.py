@@ -3,8 +3,8 @@
     python -m syncnorm.study.run.ranks HOST:PORT TRAINER                       one process
     torchrun --nproc-per-node R -m syncnorm.study.run.ranks HOST:PORT TRAINER  one rank of R
 
-Rank 0 takes jobs from the study over a connection and sends back what each gave; `take_part` is the same
-loop for a torchrun that the user started. No process here outlives the one that started it.
+Rank 0 receives jobs from the study over a connection and sends back results; `take_part` is the same loop for a
+torchrun that the user started. No process here outlives its parent.
 """
 
 import os
@@ -29,7 +29,7 @@ from syncnorm.study.run.attempt import Failure, Trainer, attempt, load_trainer
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
 NOTED_SECONDS = 60.0
-"""How long a rank that failed waits until rank 0 has written the row and the report: its end ends rank 0 too."""
+"""Seconds that a failed rank waits for rank 0 to write the row and the report, since its end also ends rank 0."""
 
 Emit = Callable[[Run, Result | Failure], None]
 Tell = Callable[[Run, Progress], None]
@@ -49,13 +49,13 @@ def rank() -> int:
 
 
 def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | None = None) -> None:
-    """Train the runs of `jobs` on all ranks together; every rank calls this, what rank 0 gives is used.
+    """Train the runs of `jobs` on all ranks together; every rank calls this, and rank 0's jobs are used.
 
     `emit` gets the end of each run, `tell` its progress.
 
-    A run counts once all its ranks have ended it. Collectives that one rank has left would wait for it for
-    minutes, so an exception on any rank ends all of them: rank 0 emits the first failure, and the process
-    exits with 1.
+    A run is finished once all its ranks have finished it. If a rank leaves a collective, the others would wait for
+    minutes, so an exception on any rank ends all of them: rank 0 emits the first failure, and the process exits with
+    1.
     """
     import torch.distributed as dist
 
@@ -82,7 +82,7 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | No
 
 
 def listening(execution: Execution, run: Run, tell: Tell | None) -> Execution:
-    """Return an execution whose progress `tell` hears, or nobody."""
+    """Return an execution whose progress goes to `tell`, or nowhere."""
     return replace(execution, report=partial(tell, run) if tell else silent)
 
 
@@ -112,7 +112,7 @@ class _Alarm:
             while time.monotonic() < end and not self._store.check(["noted"]):
                 time.sleep(0.1)
             os._exit(1)
-        time.sleep(0.5)  # a rank that failed first makes the others fail too: its words are the ones to keep
+        time.sleep(0.5)  # the first failing rank makes the others fail too: keep the first message
         self._end(self._heard() or failure)
 
     def _listen(self) -> None:
@@ -132,7 +132,7 @@ class _Alarm:
 
 
 def main() -> None:
-    """Serve the study at the address in `sys.argv` until it closes the connection, or is gone."""
+    """Serve the study at the address in `sys.argv` until it closes the connection or dies."""
     address, trainer_name = sys.argv[1:]
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the study, which then ends its workers
     die_with_parent()
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 class _Link:
-    """The connection to the study. It closes when the study dies, and then this process ends at once."""
+    """The connection to the study. It closes when the study dies; then this process ends at once."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -176,7 +176,7 @@ class _Link:
             yield self._inbox.get()
 
     def send(self, message: object) -> None:
-        with self._sending:  # a failure on another rank may come while this one tells of its progress
+        with self._sending:  # another rank may fail while this one reports progress
             self._connection.send(message)
 
     def emit(self, run: Run, outcome: Result | Failure) -> None:
@@ -198,7 +198,7 @@ def _nothing(run: Run, outcome: Result | Failure) -> None:
 
 
 def die_with_parent() -> None:
-    """End this process soon after the one that started it is gone."""
+    """End this process soon after its parent has died."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -1,7 +1,6 @@
-"""Runs a study: what is finished is skipped, the rest is trained, every end is a row at once, then the
-report.
+"""Run a study: skip finished runs, train the rest, write a row as each run ends, then write the report.
 
-The study may be killed at any moment: started again it goes on, having lost no more than the runs in flight.
+The study may be killed at any moment: when started again, it resumes and has lost at most the runs in progress.
 """
 
 import logging
@@ -30,7 +29,7 @@ from syncnorm.study.run.tracking import STALL_SECONDS, Kind, Mode, Tracker
 from syncnorm.study.run.workers import Advanced, Ended, Placement, Started, work
 
 DATA_LINES = 5
-"""At most so many lines say what was loaded."""
+"""Maximum number of lines about loaded data."""
 INTERRUPTED_SECONDS = 3.0
 
 
@@ -48,21 +47,20 @@ def run_study(
     save_models: bool = False,
     checkpoint_every: float = Execution.checkpoint_every,
 ) -> None:
-    """Train what the results folder `out` lacks of a study, and write its report there.
+    """Train a study's runs that the results folder `out` lacks, and write the report there.
 
-    Virtual runs and runs of clients share `jobs` worker processes (by default one a core, four a CUDA device),
-    torchrun runs of one size share a launch. `engine` puts every run on that engine. `trainer` names the module that
-    trains, `command` is kept for the report. A run that a killed study left goes on from its checkpoint, of which one
-    is written every `checkpoint_every` seconds. `wandb` says how Weights & Biases follows, `track` names trackers
-    beside it. `save_models` keeps the trained weights of every run that is trained under `out`/models, for
-    `syncnorm.load_run`.
-    In a process that torchrun started, the runs of exactly its number of ranks are trained by all
-    ranks together, and rank 0 alone writes. A failed run is a row with an error, and is tried again the next time.
-    So is a finished run that other source of a model or plugin, or other data, has made, unless `keep` is set.
+    Virtual runs and runs of clients share `jobs` worker processes (by default one per core, four per CUDA device);
+    torchrun runs of one size share a launch. `engine` sets every run's engine. `trainer` names the module that
+    trains; `command` is stored for the report. Runs write a checkpoint every `checkpoint_every` seconds, and resume
+    from it after the study was killed. `wandb` is the mode of Weights & Biases, `track` names further trackers.
+    `save_models` saves the trained weights of every run that is trained under `out`/models, for `syncnorm.load_run`.
+    In a process that torchrun started, all ranks together train the runs with exactly that number of ranks, and only
+    rank 0 writes. A failed run gives a row with an error, and is tried again the next time. A finished run is trained
+    again if the source code of a model or plugin, or the data, has changed, unless `keep` is set.
 
     Raises:
-        UserError: a study, a folder or a world size that cannot be used, or a full disk.
-        KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of what there is.
+        UserError: an unusable study, folder or world size, or a full disk.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of the finished runs.
     """
     refuse_while_importing("run_study")
     _check_numbers(jobs, checkpoint_every)
@@ -95,14 +93,14 @@ def run_study(
 def _examine(
     runs: Sequence[Run], out: Path, trainer: str, keep: bool, label: Callable[[Run], str]
 ) -> tuple[set[str], list[str]]:
-    """Look at the runs that are to be trained before anything is, and at the finished ones.
+    """Check the runs to be trained, before any training, and the finished ones.
 
     Returns:
-        Ids of finished runs that other source or data has made, none if they are to be kept; and lines to print: what
-        was loaded, and what has changed.
+        Ids of finished runs made with other source code or data (none if they are kept), and lines to print: loaded
+        data, and changes.
 
     Raises:
-        UserError: the first mistake in a run that is to be trained.
+        UserError: the first mistake in a run to be trained.
     """
     changes = _changes(runs, out, trainer)
     stale = set() if keep else {run for change in changes for run in change.runs}
@@ -122,7 +120,7 @@ def _check_numbers(jobs: int | None, checkpoint_every: float) -> None:
 
 @contextmanager
 def _recording(record: "_Record", notes: Sequence[str]) -> Iterator[None]:
-    """Show the progress of what is done inside, and close the record after it, or after an interrupt."""
+    """Show progress inside the context, and close the record at its end or after an interrupt."""
     try:
         with _terminable(), record.meter:
             for note in notes:
@@ -136,13 +134,13 @@ def _recording(record: "_Record", notes: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM interrupt the study as Ctrl-C does; schedulers send it before they kill."""
+    """Let SIGTERM interrupt the study like Ctrl-C; schedulers send it before they kill."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # no other thread may set a handler
+        yield  # only the main thread may set a handler
         return
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -152,13 +150,13 @@ def _terminable() -> Iterator[None]:
 
 
 def _trackers(directory: Path, wandb: Mode, track: Sequence[Kind], labels: dict[str, str]) -> list[Tracker]:
-    """Start W&B's tracker as its mode says, and the others that are named."""
+    """Start W&B's tracker according to its mode, and the other named trackers."""
     others: list[Kind] = [kind for kind in dict.fromkeys(track) if kind != "wandb"]
     return [Tracker(directory, "wandb", wandb, labels), *(Tracker(directory, kind, labels=labels) for kind in others)]
 
 
 class _Record:
-    """Everything that hears of a run: the results folder, the progress shown, the trackers."""
+    """All receivers of a run's events: the results folder, the progress display, the trackers."""
 
     def __init__(
         self,
@@ -192,8 +190,8 @@ class _Record:
         self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
 
     def close(self, stall: float = STALL_SECONDS) -> None:
-        """Write the report of what there is, and let the trackers catch up for as long as they do not stall."""
-        from syncnorm.study.report.report import write_report  # draws figures: not a cost of starting
+        """Write the report of the finished runs, and let the trackers catch up unless they stall."""
+        from syncnorm.study.report.report import write_report  # imports plotting, which is slow to start
 
         try:
             write_report(self._store.directory)
@@ -201,7 +199,7 @@ class _Record:
                 tracker.reported()
         except UserError:
             raise
-        except Exception as error:  # rows are the truth: whatever a figure cannot bear must not fail the study
+        except Exception as error:  # rows are the source of truth: a failing figure must not fail the study
             again = f"all rows are kept, try `syncnorm report {self._store.directory}`"
             self.meter.say(f"warning: there is no new report ({type(error).__name__}: {error}): {again}.")
         for tracker in self._trackers:
@@ -211,7 +209,7 @@ class _Record:
 
 
 def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
-    """Return the function that says what tells a run from the others, e.g. "norm bn, skew 100, seed 3"."""
+    """Return a function that labels a run by what distinguishes it, e.g. "norm bn, skew 100, seed 3"."""
     grids = (study.vary, *(grid.vary for grid in study.also))
     names = dict.fromkeys(name for vary in grids for name in vary)
     configs = {run_id(run): describe(run) for run in runs}
@@ -227,14 +225,14 @@ def _labeller(study: Study, runs: Sequence[Run]) -> Callable[[Run], str]:
 
 
 def _changes(runs: Sequence[Run], out: Path, trainer: str) -> list[Change]:
-    """Return what has changed since finished runs were made; nothing, where another trainer than ours makes them."""
+    """Return what has changed since finished runs were made; nothing for a trainer other than syncnorm's."""
     if trainer != TRAINER or not (out / ROWS).exists():
         return []
     return changed_rows(runs, read_rows(out))
 
 
 def _unfinished(runs: Sequence[Run], out: Path, stale: set[str]) -> list[Run]:
-    """Return the runs that a results folder lacks, and stale ones; all, where there is no such folder yet."""
+    """Return the runs that a results folder lacks, and stale ones; all if there is no such folder yet."""
     if not (out / "study.json").exists():
         return list(runs)
     finished = {row["run_id"] for row in read(out).finished} - stale
@@ -242,14 +240,14 @@ def _unfinished(runs: Sequence[Run], out: Path, stale: set[str]) -> list[Run]:
 
 
 def _todo(runs: Sequence[Run], store: Store) -> list[Run]:
-    """Return the runs without metrics; those that failed before come last, so that they hold up no others."""
+    """Return the runs without metrics; runs that failed before come last, so that they do not delay others."""
     failed = {row["run_id"] for row in read(store.directory).failed}
     todo = [run for run in runs if run_id(run) not in store.finished]
     return sorted(todo, key=lambda run: run_id(run) in failed)
 
 
 def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, how: Placement) -> None:
-    """Train runs in worker processes and torchrun launches of this process's own."""
+    """Train runs in worker processes and torchrun launches started by this process."""
     with closing(_events(todo, trainer, jobs, how)) as events:
         for event in events:
             if isinstance(event, Started):
@@ -261,7 +259,7 @@ def _hand_out(todo: Sequence[Run], record: _Record, trainer: str, jobs: int, how
 
 
 def default_jobs() -> int:
-    """Return one worker a core; with CUDA at most four a device, each of which takes memory of it."""
+    """Return one worker per core; with CUDA at most four per device, since each uses device memory."""
     return min(cores(), 4 * len(cuda_devices()) or cores())
 
 
@@ -303,14 +301,14 @@ def _train_together(todo: Sequence[Run], record: _Record, trainer: str, how: Pla
     def emit(run: Run, outcome: Result | Failure) -> None:
         record.ended(Ended(run, outcome, time.monotonic() - begin, environment()))
         if isinstance(outcome, Failure):
-            record.meter.say("a rank failed, and all ranks end with it: the same command goes on with other runs.")
+            record.meter.say("a rank failed, so all ranks end: run the same command again for the other runs.")
             record.close(INTERRUPTED_SECONDS)
 
     take_part(source(), load_trainer(trainer), emit, record.advanced)
 
 
 def _silence() -> None:
-    """Keep libraries from writing between the lines of the progress."""
+    """Keep libraries from writing between progress lines."""
     warnings.simplefilter("ignore")
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "torch", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)

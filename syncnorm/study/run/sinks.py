@@ -1,4 +1,4 @@
-"""The experiment trackers: what each makes of a run and of a report. A new one is a class and a row of `SINKS`."""
+"""The experiment trackers: how each logs runs and reports. A new tracker is a class and a row of `SINKS`."""
 
 import json
 import os
@@ -13,40 +13,40 @@ class Followed(Protocol):
     """A run in a tracker."""
 
     def advance(self, news: dict[str, Any]) -> None:
-        """Take in a `Progress` as plain data: its "metrics" are what an epoch or a round gave."""
+        """Log a `Progress` as plain data; its "metrics" are those of an epoch or round."""
 
     def end(self, row: Row) -> None:
-        """Take in the run's row, with what is missing of its history."""
+        """Log the run's row, with the missing part of its history."""
 
     def leave(self) -> None:
-        """Let go of a run that has not ended."""
+        """Close a run that has not ended."""
 
 
 class Sink(Protocol):
     """A tracker."""
 
     def start(self, directory: Path, study: str, name: str, label: str, config: dict[str, Any]) -> Followed:
-        """Begin to follow a run, or go on: `name` is its id here, `label` is for people."""
+        """Open or reopen a run: `name` is its id in syncnorm, `label` is for readers."""
 
     def report(self, directory: Path, study: str, folder: str) -> None:
-        """Take in the tables and figures of the results folder, whose own id is `folder`."""
+        """Log the tables and figures of the results folder with the id `folder`."""
 
 
 class _Steps:
-    """Which epochs or rounds of a run a tracker has: each is handed over once, in order."""
+    """Keeps track of the logged epochs or rounds of a run: each is logged once, in order."""
 
     def __init__(self, log: Callable[[int, dict[str, float]], None]) -> None:
         self._log, self._last = log, 0
 
     def take(self, step: int, values: dict[str, float | None]) -> None:
-        """Hand over what a step gave, unless it or a later one was handed over before."""
+        """Log a step's values, unless it or a later step was logged before."""
         if step > self._last:
             self._last = step
             self._log(step, {name: value for name, value in values.items() if value is not None})
 
 
 def steps_of(history: dict[str, list[Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the epochs or rounds of a history, from 1, with what each gave."""
+    """Yield the epochs or rounds of a history, from 1, with their values."""
     at = history.get("accuracy_at", [])
     total = max(map(len, history.values()), default=0)
     rows: dict[int, dict[str, Any]] = {}
@@ -60,14 +60,15 @@ def steps_of(history: dict[str, list[Any]]) -> Iterator[tuple[int, dict[str, Any
 
 
 def facts(row: Row) -> dict[str, Any]:
-    """Return what a row says of a run beside its numbers."""
+    """Return a row's information about a run other than its numbers."""
     commit = row.get("environment", {}).get("commit", "")
     diverged = {"diverged": True} if row.get("details", {}).get("diverged") else {}
     return {"evaluated_by": row.get("evaluated_by", ""), "commit": commit, **diverged}
 
 
 class Wandb:
-    """Weights & Biases: one run a run, grouped by study; tables and figures as an artifact of a run of their own."""
+    """Weights & Biases: one W&B run per run, grouped by study; tables and figures as an artifact of a separate
+    run."""
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
@@ -134,7 +135,7 @@ class _WandbRun:
 
 
 class TensorBoard:
-    """TensorBoard: one folder of event files a run, under DIR/tensorboard; the figures stay in the results folder."""
+    """TensorBoard: one folder of event files per run, in DIR/tensorboard; figures stay in the results folder."""
 
     def __init__(self, mode: str) -> None:
         pass
@@ -183,4 +184,4 @@ class _TensorBoardRun:
 
 
 SINKS: dict[str, Callable[[str], Sink]] = {"wandb": Wandb, "tensorboard": TensorBoard}
-"""By name, what makes a tracker of its mode ("online" or "offline")."""
+"""Factories of trackers by name; each takes the mode ("online" or "offline")."""

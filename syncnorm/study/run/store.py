@@ -1,6 +1,6 @@
-"""The results folder of a study: rows that are only ever appended, and what a report needs beside them.
+"""The results folder of a study: append-only rows, and further data for the report.
 
-`runs.jsonl` is the truth, one row a line. `study.json` says which study it is, so that `syncnorm report DIR`
+`runs.jsonl` is the source of truth, one row per line. `study.json` describes the study, so that `syncnorm report DIR`
 needs no experiment file. One process writes at a time; any number may read meanwhile.
 """
 
@@ -30,21 +30,21 @@ class Store:
     def __init__(self, directory: Path, descriptor: int, study: str, finished: set[str]) -> None:
         self.directory = directory
         self.finished = finished
-        """Ids of runs with metrics, of any version of the study. A failed run is not one: it is retried."""
+        """Ids of runs with metrics, of any version of the study. Failed runs are not included: they are retried."""
         self.checkpoints = directory / CHECKPOINTS
-        """Where runs that have not ended keep their checkpoints, each in a folder named by its id."""
+        """Folder of the checkpoints of unfinished runs, each in a folder named after its id."""
         self._descriptor = descriptor
         self._study = study
-        for run in finished:  # a study was killed between such a run's row and the end of its checkpoint
+        for run in finished:  # the study was killed after writing the row and before removing the checkpoint
             self._forget(run)
 
     @classmethod
     def open(cls, directory: str | Path, study: Study, command: str = "") -> Self:
         """Open or create the results folder of `study` and lock it until `close`.
 
-        A last line that a killed process left half written is cut off. `UserError`: the folder holds another
-        study or something else, is in use by another process, cannot be written, or has a damaged line; then
-        nothing in it is changed.
+        An incomplete last line of a killed process is cut off. Raises `UserError`, without changing anything, if the
+        folder has another study or other content, is in use by another process, cannot be written, or has a damaged
+        line.
         """
         folder, about = Path(directory), about_study(study, command)
         try:
@@ -64,11 +64,11 @@ class Store:
         return cls(folder, descriptor, study.name, {run for run, row in rows.items() if "metrics" in row})
 
     def append(self, row: Row, keep_checkpoint: bool = False) -> None:
-        """Append a row as one line and wait until it is on the disk; values that are not finite become null.
+        """Append a row as one line and sync it to disk; values that are not finite become null.
 
-        When the disk is full or fails, the file is as it was before and `UserError` says so. A run that has its row
-        needs no checkpoint: it is removed, and what failed starts afresh the next time, unless `keep_checkpoint` says
-        that it goes on then.
+        If the disk is full or fails, the file does not change and `UserError` is raised. A run with a row needs no
+        checkpoint, so it is removed, and a failed run starts anew the next time; with `keep_checkpoint`, it resumes
+        instead.
         """
         if row["study"] != self._study or row["run_id"] in self.finished:
             raise ValueError(f"run {row['run_id']} of {row['study']} is of another study or already finished")
@@ -94,7 +94,7 @@ class Store:
         os.close(self._descriptor)
 
     def _forget(self, run: str) -> None:
-        """Remove a run's checkpoint, and the folder of all checkpoints with the last."""
+        """Remove a run's checkpoint; with the last one, remove the folder of checkpoints too."""
         shutil.rmtree(self.checkpoints / run, ignore_errors=True)
         with suppress(OSError):
             self.checkpoints.rmdir()
@@ -113,7 +113,7 @@ def _plain(about: About) -> dict[str, Any]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    """Take the lock of the file of rows, or raise `UserError` at once."""
+    """Lock the file of rows, or raise `UserError` immediately."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -123,7 +123,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _check_ours(folder: Path, study: str) -> dict[str, Row]:
-    """Return the rows of a folder that holds `study` or nothing; `UserError` for any other folder."""
+    """Return the rows of a folder that holds `study` or is empty; raises `UserError` for any other folder."""
     if not folder.exists():
         return {}
     if not folder.is_dir():
@@ -138,11 +138,11 @@ def _check_ours(folder: Path, study: str) -> dict[str, Row]:
 
 
 def _is_content(entry: Path) -> bool:
-    """Return whether an entry is more than what a start that was cut short leaves behind."""
+    """Return whether an entry is more than the remains of an interrupted start."""
     started = entry.name == ROWS and entry.stat().st_size == 0
     return not started and not entry.name.startswith(f".{ABOUT}.")
 
 
 def _whole_length(path: Path) -> int:
-    """Return the length in bytes of the lines that have an end."""
+    """Return the length in bytes of the complete lines."""
     return path.read_bytes().rfind(b"\n") + 1

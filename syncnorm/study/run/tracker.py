@@ -1,8 +1,8 @@
 """The process of one experiment tracker: `python -m syncnorm.study.run.tracker DIR wandb|tensorboard MODE`.
 
-It reads what happens from standard input, one JSON a line, until that is closed. Which rows the tracker has stands in
-`DIR/KIND/mirrored`, so that a killed study's rows follow when the study is started again. W&B's files lie under
-`DIR/wandb` (`wandb sync DIR/wandb/offline-run-*` sends offline ones), TensorBoard's under `DIR/tensorboard`.
+It reads events from standard input, one JSON object per line, until that is closed. `DIR/KIND/mirrored` lists the
+rows that the tracker has, so that a killed study's rows follow when the study is started again. W&B's files are in
+`DIR/wandb` (`wandb sync DIR/wandb/offline-run-*` sends offline ones), TensorBoard's in `DIR/tensorboard`.
 """
 
 import json
@@ -25,7 +25,7 @@ PAUSE_SECONDS = 1.0
 
 
 class Follower:
-    """Hands a study's news and rows to a tracker."""
+    """Passes a study's events and rows to a tracker."""
 
     def __init__(self, directory: Path, sink: Sink, marks: Path, labels: dict[str, str]) -> None:
         self._directory, self._sink, self._marks, self._labels = directory, sink, marks, labels
@@ -34,7 +34,7 @@ class Follower:
         self._open: dict[str, Followed] = {}
 
     def hear(self, news: dict[str, Any]) -> None:
-        """Take one piece of news."""
+        """Process one event."""
         if "labels" in news:
             self._labels.update(news["labels"])
         elif "started" in news:
@@ -45,7 +45,7 @@ class Follower:
             self._reported = True
 
     def catch_up(self) -> None:
-        """Hand over every row that has no mark yet, and mark it; then a report, if there is a new one."""
+        """Pass on every row that has no mark yet, and mark it; then the report, if there is a new one."""
         marked = set(self._marks.read_text().splitlines()) if self._marks.exists() else set()
         for run, row in read(self._directory).rows.items():
             mark = f"{run} {'failed' if 'error' in row else 'finished'}"
@@ -60,7 +60,7 @@ class Follower:
             self._mark("report")
 
     def leave(self) -> None:
-        """Leave the runs that have no row; they go on when the study does."""
+        """Close the runs that have no row; they continue when the study does."""
         for followed in self._open.values():
             followed.leave()
 
@@ -78,7 +78,7 @@ class Follower:
 
 
 def main() -> None:
-    """Follow a study until standard input closes, then hand over what is left."""
+    """Follow a study until standard input closes, then pass on the rest."""
     directory, kind, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     os.nice(10)
     extend_path()
@@ -92,7 +92,7 @@ def main() -> None:
         last = closed.is_set()
         try:
             if last or not failed:
-                # Anew after a failure: what was open then may be broken.
+                # Reopened after a failure: what was open may be broken.
                 follower = follower or Follower(directory, SINKS[kind](mode), marks(directory, kind), labels)
                 while news:
                     follower.hear(json.loads(news.popleft()))
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def _watch(parent: int, closed: threading.Event, news: deque[str]) -> None:
-    """Take in the news, and notice the end of the study; when it was killed, allow a bounded time for the rest."""
+    """Collect events, and notice the end of the study; if it was killed, allow a bounded time for the rest."""
     news.extend(iter(sys.stdin.readline, ""))
     closed.set()
     time.sleep(STALL_SECONDS)

@@ -1,8 +1,8 @@
-"""Experiment trackers that follow a study while it trains, and can neither fail nor delay a run.
+"""Experiment trackers that follow a study while it trains, without failing or delaying a run.
 
-Each tracker is a process of its own (`syncnorm.study.run.tracker`), which gets what happens over a pipe. A thread
-writes to that pipe from a queue of bounded length: where the process is slow, the oldest news is dropped. The rows of
-the results folder are the truth: at the end, and at the study's next start, the tracker gets what it lacks of them.
+Each tracker is a separate process (`syncnorm.study.run.tracker`), which receives events over a pipe. A thread writes
+to the pipe from a bounded queue: if the process is slow, the oldest events are dropped. The rows of the results
+folder are the source of truth: at the end, and at the study's next start, the tracker gets the rows that it lacks.
 """
 
 import json
@@ -29,13 +29,13 @@ from syncnorm.study.rows import strict
 Mode = Literal["auto", "off", "offline", "online"]
 Kind = Literal["wandb", "tensorboard"]
 NAMES: dict[Kind, tuple[str, str]] = {"wandb": ("W&B", "wandb"), "tensorboard": ("TensorBoard", "tensorboard")}
-"""By tracker, how a sentence calls it, and the package that it needs."""
+"""For each tracker, its name in messages, and the package that it needs."""
 
 STALL_SECONDS = 20.0
 WAITING = 1000
-"""News that wait for a tracker at most."""
+"""Maximum number of events waiting for a tracker."""
 NEWS_SECONDS = 10.0
-"""Between two news of a run, but for those at the end of an epoch or a round."""
+"""Seconds between two events of a run, except at the end of an epoch or round."""
 FOLDER = ".tracking"
 
 
@@ -45,8 +45,8 @@ class Tracker:
     Args:
         directory: the results folder.
         kind: which tracker.
-        mode: of W&B, "online" or "offline"; "auto" is online where WANDB_API_KEY is set, "off" starts nothing.
-        labels: by id, the readable names of the study's runs.
+        mode: W&B's mode, "online" or "offline"; "auto" is online if WANDB_API_KEY is set, "off" starts nothing.
+        labels: readable names of the study's runs, by id.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Tracker:
         self._closing = False
         self._last: dict[str, float] = {}
         self.warning = ""
-        """One line that says what went wrong, or empty."""
+        """One line that says what went wrong; otherwise empty."""
         if mode == "auto":
             mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
         if mode == "off":
@@ -84,22 +84,22 @@ class Tracker:
         threading.Thread(target=self._write, args=(self._process,), daemon=True).start()
 
     def started(self, run: Run) -> None:
-        """Tell of a run that started."""
+        """Report that a run started."""
         self._tell({"started": run_id(run), "config": describe(run)})
 
     def advanced(self, run: Run, progress: Progress) -> None:
-        """Tell of a run's progress, not too often."""
+        """Report a run's progress, not too often."""
         name, now = run_id(run), time.monotonic()
         if progress.metrics or now - self._last.get(name, 0.0) >= NEWS_SECONDS:
             self._last[name] = now
             self._tell({"advanced": name, **strict(asdict(progress))})
 
     def reported(self) -> None:
-        """Tell of a new report in the results folder."""
+        """Report a new report in the results folder."""
         self._tell({"reported": True})
 
     def close(self, stall: float = STALL_SECONDS) -> None:
-        """Wait until the tracker has everything, or nothing came to it for `stall` seconds; then end its process."""
+        """Wait until the tracker has everything or has stalled for `stall` seconds; then end its process."""
         process = self._process
         if process is None or process.stdout is None:
             return
@@ -130,9 +130,9 @@ class Tracker:
                 self._waiting.notify()
 
     def _write(self, process: subprocess.Popen[str]) -> None:
-        """Write the news to the process as they come; the end of the study closes the pipe."""
+        """Write events to the process as they come; the end of the study closes the pipe."""
         assert process.stdin is not None
-        with suppress(OSError, ValueError):  # a process that ended is not told any more
+        with suppress(OSError, ValueError):  # the process may have ended
             while True:
                 with self._waiting:
                     self._waiting.wait_for(lambda: self._news or self._closing)
@@ -146,7 +146,7 @@ class Tracker:
 
 
 def folder_id(directory: Path) -> str:
-    """Return what tells a results folder from every other, drawn at random when it is first asked for."""
+    """Return a results folder's unique id, drawn at random on first use."""
     path = directory / FOLDER
     if not path.exists():
         write_file(path, json.dumps({"id": secrets.token_hex(4)}) + "\n")
@@ -155,7 +155,7 @@ def folder_id(directory: Path) -> str:
 
 
 def marks(directory: Path, kind: str) -> Path:
-    """Return the file that says which rows a tracker has."""
+    """Return the file that lists the rows a tracker has."""
     return directory / kind / "mirrored"
 
 

@@ -1,8 +1,7 @@
-"""The side of a study that hands out runs: warm worker processes, replaced when they die.
+"""The side of a study that distributes runs: warm worker processes, replaced when they die.
 
-A worker is one process, or one torchrun launch whose ranks share a run (`syncnorm.study.run.ranks` is what both
-execute). Workers start once and take run after run. torchrun's own restarts are not used: a fresh launch
-replaces a dead one.
+A worker is one process, or one torchrun launch whose ranks share a run; both execute `syncnorm.study.run.ranks`.
+Workers start once and train run after run. torchrun's own restarts are not used: a new launch replaces a dead one.
 """
 
 import hmac
@@ -36,28 +35,28 @@ TAIL_BYTES = 4000
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the runs of a study keep what they write, each in a folder of its id."""
+    """Where the runs of a study write, each in a folder named after its id."""
 
     checkpoints: Path | None = None
     checkpoint_every: float = Execution.checkpoint_every
     models: Path | None = None
 
     def of(self, run: Run) -> Execution:
-        """Return how a run is carried out."""
+        """Return the execution settings of a run."""
         checkpoint, model = (folder and folder / run_id(run) for folder in (self.checkpoints, self.models))
         return Execution(checkpoint, self.checkpoint_every, model)
 
 
 @dataclass(frozen=True)
 class Started:
-    """A worker took a run."""
+    """A worker started a run."""
 
     run: Run
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """A run told how far it is."""
+    """A run reported progress."""
 
     run: Run
     progress: Progress
@@ -65,7 +64,7 @@ class Advanced:
 
 @dataclass(frozen=True)
 class Ended:
-    """A run gave a result, or failed for good."""
+    """A run gave a result, or failed finally."""
 
     run: Run
     outcome: Result | Failure
@@ -76,13 +75,12 @@ class Ended:
 def work(
     runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, how: "Placement | None" = None
 ) -> Generator[Started | Advanced | Ended, None, None]:
-    """Train every run and yield what happens, as it happens.
+    """Train every run, and yield events as they happen.
 
-    `workers` processes share the runs; with `ranks`, each is a torchrun launch of so many. A run whose
-    worker dies under it is tried once more, after the others. So is one that raises on a rank of a launch,
-    since ranks that lose a peer raise too. `how` says where runs keep what they write: a run goes on from its
-    checkpoint where a lost worker left it. Closing the iterator ends all workers. Workers that
-    cannot start raise `UserError`.
+    `workers` processes share the runs; with `ranks`, each is a torchrun launch of `ranks` ranks. A run whose worker
+    dies is tried once more, after the others. So is a run that raises on a rank of a launch, since ranks that lose a
+    peer raise too. `how` says where runs write: after a lost worker, a run resumes from its checkpoint. Closing the
+    iterator ends all workers. Workers that cannot start raise `UserError`.
     """
     todo, tries, stillborn, numbers = deque(map(_Due, runs)), Counter[str](), 0, count()
     team: list[_Worker] = []
@@ -120,17 +118,17 @@ def work(
 
 
 class _Due:
-    """A run to come, and the id of its training, which several runs may share."""
+    """A pending run, and the id of its training, which several runs may share."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.training = run, run_id(training_of(run))
 
 
 def _due_for(worker: "_Worker", team: list["_Worker"], todo: deque[_Due]) -> Run:
-    """Take out the run that `worker` does next.
+    """Remove and return the run that `worker` does next.
 
-    Where there is one, it shares the training of the worker's last run, which the worker still has; else it is the
-    first whose training no other worker has.
+    Preferably, it shares the training of the worker's last run, which the worker has cached; otherwise it is the
+    first run whose training no other worker has cached.
     """
     theirs = {other.training for other in team if other is not worker}
     mine = (due for due in todo if due.training == worker.training)
@@ -142,13 +140,13 @@ def _due_for(worker: "_Worker", team: list["_Worker"], todo: deque[_Due]) -> Run
 
 
 def _with_news(team: list["_Worker"]) -> list["_Worker"]:
-    """Wait for news, a second at most; return the workers that have sent some or died."""
+    """Wait for messages, at most a second; return the workers that have sent one or died."""
     ready = wait([worker.channel for worker in team], timeout=1)
     return [worker for worker in team if worker.channel in ready or worker.process.poll() is not None]
 
 
 def _one_device(number: int) -> dict[str, str]:
-    """Return the setting that deals the machine's CUDA devices to workers in turn."""
+    """Return the setting that assigns the machine's CUDA devices to workers in turn."""
     devices = cuda_devices()
     return {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if len(devices) > 1 else {}
 
@@ -161,7 +159,7 @@ class _Lost(Exception):
 
 
 class _Worker:
-    """One process or launch: starting until it has sent its environment, then idle or with a run in hand."""
+    """One process or launch: starting until it has sent its environment, then idle or busy with a run."""
 
     def __init__(self, trainer: str, ranks: int | None, how: Placement, number: int) -> None:
         self.run: Run | None = None
@@ -196,7 +194,7 @@ class _Worker:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the study alone
+            start_new_session=True,  # Ctrl-C must reach only the study
         )
 
     @property
@@ -204,7 +202,7 @@ class _Worker:
         return bool(self.environment) and self.run is None and not self._spent
 
     def take(self, run: Run) -> Run:
-        """Start a run. That the worker has just died shows when it is heard."""
+        """Start a run. If the worker has just died, `hear` notices it."""
         assert isinstance(self.channel, Connection)
         self.run, self._since = run, time.monotonic()
         with suppress(OSError):
@@ -212,7 +210,7 @@ class _Worker:
         return run
 
     def hear(self) -> Advanced | Ended | None:
-        """Take one message and return what it says of a run, if it does; `_Lost` when the worker is gone."""
+        """Receive one message and return its event, if it has one; raises `_Lost` if the worker is gone."""
         if isinstance(self.channel, socket.socket):
             if self.process.poll() is not None:
                 raise _Lost(self._last_words())
@@ -229,7 +227,7 @@ class _Worker:
             return Advanced(self.run, message) if self.run else None
         if self.run is None:
             raise UserError(message.error)
-        self._spent = self._ranks is not None and isinstance(message, Failure)  # its ranks end then
+        self._spent = self._ranks is not None and isinstance(message, Failure)  # its ranks then end
         return self.ended(message)
 
     def ended(self, outcome: Result | Failure) -> Ended | None:
@@ -240,12 +238,12 @@ class _Worker:
         return Ended(run, outcome, time.monotonic() - self._since, self.environment)
 
     def end(self) -> None:
-        """Tell the worker to end: it does when its channel closes, a launch's other ranks with it."""
+        """Tell the worker to end: it ends when its channel closes, together with a launch's other ranks."""
         self.channel.close()
         self.process.terminate()
 
     def join(self) -> None:
-        """Wait until the process has ended, by force in the end."""
+        """Wait until the process has ended; finally kill it."""
         try:
             self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
@@ -254,7 +252,7 @@ class _Worker:
         self._log.close()
 
     def _accept(self, server: socket.socket) -> None:
-        """Let the worker in, and nobody else on this machine."""
+        """Accept the connection of the worker, and of no other process on this machine."""
         channel = Connection(server.accept()[0].detach())
         if channel.poll(1) and hmac.compare_digest(channel.recv_bytes(256), self._token.encode()):
             server.close()
@@ -263,7 +261,7 @@ class _Worker:
             channel.close()
 
     def _last_words(self) -> Failure:
-        """Say how the process ended, with the last that it wrote."""
+        """Describe how the process ended, with its last output."""
         try:
             code = self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

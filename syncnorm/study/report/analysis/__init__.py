@@ -1,1 +1,1 @@
-"""What rows say: points, means, differences, tables and the words for them. Nothing here draws."""
+"""Analysis of rows: points, means, differences, tables and labels. Nothing here draws."""

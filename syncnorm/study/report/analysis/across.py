@@ -1,4 +1,4 @@
-"""What lies along the x of a chart: a field of the runs, the rounds of a history, metrics, or layers."""
+"""The x axis of a chart: a field of the runs, the rounds of a history, metrics, or layers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,29 +14,29 @@ from syncnorm.study.rows import Row
 
 @dataclass(frozen=True)
 class Across(ABC):
-    """What lies along the x of a chart, and the values that a row has there."""
+    """The x axis of a chart, and a row's values along it."""
 
     names: tuple[str, ...]
-    """The metrics that it reads."""
+    """The metrics to read."""
     several: ClassVar[bool] = False
-    """Whether every x has a metric of its own."""
+    """Whether every x has its own metric."""
     after_training: ClassVar[bool] = True
-    """Whether training decides the values, so that those of a run that diverged are left out."""
+    """Whether the values depend on training, so that those of diverged runs are left out."""
 
     @abstractmethod
     def values(self, row: Row, at: Any) -> Iterator[tuple[Any, float | None]]:
-        """Yield every x that a row has a value at, and the value; `at` is what `place` gave for it."""
+        """Yield every x at which a row has a value, and the value; `at` is the result of `place` for the row."""
 
     def place(self, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
-        """Return the x of a run with these fields; None where a run has several."""
+        """Return the x of a run with these fields; None if a run has several."""
         return None
 
     def order(self, planned: Sequence[Any], seen: Sequence[Any]) -> list[Any]:
-        """Return all x in order: numbers by size, others as they come."""
+        """Return all x in order: numbers by size, others in order of appearance."""
         return _ordered(seen)
 
     def planned(self, spots: Sequence[Place], xs: Sequence[Any]) -> list[Place]:
-        """Return the places where runs at these spots will have values."""
+        """Return the places at which runs at these spots will have values."""
         return [(panel, line, x) for panel, line, _ in spots for x in xs]
 
     def metric(self, x: Any) -> str:
@@ -45,34 +45,34 @@ class Across(ABC):
 
     @abstractmethod
     def words(self, kind: str) -> str:
-        """Return what x is, in the world `kind`."""
+        """Return the words for x in the world `kind`."""
 
     def label(self, kind: str) -> str:
         """Return the same with its unit."""
         return self.words(kind)
 
     def text(self, x: Any, metrics: Mapping[Any, Metric], *, difference: bool = False) -> str:
-        """Return a value of x as text, where `metrics` says how the values at every x are shown."""
+        """Return a value of x as text; `metrics` says how the values at every x are shown."""
         return value_label(x)
 
     def span(self, metrics: Mapping[Any, Metric], kind: str, *, difference: bool = False) -> str:
-        """Return what a table's columns are values of."""
+        """Return the heading above a table's columns."""
         return self.label(kind)
 
     def columns(self, x: Any, kind: str) -> dict[str, Any]:
-        """Return the columns of a record that say where it is."""
+        """Return the columns of a record with its x."""
         return {self.label(kind): x, "metric": self.names[0]}
 
     def needed(self) -> int:
-        """Return the number of values that a finished run should have at least."""
+        """Return the minimum number of values of a finished run."""
         return 1
 
     def lacking(self, count: int) -> str:
-        """Say that so many finished runs do not have them."""
+        """Say that `count` finished runs do not have them."""
         return f"Left out: {count} finished runs without a finite {self.names[0]}."
 
     def evaluated(self, kind: str) -> str:
-        """Say whose statistics evaluated, where that is the same for every run; empty where it is not."""
+        """Say which statistics evaluated, if they are the same for every run; otherwise empty."""
         return "Measured in training." if all(name.startswith("train") for name in self.names) else ""
 
 
@@ -111,7 +111,7 @@ class Field(Across):
         return value_label(x, self.axis)
 
     def columns(self, x: Any, kind: str) -> dict[str, Any]:
-        """Return a column named as the field is in a run."""
+        """Return a column with the field's name in a run."""
         return {"+".join(names_of(self.axis)): x, "metric": self.names[0]}
 
 
@@ -128,7 +128,7 @@ class Steps(Across):
         return WORLDS[kind].step
 
     def evaluated(self, kind: str) -> str:
-        """Say that domains are not adapted to while a model trains."""
+        """Say that there is no adaptation to domains during training."""
         said = super().evaluated(kind)
         return said or ("Evaluated with statistics as trained, not adapted." if kind == "domains" else "")
 
@@ -145,7 +145,7 @@ class Metrics(Across):
             yield name, row["metrics"].get(name)
 
     def order(self, planned: Sequence[Any], seen: Sequence[Any]) -> list[Any]:
-        """Return the metrics as they were asked for."""
+        """Return the metrics in the requested order."""
         return list(self.names)
 
     def metric(self, x: Any) -> str:
@@ -157,13 +157,13 @@ class Metrics(Across):
         return "metric"
 
     def text(self, x: Any, metrics: Mapping[Any, Metric], *, difference: bool = False) -> str:
-        """Return a metric's words with its unit, or without where all have the same."""
+        """Return a metric's words with its unit, or without if all have the same."""
         if shared_unit(metrics):
             return metrics[x].short
         return metrics[x].difference_label if difference else metrics[x].label
 
     def span(self, metrics: Mapping[Any, Metric], kind: str, *, difference: bool = False) -> str:
-        """Return the unit that all metrics share, else "metric"."""
+        """Return the unit that all metrics share, or "metric"."""
         if not shared_unit(metrics):
             return "metric"
         return "accuracy (percentage points)" if difference else "accuracy (%)"
@@ -177,13 +177,13 @@ class Metrics(Across):
         return len(self.names)
 
     def lacking(self, count: int) -> str:
-        """Say that so many finished runs do not have them all."""
+        """Say that `count` finished runs do not have them all."""
         return f"{count} finished runs do not have all of these metrics."
 
 
 @dataclass(frozen=True)
 class Layers(Across):
-    """A model's layers, in its order. Runs that diverged count: what was measured before training is sound."""
+    """A model's layers, in order. Diverged runs count, since values measured before training are valid."""
 
     after_training: ClassVar[bool] = False
 
@@ -193,7 +193,7 @@ class Layers(Across):
             yield from zip(found["layers"], found["values"], strict=True)
 
     def profile(self, row: Row) -> dict[str, list[Any]]:
-        """Return a row's layers and their values; empty where it has none."""
+        """Return a row's layers and their values; empty if it has none."""
         found: dict[str, list[Any]] = row.get("details", {}).get("profiles", {}).get(self.names[0], {})
         return found
 
@@ -203,13 +203,13 @@ class Layers(Across):
 
 
 def shared_unit(metrics: Mapping[Any, Metric]) -> str:
-    """Return what all metrics are ("Accuracy (%)"), or empty where they are not the same."""
+    """Return the title that all metrics share ("Accuracy (%)"), or an empty text."""
     percent = all(metric.unit == "%" and "accuracy" in name for name, metric in metrics.items())
     return "Accuracy (%)" if percent else ""
 
 
 def sample(kind: str) -> Any:
-    """Return a value of the kind that the skew has in this world, which decides the words for it."""
+    """Return an example value of the skew in this world; its type decides the words for the skew."""
     return "iid" if kind == "clients" else None
 
 

@@ -1,4 +1,5 @@
-"""Claims that one field changes nothing: pairs of rows that differ in that field alone, compared, and their table."""
+"""Claims that one field changes nothing: comparison of pairs of rows that differ only in that field, and its
+table."""
 
 import json
 from collections import defaultdict
@@ -13,19 +14,19 @@ from syncnorm.study.rows import Agreement, Results, Row
 from syncnorm.study.table import NOTHING, Cell, Table
 
 LAYOUT = {"world.ranks", "world.per_device_batch"}
-"""With the same global batch, one of these cannot change without the other."""
+"""With a fixed global batch, none of these can change without the other."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The pairs of an agreement, and the largest difference of every metric that both rows of a pair have."""
+    """The pairs of an agreement, and the largest difference of every metric common to both rows of a pair."""
 
     agreement: Agreement
     pairs: list[tuple[Row, Row]]
     differences: dict[str, float]
-    """Largest absolute difference, as stored; infinite where one row has a number and the other has none."""
+    """Largest absolute difference, as stored; infinite if only one row has the number."""
     worst: dict[str, tuple[Row, Row]]
-    """The pair that has it."""
+    """The pair with the largest difference."""
 
     @property
     def verdict(self) -> str:
@@ -36,7 +37,7 @@ class Comparison:
 
 
 def compare(agreement: Agreement, rows: Sequence[Row]) -> Comparison:
-    """Compare every row with the first of those that differ from it in the agreement's field alone."""
+    """Compare every row with the first row that differs from it only in the agreement's field."""
     pairs = [(group[0], other) for group in _alike(agreement, rows) for other in group[1:]]
     differences: dict[str, float] = {}
     worst: dict[str, tuple[Row, Row]] = {}
@@ -53,12 +54,13 @@ def compare(agreement: Agreement, rows: Sequence[Row]) -> Comparison:
 
 
 def repeats(agreement: Agreement, rows: Sequence[Row]) -> list[Row]:
-    """Return the rows that differ from an earlier one in the agreement's field alone."""
+    """Return the rows that differ from an earlier one only in the agreement's field."""
     return [row for group in _alike(agreement, rows) for row in group[1:]]
 
 
 def without_repeats(rows: list[Row], results: Results, named: Sequence[str]) -> list[Row]:
-    """Return the rows without those that repeat others but for the field of an agreement, if that is not `named`."""
+    """Return the rows without those that differ from others only in an agreement's field, unless that is in
+    `named`."""
     for agreement in results.about.agreements:
         if agreement.over not in named:
             again = {row["run_id"] for row in repeats(agreement, rows)}
@@ -113,10 +115,10 @@ def _compared(comparison: Comparison) -> str:
 
 
 def _alike(agreement: Agreement, rows: Sequence[Row]) -> list[list[Row]]:
-    """Group rows that differ in the agreement's field alone, keeping their order."""
+    """Group rows that differ only in the agreement's field, keeping their order."""
     groups: defaultdict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        if not has(row["config"], agreement.over):  # of a world without that field
+        if not has(row["config"], agreement.over):  # this world does not have the field
             continue
         path = ".".join(path_in(row["config"], agreement.over))
         rest = {

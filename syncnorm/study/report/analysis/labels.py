@@ -41,18 +41,18 @@ WORDS = {
 }
 UNITS = {"skew": "%", "size": "pixels", "participation": "%"}
 PERCENT = {"participation"}
-"""Fractions that are shown in percent."""
+"""Fields with fractions that are shown in percent."""
 NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batches"}
-"""Fields whose values are names that say by themselves what they are."""
+"""Fields whose values are self-explanatory names."""
 VALUES = {("batches", "mixed"): "mixed batches", ("batches", "one_domain"): "one-domain batches"}
-"""Values that are words of their own, by field."""
+"""Words for special values, by field."""
 ALL = {"adapt_samples", "train_limit", "test_limit"}
-"""Fields that take all there is where they are not set: None lies at infinity on an axis."""
+"""Fields for which None means "all": on an axis, None is at infinity."""
 PHRASES = {
     "gradient_norm_initial": "gradient norm before training",
     "gradient_norm_final": "gradient norm after training",
 }
-"""Metrics that are not called by their name."""
+"""Words for metrics that are not shown by name."""
 
 DOMAIN_METRICS = {
     "accuracy": ("accuracy on unseen domains", "unseen domains"),
@@ -62,7 +62,7 @@ DOMAIN_METRICS = {
     "loss": ("loss on unseen domains", "unseen domains' loss"),
     "train_loss": ("training loss", "training loss"),
 }
-"""Metrics of the domains world: their words, and fewer of them for the head of a column."""
+"""Metrics of the domains world: their words, and a short form for column headings."""
 
 CLIENT_METRICS = {
     "accuracy": ("accuracy, mean over clients", "mean over clients"),
@@ -95,24 +95,24 @@ CLIENT_METRICS = {
     "never_sampled": ("clients never sampled", "never sampled"),
     "staleness": ("rounds since a client was last sampled", "staleness"),
 }
-"""Metrics of the clients world: their words, and fewer of them for the head of a column."""
+"""Metrics of the clients world: their words, and a short form for column headings."""
 COUNTS = ("clients_left_out", "small_batches", "never_sampled", "staleness", "round", "idle", "batch_norms")
-"""Those that count something: a decimal is enough."""
+"""Metrics that count something: one decimal is enough."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: its stored value times `scale`, in `unit` (may be empty), with so many decimals."""
+    """How a metric is shown: its stored value times `scale`, in `unit` (may be empty), with `decimals` decimals."""
 
     words: str
     short: str
-    """For the head of a column."""
+    """Short form for column headings."""
     unit: str
     difference_unit: str
     scale: float
     decimals: int
     higher_is_better: bool | None
-    """None where neither is better."""
+    """None if neither is better."""
 
     @property
     def title(self) -> str:
@@ -142,8 +142,8 @@ class Metric:
 def metric_label(name: str, kind: str = "devices", *, unseen: bool | None = True) -> Metric:
     """Return how to show a metric of a world ("devices", "clients", "domains").
 
-    `unseen` says whether the runs of domains leave some out in training; None where some do and some do not.
-    Accuracies and errors are in percent, losses in nats, bytes in megabytes (10^6), others as they are stored.
+    `unseen` says whether runs of the domains world leave out domains in training; None if only some do. Accuracies
+    and errors are in percent, losses in nats, bytes in megabytes (10^6), others as stored.
     """
     words, short = _metric_words(name, kind, unseen)
     if "loss" in name:
@@ -181,8 +181,8 @@ def _with_unit(words: str, unit: str) -> str:
 def field_label(axis: Axis, value: Any = None) -> str:
     """Return a field's words, without its unit: "world.skew" gives "label-sorted data".
 
-    `value`, one of the field's, tells fields apart that share a name: a skew that is a text is a partition. An axis
-    of several fields is called by the first, or by all where no value of it says by itself what it is.
+    `value`, a value of the field, distinguishes fields with the same name: a skew that is a text is a partition. The
+    label of an axis of several fields is that of the first, or of all if its values are not self-explanatory.
     """
     if not isinstance(axis, str) and not _speaks(axis):
         return listing(field_label(name) for name in axis)
@@ -191,13 +191,14 @@ def field_label(axis: Axis, value: Any = None) -> str:
 
 
 def axis_label(axis: Axis, value: Any = None) -> str:
-    """Return a field's words with its unit: "label-sorted data (%)". Labels of several fields say their units."""
+    """Return a field's words with its unit: "label-sorted data (%)". Labels of several fields contain their units."""
     unit = UNITS.get(_last(axis, value), "") if isinstance(axis, str) else ""
     return _with_unit(field_label(axis, value), unit)
 
 
 def setting(axis: Axis, value: Any) -> str:
-    """Return a field and its value in words: "label-sorted data 50 %". A label of several fields says all itself."""
+    """Return a field and its value in words: "label-sorted data 50 %". A label of several fields is returned
+    unchanged."""
     if not isinstance(axis, str):
         return str(value)
     if _last(axis, value) == "domains":
@@ -214,9 +215,9 @@ def setting(axis: Axis, value: Any) -> str:
 def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     """Return one label for the values of several fields.
 
-    Where the first is a name that says by itself what it is, such as a norm or a method, the label is that name and
-    what else is not as in `base`: "fedbn", "fedavg + gn"; a number always has its place: "fedavg + momentum 0.1".
-    Else every value stands with its field, the base's too: "Dirichlet alpha 0.1, learning rate 0.0125".
+    If the first value is a self-explanatory name, such as a norm or a method, the label is that name plus the values
+    that differ from `base`: "fedbn", "fedavg + gn"; numbers are always included: "fedavg + momentum 0.1". Otherwise
+    every value appears with its field, including the base's: "Dirichlet alpha 0.1, learning rate 0.0125".
     """
     if not _speaks(axis):
         return ", ".join(setting(name, values[name]) for name in names_of(axis))
@@ -230,13 +231,13 @@ def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any])
 
 
 def short_setting(axis: Axis, value: Any) -> str:
-    """Return a value as it stands where its field is not named: "fedbn", but "Dirichlet alpha 0.1", "norm none"."""
+    """Return a value for use without its field's name: "fedbn", but "Dirichlet alpha 0.1", "norm none"."""
     says_itself = _last(axis, value) in NAMES and value != "none"
     return value_label(value, axis) if says_itself else setting(axis, value)
 
 
 def value_label(value: Any, axis: Axis = "") -> str:
-    """Return a field's value as text: 50.0 is "50", an option that is not set is "default".
+    """Return a field's value as text: 50.0 is "50", an unset option is "default".
 
     Options are {"groups": 8, "affine": False} as "groups 8, no affine".
     """
@@ -257,7 +258,7 @@ def value_label(value: Any, axis: Axis = "") -> str:
 
 
 def _speaks(axis: Axis) -> bool:
-    """Return whether the values of an axis's first field are names that say by themselves what they are."""
+    """Return whether the values of an axis's first field are self-explanatory names."""
     return _last(axis, None) in NAMES
 
 
@@ -266,7 +267,7 @@ def _is_number(value: Any) -> bool:
 
 
 def takes_all(field: str) -> bool:
-    """Return whether a field takes as much as there is where it is not set."""
+    """Return whether None means "all" for a field."""
     return _last(field, None) in ALL
 
 
@@ -276,6 +277,6 @@ def _last(axis: Axis, value: Any) -> str:
 
 
 def listing(words: Iterable[str]) -> str:
-    """Join words as prose does: "a, b and c"."""
+    """Join words as in prose: "a, b and c"."""
     *head, last = words
     return f"{', '.join(head)} and {last}" if head else last

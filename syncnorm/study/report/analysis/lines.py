@@ -1,4 +1,4 @@
-"""Where a run is in a chart: its panel, line and x, such that no two rows of a seed share a point."""
+"""A run's place in a chart: its panel, line and x, such that no two rows of a seed share a point."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ Place = tuple[Any, str, Any]
 
 
 def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
-    """Return what stands for a run's value on an axis: None without an axis, infinity for all that there is.
+    """Return a run's value on an axis: None without an axis, infinity for "all".
 
-    What is no plain value becomes text, and so do several fields that share an axis (see `choice_label`).
+    Values that are not plain become text, as do several fields that share an axis (see `choice_label`).
     """
     if axis is None:
         return None
@@ -27,10 +27,10 @@ def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, 
 
 
 def line_names(rows: Sequence[Row], places: Sequence[Place], cases: Sequence[str] | None = None) -> list[str]:
-    """Return the name of every row's line: the value of the line's field, and what else tells rows apart.
+    """Return the name of every row's line: the value of the line's field, and further fields that distinguish rows.
 
-    Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", never their mean. Rows may
-    share a point where they are different `cases`, of which the mean is asked for.
+    Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", and are never averaged. Rows may
+    share a point if they are different `cases`, which are averaged.
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, (_, line, _) in enumerate(places):
@@ -49,7 +49,7 @@ def line_names(rows: Sequence[Row], places: Sequence[Place], cases: Sequence[str
 
 
 def _telling_fields(configs: list[dict[str, Any]], spots: list[tuple[Any, ...]]) -> list[str]:
-    """Return few fields whose values tell apart the configs that share a spot."""
+    """Return a small set of fields whose values distinguish configs at the same spot."""
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     differing: set[str] = set()
     for config, spot in zip(configs, spots, strict=True):

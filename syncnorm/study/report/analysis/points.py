@@ -1,4 +1,4 @@
-"""The points of a chart: which rows belong together, and what they say."""
+"""The points of a chart: groups of rows and their statistics."""
 
 import re
 from abc import abstractmethod
@@ -20,22 +20,22 @@ from syncnorm.study.rows import Results, Row, diverged
 
 
 class Chart(Plot):
-    """A plot of numbers: its runs in panels, lines and along x."""
+    """A plot of numbers, with its runs arranged in panels, lines and along x."""
 
     line: Axis
     panel: Axis | None
 
     @abstractmethod
     def across(self) -> Across:
-        """Return what lies along x."""
+        """Return the x axis."""
 
     @abstractmethod
     def stem(self) -> tuple[str, ...]:
-        """Return what its files are called, before the names of line and panel."""
+        """Return the start of its file names, before the names of line and panel."""
 
     @abstractmethod
     def words(self, points: "Points") -> str:
-        """Return its title where the user gives none, without what `where` says."""
+        """Return its default title, without the conditions of `where`."""
 
     def axes(self) -> tuple[Axis | None, ...]:
         """Return line and panel."""
@@ -44,36 +44,37 @@ class Chart(Plot):
 
 @dataclass(frozen=True)
 class Points:
-    """What a chart shows, by panel, line and x, each in the study's order (numeric x ascending)."""
+    """The data of a chart by panel, line and x, each in the study's order (numeric x ascending)."""
 
     chart: Chart
     kind: str
-    """The world of its runs; "devices" where there are several."""
+    """The world of its runs; "devices" if there are several."""
     panels: list[Any]
     lines: list[str]
     xs: list[Any]
     planned: frozenset[Place]
-    """Places where the study has runs, finished or not."""
+    """Places with runs in the study, finished or not."""
     values: dict[Place, dict[int, float]]
     """The metric by seed. Runs that diverged are left out, except from profiles by layer."""
     evaluated_by: dict[str, list[str]]
-    """By line: whose statistics the norm layers used."""
+    """For each line, the statistics that norm layers used."""
     without_value: int
-    """Finished runs of which a metric is missing or was not finite, without those that diverged."""
+    """Number of finished runs with a metric that is missing or not finite, without diverged ones."""
     unseen: bool | None = True
-    """Whether runs of domains leave some out in training; None where some do and some do not."""
+    """Whether runs of the domains world leave out domains in training; None if only some do."""
     cases: int = 1
-    """Of how many runs a seed's value is the mean."""
+    """Number of runs averaged to a seed's value."""
     diverged: dict[Place, tuple[int, int]] = field(default_factory=dict)
-    """Where runs diverged: how many, and how many have finished there. x is None where a run has several."""
+    """For each place with diverged runs, their number and the number of finished runs. x is None if a run has
+    several."""
 
     @cached_property
     def across(self) -> Across:
-        """What lies along x."""
+        """The x axis."""
         return self.chart.across()
 
     def summary(self, panel: Any, line: str, x: Any) -> Summary | None:
-        """Return the summary of a place, or None where no run has finished."""
+        """Return the summary of a place, or None if no run has finished."""
         values = self.values.get((panel, line, x))
         return summarise(list(values.values())) if values else None
 
@@ -87,12 +88,12 @@ class Points:
         return f"diverged ({found[0]} of {found[1]})" if found else ""
 
     def metric(self, x: Any) -> Metric:
-        """Return how the values at x are shown."""
+        """Return the metric at x and its format."""
         return metric_label(self.across.metric(x), self.kind, unseen=self.unseen)
 
     @cached_property
     def metrics(self) -> dict[Any, Metric]:
-        """How values are shown, by x."""
+        """The metrics and their formats, by x."""
         return {x: self.metric(x) for x in self.xs}
 
     @property
@@ -103,7 +104,7 @@ class Points:
 
     @property
     def title(self) -> str:
-        """The plain statement of what is shown: "Accuracy (%) by samples per device and norm"."""
+        """The title: "Accuracy (%) by samples per device and norm"."""
         if self.chart.title:
             return self.chart.title
         where = [setting(name, value) for name, value in self.chart.where.items() if name != KIND]
@@ -112,7 +113,7 @@ class Points:
 
     @property
     def line_label(self) -> str:
-        """The words of what tells lines apart."""
+        """The words for the field that distinguishes lines."""
         return field_label(self.chart.line, sample(self.kind))
 
     @property
@@ -122,15 +123,15 @@ class Points:
 
     @property
     def x_and_line(self) -> str:
-        """What a title says that a chart goes by: "samples per device and norm"."""
+        """The words for x and line in a title: "samples per device and norm"."""
         return listing([self.across.words(self.kind), self.line_label])
 
     def x_text(self, x: Any, *, difference: bool = False) -> str:
-        """Return a value of x as text, with the unit of differences if it is one's."""
+        """Return a value of x as text; for a `difference`, with the unit of differences."""
         return self.across.text(x, self.metrics, difference=difference)
 
     def evaluation(self) -> str:
-        """Say what was averaged, which statistics evaluated which lines, and how many runs diverged."""
+        """Describe what was averaged, which statistics evaluated which lines, and how many runs diverged."""
         parts = [self._evaluation()]
         if self.cases > 1:
             over = listing(field_label(name) for name in self.chart.averaged())
@@ -166,13 +167,13 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class ChartView(View):
-    """What a chart shows: its points."""
+    """The view of a chart's points."""
 
     points: Points
 
 
 def named(points: Points) -> dict[str, Any]:
-    """Return what every view of these points is called."""
+    """Return the arguments that name every view of these points."""
     return {
         "name": points.name,
         "title": points.title,
@@ -185,7 +186,7 @@ def named(points: Points) -> dict[str, Any]:
 def gather(chart: Chart, results: Results) -> Points:
     """Collect the rows of a chart of the study.
 
-    A row that repeats another but for the field of an agreement is left to the agreement's table.
+    A row that differs from another only in an agreement's field is left to the agreement's table.
     """
     about, across, over = results.about, chart.across(), chart.averaged()
     runs = {run: fields for run, fields in about.runs.items() if chart.fits(fields)}
@@ -228,13 +229,13 @@ def gather(chart: Chart, results: Results) -> Points:
 
 
 def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Place:
-    """Return (panel, line, x) from the values of a run's fields; x is None where it is none of them."""
+    """Return (panel, line, x) from the values of a run's fields; x is None if it is not a field."""
     line = value_label(axis_value(chart.line, fields, base), chart.line)
     return axis_value(chart.panel, fields, base), line, chart.across().place(fields, base)
 
 
 def rows_of(plot: Plot, results: Results) -> list[Row]:
-    """Return the finished rows that a plot is about, without those that repeat others."""
+    """Return the finished rows of a plot, without repeats."""
     rows = [row for row in results.finished if plot.fits(results.about.runs[row["run_id"]])]
     return without_repeats(rows, results, plot.fields())
 
@@ -250,18 +251,18 @@ def joined(axis: Axis | None) -> str:
 
 
 def usual(counts: Iterable[int]) -> int:
-    """Return the most frequent number, of several the largest; 0 without any."""
+    """Return the most frequent number, on ties the largest; 0 without any."""
     found = Counter(counts)
     return max(found, key=lambda n: (found[n], n), default=0)
 
 
 def said_diverged(count: int) -> str:
-    """Say that so many runs are in no mean."""
+    """Say that `count` runs diverged and are in no mean."""
     return f"Diverged, and in no mean: {count} {'run' if count == 1 else 'runs'}."
 
 
 def _lines(lines: list[str], places: Sequence[Place], names: Sequence[str]) -> list[str]:
-    """Return the names of all lines in the study's order; a line that is several has those in its place."""
+    """Return the names of all lines in the study's order; a line that was split is replaced by its parts."""
     named: defaultdict[str, dict[str, None]] = defaultdict(dict)
     for (_, line, _), name in zip(places, names, strict=True):
         named[line][name] = None
@@ -284,10 +285,10 @@ def _diverged(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]
 
 
 def _case(over: Sequence[str], fields: Mapping[str, Any]) -> str:
-    """Return what tells a run from those that it is averaged with."""
+    """Return the key that distinguishes a run from those it is averaged with."""
     return "; ".join(value_label(fields[name], name) for name in over)
 
 
 def _means(seeds: Mapping[int, Mapping[str, float]], wanted: set[str]) -> dict[int, float]:
-    """Return the mean of every seed of which all cases have finished."""
+    """Return the mean of every seed whose cases have all finished."""
     return {seed: fmean(found.values()) for seed, found in seeds.items() if found.keys() == wanted}

@@ -1,6 +1,6 @@
-"""What a few seeds allow one to say: means, intervals, and differences paired by seed.
+"""Statistics over seeds: means, intervals, and differences paired by seed.
 
-numpy and scipy are imported where they are used, so that a study file that names plots is read at once.
+Functions import numpy and scipy themselves, so that importing a study file stays fast.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from math import exp, nan, sqrt
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample's mean and its spread. With n = 1 there is none: `std` and `half_width` are None, never 0."""
+    """A sample's mean and spread. With n = 1, `std` and `half_width` are None, never 0."""
 
     n: int
     mean: float
@@ -21,7 +21,7 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval (low, high) of the mean, or None where one value cannot give one."""
+        """The 95 % interval (low, high) of the mean, or None with n = 1."""
         if self.half_width is None:
             return None
         return self.mean - self.half_width, self.mean + self.half_width
@@ -29,7 +29,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, which need not lie evenly around it; None with n = 1."""
+    """A value and its 95 % interval, which may be asymmetric; None with n = 1."""
 
     n: int
     value: float
@@ -38,16 +38,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Share:
-    """How much of a gap is closed, over paired seeds."""
+    """The share of a gap that is closed, over paired seeds."""
 
     closed: Estimate | None
-    """As a fraction of the gap; None where the 95 % interval of the gap holds zero: there is nothing to share."""
+    """Fraction of the gap; None if the gap's 95 % interval contains zero, so that there may be no gap."""
     gap: Summary
-    """The gap itself, in the metric's unit."""
+    """The gap in the metric's unit."""
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Return n, mean, sample standard deviation and 95 % t interval of at least one finite value."""
+    """Return n, mean, sample standard deviation and 95 % t interval of one or more finite values."""
     import numpy as np
 
     sample = np.asarray(values, dtype=np.float64)
@@ -63,14 +63,14 @@ def summarise(values: Sequence[float]) -> Summary:
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Summary | None:
     """Summarise a - b over the seeds that both have; None when they share none.
 
-    Two runs of one seed share initialisation and data order, so their difference varies less than either.
+    Two runs of one seed share initialisation and data order, so their difference varies less than each of them.
     """
     seeds = sorted(a.keys() & b.keys())
     return summarise([a[seed] - b[seed] for seed in seeds]) if seeds else None
 
 
 def overlap(a: Summary, b: Summary) -> bool:
-    """Return whether two 95 % intervals share a point; without an interval nothing is told apart."""
+    """Return whether two 95 % intervals overlap; a missing interval counts as overlapping."""
     if a.interval is None or b.interval is None:
         return True
     return a.interval[0] <= b.interval[1] and b.interval[0] <= a.interval[1]
@@ -88,7 +88,7 @@ def geometric(values: Sequence[float]) -> Estimate:
 def share_closed(line: Mapping[int, float], low: Mapping[int, float], high: Mapping[int, float]) -> Share | None:
     """Return (line - low) / (high - low), a ratio of means over the seeds that all three have; None without any.
 
-    Its interval is Fieller's. With one seed there is none, and the ratio is given unless the gap is zero.
+    Its interval is Fieller's. With one seed there is no interval, and the ratio is returned unless the gap is zero.
     """
     seeds = sorted(line.keys() & low.keys() & high.keys())
     if not seeds:
@@ -102,13 +102,13 @@ def share_closed(line: Mapping[int, float], low: Mapping[int, float], high: Mapp
 
 
 def fieller(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
-    """Return Fieller's 95 % interval of mean(a) / mean(b), paired; None with n = 1, and where it is not bounded.
+    """Return Fieller's 95 % interval of mean(a) / mean(b), paired; None with n = 1, or if it is unbounded.
 
-    It holds the ratios r for which the mean of a - r b is within its t interval around zero, the solutions of
+    It contains the ratios r for which the t interval of mean(a - r b) contains zero, the solutions of
 
         (mean(a) - r mean(b))^2 <= t(0.975, n - 1)^2 (s_aa - 2 r s_ab + r^2 s_bb) / n
 
-    These are bounded exactly where the t interval of mean(b) leaves out zero (Fieller 1954).
+    These are bounded exactly if the t interval of mean(b) excludes zero (Fieller 1954).
     """
     import numpy as np
 

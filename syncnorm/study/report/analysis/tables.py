@@ -1,4 +1,4 @@
-"""The tables of charts: means with intervals, differences, and the parts that tables of every kind share."""
+"""The tables of charts: means with intervals, differences, and parts shared by all tables."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,15 +11,15 @@ from syncnorm.study.table import MINUS, NOTHING, Cell, Table
 
 
 def with_differences(points: Points) -> list[Table]:
-    """Return the table of means and, of several lines, that of the differences to the first."""
+    """Return the table of means and, if there are several lines, that of the differences to the first."""
     return [means(points), *([differences(points)] if len(points.lines) > 1 else [])]
 
 
 def means(points: Points, shown: Sequence[Any] | None = None) -> Table:
-    """Return the table of means with 95 % intervals: lines by x, a block a panel.
+    """Return the table of means with 95 % intervals: lines by x, one block per panel.
 
-    The best of a column is bold only if its interval is apart from those of all other lines there, and none of its
-    runs diverged. `shown` are the x that the table shows, all if not given; the records have all.
+    The best of a column is bold only if its interval does not overlap those of any other line there, and none of its
+    runs diverged. `shown` are the x in the table, by default all; the records have all.
     """
 
     def cell(panel: Any, line: str, x: Any) -> Cell:
@@ -68,7 +68,7 @@ def differences(points: Points) -> Table:
 
 
 def few(xs: list[Any], most: int = 8) -> list[Any]:
-    """Return at most so many of the values, the first and the last among them."""
+    """Return at most `most` of the values, including the first and the last."""
     if len(xs) <= most:
         return xs
     return [xs[round(index * (len(xs) - 1) / (most - 1))] for index in range(most)]
@@ -77,7 +77,7 @@ def few(xs: list[Any], most: int = 8) -> list[Any]:
 def blocks_of(
     points: Points, lines: list[str], xs: list[Any], cell: Callable[[Any, str, Any], Cell]
 ) -> list[tuple[str, list[list[Cell]]]]:
-    """Return a table's blocks, one a panel: its heading, and a line of cells for every line that is there."""
+    """Return a table's blocks, one per panel: a heading, and a row of cells for every line in the panel."""
     panel_field = points.chart.panel
     there = {(panel, line) for panel, line, _ in points.planned}
     return [
@@ -90,7 +90,7 @@ def blocks_of(
 
 
 def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better: bool | None) -> bool:
-    """Return whether a line is the best at (panel, x), apart from all others that the study has there."""
+    """Return whether a line is the best at (panel, x), without overlap with any other line there."""
     own = points.summary(panel, line, x)
     others = [other for other in points.lines if other != line and (panel, other, x) in points.planned]
     rivals = [points.summary(panel, other, x) for other in others]
@@ -121,7 +121,7 @@ def _nothing(points: Points, panel: Any, line: str, x: Any) -> str:
 
 
 def _note(points: Points, summary: Summary | None, divergence: str) -> str:
-    """Return what a cell says beside its number: its n, if it is not the usual one, and what diverged."""
+    """Return the note of a cell: its n, if it is not the usual one, and the number of diverged runs."""
     n = f"n = {summary.n}" if summary and summary.n != points.usual_n() else ""
     return "; ".join(part for part in (n, divergence) if part)
 
@@ -140,7 +140,7 @@ def _without(points: Points) -> str:
 
 
 def _records(points: Points) -> list[dict[str, Any]]:
-    """Return one record a point: its statistics and those of its difference to the first line, as stored."""
+    """Return one record per point: its statistics and those of its difference to the first line, as stored."""
     records = []
     for panel in points.panels:
         for line in points.lines:
@@ -163,7 +163,7 @@ def _records(points: Points) -> list[dict[str, Any]]:
 
 
 def place_columns(points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
-    """Return the columns that say where a record is in its chart."""
+    """Return the columns with a record's place in its chart."""
     chart = points.chart
     columns: dict[str, Any] = {_column(chart.panel): panel} if chart.panel else {}
     columns[_column(chart.line)] = line
@@ -175,7 +175,7 @@ def _column(axis: Axis) -> str:
 
 
 def statistics_columns(prefix: str, summary: Summary | None) -> dict[str, Any]:
-    """Return a record's columns of a summary."""
+    """Return the columns of a summary in a record."""
     low, high = (summary.interval if summary else None) or (None, None)
     values = {
         "n": summary.n if summary else None,

@@ -1,1 +1,1 @@
-"""How figures are drawn. Functions import matplotlib, so that a study file that names plots is read at once."""
+"""Drawing of figures. Functions import matplotlib themselves, so that importing a study file stays fast."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Markers tell lines apart in grey print.
+# Markers distinguish lines in greyscale print.
 STYLES = {
     "bn": Style(ORANGE, "o"),
     "sync_bn": Style(BLUE, "s"),
@@ -56,24 +56,24 @@ DASHES = ("-", "--", ":", "-.")
 PANEL_HEIGHT, LEFT = 2.6, 0.7
 """Inches."""
 LABEL_CHARACTERS = 42
-"""As many as stand beside a panel."""
+"""Number of legend entries that fit beside a panel."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a figure of panels side by side consists of."""
+    """The parts of a figure with panels side by side."""
 
     title: str
     y_label: str
     note: str
-    """What stands below, such as what the marks mean."""
+    """Text below, such as the meaning of the marks."""
     panels: list[str]
-    """What stands above each; one empty text where there is but one panel."""
+    """Title of each panel; one empty text for a single panel."""
     lines: list[str]
     paint: "Callable[[Axes, int, Styles], None]"
-    """Draws into the axes of a panel, by its number."""
+    """Draws into the axes of a panel, given by its number."""
     below: float = 0.0
-    """Inches that the labels of x need below the axis, beyond those of one level line."""
+    """Inches that the x labels need below the axis, beyond one horizontal line."""
 
 
 def compose_chart(
@@ -90,14 +90,14 @@ def compose_chart(
     first = figure.axes[0]
     if not points.values:
         first.set_yticks([])
-    elif metric.unit == "%":  # a t interval of few seeds may leave the range that an accuracy has
+    elif metric.unit == "%":  # a t interval of few seeds may exceed the range of an accuracy
         low, high = first.get_ylim()
         first.set_ylim(max(low, -3.0), min(high, 103.0))
     return figure
 
 
 def panel_titles(points: Points) -> list[str]:
-    """Return what stands above every panel of a chart's figure."""
+    """Return the title of every panel of a chart's figure."""
     panel = points.chart.panel
     return [setting(panel, value) for value in points.panels] if panel and points.panels else [""]
 
@@ -141,18 +141,18 @@ def compose(sheet: Sheet) -> "Figure":
 
 
 def below(points: Points) -> float:
-    """Return the inches that the values of x need below the axis, beyond those of one level line."""
+    """Return the inches that the x labels need below the axis, beyond one horizontal line."""
     labels, turned = tick_labels(points)
     return slanted(labels) if turned else 0.15 * max(label.count("\n") for label in labels)
 
 
 def slanted(labels: Iterable[str]) -> float:
-    """Return the inches that labels of x need below the axis where they are turned."""
+    """Return the inches that rotated x labels need below the axis."""
     return max((sin(radians(TURN)) * inches(label) for label in labels), default=0.0)
 
 
 def inches(text: str) -> float:
-    """Return how wide a text is in the figure's size of type."""
+    """Return the width of a text in inches, in the figure's font size."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import TextPath
 
@@ -161,9 +161,9 @@ def inches(text: str) -> float:
 
 
 def footnote(points: Points, *, ways: str = "", dots: bool = True) -> str:
-    """Return what the marks mean, over how many seeds, and what evaluated the runs.
+    """Return a note on the marks, the number of seeds, and the statistics that evaluated the runs.
 
-    `ways` is put after the interval, and `dots` says whether single values are drawn as dots.
+    `ways` follows the word "interval", and `dots` says whether single values are drawn as dots.
     """
     counts = sorted({len(values) for values in points.values.values()})
     if not counts:
@@ -176,9 +176,9 @@ def footnote(points: Points, *, ways: str = "", dots: bool = True) -> str:
 
 
 def line_styles(lines: list[str]) -> Styles:
-    """Return how every line looks: a norm, or a method, the same in all figures.
+    """Return the style of every line; a norm or method looks the same in all figures.
 
-    More lines than there are colours take a colour by the first of their fields, a marker and dashes by the others.
+    If there are more lines than colours, the first field sets the colour, and the others set marker and dashes.
     """
     if len(lines) > len(OTHERS):
         return _paired_styles(lines)
@@ -194,7 +194,7 @@ def _paired_styles(lines: list[str]) -> Styles:
     firsts = list(dict.fromkeys(first for first, _ in parts.values()))
     others = list(dict.fromkeys(["", *(other for _, other in parts.values())]))
     most = len(OTHERS)
-    if max(len(firsts), len(others)) > most:  # they are no pairs
+    if max(len(firsts), len(others)) > most:  # not pairs of fields
         return {
             line: Style(
                 OTHERS[index % most].color, OTHERS[(index + index // most) % most].marker, _dashes(index // most)

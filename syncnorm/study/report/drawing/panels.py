@@ -1,4 +1,4 @@
-"""What figures draw inside of their panels: lines with intervals, the axes of x and y."""
+"""The contents of panels: lines with intervals, and the x and y axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 TICK_CHARACTERS, TICK_LINES = 16, 3
 PANEL_WIDTH, FEW_WIDTH, MANY_WIDTH, FEW = 3.1, 4.8, 7.4, 6
-"""Inches of a panel, and at least of all together: for up to `FEW` lines, and for more."""
+"""Width of a panel, and minimum width of all together, in inches: for up to `FEW` lines, and for more."""
 PANEL_CHARACTERS = 45
 """Characters that fit below a panel of few lines."""
 TURN = 60
-"""Degrees, of labels that do not fit level."""
+"""Rotation in degrees of labels that do not fit horizontally."""
 SPAN = 30
-"""The factor from which numbers are shown by their logarithm."""
+"""Numbers that span more than this factor are shown on a logarithmic scale."""
 
 
 SIZES = {"P": 6.0, "X": 6.0, "*": 7.5, "h": 5.5, "p": 5.5, "^": 5.5, "v": 5.5, "<": 5.5, ">": 5.5}
-"""Of markers that would look smaller than others."""
+"""Sizes of markers that would look smaller than others."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a line looks."""
+    """The style of a line."""
 
     color: str
     marker: str
@@ -38,7 +38,7 @@ class Style:
 
     @property
     def look(self) -> dict[str, Any]:
-        """The same for matplotlib."""
+        """The style as matplotlib's keyword arguments."""
         return {
             "color": self.color,
             "marker": self.marker,
@@ -50,15 +50,16 @@ class Style:
 
 
 MOST_BANDS = 8
-"""Lines whose bands stay apart."""
+"""Up to this many lines, bands are easy to tell apart."""
 Styles = dict[str, Style]
 """By line."""
 
 
 def positions(xs: list[Any]) -> list[float]:
-    """Return where the values of x lie: powers of two, and what spans more than a factor of 30, by logarithm.
+    """Return the positions of the values of x: logarithmic for powers of two, and for a span of more than a factor of
+    30.
 
-    Other numbers lie as they are, and what is no number in order. Infinity, as much as there is, is one step further.
+    Other numbers keep their values, and other values are placed in order. Infinity ("all") is one step further.
     """
     if not is_numeric(xs):
         return [float(index) for index in range(len(xs))]
@@ -71,9 +72,9 @@ def positions(xs: list[Any]) -> list[float]:
 
 
 def x_axis(ax: "Axes", points: Points) -> dict[str, list[float]]:
-    """Lay out the axis of x, and return where the points of every line lie on it.
+    """Set up the x axis, and return the positions of every line's points on it.
 
-    Lines that coincide stay legible: each is moved sideways a little, by at most a fifth of a step.
+    Lines are shifted sideways a little, by at most a fifth of a step, so that coinciding lines stay legible.
     """
     places = positions(points.xs)
     step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
@@ -87,7 +88,7 @@ def x_axis(ax: "Axes", points: Points) -> dict[str, list[float]]:
 
 
 def grid(ax: "Axes") -> None:
-    """Lay out the axis of y, with lines across."""
+    """Set up the y axis, with grid lines."""
     from matplotlib.ticker import MaxNLocator
 
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -109,7 +110,7 @@ def draw_line(
 ) -> None:
     """Draw a line's values (as shown; NaN leaves a gap) and their intervals (times `scale`).
 
-    Between categories there is nothing: they are not joined, and get intervals as bars.
+    Points of categories are not joined, and have error bars.
     """
     color = styles[line].color
     lows, highs = ([(ends[side] if ends else nan) * scale for ends in intervals] for side in range(2))
@@ -120,7 +121,7 @@ def draw_line(
 
 
 def band(styles: Styles) -> float:
-    """Return how much a band covers: little where many lie over each other."""
+    """Return the opacity of a band: lower if many bands overlap."""
     return 0.16 if len(styles) <= MOST_BANDS else 0.06
 
 
@@ -130,19 +131,19 @@ def is_numeric(xs: list[Any]) -> bool:
 
 
 def clip(text: str, room: int) -> str:
-    """Return a text of at most `room` characters, without the middle of a longer one."""
+    """Return a text of at most `room` characters; a longer one loses its middle."""
     return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"
 
 
 def panels_width(panels: int, lines: int) -> float:
-    """Return the inches of so many panels side by side."""
+    """Return the width in inches of `panels` panels side by side."""
     return max(PANEL_WIDTH * panels, FEW_WIDTH if lines <= FEW else MANY_WIDTH)
 
 
 def tick_labels(points: Points) -> tuple[list[str], bool]:
-    """Return the values of x as they stand below the axis, and whether they are turned to fit.
+    """Return the labels of x below the axis, and whether they are rotated to fit.
 
-    Words are broken over lines where that makes them fit level; else they are clipped.
+    Labels are broken into lines if they then fit horizontally; otherwise they are clipped.
     """
     texts = [points.x_text(x) for x in points.xs]
     if not is_numeric(points.xs):
@@ -156,7 +157,7 @@ def tick_labels(points: Points) -> tuple[list[str], bool]:
 
 
 def _crowded(xs: list[Any], lengths: list[int]) -> bool:
-    """Return whether labels of so many characters do not fit side by side below a panel."""
+    """Return whether labels of these lengths do not fit side by side below a panel."""
     if sum(lengths) + 2 * len(lengths) > PANEL_CHARACTERS or max(lengths) > 10:
         return True
     places = positions(xs)

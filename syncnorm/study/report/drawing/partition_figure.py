@@ -1,4 +1,4 @@
-"""Draw a partition card: which client holds how much of which class."""
+"""Draw a partition card: the number of samples of each class on each client."""
 
 from itertools import groupby
 from math import ceil
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY, GREY)
-"""By domain; domains' names stand below the clients as well."""
+"""Colours by domain; domains' names are also below the clients."""
 SIZE = 10
-"""Points of its type."""
+"""Font size in points."""
 BARS, RIGHT = 1.1, 0.2
-"""Inches: height of the sizes' axes, right margin."""
+"""Inches: height of the size axes, right margin."""
 GAP = 0.8
-"""Clients' widths between two domains."""
+"""Gap between two domains, in widths of a client."""
 LABELS = 26
-"""Clients, or classes, up to which each has its label; beyond that, only every n-th is labelled."""
+"""Up to this many clients or classes, each has a label; beyond that, only every n-th is labelled."""
 
 
 def partition_figure(card: dict[str, Any]) -> "Figure":
-    """Return a figure of who holds what: a column a client, a row a class, clients' sizes above.
+    """Return the figure of a partition: one column per client, one row per class, clients' sizes above.
 
-    The height of a bar is the number of training samples. Clients of a domain stand together in its colour; held-out
-    clients come last, with empty bars. `card` is what `partition_card` gives.
+    The height of a bar is the number of training samples. Clients of a domain are adjacent and have its colour;
+    held-out clients come last, with unfilled bars. `card` is the output of `partition_card`.
 
-    Raises `UserError` for a card of so many clients that it lists none of them.
+    Raises `UserError` if the card has too many clients to list them.
     """
     if "clients" not in card:
         raise UserError(f"a partition of {card['count']} clients cannot be drawn: its card sums them up.")
@@ -113,11 +113,11 @@ def _draw_sizes(ax: "Axes", clients: list[dict[str, Any]], places: Any, card: di
 
 
 def _draw_classes(ax: "Axes", clients: list[dict[str, Any]], places: Any, card: dict[str, Any]) -> int:
-    """Draw a bar chart for each class, one below the other; return how many samples their highest bar stands for."""
+    """Draw a bar chart for each class, one below the other; return the number of samples of the highest bar."""
     counts = np.array([one["histogram"] for one in clients])
     for place, one, column in zip(places, clients, counts, strict=True):
         held = np.flatnonzero(column)
-        # Upwards from each row's line; the y axis points down. A single sample stays visible by its edge.
+        # Bars point up from each row's line; the y axis points down. The edge keeps a single sample visible.
         _bars(ax, one, card, [place] * len(held), -0.9 * column[held] / counts.max(), held + 0.5)
     every = ceil(len(card["classes"]) / LABELS)
     ax.set_yticks(range(0, len(card["classes"]), every), card["classes"][::every])
@@ -139,7 +139,7 @@ def _bars(ax: "Axes", one: dict[str, Any], card: dict[str, Any], x: Any, height:
 
 
 def _names(blocks: list[list[dict[str, Any]]], column: float) -> tuple[list[str], bool]:
-    """Return what stands below each domain's clients, and whether it must be slanted to fit."""
+    """Return the labels below each domain's clients, and whether they must be rotated to fit."""
     names = [block[0]["domain"] + ("\n(held out)" if block[0]["held_out"] else "") for block in blocks]
     rooms = [column * (len(block) + GAP) for block in blocks]
     widths = [CHARACTER * max(map(len, name.split("\n"))) for name in names]

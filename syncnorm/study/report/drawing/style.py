@@ -1,4 +1,4 @@
-"""How all figures look, and how they are written. The same rows give the same bytes, without a display or dates."""
+"""The style of all figures, and writing them. The same rows give the same bytes, without a display or dates."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
-# Okabe and Ito's palette, which colour-blind readers tell apart.
+# Okabe and Ito's palette, which colour-blind readers can distinguish.
 ORANGE, BLUE, GREEN, PINK, GREY, AMBER, SKY = (
     "#d55e00",
     "#0072b2",
@@ -40,23 +40,23 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "syncnorm",
 }
 CHARACTER = 0.085
-"""Inches, of an average character in the figure's size of type."""
+"""Average width of a character in inches, in the figure's font size."""
 DPI = 200
 UNDATED: dict[str, dict[str, None]] = {
     "png": {"Software": None},
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
 }
-"""By format, the metadata that would differ from time to time."""
+"""For each format, the metadata that would differ between writes."""
 FORMATS = tuple(UNDATED)
 
 
 def write_image(
     drawing: "Callable[[], Figure | None]", folder: Path, name: str, formats: Sequence[str] = ("png",)
 ) -> bool:
-    """Write what `drawing` draws in the report's style as NAME.FORMAT, once a format (PNG: 200 dpi).
+    """Write the figure of `drawing` in the report's style as NAME.FORMAT, once per format (PNG: 200 dpi).
 
-    Returns whether it drew anything. An older file of another format is removed: it would show other rows.
+    Returns whether there was a figure. Older files in other formats are removed, since they would show other rows.
     """
     import matplotlib as mpl
 

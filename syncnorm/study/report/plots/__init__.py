@@ -1,4 +1,4 @@
-"""The kinds of plots: one file a kind, and a row here. `register_plot` adds a kind from anywhere."""
+"""The kinds of plots: one file and one row here per kind. `register_plot` adds kinds from elsewhere."""
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -32,14 +32,14 @@ Kind = TypeVar("Kind", bound=type[Plot])
 
 BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Gap, Profile)
 PLOTS: Registry[type[Plot]] = Registry("plot", {plot.kind: plot for plot in BUILT_IN})
-"""By what `study.json` calls them."""
+"""The kinds of plots, by their names in `study.json`."""
 
 
 def register_plot(kind: str) -> Callable[[Kind], Kind]:
-    """Return a class decorator that makes a plot of one's own known by a name, for `study.json` to keep.
+    """Return a class decorator that registers your own plot under a name, which `study.json` stores.
 
-    A study file may use the plot at once; an installed package registers it from a module that its entry point in the
-    group "syncnorm.plugins" names. This one shows how long runs took:
+    A study file can use the plot immediately; an installed package registers it in a module named by its entry point
+    in the group "syncnorm.plugins". This example shows how long runs took:
 
         from dataclasses import dataclass
         import syncnorm
@@ -65,7 +65,7 @@ def register_plot(kind: str) -> Callable[[Kind], Kind]:
         kind: a name that no other plot has.
 
     Raises:
-        UserError: a name that is taken; a class that is no plot, or no frozen dataclass.
+        UserError: a name that is taken; a class that is not a plot, or not a frozen dataclass.
     """
     check_named(kind, "register_plot")
 
@@ -84,10 +84,10 @@ def register_plot(kind: str) -> Callable[[Kind], Kind]:
 
 
 def from_plain(plain: dict[str, Any]) -> Plot:
-    """Return the plot that `as_plain` gave. Data without a kind are a curve's: there once was no other.
+    """Return the plot from the output of `as_plain`. Data without a kind are a curve, formerly the only kind.
 
     Raises:
-        UserError: a kind that is not known here, or fields that this kind does not have.
+        UserError: an unknown kind, or fields that this kind does not have.
     """
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()

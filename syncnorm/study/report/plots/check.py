@@ -1,4 +1,4 @@
-"""Whether a study's runs will have what its plots show, asked before any of them is trained."""
+"""Checks, before training, that a study's runs will provide everything its plots show."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,11 +13,11 @@ from syncnorm.worlds import world_of
 
 
 def check_plots(study: Study, runs: Sequence[Run], *, names: bool = True) -> None:
-    """Raise `UserError` for a plot that the report of these runs could not fill.
+    """Raise `UserError` for a plot that these runs could not fill.
 
-    That is one that names a field that no run has, or a metric, a history or a profile that none of the runs that it
-    shows will have; and whatever the plot itself checks. A plot that shows none of the runs is not asked for names:
-    the report leaves it out. With `names` False no name is checked, since another trainer gives what it likes.
+    This covers fields that no run has; metrics, histories and profiles that none of the plot's runs will have; and
+    the plot's own checks. Names are not checked for a plot that shows none of the runs: the report leaves it out.
+    With `names` False no names are checked, since another trainer may return any metrics.
     """
     about = about_study(study)
     by_id = {run_id(run): run for run in runs}
@@ -33,8 +33,8 @@ def check_plots(study: Study, runs: Sequence[Run], *, names: bool = True) -> Non
 
 
 def _check_names(plot: str, reads: Reads, shown: Sequence[Run]) -> None:
-    """Raise `UserError` for a name that no run of those shown will have."""
-    first = [run for run in shown if run.seed == shown[0].seed]  # other seeds give the same
+    """Raise `UserError` for a name that none of the shown runs will have."""
+    first = [run for run in shown if run.seed == shown[0].seed]  # other seeds have the same names
     parts: list[tuple[str, tuple[str, ...], Callable[[Run], list[str]]]] = [
         ("metric", reads.metrics, lambda run: [*world_of(run).metrics(run), *_registered(run)]),
         ("history", reads.histories, lambda run: world_of(run).histories(run)),
@@ -51,6 +51,6 @@ def _check_names(plot: str, reads: Reads, shown: Sequence[Run]) -> None:
 
 
 def _registered(run: Run) -> list[str]:
-    """Return the names that registered metrics have in a run's row: their own, and one a domain."""
+    """Return the names of registered metrics in a run's row: their own, and one per domain."""
     names = list(registry_of("metric"))
     return names + [f"{name}_{domain}" for name in names for domain in getattr(run.world, "domains", ())]

@@ -13,9 +13,9 @@ from syncnorm.study.table import Table
 
 @dataclass(frozen=True)
 class Columns(Chart):
-    """A table: one row a value of `line`, one column a metric, one block a value of `panel`.
+    """A table: one row per value of `line`, one column per metric, one block per value of `panel`.
 
-    Runs that differ in the fields of `mean_over` alone count as one.
+    Runs that differ only in the fields of `mean_over` are averaged.
     """
 
     kind: ClassVar[str] = "columns"
@@ -34,7 +34,7 @@ class Columns(Chart):
         return self.mean_over
 
     def reads(self) -> Reads:
-        """Return what it shows of a row."""
+        """Return the names that it reads from a row."""
         return Reads(metrics=self.metrics)
 
     def across(self) -> Across:
@@ -52,7 +52,7 @@ class Columns(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnsView(ChartView):
-    """The tables of means and of differences; there is no figure."""
+    """The tables of means and of differences, without a figure."""
 
     def tables(self) -> list[Table]:
         """Return the means, and the differences to the first line."""

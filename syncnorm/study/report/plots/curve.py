@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curve(Chart):
-    """A figure: `metric` against `x`, one line a value of `line`, one panel a value of `panel`.
+    """A figure: `metric` against `x`, one line per value of `line`, one panel per value of `panel`.
 
-    Runs that differ in the fields of `mean_over` alone count as one.
+    Runs that differ only in the fields of `mean_over` are averaged.
     """
 
     kind: ClassVar[str] = "curve"
@@ -46,7 +46,7 @@ class Curve(Chart):
         return self.mean_over
 
     def reads(self) -> Reads:
-        """Return what it shows of a row."""
+        """Return the names that it reads from a row."""
         return Reads(metrics=(self.metric,))
 
     def across(self) -> Across:
@@ -71,7 +71,7 @@ class CurveView(ChartView):
         return with_differences(self.points)
 
     def figure(self) -> "Figure":
-        """Draw a line a value of `line`."""
+        """Draw one line per value of `line`."""
         points = self.points
         return compose_chart(points, points.metric(None), footnote(points), self._paint, below(points))
 

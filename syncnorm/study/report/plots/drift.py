@@ -1,4 +1,4 @@
-"""How far every client's statistics are from the pooled ones, as a map of layers and clients."""
+"""The distance of every client's statistics from the pooled ones, as a map of layers and clients."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 QUANTITY = "distance from the pooled statistics, in pooled standard deviations"
 METRIC = Metric(QUANTITY, "distance", "", "", 1.0, 3, higher_is_better=False)
 COLOURS = "magma_r"
-"""Perceptually uniform, and light where there is no distance."""
+"""Colour map: perceptually uniform, and light at zero."""
 VECTOR_CELLS = 2000
-"""A map of more cells is an image within its figure."""
+"""A map with more cells is embedded in its figure as an image."""
 CELL, NARROWEST_MAP, WIDEST_MAP, GAP, ROW_GAP, PAGE = 0.26, 1.4, 4.2, 0.25, 0.75, 10.0
-"""Inches: a cell's side, a map's width, what is between maps, and the width they have together."""
+"""Inches: a cell's side, a map's width, the space between maps, and their total width."""
 LOWEST_CELL, TALLEST_MAP, SMALL_CHARACTER = 0.16, 3.0, 0.075
 SIDE_BY_SIDE, LAYER_CHARACTERS = 3, 24
 
 
 @dataclass(frozen=True)
 class Drift(Plot):
-    """A figure: how far every client's statistics are from the pooled ones, layer by layer, one map a `panel`.
+    """A figure: the distance of every client's statistics from the pooled ones, by layer, one map per `panel`.
 
-    Shows what runs give as details["drift"]: {"layers": [...], "values": [one a client] a layer}.
+    Shows the details["drift"] of runs: {"layers": [...], "values": [[one per client] per layer]}.
     """
 
     kind: ClassVar[str] = "drift"
@@ -49,7 +49,7 @@ class Drift(Plot):
     panel: Axis | None = None
 
     def collect(self, results: Results) -> "DriftView":
-        """Collect the distances of every run; runs of one seed that differ otherwise are panels of their own."""
+        """Collect the distances of every run; different runs of one seed get separate panels."""
         about = results.about
         have = [row for row in rows_of(self, results) if row.get("details", {}).get("drift")]
         rows = [row for row in have if not diverged(row)]
@@ -62,7 +62,7 @@ class Drift(Plot):
             for layer, per_client in zip(found["layers"], found["values"], strict=True):
                 clients = found.get("clients", range(len(per_client)))
                 for client, value in zip(clients, per_client, strict=True):
-                    if value is not None:  # it was not finite
+                    if value is not None:  # None if it was not finite
                         values[name, layer, client][row["config"]["seed"]] = value
         by = f" and {field_label(self.panel)}" if self.panel else ""
         panels = list(dict.fromkeys(names))
@@ -86,17 +86,17 @@ class Drift(Plot):
 
 @dataclass(frozen=True, kw_only=True)
 class DriftView(View):
-    """The maps of a drift: by panel, layer and client the distance of every seed's run."""
+    """The maps of a drift: the distance of every seed's run by panel, layer and client."""
 
     span: str
-    """What the panels are values of."""
+    """The field whose values are the panels."""
     panels: list[str]
     layers: list[str]
     clients: list[int]
     values: dict[tuple[str, str, int], dict[int, float]]
-    """By (panel, layer, client): the distance by seed."""
+    """Distances by seed, for each (panel, layer, client)."""
     lost: int
-    """Runs that diverged, and are left out."""
+    """Number of diverged runs, which are left out."""
 
     @property
     def seeds(self) -> int:
@@ -104,7 +104,7 @@ class DriftView(View):
         return max(map(len, self.values.values()), default=0)
 
     def mean(self, panel: str) -> "NDArray[np.float64]":
-        """Return the mean over seeds (layers, clients); what no run has is NaN."""
+        """Return the mean over seeds (layers, clients); NaN where no run has a value."""
         import numpy as np
 
         found = {place: _mean(seeds.values()) for place, seeds in self.values.items()}
@@ -112,7 +112,7 @@ class DriftView(View):
         return np.array(cells, dtype=np.float64).reshape(len(self.layers), len(self.clients))
 
     def by_seed(self, panel: str, layer: str) -> list[float]:
-        """Return the mean over clients, of every seed."""
+        """Return the mean over clients for every seed."""
         found: defaultdict[int, list[float]] = defaultdict(list)
         for client in self.clients:
             for seed, value in self.values.get((panel, layer, client), {}).items():
@@ -120,7 +120,7 @@ class DriftView(View):
         return [_mean(values) for values in found.values()]
 
     def tables(self) -> list[Table]:
-        """Return the mean distance over clients: a row a layer, a column a panel."""
+        """Return the mean distance over clients, one row per layer and one column per panel."""
 
         def cell(panel: str, layer: str) -> Cell:
             values = self.by_seed(panel, layer)
@@ -154,7 +154,7 @@ class DriftView(View):
         ]
 
     def figure(self) -> "Figure":
-        """Draw maps on one scale of colours, which stands below them; layers down, clients across."""
+        """Draw the maps with one colour scale below them; rows are layers, columns are clients."""
         import numpy as np
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.cm import ScalarMappable

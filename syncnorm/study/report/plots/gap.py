@@ -1,4 +1,4 @@
-"""How much of the gap between two groups of runs every line closes."""
+"""The share of the gap between two groups of runs that every line closes."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 
 QUANTITY = "Share of the gap closed (%)"
 LOWEST, HIGHEST = -1.0, 2.0
-"""Shares beyond are not on the axis: a line that is far off would squash all others."""
+"""Range of shares on the axis: a far-off line would squash all others."""
 MARGIN = 5.0
-"""Percent, on the axis beyond the shares shown."""
+"""Margin of the axis beyond the shown shares, in percent."""
 NO_GAP = "no gap"
 
 Ends = tuple[dict[int, float], dict[int, float]]
-"""The metric by seed at the low and at the high end of a gap."""
+"""The metric by seed at the low and the high end of a gap."""
 
 
 @dataclass(frozen=True)
 class Gap(Chart):
-    """A figure: how much of the gap between two groups of runs every line closes, against `x`, by `panel`.
+    """A figure: the share of the gap between two groups of runs that every line closes, against `x`, by `panel`.
 
     The share is (line - low) / (high - low) of `metric`: a ratio of means over the paired seeds. `low` and `high`
-    are fields and the values that pick those runs, beside the values of `where`: within the same panel, and at the
-    same x if they were run at several. Fields of an axis that they name themselves are theirs. The runs that they
-    pick are no points of the figure.
+    select the runs at the ends by fields and values, in addition to `where`. A line is compared with end runs of its
+    own panel, and of its own x if the end was run at several; fields of an axis that `low` or `high` set themselves
+    are exempt. The runs at the ends are not points of the figure.
     """
 
     kind: ClassVar[str] = "gap"
@@ -100,7 +100,7 @@ class Gap(Chart):
         return tuple(dict.fromkeys((*self.low, *self.high)))
 
     def reads(self) -> Reads:
-        """Return what it shows of a row."""
+        """Return the names that it reads from a row."""
         return Reads(metrics=(self.metric,))
 
     def across(self) -> Across:
@@ -118,20 +118,20 @@ class Gap(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class GapView(ChartView):
-    """The shares of a gap that lines close. Its points are the runs that are not themselves at an end of the gap."""
+    """The shares of a gap that lines close. Its points are the runs that are not at an end of the gap."""
 
     gap: Gap
     ends: dict[tuple[Any, Any], Ends]
     """By (panel, x)."""
     shares: dict[Place, Share]
-    """By (panel, line, x), where the line and both ends have a seed in common."""
+    """Shares by (panel, line, x), if the line and both ends have a seed in common."""
     nobody: list[str]
-    """Ends that the study has no runs at."""
+    """Ends without runs in the study."""
     lost: int
-    """Runs at the ends that diverged."""
+    """Number of diverged runs at the ends."""
 
     def size(self, panel: Any, x: Any) -> Summary | None:
-        """Return the gap itself, high - low, over the seeds that both ends have."""
+        """Return the gap, high - low, over the seeds that both ends have."""
         low, high = self.ends.get((panel, x), ({}, {}))
         return paired(high, low)
 
@@ -140,7 +140,7 @@ class GapView(ChartView):
         return usual(share.gap.n for share in self.shares.values())
 
     def tables(self) -> list[Table]:
-        """Return the shares with their intervals, lines by x, a block a panel; above each the gap itself."""
+        """Return the shares with their intervals: lines by x, one block per panel, with the gap above the lines."""
         points, metric = self.points, self.points.metric(None)
 
         def cell(panel: Any, line: str, x: Any) -> Cell:
@@ -176,7 +176,7 @@ class GapView(ChartView):
         ]
 
     def figure(self) -> "Figure":
-        """Draw shares in percent with their intervals, and lines across at both ends of the gap."""
+        """Draw shares in percent with their intervals, and horizontal lines at both ends of the gap."""
         points = self.points
         bounds = self._bounds()
 
@@ -208,7 +208,7 @@ class GapView(ChartView):
         )
 
     def _bounds(self) -> tuple[float, float]:
-        """Return the ends of the axis, in percent."""
+        """Return the limits of the axis in percent."""
         closed = [share.closed for share in self.shares.values() if share.closed]
         seen = [end for one in closed for end in (one.value, *(one.interval or ()))]
         low, high = max(LOWEST, min([*seen, 0.0])), min(HIGHEST, max([*seen, 1.0]))
@@ -239,13 +239,13 @@ class GapView(ChartView):
         return f"n = {n} {'seed' if n == 1 else 'seeds'}{uneven}{alone}"
 
     def _ends(self) -> str:
-        """Say what 0 and 100 % are."""
+        """Say what 0 % and 100 % mean."""
         ends = (("0 %", self.gap.low), ("100 %", self.gap.high))
         words = (f"{share}: {listing(setting(name, value) for name, value in end.items())}" for share, end in ends)
         return f"{'; '.join(words)}."
 
     def _footnote(self) -> str:
-        """Return what the marks mean, and what is not there."""
+        """Return the meaning of the marks, and what is left out."""
         found = self.shares.values()
         if not found:
             return f"{self._ends()}\n{self._seeds().capitalize()}."
@@ -266,7 +266,7 @@ class GapView(ChartView):
 
 
 class _End:
-    """The runs at one end of a gap, and which of them a run is compared with."""
+    """The runs at one end of a gap, and the choice of those that a run is compared with."""
 
     def __init__(self, name: str, gap: Gap, results: Results) -> None:
         self.name = name
@@ -278,7 +278,7 @@ class _End:
         for fields in self.runs.values():
             several[_key(fields, self._panel)].add(_key(fields, self._x))
         self._at_x = {panel for panel, xs in several.items() if len(xs) > 1}
-        """Panels where the end was run at several x: there the same x counts."""
+        """Panels in which the end was run at several x; there, runs with the same x are compared."""
         self._values: defaultdict[tuple[str, str], dict[int, float | None]] = defaultdict(dict)
         self.lost = 0
         """Runs that diverged."""
@@ -292,12 +292,12 @@ class _End:
             self._values[spot][seed] = None if diverged(row) else row["metrics"].get(gap.metric)
 
     def values(self, fields: Mapping[str, Any]) -> dict[int, float]:
-        """Return the metric by seed that a run with these fields is compared with."""
+        """Return the end's metric by seed for comparison with a run with these fields."""
         found = self._values.get(self._spot(fields), {})
         return {seed: value for seed, value in found.items() if value is not None}
 
     def _open(self, axis: Axis | None, own: Mapping[str, Any]) -> list[str]:
-        """Return the fields of an axis in which the end is where a run is: those that it does not name itself."""
+        """Return the fields of an axis that the end does not set itself; in these, it must equal the run."""
         return [
             name
             for name in names_of(axis)

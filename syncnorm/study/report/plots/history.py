@@ -1,4 +1,4 @@
-"""How a metric went while runs trained."""
+"""A metric over the course of training."""
 
 from dataclasses import dataclass
 from math import nan
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class History(Chart):
-    """A figure: how `metric` went, round by round or epoch by epoch, one line a value of `line`.
+    """A figure: `metric` against rounds or epochs, one line per value of `line`.
 
-    `metric` is a name of a row's history, such as "train_loss". Runs that differ in the fields of `mean_over` alone
-    count as one.
+    `metric` is a name of a row's history, such as "train_loss". Runs that differ only in the fields of `mean_over`
+    are averaged.
     """
 
     kind: ClassVar[str] = "history"
@@ -42,7 +42,7 @@ class History(Chart):
         return self.mean_over
 
     def reads(self) -> Reads:
-        """Return what it shows of a row."""
+        """Return the names that it reads from a row."""
         return Reads(histories=(self.metric,))
 
     def across(self) -> Across:
@@ -60,14 +60,14 @@ class History(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryView(ChartView):
-    """The lines of a history: means within the bands of their intervals."""
+    """The lines of a history: means with interval bands."""
 
     def tables(self) -> list[Table]:
-        """Return the means of a few steps; the records have all steps."""
+        """Return a table of the means at a few steps; its records have all steps."""
         return [means(self.points, few(self.points.xs))]
 
     def figure(self) -> "Figure":
-        """Draw a line a value of `line`."""
+        """Draw one line per value of `line`."""
         return compose_chart(self.points, self.points.metric(None), footnote(self.points, dots=False), self._paint)
 
     def _paint(self, ax: "Axes", panel: Any, styles: Styles) -> None:
@@ -88,7 +88,7 @@ class HistoryView(ChartView):
                 [summary.mean * scale for _, summary in seen],
                 **styles[line].look,
                 linewidth=1.4,
-                markevery=(index * step // len(points.lines), step),  # markers of lines that coincide stay apart
+                markevery=(index * step // len(points.lines), step),  # separates the markers of coinciding lines
                 label=line,
                 zorder=3,
             )

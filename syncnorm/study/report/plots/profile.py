@@ -1,4 +1,4 @@
-"""One value a layer."""
+"""One value per layer."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TICKS, TICK_CHARACTERS = 18, 20
-"""Names of layers below a panel, and characters of each."""
+"""Number of layer names below a panel, and of characters in each."""
 
 
 @dataclass(frozen=True)
 class Profile(Chart):
-    """A figure: one value a layer, in the order of the layers, one line a value of `line`.
+    """A figure: one value per layer, in layer order, one line per value of `line`.
 
-    Shows what runs give as details["profiles"][metric]: {"layers": [...], "values": [one a layer]}.
+    Shows the details["profiles"][metric] of runs: {"layers": [...], "values": [one per layer]}.
     """
 
     kind: ClassVar[str] = "profile"
@@ -39,7 +39,7 @@ class Profile(Chart):
     panel: Axis | None = None
 
     def reads(self) -> Reads:
-        """Return what it shows of a row."""
+        """Return the names that it reads from a row."""
         return Reads(profiles=(self.metric,))
 
     def across(self) -> Layers:
@@ -55,7 +55,7 @@ class Profile(Chart):
         return f"{points.metric(None).title} by layer and {points.line_label}"
 
     def collect(self, results: Results) -> "ProfileView":
-        """Collect the values of every run; a row with other layers than most of its panel is left out."""
+        """Collect the values of every run; rows whose layers differ from most rows of their panel are left out."""
         about, of = results.about, self.across().profile
         rows = rows_of(self, results)
         panels = {row["run_id"]: axis_value(self.panel, about.runs[row["run_id"]], about.base) for row in rows}
@@ -84,23 +84,23 @@ class Profile(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileView(ChartView):
-    """The lines of a profile, and what it cannot show. The x of its points are the layers of all panels."""
+    """The lines of a profile, and counts of what it leaves out. The x of its points are the layers of all panels."""
 
     layers: dict[Any, list[str]]
-    """By panel, in order: those of most of its runs."""
+    """Each panel's layers in order: those of most of its runs."""
     without: int
-    """Finished runs without this profile."""
+    """Number of finished runs without this profile."""
     otherwise: int
-    """Finished runs with other layers than most runs of their panel: their values belong to no layer here."""
+    """Number of finished runs whose layers differ from most runs of their panel."""
     not_finite: int
-    """Values that were not finite."""
+    """Number of values that are not finite."""
     logarithmic: bool
-    """Whether values are shown, and averaged, by their logarithm: they span more than a factor of 30."""
+    """Whether values are shown and averaged on a logarithmic scale, because they span more than a factor of 30."""
     zeros: int
-    """Values of zero, where their logarithm would be shown."""
+    """Number of zeros, which a logarithmic scale cannot show."""
 
     def estimate(self, panel: Any, line: str, layer: str) -> Estimate | None:
-        """Return the mean over seeds, geometric where logarithms are shown; None without a value."""
+        """Return the mean over seeds, geometric on a logarithmic scale; None without a value."""
         values = list(self.points.values.get((panel, line, layer), {}).values())
         if self.logarithmic:
             positive = [value for value in values if value > 0]
@@ -111,7 +111,7 @@ class ProfileView(ChartView):
         return Estimate(summary.n, summary.mean, summary.interval)
 
     def tables(self) -> list[Table]:
-        """Return the values: lines by layer, a block a panel."""
+        """Return the values: lines by layer, one block per panel."""
         points = self.points
         n = points.usual_n()
 
@@ -136,7 +136,7 @@ class ProfileView(ChartView):
         ]
 
     def figure(self) -> "Figure":
-        """Draw a value a layer in order, joined, with intervals; by logarithm where they span much."""
+        """Draw the values in layer order, joined, with intervals; on a logarithmic scale if they span much."""
         points = self.points
         panels = points.panels or [None]
 
@@ -183,7 +183,7 @@ class ProfileView(ChartView):
         }
 
     def _caption(self) -> str:
-        """Say what the numbers are, over how many seeds, and what is left out."""
+        """Describe the numbers, the number of seeds, and what is left out."""
         points = self.points
         counts = sorted({len(values) for values in points.values.values()})
         if not counts:
@@ -210,7 +210,7 @@ class ProfileView(ChartView):
 
 
 def power(value: float) -> str:
-    """Return a power of ten, or another number, in the few characters there are beside an axis: 1e-4, 0.01, 1e5."""
+    """Return a power of ten, or another number, in few characters for an axis: 1e-4, 0.01, 1e5."""
     if 0.01 <= value < 10_000:
         return f"{value:g}"
     mantissa, exponent = f"{value:.0e}".split("e")

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trade(Chart):
-    """A figure: `metric` against another metric, one point a value of `line`, with intervals both ways.
+    """A figure: `metric` against another metric, one point per value of `line`, with intervals in both directions.
 
-    Runs that differ in the fields of `mean_over` alone count as one.
+    Runs that differ only in the fields of `mean_over` are averaged.
     """
 
     kind: ClassVar[str] = "trade"
@@ -42,7 +42,7 @@ class Trade(Chart):
         return self.mean_over
 
     def reads(self) -> Reads:
-        """Return what it shows of a row."""
+        """Return the names that it reads from a row."""
         return Reads(metrics=(self.x_metric, self.metric))
 
     def across(self) -> Across:
@@ -61,14 +61,15 @@ class Trade(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class TradeView(ChartView):
-    """The points of a trade-off: the mean of every line, its intervals both ways, every seed as a dot."""
+    """The points of a trade-off: the mean of every line with intervals in both directions, and every seed as a
+    dot."""
 
     def tables(self) -> list[Table]:
         """Return the means of both metrics."""
         return [means(self.points)]
 
     def figure(self) -> "Figure":
-        """Draw a point a value of `line`."""
+        """Draw one point per value of `line`."""
         points = self.points
         _, up = points.xs
         return compose_chart(points, points.metric(up), footnote(points, ways=" both ways"), self._paint)
