@@ -1,7 +1,7 @@
 """What the README and the manual show works as printed: code, commands, links, numbers.
 
-The Python of `docs/extend.md`, `norms.md` and `policies.md` has tests of its own: `test_extend.py`, `norms/test_norms_page.py`
-and `federated/test_own_methods.py`.
+The Python of `docs/extend.md`, `norms.md` and `policies.md` has tests of its own: `test_extend.py`,
+`norms/test_norms_page.py` and `federated/test_own_methods.py`.
 """
 
 import re
