@@ -1,6 +1,7 @@
 """What the README and the manual show works as printed: code, commands, links, numbers.
 
-`docs/extend.md` has its examples run by `test_extend.py`; here its links are followed.
+The Python of `docs/extend.md`, `norms.md` and `policies.md` has tests of its own: `test_extend.py`,
+`norms/test_norms_page.py` and `federated/test_own_methods.py`.
 """
 
 import re
@@ -19,17 +20,21 @@ from torch import nn
 
 import syncnorm
 from syncnorm.commands.catalog import catalog
+from syncnorm.commands.options import given_options, read_options
+from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
 from syncnorm.config import Run
+from syncnorm.data import SOURCES, load
 from syncnorm.federated.flower.wire import run_from_text
 from syncnorm.study.plan.spec import expand
+from syncnorm.study.run.forecast import forecast
 from syncnorm.worlds import check
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-PYTHON = {"README.md", "layers.md", "studies.md", "federated.md", "domains.md"}
+PYTHON = {"README.md", "layers.md", "studies.md", "data.md", "federated.md", "domains.md"}
 """The pages whose Python blocks are run here."""
 RESULT = re.compile(r"-?\d+\.\d+ (?:± \d+\.\d+|\[[^\]]+\])")
 """A mean with its interval, as in "54.5 ± 6.0" and "89.0 [74.3, 105.7]"."""
@@ -69,7 +74,7 @@ def names(monkeypatch: Any) -> dict[str, Any]:
 
 
 def test_every_page_with_python_is_run() -> None:
-    elsewhere = {"extend.md"}
+    elsewhere = {"extend.md", "norms.md", "policies.md"}
     assert {page.name for page in PAGES if blocks(page, "python")} == PYTHON | elsewhere
 
 
@@ -136,10 +141,35 @@ def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
     assert all(sent == {"0.weight", "0.bias", "3.weight", "3.bias"} for sent in answers)
 
 
-def test_a_study_of_the_manual() -> None:
+def test_a_study_of_the_manual(tmp_path: Path, monkeypatch: Any) -> None:
     names: dict[str, Any] = {}
     run_block(*blocks(DOCS / "studies.md", "python"), names)
     assert len(expand(names["STUDY"])) == 45
+    monkeypatch.chdir(tmp_path)
+    printed = forecast(names["STUDY"], Path("out/mine"))
+    assert f"The dry run prints:\n\n```\n{printed}\n```" in (DOCS / "studies.md").read_text()
+
+
+def test_data_of_ones_own(monkeypatch: Any, tmp_path: Path) -> None:
+    for name in ("_items", "_sources"):
+        monkeypatch.setattr(SOURCES, name, dict(getattr(SOURCES, name)))
+    monkeypatch.chdir(tmp_path)
+    tables = [
+        [f"{age},{age % 2},{age % 10}" for age in range(400)],
+        [f"{age},{age % 2},{hospital}" for age in range(100) for hospital in ("north", "east", "west")],
+    ]
+    names: dict[str, Any] = {}
+    *runs, function = blocks(DOCS / "data.md", "python")
+    for block, lines in zip(runs, tables, strict=True):
+        Path("patients.csv").write_text("\n".join(["age,outcome,hospital", *lines]))
+        run_block(block, names)
+        check(names["run"])
+    run_block(function, names)
+    data = load("wards", options={"samples": 80})
+    assert len(data.train_y) + len(data.test_y) == 80
+    assert data.natural
+    assert len(data.natural.names) == 4
+    assert data.class_names == ("well", "ill")
 
 
 def commands(page: Path) -> Iterator[tuple[list[str], int | None]]:
@@ -174,8 +204,8 @@ def try_command(words: list[str], *more: str) -> None:
             dry_run(rest, *more)
         case ["syncnorm", "list", *kinds]:
             assert catalog(kinds) == 0
-        case ["syncnorm", "report", _]:
-            pass
+        case ["syncnorm", "report", _, *options]:
+            read_options(ReportOptions(), given_options(options, PROG), PROG)
         case ["sh", "launch/flower.sh", text]:
             run_from_text(text)
         case ["sh" | "sbatch", *rest]:
@@ -258,6 +288,7 @@ def test_numbers_of_names() -> None:
     """The pages of norms and policies are held to their tables by tests of their own."""
     text = README.read_text()
     for page, what in (("norms", "norms"), ("policies", "policies")):
-        rows = re.findall(r"^\| `\w+`", (DOCS / f"{page}.md").read_text(), flags=re.M)
+        tables = (DOCS / f"{page}.md").read_text().partition("\n## Algorithms")[0]
+        rows = set(re.findall(r"^\| `\w+`", tables, flags=re.M))  # a norm has two rows
         assert f"[the {len(rows)} {what}](docs/{page}.md)" in text
     assert len(text.splitlines()) <= 90
