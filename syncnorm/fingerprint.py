@@ -18,9 +18,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from syncnorm.registry import site_folder
+
 DIGITS = 12
 PACKAGE = Path(__file__).parent
-INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
 
 
 def code_fingerprint(item: Any) -> str:
@@ -57,6 +59,7 @@ def _hash(texts: Iterable[str]) -> str:
 
 def _texts(item: Any) -> Iterator[str]:
     """Yield the source texts and plain values of an item."""
+    item = inspect.unwrap(item) if callable(item) else item  # what functools.cache returns has a source of its own
     if isinstance(item, partial):
         yield from _texts(item.func)
         yield repr((item.args, sorted(item.keywords.items())))
@@ -154,15 +157,14 @@ def _local(module: str, name: str, user: str) -> tuple[str, str, str] | None:
     path = Path(file).resolve()
     if PACKAGE in path.parents:
         return None
-    if any(folder in path.parents for folder in INSTALLED) and not _one_package(path, Path(user).resolve()):
+    if not _own(path, Path(user).resolve()):
         return None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return file, package, name
 
 
-def _one_package(path: Path, user: Path) -> bool:
-    """Return whether two installed files belong to the same package."""
-    for folder in INSTALLED:
-        if folder in path.parents and folder in user.parents:
-            return path.relative_to(folder).parts[0] == user.relative_to(folder).parts[0]
-    return False
+def _own(path: Path, user: Path) -> bool:
+    """Return whether a file is neither Python's nor installed, or installed in the same package as `user`."""
+    if site := site_folder(path):
+        return site in user.parents and path.relative_to(site).parts[0] == user.relative_to(site).parts[0]
+    return not any(folder in path.parents for folder in PYTHON)

@@ -158,14 +158,21 @@ def environment_of_children() -> dict[str, str]:
     file there called `html.py`, say, does not hide Python's own.
     """
     own, inherited = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")
-    installed = any(Path(own) == Path(folder).resolve() for folder in site_folders())
+    installed = Path(own) in SITES
     path = inherited if installed else os.pathsep.join(filter(None, (inherited, own)))
     return {**os.environ, **environment_of_plugins(), "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
-def site_folders() -> tuple[str, ...]:
-    """Return the folders of installed packages."""
-    return tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib")))
+SITES = tuple(dict.fromkeys(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")))
+NAMES_OF_SITES = ("site-packages", "dist-packages")
+
+
+def site_folder(file: Path) -> Path | None:
+    """Return the folder of installed packages that a file lies in; None for a file of somebody's own.
+
+    It need not be this interpreter's: one environment may build on another, and a user has a folder of packages too.
+    """
+    return next((one for one in file.resolve().parents if one in SITES or one.name in NAMES_OF_SITES), None)
 
 
 _state = {"loaded": False, "importing": ""}

@@ -69,6 +69,25 @@ def test_what_it_does_not_use_does_not(source: Callable[..., str], edit: tuple[s
     assert source(*edit) == source()
 
 
+def test_what_another_environment_has_installed_does_not(
+    source: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "lib" / "site-packages"
+    other.mkdir(parents=True)
+    (other / "torchlike.py").write_text("SIZE = 1")
+    monkeypatch.syspath_prepend(other)
+    before = source("import torch", "from torchlike import SIZE")
+    (other / "torchlike.py").write_text("SIZE = 22")
+    assert source("import torch", "from torchlike import SIZE") == before
+
+
+def test_what_a_cache_wraps_counts(source: Callable[..., str]) -> None:
+    cached = "import functools\n\n@functools.cache\ndef net(classes):"
+    assert source("def net(classes):", cached) != source()
+    netty = NET.replace("def net(classes):", cached)
+    assert source("def net(classes):", cached) != source(NET, netty.replace("WIDTH, SIZE)", "WIDTH, SIZE + 1)"))
+
+
 def test_rows_count_by_their_values() -> None:
     @dataclass(frozen=True)
     class Row:

@@ -13,7 +13,7 @@ def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Return the logits (N, classes) of `model` in evaluation mode, on its device; its mode is restored afterwards."""
+    """Return the logits (N, classes) of `model` in evaluation mode, on its device; its mode is restored."""
     was_training = model.training
     parameter = next(model.parameters(), x)
     model.eval()
