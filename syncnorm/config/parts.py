@@ -27,7 +27,7 @@ class Data:
     """Augmentation of training images: random shift by up to an eighth, and horizontal flip."""
     workers: int = 0
     """Number of processes that make training batches, for data that do not fit on the device: the data then stay in
-    the host's memory. 0: the data lie on the device. Not for clients. Not part of a run's id: it changes no result."""
+    the host's memory. 0: the data lie on the device. Not for clients. It changes no result and no run's id."""
     label: str = field(default="", metadata=LATER)
     """Name of a table's label column; if empty, it is found by its type and by common names."""
     natural: str = field(default="", metadata=LATER)
