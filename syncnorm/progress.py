@@ -87,3 +87,8 @@ def span(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 run" or "2 runs"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

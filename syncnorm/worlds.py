@@ -1,7 +1,8 @@
 """The table of worlds, the protocol of a world, and the functions that dispatch a run to its world.
 
 Code outside a world never asks which world it is. A world is imported with its first run, so that a command that
-trains nothing starts quickly. A new world needs a configuration in `config/worlds.py`, a folder, and a row here.
+trains nothing starts quickly. A new world needs a configuration in `config/worlds.py`, a folder, and a row here;
+the words for its metrics stand in `study/report/analysis/labels.py`.
 """
 
 import json

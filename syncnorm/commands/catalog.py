@@ -1,6 +1,7 @@
 """`syncnorm list`: every name that a run may use, with a one-line summary and its origin."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
@@ -46,7 +47,8 @@ def summary(item: Any) -> str:
     documented = next((one for one in _documented(item) if inspect.getdoc(one)), None)
     text = inspect.getdoc(documented) or "" if documented is not None else ""
     first = text.partition("\n\n")[0].replace("\n", " ")
-    return first.partition(". ")[0].rstrip(".") or getattr(item, "statistics", "")
+    sentence = re.split(r"\. (?=[A-Z])", first)[0]
+    return sentence.rstrip(" .,;:") or getattr(item, "statistics", "")
 
 
 def _documented(item: Any) -> Iterator[Any]:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,7 +18,7 @@ from syncnorm.study.plan.spec import Study, quicker, with_engine
 from syncnorm.study.run.forecast import forecast
 from syncnorm.study.run.ranks import rank
 from syncnorm.study.run.runner import run_study
-from syncnorm.study.run.tracking import Kind, Mode
+from syncnorm.study.run.tracking import Mode
 
 PROG = "syncnorm run EXPERIMENT.py"
 
@@ -60,7 +60,7 @@ class RunOptions:
     RUN_ID)."""
     wandb: Mode = "auto"
     """Mode of Weights & Biases tracking; auto is online if WANDB_API_KEY is set, otherwise offline."""
-    track: tuple[Kind, ...] = ()
+    track: tuple[Literal["tensorboard"], ...] = ()
     """Further trackers: tensorboard."""
     base: Annotated[Run, tyro.conf.arg(name="")] = field(default_factory=Run)
 

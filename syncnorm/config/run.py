@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from syncnorm.config.parts import LATER, Data, Norm, Optim
-from syncnorm.config.worlds import Clients, Devices, Domains
+from syncnorm.config.worlds import WORLD_CONFIGS, Clients, Devices, Domains
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def describe(run: Run) -> dict[str, Any]:
 
 def run_from(config: dict[str, Any], path: str = "") -> Run:
     """Return the run that `describe` has described, with its data at `path`."""
-    worlds: dict[str, type[Any]] = {kind.kind: kind for kind in (Devices, Clients, Domains)}
+    worlds: dict[str, type[Any]] = {kind.kind: kind for kind in WORLD_CONFIGS}
     world = dict(config["world"])
     kind = worlds[world.pop("kind")]
     parts = {

@@ -230,3 +230,7 @@ def layout(world: Devices) -> tuple[int, int]:
             "per_device_batch, and leave ranks out."
         )
     return ranks, local
+
+
+WORLD_CONFIGS: tuple[type[Devices | Clients | Domains], ...] = (Devices, Clients, Domains)
+"""All of them; `Run.world` is annotated with them, and `syncnorm.worlds.WORLDS` says where each is carried out."""

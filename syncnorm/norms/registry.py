@@ -47,7 +47,8 @@ _STREAM = "it follows the stream that it serves, and so is no fixed map"
 NORMS: Registry[NormSpec] = Registry("norm", {
     # Statistics of a batch.
     "bn": NormSpec(
-        nn.BatchNorm2d, by_ndim={1: nn.BatchNorm1d, 3: nn.BatchNorm3d}, on_ranks="ghost_bn", fold=running_affine),
+        nn.BatchNorm2d, by_ndim={1: nn.BatchNorm1d, 3: nn.BatchNorm3d}, on_ranks="ghost_bn", fold=running_affine,
+        summary="Batch norm as in torch.nn (Ioffe & Szegedy, arXiv 1502.03167)"),
     "sync_bn": NormSpec(SyncBatchNorm, over_ranks=True, fold=running_affine),
     "ghost_bn": NormSpec(GhostBatchNorm, on_ranks="ghost_bn", fold=running_affine),
     "frozen_bn": NormSpec(FrozenBatchNorm, sees_batch=False, fold=running_affine),
@@ -80,12 +81,16 @@ NORMS: Registry[NormSpec] = Registry("norm", {
     "evonorm_s0": NormSpec(EvoNormS0, sees_batch=False, evaluates="sample", fold=None),
     # Weights of convolutions; `layer` builds the layer beside one.
     "scaled_ws": NormSpec(
-        nothing, sees_batch=False, weight=scaled_standardise_weight, evaluates="nothing", fold=None),
-    "ws": NormSpec(norm_beside_ws, sees_batch=False, weight=standardise_weight, evaluates="sample", fold=None),
-    "weight_norm": NormSpec(nothing, sees_batch=False, weight=weight_norm_weight, evaluates="nothing", fold=None),
+        nothing, sees_batch=False, weight=scaled_standardise_weight, evaluates="nothing", fold=None,
+        summary="Scaled weight standardisation in the convolutions, and no other norm (arXiv 2102.06171)"),
+    "ws": NormSpec(norm_beside_ws, sees_batch=False, weight=standardise_weight, evaluates="sample", fold=None,
+        summary="Weight standardisation in the convolutions, and group norm beside them (arXiv 1903.10520)"),
+    "weight_norm": NormSpec(nothing, sees_batch=False, weight=weight_norm_weight, evaluates="nothing", fold=None,
+        summary="Weight norm in the convolutions, and no other norm (arXiv 1602.07868)"),
     "spectral_norm": NormSpec(
-        BesideSpectralNorm, sees_batch=False, weight=spectral_norm_weight, evaluates="nothing", fold=None),
-    "none": NormSpec(nothing, sees_batch=False, evaluates="nothing", fold=None),
+        BesideSpectralNorm, sees_batch=False, weight=spectral_norm_weight, evaluates="nothing", fold=None,
+        summary="Spectral norm in the convolutions, and no other norm (arXiv 1802.05957)"),
+    "none": NormSpec(nothing, sees_batch=False, evaluates="nothing", fold=None, summary="No norm"),
 })
 # fmt: on
 """The row of each name; `syncnorm.register_norm` adds rows."""

@@ -56,6 +56,9 @@ class NormSpec:
     """Options that a run's world fills in unless given. Each maps to "batch" (the number of samples that share
     statistics in training) or "domains" (the number of training domains)."""
 
+    summary: str = ""
+    """What it is, in a line, where the layer's documentation does not say it."""
+
     @property
     def side(self) -> Literal["activations", "weights"]:
         """What it normalises."""

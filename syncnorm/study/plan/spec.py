@@ -8,14 +8,14 @@ from itertools import product
 from typing import Any
 
 from syncnorm.checks import check_types
-from syncnorm.config import Clients, Devices, Domains, Norm, Run, default_of, run_id
+from syncnorm.config import WORLD_CONFIGS, Norm, Run, default_of, run_id
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.plot import Plot
 from syncnorm.study.rows import Agreement
 
 KIND = "world.kind"
 """Name of the world in a row's config: a key of `WORLDS`."""
-WORLDS: dict[str, type[Devices | Clients | Domains]] = {world.kind: world for world in (Devices, Clients, Domains)}
+WORLDS = {world.kind: world for world in WORLD_CONFIGS}
 
 
 Axes = dict[str, Sequence[Any]]
@@ -277,7 +277,7 @@ def base_of(vary: Axes, base: Run) -> Run:
     """Return the run to which a grid's field names refer: the study's base, in the first of the grid's worlds."""
     worlds = vary.get("world", ())
     world = worlds[0] if worlds else None
-    return replace(base, world=world) if isinstance(world, Devices | Clients | Domains) else base
+    return replace(base, world=world) if isinstance(world, WORLD_CONFIGS) else base
 
 
 def _leaves(node: Any, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from syncnorm.config import Run, run_id
+from syncnorm.progress import counted
 from syncnorm.study.rows import Row
 from syncnorm.worlds import fingerprints
 
@@ -25,7 +26,7 @@ class Change:
 
     def sentence(self, keep: bool) -> str:
         """Say what changed, and what happens to the runs."""
-        count = f"{len(self.runs)} finished run{'s' if len(self.runs) != 1 else ''}"
+        count = counted(len(self.runs), "finished run")
         then = "kept as --keep says" if keep else "to be trained again (--keep shows them as they are)"
         return f"{self.what} has changed ({self.was} is now {self.now}): {count}, {then}"
 

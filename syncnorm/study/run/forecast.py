@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from syncnorm.config import Run, describe, run_id
-from syncnorm.progress import span
+from syncnorm.progress import counted, span
 from syncnorm.study.plan.spec import Grid, Study, expand, grids_of
 from syncnorm.study.rows import ROWS, Row, read_rows
 from syncnorm.study.run.changes import changed_rows
@@ -27,7 +27,7 @@ def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = F
     changes = changed_rows(runs, rows)
     stale = set() if keep else {run for change in changes for run in change.runs}
     todo = [run for run in runs if run_id(run) not in done or run_id(run) in stale]
-    lines = [f"{study.name}: {len(runs)} runs, {len(runs) - len(todo)} finished, {len(todo)} to train"]
+    lines = [f"{study.name}: {counted(len(runs), 'run')}, {len(runs) - len(todo)} finished, {len(todo)} to train"]
     for number, grid in enumerate(grids_of(study)):
         lines.append(f"  {'main grid' if not number else f'grid {number + 1}'}: {_axes(study, grid)}")
     lines += [f"  {change.sentence(keep)}" for change in changes]
@@ -42,7 +42,7 @@ def _axes(study: Study, grid: Grid) -> str:
     seeds = study.seeds if grid.seeds is None else grid.seeds
     axes = [f"{name} ({', '.join(map(_text, values))})" for name, values in grid.vary.items()]
     points = prod(len(values) for values in grid.vary.values())
-    return f"{' x '.join([*axes, f'{seeds} seeds'])}: {points * seeds} runs"
+    return f"{' x '.join([*axes, counted(seeds, 'seed')])}: {counted(points * seeds, 'run')}"
 
 
 def _text(value: Any) -> str:
@@ -63,10 +63,9 @@ def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int) -> str:
     known = [seconds.get(_without_seed(describe(run))) for run in todo]
     total = sum(fmean(found or everything) for found in known)
     alike = sum(found is not None for found in known)
-    basis = f"from {len(everything)} finished runs; {alike} of {len(todo)} differ from one in the seed alone"
-    return (
-        f"time: about {span(total)} of training, {span(total / min(jobs, len(todo)))} with {jobs} workers ({basis})"
-    )
+    basis = f"from {counted(len(everything), 'finished run')}; {alike} of {len(todo)} differ in the seed alone"
+    shared = span(total / min(jobs, len(todo)))
+    return f"time: about {span(total)} of training, {shared} with {counted(jobs, 'worker')} ({basis})"
 
 
 def _without_seed(config: dict[str, Any]) -> str:

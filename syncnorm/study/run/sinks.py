@@ -1,4 +1,5 @@
-"""The experiment trackers: how each logs runs and reports. A new tracker is a class and a row of `SINKS`."""
+"""The experiment trackers: how each logs runs and reports. A new tracker is a class and a row of `SINKS`,
+and has a name in `tracking.NAMES`."""
 
 import json
 import os
@@ -6,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from syncnorm.study.plan.spec import WORLDS
 from syncnorm.study.rows import Row
 
 
@@ -114,7 +116,7 @@ class Wandb:
 
 class _WandbRun:
     def __init__(self, run: Any, kind: str) -> None:
-        self._run, self._unit = run, "round" if kind == "clients" else "epoch"
+        self._run, self._unit = run, WORLDS[kind].step
         self._steps = _Steps(lambda step, values: run.log({self._unit: step, **values}, step=step))
 
     def advance(self, news: dict[str, Any]) -> None:
