@@ -301,7 +301,7 @@ def test_help_shows_the_defaults_of_the_study(
         syncnorm(monkeypatch, "run", "asked.py", "--help")
     assert ended.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--world.global-batch {None}|INT Samples all devices see in one step. (default: 8)" in text
+    assert "--world.global-batch {None}|INT Samples per step on all devices together. (default: 8)" in text
     assert "--vary" in text
     assert "--seed " not in text, "it would be refused"
 
