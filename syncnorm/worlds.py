@@ -81,6 +81,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         UserError: for anything in `run` that does not work, before training starts.
     """
     check_run(run)
+    _check_metrics(run)
     result = world_of(run).fit(run, execution or Execution())
     return replace(result, fingerprints=fingerprints(run, samples=True))
 
@@ -88,7 +89,16 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 def check(run: Run) -> None:
     """Raise the `UserError` that `run` would end with, without training it; its data stay loaded until `forget`."""
     check_run(run)
+    _check_metrics(run)
     world_of(run).check(run)
+
+
+def _check_metrics(run: Run) -> None:
+    """Raise `UserError` where a registered metric would take the place of one that a run of this world has."""
+    names = world_of(run).metrics(run)
+    for name in registry_of("metric"):
+        if names.count(name) > 1:
+            raise UserError(f"metric '{name}' is registered, and runs have one of that name: choose another name.")
 
 
 def forget() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.errors import UserError, where_raised
-from syncnorm.registry import Registry
+from syncnorm.registry import Registry, check_named
 
 Metric = Callable[..., float]
 """From logits (N, classes) and labels (N,) to a number; it may take the number of the client as `client`."""
@@ -32,16 +32,28 @@ def register_metric(name: str) -> Callable[[Metric], Metric]:
     ...     return (logits.topk(2).indices == labels[:, None]).any(1).float().mean().item()
 
     Raises:
-        UserError: a name that is taken; at a run's end, a value that is no finite number.
+        UserError: a name that is taken, or something that does not take logits and labels; when a run starts, the
+            name of one of syncnorm's own metrics; at its end, a value that is no finite number.
     """
+    check_named(name, "syncnorm.register_metric")
 
     def register(function: Metric) -> Metric:
         if not callable(function):
             raise UserError(f"metric '{name}' is a {type(function).__name__}: register a function (logits, labels).")
+        _check_call(name, function)
         METRICS.add(name, function)
         return function
 
     return register
+
+
+def _check_call(name: str, function: Metric) -> None:
+    asked = inspect.signature(function)
+    more = {key: None for key in ("client", "weights") if key in asked.parameters}
+    try:
+        asked.bind(None, None, **more)
+    except TypeError as error:
+        raise UserError(f"metric '{name}' must be a function (logits, labels): {error}.") from None
 
 
 @torch.no_grad()

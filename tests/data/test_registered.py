@@ -304,3 +304,8 @@ def test_all_worlds_train_on_a_registered_data_set(register, model, world):
     register("sites")(lambda: {**made, "x": x})
     result = fit(Run(data=Data("sites"), model=model, world=world, optim=Optim(epochs=2)))
     assert result.metrics["accuracy"] > 0.3  # of four classes
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(UserError, match="data set 'table' is a dict: register a function"):
+        syncnorm.register_data("table")({"train": None})  # type: ignore[type-var]

@@ -135,3 +135,8 @@ def test_the_natural_column_deals_each_value_to_one_client():
         tuple(sites[part[0]] for part in partition(LABELS, "natural", 2, seed, natural=sites)) for seed in range(9)
     }
     assert two == {("a", "b"), ("a", "c"), ("b", "c")}
+
+
+def test_what_is_no_function_is_refused() -> None:
+    with pytest.raises(UserError, match="the table partition must take labels, clients and seed"):
+        syncnorm.register_partition("table")({"train": None})  # type: ignore[type-var]

@@ -10,7 +10,7 @@ from syncnorm.data.sources.arrays import from_registered
 from syncnorm.data.sources.cache import cached
 from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE, SUMMARIES
 from syncnorm.data.sources.signals import SIGNALS
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import UserError, unknown, with_article
 from syncnorm.registry import Registry, check_named
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -130,11 +130,13 @@ def register_data(name: str) -> Callable[[Function], Function]:
     the same every time.
 
     Raises:
-        UserError: a name that is taken, or no name.
+        UserError: a name that is taken, or no name; something that is no function.
     """
     check_named(name, "syncnorm.register_data")
 
     def register(function: Function) -> Function:
+        if not callable(function):
+            raise UserError(f"data set '{name}' is {with_article(type(function).__name__)}: register a function.")
         SOURCES.add(name, Registered(function))
         for drop in ON_REGISTRATION:
             drop()

@@ -15,7 +15,7 @@ from syncnorm.federated.algorithms.fedtan import FedTAN
 from syncnorm.federated.algorithms.scaffold import Scaffold
 from syncnorm.federated.algorithms.together import Together
 from syncnorm.federated.policies import Policy
-from syncnorm.registry import Registry
+from syncnorm.registry import Registry, check_named
 
 ALGORITHMS: Registry[type[Algorithm]] = Registry(
     "algorithm",
@@ -35,6 +35,7 @@ def register_algorithm(name: str) -> Callable[[Kind], Kind]:
         UserError: a name that is taken or no name, a class that is no `Algorithm`, an option that is no `Option`, or
             a public method that is no hook: a misspelt hook would never be called.
     """
+    check_named(name, "syncnorm.register_algorithm")
 
     def register(kind: Kind) -> Kind:
         if not (isinstance(kind, type) and issubclass(kind, Algorithm)):

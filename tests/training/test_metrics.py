@@ -1,0 +1,53 @@
+"""A metric of one's own is checked when it is registered, and never takes the place of another."""
+
+from typing import Any
+
+import pytest
+
+import syncnorm
+from syncnorm import worlds
+from syncnorm.config import Clients, Data, Devices, Domains, Run
+from syncnorm.errors import UserError
+from syncnorm.federated import register_algorithm
+from syncnorm.training.metrics import register_metric
+
+RUNS = [
+    Run(data=Data("digits"), world=Devices()),
+    Run(data=Data("digits"), world=Clients()),
+    Run(world=Domains(("digits", "digits-noisy"))),
+]
+
+
+pytestmark = pytest.mark.usefixtures("registries")
+
+
+def constant(logits: Any, labels: Any) -> float:
+    return 0.5
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.world.kind)
+@pytest.mark.parametrize("name", ["accuracy", "loss"])
+def test_a_name_of_ours_is_refused_before_a_run_is_trained(run: Run, name: str) -> None:
+    register_metric(name)(constant)
+    for start in (worlds.check, syncnorm.fit):
+        with pytest.raises(UserError, match=f"metric '{name}' is registered, and runs have one of that name"):
+            start(run)
+
+
+@pytest.mark.parametrize("metric", [lambda logits: 0.0, lambda logits, labels, classes: 0.0])
+def test_a_function_of_other_arguments_is_refused(metric: Any) -> None:
+    with pytest.raises(UserError, match=r"metric 'odd' must be a function \(logits, labels\)"):
+        register_metric("odd")(metric)
+
+
+def test_a_metric_may_ask_for_more() -> None:
+    def asks(logits: Any, labels: Any, k: int = 2, *, client: int | None, weights: Any) -> float:
+        return 0.5
+
+    assert register_metric("asks")(asks) is asks
+
+
+@pytest.mark.parametrize("decorator", [register_metric, register_algorithm])
+def test_a_decorator_without_a_name_is_refused(decorator: Any) -> None:
+    with pytest.raises(UserError, match=r"needs a name: write @syncnorm\.register_"):
+        decorator(constant)
