@@ -267,7 +267,9 @@ def _caller() -> Source:
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == OURS:
         frame = frame.f_back
-    return Source(frame.f_globals.get("__name__", "?"), frame.f_globals.get("__file__") or "")
+    spec, file = frame.f_globals.get("__spec__"), frame.f_globals.get("__file__") or ""
+    name = spec.name if spec else frame.f_globals.get("__name__", "?")  # of `python -m a.b`, a.b and not __main__
+    return Source(name, file if Path(file).is_file() else "")
 
 
 def _same(one: Source, other: Source) -> bool:

@@ -12,8 +12,8 @@ torch.set_num_threads(1)
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    from syncnorm import domains, models, norms
+    from syncnorm.registry import HOMES, registry_of
 
-    for registry in (norms.NORMS, models.MODELS, domains.ADAPTATIONS):
+    for registry in map(registry_of, HOMES):
         monkeypatch.setattr(registry, "_items", dict(registry._items))
         monkeypatch.setattr(registry, "_sources", dict(registry._sources))

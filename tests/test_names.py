@@ -1,5 +1,6 @@
 """Names of other people's: registered once, refused twice, found in other processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,8 +57,32 @@ def test_another_process_knows_what_this_one_registered(things: Registry[int], t
     assert done.stdout == "2 ['one', 'two']\n"
 
 
-def test_what_no_file_holds_cannot_travel(things: Registry[int]) -> None:
-    exec("things.add('two', 2)", {"things": things, "__name__": "__main__"})
+SCRIPT = """
+import subprocess, sys
+from syncnorm.registry import REGISTRIES, Registry, environment_of_plugins
+from .beside import NUMBER
+
+things = REGISTRIES.get("thing") or Registry("thing", {"one": 1})
+things.add("two", NUMBER)
+if __name__ == "__main__":
+    subprocess.run([sys.executable, "-c", sys.argv[1]], env=environment_of_plugins(), check=True)
+"""
+
+
+def test_a_script_of_a_package_is_found_by_its_name(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "beside.py").write_text("NUMBER = 2")
+    (package / "script.py").write_text(SCRIPT)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "package.script", PROGRAM]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("2 ['one', 'two']\n", "")
+
+
+@pytest.mark.parametrize("file", [{}, {"__file__": "<stdin>"}])
+def test_what_no_file_holds_cannot_travel(things: Registry[int], file: dict[str, str]) -> None:
+    exec("things.add('two', 2)", {"things": things, "__name__": "__main__", **file})
     with pytest.raises(UserError, match="which is no file"):
         environment_of_plugins()
 

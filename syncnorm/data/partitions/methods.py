@@ -117,10 +117,8 @@ def register_partition(name: str) -> Callable[[Function], Function]:
 
     def register(function: Function) -> Function:
         positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-        if (
-            not callable(function)
-            or sum(one.kind in positional for one in signature(function).parameters.values()) < 3
-        ):
+        parameters = signature(function).parameters.values() if callable(function) else ()
+        if sum(one.kind in positional for one in parameters) < 3:
             raise UserError(f"the {name} partition must take labels, clients and seed, in this order.")
         METHODS.add(name, Method(function, registered=True))
         return function
