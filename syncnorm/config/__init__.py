@@ -14,6 +14,7 @@ from syncnorm.config.run import (
     training_of,
 )
 from syncnorm.config.worlds import (
+    RESAMPLED,
     ClientEngine,
     Clients,
     Devices,
@@ -26,6 +27,7 @@ from syncnorm.config.worlds import (
 __all__ = [
     "LATER",
     "MODELS",
+    "RESAMPLED",
     "ClientEngine",
     "Clients",
     "Data",
