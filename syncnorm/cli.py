@@ -6,6 +6,7 @@ syncnorm list [KIND]                    norms, policies, algorithms, partitions,
 syncnorm --version                      the version of this package
 """
 
+import io
 import os
 import sys
 import time
@@ -29,6 +30,8 @@ def main() -> int:
     0 done, 1 some runs failed, 2 the user's mistake (one sentence on stderr), 130 interrupted,
     141 nobody reads stdout.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sign that the terminal lacks is no reason to end
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print((__doc__ or "").strip())

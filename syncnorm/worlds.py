@@ -123,8 +123,7 @@ def fingerprints(run: Run, samples: bool = False) -> dict[str, str]:
     metrics; a policy's row; the files at `data.path`; and the samples themselves, if `samples` asks for them or
     users' code creates them. The same run with another hash is another run.
     """
-    names = [("model", run.model), ("norm", run.norm.name), ("data", run.data.name), *run.world.names()]
-    names += [("metric", name) for name in registry_of("metric")]
+    names = [*_names(run), *(("metric", name) for name in registry_of("metric"))]
     found = {}
     for kind, name in names:
         if ":" in name and kind == "model":
@@ -147,6 +146,22 @@ def checkpoint_id(run: Run) -> str:
     """
     made_of = json.dumps(fingerprints(run), sort_keys=True)
     return f"{run_id(run)}-{sha256(made_of.encode()).hexdigest()[:12]}"
+
+
+def _names(run: Run) -> list[tuple[str, str]]:
+    """Return what a run names, as pairs of a kind (a key of `registry.HOMES`) and a name."""
+    return [("model", run.model), ("norm", run.norm.name), ("data", run.data.name), *run.world.names()]
+
+
+def check_names(run: Run) -> None:
+    """Raise `UserError` for a name in a run that nobody has registered, without reading data.
+
+    A data set may lie anywhere, and a model may be "package.module:factory": these are not looked for.
+    """
+    check_run(run)
+    for kind, name in _names(run):
+        if kind != "data" and ":" not in name:
+            _ = registry_of(kind)[name]
 
 
 def expect(run: Run, config: type[Config]) -> Config:

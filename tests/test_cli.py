@@ -1,5 +1,6 @@
 """The `syncnorm` command: what it changes in a study, what it prints, its exit codes and sentences."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -331,3 +332,38 @@ def test_without_its_packages_the_command_says_what_to_install() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "needs the package 'tyro'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--vary", "norm=bn,gnn"], "unknown norm 'gnn'"),
+        (["--model", "resnet19"], "unknown model 'resnet19'"),
+        (["--jobs", "0"], "jobs is 0: it must be at least 1."),
+        (["--checkpoint-every", "nan"], "checkpoint_every is nan"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(
+    experiment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    sentence: str,
+) -> None:
+    assert syncnorm(monkeypatch, "run", "asked.py", "--dry-run", *options) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_dry_run_refuses_a_plot_of_a_metric_that_no_run_has(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment.write_text(EXPERIMENT.replace('line="norm"', 'line="norm", metric="acuracy"'))
+    assert syncnorm(monkeypatch, "run", "asked.py", "--dry-run") == 2
+    assert "unknown metric 'acuracy': did you mean 'accuracy'?" in capsys.readouterr().err
+
+
+def test_a_terminal_that_lacks_a_sign_ends_nothing(experiment: Path) -> None:
+    command = [sys.executable, "-m", "syncnorm", "run", "asked.py", "--dry-run", "--out", "résultats"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "results: r?sultats" in done.stdout

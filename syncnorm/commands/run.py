@@ -17,8 +17,9 @@ from syncnorm.study.plan.override import refuse_varied, with_vary
 from syncnorm.study.plan.spec import Study, quicker, with_engine
 from syncnorm.study.run.forecast import forecast
 from syncnorm.study.run.ranks import rank
-from syncnorm.study.run.runner import run_study
+from syncnorm.study.run.runner import check_study, run_study
 from syncnorm.study.run.tracking import Mode
+from syncnorm.worlds import check_names
 
 PROG = "syncnorm run EXPERIMENT.py"
 
@@ -83,6 +84,8 @@ def run(arguments: list[str]) -> int:
     study = changed(study, options, given)
     out = options.out or Path("out") / study.name
     if options.dry_run:
+        for planned in check_study(study, options.jobs, options.checkpoint_every):
+            check_names(planned)
         print(forecast(study, out, jobs=options.jobs, keep=options.keep))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])

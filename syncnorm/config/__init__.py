@@ -14,6 +14,7 @@ from syncnorm.config.run import (
     training_of,
 )
 from syncnorm.config.worlds import (
+    RESAMPLED,
     WORLD_CONFIGS,
     ClientEngine,
     Clients,
@@ -27,6 +28,7 @@ from syncnorm.config.worlds import (
 __all__ = [
     "LATER",
     "MODELS",
+    "RESAMPLED",
     "WORLD_CONFIGS",
     "ClientEngine",
     "Clients",

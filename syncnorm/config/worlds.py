@@ -7,6 +7,8 @@ from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
 ClientEngine = Literal["auto", "cohort", "loop", "flower"]
+RESAMPLED = "resampled"
+"""The skew that is no partition: clients draw samples that they may share."""
 
 
 class WorldConfig:
@@ -150,8 +152,9 @@ class Clients(WorldConfig):
 
     def names(self) -> list[tuple[str, str]]:
         """Return the names of the policy, the algorithm, the partition and the data sets."""
-        named = [("policy", self.method), ("algorithm", self.algorithm), ("partition", self.skew)]
-        return [*named, *(("data", name) for name in (*self.domains, *self.unseen))]
+        named = [("policy", self.method), ("algorithm", self.algorithm)]
+        dealt = [("partition", self.skew)] if self.skew != RESAMPLED else []
+        return [*named, *dealt, *(("data", name) for name in (*self.domains, *self.unseen))]
 
     def complete(self, config: dict[str, Any]) -> None:
         """Remove `optim.epochs`: clients train in rounds."""

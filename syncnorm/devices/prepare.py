@@ -37,12 +37,13 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
     norm_spec(run.norm.name)
+    skew = devices(run).skew
+    if not 0 <= skew <= 100:
+        raise UserError(f"world.skew is {skew}: it must be from 0 to 100.")
     _check_buffers(run, ranks)
     data = load_data(run.data, data_device(run, device), DTYPES[run.precision])
     labels = data.train_y.cpu()
-    if not 0 <= devices(run).skew <= 100:
-        raise UserError(f"world.skew is {devices(run).skew:g}: it is a percentage, from 0 to 100.")
-    shards = partition(labels, "sorted", ranks, run.seed, percent=devices(run).skew) if ranks > 1 else [_all(labels)]
+    shards = partition(labels, "sorted", ranks, run.seed, percent=skew) if ranks > 1 else [_all(labels)]
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
     _check_layers(run, model, data, device)

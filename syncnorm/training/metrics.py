@@ -60,7 +60,12 @@ def _check_call(name: str, function: Metric) -> None:
 def own_metrics(
     logits: Tensor, labels: Tensor, client: int | None = None, weights: Tensor | None = None
 ) -> dict[str, float]:
-    """Return the registered metrics of logits (N, classes) and labels (N,), by name; weights (N,) are a client's."""
+    """Return the registered metrics of logits (N, classes) and labels (N,), by name; weights (N,) are a client's.
+
+    They are nan where a logit is not finite: the run diverged, which is no mistake of a metric's.
+    """
+    if not logits.isfinite().all():
+        return dict.fromkeys(METRICS, math.nan)
     return {name: _measured(name, METRICS[name], logits, labels, client, weights) for name in METRICS}
 
 

@@ -140,3 +140,8 @@ def test_the_natural_column_deals_each_value_to_one_client():
 def test_what_is_no_function_is_refused() -> None:
     with pytest.raises(UserError, match="the table partition must take labels, clients and seed"):
         syncnorm.register_partition("table")({"train": None})  # type: ignore[type-var]
+
+
+def test_the_name_of_the_skew_that_is_no_partition_is_refused() -> None:
+    with pytest.raises(UserError, match="the resampled skew is syncnorm's own: choose another name"):
+        syncnorm.register_partition("resampled")

@@ -78,7 +78,8 @@ def test_adding_a_seed_changes_the_run_and_nothing_global() -> None:
         (replace(SHORT, optim=Optim(lr=float("inf"))), "optim.lr is inf: it must be above 0 and finite."),
         (replace(SHORT, world=Devices(global_batch=30, per_device_batch=4)), "make it a multiple"),
         (replace(SHORT, world=Devices(ranks=64, per_device_batch=4)), "fewer than one batch of 4"),
-        (replace(SHORT, world=replace(SHORT.world, skew=120)), "120"),
+        (replace(SHORT, world=replace(SHORT.world, skew=120)), "world.skew is 120: it must be from 0 to 100."),
+        (replace(SHORT, world=Devices(1, 4, skew=200)), "world.skew is 200: it must be from 0 to 100."),
         (
             replace(SHORT, model="test_devices:one_position", model_options={}, world=Devices(2, 1)),
             "layer '2' of model 'test_devices:one_position' would get one value per channel on each device",

@@ -1,12 +1,14 @@
 """A metric of one's own is checked when it is registered, and never takes the place of another."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 import syncnorm
 from syncnorm import worlds
-from syncnorm.config import Clients, Data, Devices, Domains, Run
+from syncnorm.config import Clients, Data, Devices, Domains, Optim, Run
 from syncnorm.errors import UserError
 
 RUNS = [
@@ -30,6 +32,15 @@ def test_a_name_of_ours_is_refused_before_a_run_is_trained(run: Run, name: str) 
     for start in (worlds.check, syncnorm.fit):
         with pytest.raises(UserError, match=f"metric '{name}' is registered, and runs have one of that name"):
             start(run)
+
+
+@pytest.mark.parametrize("run", [RUNS[0], RUNS[2]], ids=lambda run: run.world.kind)
+def test_a_run_that_diverges_is_no_mistake_of_a_metrics(run: Run) -> None:
+    register_metric("largest")(lambda logits, labels: logits.max())
+    few = replace(run.data, size=8, train_limit=64, test_limit=20)
+    result = syncnorm.fit(replace(run, data=few, optim=Optim(lr=1e30, epochs=1, warmup=0.0)))
+    assert math.isnan(result.metrics["largest"])
+    assert result.details["diverged"] is True
 
 
 @pytest.mark.parametrize("metric", [lambda logits: 0.0, lambda logits, labels, classes: 0.0])

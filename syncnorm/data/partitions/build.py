@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syncnorm.config import Clients, Data
+from syncnorm.config import RESAMPLED, Clients, Data
 from syncnorm.data.domain_pool import Pool, load_pool
 from syncnorm.data.partitions.client_noise import noisy_training
 from syncnorm.data.partitions.client_partition import (
-    RESAMPLED,
     DisjointPartition,
     DomainAssignment,
     Partition,

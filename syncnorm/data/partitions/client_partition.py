@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from syncnorm.config import RESAMPLED
 from syncnorm.data.partitions.client_skew import check_positive
 from syncnorm.data.partitions.methods import draw_partition
 from syncnorm.errors import UserError, unknown
@@ -18,7 +19,6 @@ from syncnorm.seeds import derive
 
 Indices = NDArray[np.int64]
 
-RESAMPLED = "resampled"
 SAMPLES = 32
 """Default number of samples that a resampled client draws; the option `samples` overrides it."""
 

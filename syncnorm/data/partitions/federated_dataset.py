@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from syncnorm.config import Clients
+from syncnorm.config import RESAMPLED, Clients
 from syncnorm.data.domain_pool import Pool
 from syncnorm.data.partitions.client_noise import noisy_test
-from syncnorm.data.partitions.client_partition import RESAMPLED, DomainAssignment, Indices, Partition
+from syncnorm.data.partitions.client_partition import DomainAssignment, Indices, Partition
 from syncnorm.errors import UserError
 
 NATURAL = "natural"

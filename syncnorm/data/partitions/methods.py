@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from syncnorm.config import RESAMPLED
 from syncnorm.data.partitions.client_skew import (
     TooSmall,
     dirichlet_by_class,
@@ -114,6 +115,8 @@ def register_partition(name: str) -> Callable[[Function], Function]:
         UserError: a name that is taken or invalid.
     """
     check_named(name, "syncnorm.register_partition")
+    if name == RESAMPLED:
+        raise UserError(f"the {name} skew is syncnorm's own: choose another name.")
 
     def register(function: Function) -> Function:
         positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)

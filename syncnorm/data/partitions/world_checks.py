@@ -2,8 +2,7 @@
 
 from math import isfinite
 
-from syncnorm.config import Clients
-from syncnorm.data.partitions.client_partition import RESAMPLED
+from syncnorm.config import RESAMPLED, Clients
 from syncnorm.data.partitions.methods import METHODS, default_options
 from syncnorm.errors import UserError, unknown
 

@@ -63,10 +63,8 @@ def run_study(
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of the finished runs.
     """
     refuse_while_importing("run_study")
-    _check_numbers(jobs, checkpoint_every)
     study = with_engine(study, engine) if engine else study
-    runs = expand(study)
-    check_plots(study, runs, names=trainer == TRAINER)
+    runs = check_study(study, jobs, checkpoint_every, trainer)
     size = world_size()
     if size is not None:
         runs = _runs_of_size(runs, size)
@@ -111,11 +109,15 @@ def _examine(
     return stale, [*(f"data: {line}" for line in data[:DATA_LINES]), *more, *notes]
 
 
-def _check_numbers(jobs: int | None, checkpoint_every: float) -> None:
+def check_study(study: Study, jobs: int | None, checkpoint_every: float, trainer: str = TRAINER) -> list[Run]:
+    """Return a study's runs; a mistake that shows without data raises `UserError`."""
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1.")
     if not 0 <= checkpoint_every < inf:
         raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
+    runs = expand(study)
+    check_plots(study, runs, names=trainer == TRAINER)
+    return runs
 
 
 @contextmanager
