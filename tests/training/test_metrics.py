@@ -36,7 +36,7 @@ def test_a_name_of_ours_is_refused_before_a_run_is_trained(run: Run, name: str) 
 
 @pytest.mark.parametrize("run", [RUNS[0], RUNS[2]], ids=lambda run: run.world.kind)
 def test_a_run_that_diverges_is_no_mistake_of_a_metrics(run: Run) -> None:
-    register_metric("largest")(lambda logits, labels: logits.max())
+    syncnorm.register_metric("largest")(lambda logits, labels: logits.max())
     few = replace(run.data, size=8, train_limit=64, test_limit=20)
     result = syncnorm.fit(replace(run, data=few, optim=Optim(lr=1e30, epochs=1, warmup=0.0)))
     assert math.isnan(result.metrics["largest"])
