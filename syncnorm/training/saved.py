@@ -7,7 +7,7 @@ good it was), and for clients that keep a part of the model to themselves `clien
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class LoadedRun:
     metrics: dict[str, float]
     evaluated_by: str
     """Whose statistics the norm layers used for `accuracy`."""
-    clients: dict[int, dict[str, Tensor]]
+    clients: dict[int, dict[str, Tensor]] = field(repr=False)
     """What each client keeps of the model, by the name of the entry: put it over the model's to have the client's."""
 
 
