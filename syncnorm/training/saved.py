@@ -7,7 +7,7 @@ OF THE ENTRY".
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class LoadedRun:
     metrics: dict[str, float]
     evaluated_by: str
     """The statistics that norm layers used for `accuracy`."""
-    clients: dict[int, dict[str, Tensor]]
+    clients: dict[int, dict[str, Tensor]] = field(repr=False)
     """The entries that each client keeps, by name; they override the model's entries to give the client's model."""
 
 
