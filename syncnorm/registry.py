@@ -62,7 +62,12 @@ class Registry(Mapping[str, Item], Generic[Item]):
             UserError: an invalid name, or one that another module has registered.
         """
         source = _caller()
-        if not isinstance(name, str) or not name or any(sign.isspace() or sign in ",+:=/" for sign in name):
+        if (
+            not isinstance(name, str)
+            or not name
+            or name.startswith("-")
+            or any(sign.isspace() or sign in ",+:=/" for sign in name)
+        ):
             raise UserError(f"{self.what} {name!r}: a name is a text without spaces and none of , + : = /")
         if name in self._items and (name not in self._sources or not _same(self._sources[name], source)):
             owner = self.source(name)

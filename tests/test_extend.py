@@ -65,8 +65,8 @@ def study(world: str, engine: str, plot: str = "Minutes()") -> str:
     return STUDY.format(world=world, engine=engine, plot=plot)
 
 
-def check(results: Results, *made_of: str) -> None:
-    assert len(results.finished) == 4
+def check(results: Results, *made_of: str, runs: int = 4) -> None:
+    assert len(results.finished) == runs
     for row in results.finished:
         assert row["metrics"]["top2"] == 1.0, "of two classes"
         assert set(made_of) <= set(row["fingerprints"])
@@ -109,7 +109,7 @@ def test_clients_in_two_workers(tmp_path: Path, engine: str) -> None:
 def test_clients_over_flowers_own_simulation(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", "flower"))
-    check(run(tmp_path, "--jobs", "1", "--seeds", "1", "--vary", "lr=0.01,0.02,0.05,0.1"), "policy affine_home")
+    check(run(tmp_path, "--jobs", "1", "--seeds", "1", "--vary", "lr=0.05"), "policy affine_home", runs=1)
 
 
 def test_every_kind_of_name_has_an_example() -> None:
