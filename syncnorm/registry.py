@@ -68,7 +68,9 @@ class Registry(Mapping[str, Item], Generic[Item]):
             or name.startswith("-")
             or any(sign.isspace() or sign in ",+:=/" for sign in name)
         ):
-            raise UserError(f"{self.what} {name!r}: a name is a text without spaces and none of , + : = /")
+            raise UserError(
+                f"{self.what} {name!r}: a name is a text without spaces and none of , + : = /, not led by -"
+            )
         if name in self._items and (name not in self._sources or not _same(self._sources[name], source)):
             owner = self.source(name)
             by = f"by {owner.module}" if owner else "by syncnorm itself"

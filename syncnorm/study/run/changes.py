@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from syncnorm.config import Run, run_id
 from syncnorm.progress import counted
@@ -36,15 +37,29 @@ def changed_rows(runs: Sequence[Run], rows: dict[str, Row]) -> list[Change]:
 
     A row without a fingerprint, or without one to compare it with, counts as unchanged.
     """
+    present: dict[tuple[Any, ...], dict[str, str]] = {}
     found: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for run in runs:
         row = rows.get(run_id(run), {})
         if "metrics" not in row or "fingerprints" not in row:
             continue
-        now = fingerprints(run)
+        made_of = (
+            run.model,
+            run.norm.name,
+            run.data,
+            *run.world.names(),
+        )  # shared by many runs
+        if made_of not in present:
+            present[made_of] = fingerprints(run)
+        now = present[made_of]
         before = row["fingerprints"]
         for what, is_now in now.items():
             was = before.get(what, MISSING if what.startswith("metric ") else is_now)
             if was != is_now:
                 found[what, was, is_now].append(run_id(run))
     return [Change(*key, tuple(ids)) for key, ids in found.items()]
+
+
+def stale_ids(changes: Sequence[Change], keep: bool) -> set[str]:
+    """Return the ids of finished runs that are to be trained again; none if they are to be kept."""
+    return set() if keep else {run for change in changes for run in change.runs}

@@ -11,7 +11,7 @@ from syncnorm.config import Run, describe, run_id
 from syncnorm.progress import counted, span
 from syncnorm.study.plan.spec import Grid, Study, expand, grids_of
 from syncnorm.study.rows import ROWS, Row, read_rows
-from syncnorm.study.run.changes import changed_rows
+from syncnorm.study.run.changes import changed_rows, stale_ids
 from syncnorm.study.run.runner import default_jobs
 
 
@@ -25,7 +25,7 @@ def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = F
     rows = read_rows(out) if (out / ROWS).exists() else {}
     done = {run for run, row in rows.items() if "metrics" in row}
     changes = changed_rows(runs, rows)
-    stale = set() if keep else {run for change in changes for run in change.runs}
+    stale = stale_ids(changes, keep)
     todo = [run for run in runs if run_id(run) not in done or run_id(run) in stale]
     lines = [f"{study.name}: {counted(len(runs), 'run')}, {len(runs) - len(todo)} finished, {len(todo)} to train"]
     for number, grid in enumerate(grids_of(study)):

@@ -21,7 +21,7 @@ from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
 from syncnorm.study.report.plots.check import check_plots
 from syncnorm.study.rows import ROWS, failed_row, finished_row, read, read_rows
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
-from syncnorm.study.run.changes import Change, changed_rows
+from syncnorm.study.run.changes import Change, changed_rows, stale_ids
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
 from syncnorm.study.run.store import Store
@@ -101,7 +101,7 @@ def _examine(
         UserError: the first mistake in a run to be trained.
     """
     changes = _changes(runs, out, trainer)
-    stale = set() if keep else {run for change in changes for run in change.runs}
+    stale = stale_ids(changes, keep)
     unfinished = _unfinished(runs, out, stale)
     data = refuse_mistakes(unfinished, load_trainer(trainer), label) if unfinished else []
     more = [f"data: {len(data) - DATA_LINES} more, of other runs"] if len(data) > DATA_LINES else []
