@@ -69,7 +69,7 @@ class Registry(Mapping[str, Item], Generic[Item]):
             or any(sign.isspace() or sign in ",+:=/" for sign in name)
         ):
             raise UserError(
-                f"{self.what} {name!r}: a name is a text without spaces and none of , + : = /, not led by -"
+                f"{self.what} {name!r}: a name is a text without spaces or , + : = / and with no - at its start"
             )
         if name in self._items and (name not in self._sources or not _same(self._sources[name], source)):
             owner = self.source(name)
