@@ -3,6 +3,7 @@
 VENV ?= .venv
 RUN = $(VENV)/bin
 TESTS ?=
+WORKERS ?= 2
 
 .PHONY: study test check coverage setup clean
 
@@ -10,8 +11,9 @@ study: $(VENV)/ready
 	@echo "make study: training the quick study, some minutes on two cores; the first line of progress comes within one" >&2
 	$(RUN)/syncnorm run experiments/batch_size.py --quick
 
+# Two processes share the tests, file by file, with one thread each: they start further processes of their own.
 test: $(VENV)/ready
-	$(RUN)/pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 check: $(VENV)/ready
 	$(RUN)/ruff check
