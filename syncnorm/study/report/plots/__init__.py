@@ -10,6 +10,7 @@ from syncnorm.study.plot import Plot
 from syncnorm.study.report.plots.columns import Columns
 from syncnorm.study.report.plots.curve import Curve
 from syncnorm.study.report.plots.drift import Drift
+from syncnorm.study.report.plots.effects import Effects
 from syncnorm.study.report.plots.gap import Gap
 from syncnorm.study.report.plots.history import History
 from syncnorm.study.report.plots.profile import Profile
@@ -20,6 +21,7 @@ __all__ = [
     "Columns",
     "Curve",
     "Drift",
+    "Effects",
     "Gap",
     "History",
     "Profile",
@@ -30,7 +32,7 @@ __all__ = [
 
 Kind = TypeVar("Kind", bound=type[Plot])
 
-BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Gap, Profile)
+BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Effects, Gap, Profile)
 PLOTS: Registry[type[Plot]] = Registry("plot", {plot.kind: plot for plot in BUILT_IN})
 """The kinds of plots, by their names in `study.json`."""
 
