@@ -8,17 +8,19 @@ Run:       syncnorm run experiments/batch_size.py [--quick]
                --model resnet20 --optim.epochs 20
 
 The global batch is fixed at 32, so the number of devices is 32 / samples per device: one step of SGD averages equally
-many gradients in every column, and only the sets of samples that share statistics differ. Virtual ranks train
+many gradients in every column, and only the sets of samples that share statistics differ. The learning rate is tuned
+for every norm, at every number of samples and every skew; group norm's number of groups with it. Virtual ranks train
 everything; torchrun with two real ranks repeats one column in float64 and must agree with virtual ranks.
 """
 
 from dataclasses import replace
 
 from syncnorm.config import Data, Devices, Optim, Run
-from syncnorm.study import Agreement, Curve, Grid, Study
+from syncnorm.study import Agreement, Choice, Curve, Grid, LogUniform, Study, Tune
 
-NORMS = ["bn", "sync_bn", "gn", "ln", "none"]
-SKEWS = [0, 50, 100]
+NORMS = ["bn", "sync_bn", "gn"]
+SIZES = [1, 2, 4, 8, 16, 32]
+SKEWS = [0, 100]
 
 TWINS = {
     "norm": NORMS,
@@ -29,8 +31,8 @@ TWINS = {
 }
 """Two ranks of 16 samples, real and virtual; in float64, so that rounding differences stay negligible."""
 
-POOLED = {"norm": ["bn"], "per_device_batch": [1, 2, 4, 8, 16], "skew": SKEWS, "buffers": ["pooled"]}
-"""Batch norm again, evaluated with the pooled running statistics of all devices instead of rank 0's."""
+POOLED = {"norm": ["bn"], "per_device_batch": SIZES[:-1], "skew": SKEWS, "buffers": ["pooled"]}
+"""The same trainings of batch norm, evaluated with the running statistics of all devices instead of rank 0's."""
 
 VIRTUAL = {"engine": "virtual", "precision": "float32"}
 
@@ -59,26 +61,39 @@ FIGURES = (
 )
 
 BASE = Run(
-    data=Data("digits-photo"),
+    data=Data("digits-photo", validation=0.15),
     model="small_cnn",
     world=Devices(global_batch=32),
-    optim=Optim(lr=0.05, epochs=10),
+    optim=Optim(lr=0.05, epochs=6),
+)
+
+TUNE = Tune(
+    {"lr": LogUniform(0.01, 0.8)},
+    own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
+    per=("norm", "per_device_batch", "skew"),
+    at={"precision": ["float32"], "buffers": ["rank0"]},
+    trials=6,
+    seeds=2,
 )
 
 STUDY = Study(
     name="batch_size",
     question="Does a small per-device batch cost accuracy, and does skew between devices make it worse?",
     base=BASE,
-    vary={"norm": NORMS, "per_device_batch": [1, 2, 4, 8, 16, 32], "skew": SKEWS},
-    seeds=5,
+    vary={"norm": NORMS, "per_device_batch": SIZES, "skew": SKEWS},
+    seeds=10,
+    tune=TUNE,
+    baselines=("svm", "nearest"),
     also=(Grid(POOLED), Grid(TWINS, seeds=2)),
     figures=FIGURES,
     agreements=(Agreement(over="engine", tolerance=1e-8),),
     quick={
         "base": replace(BASE, optim=replace(BASE.optim, epochs=3)),
-        "vary": {"norm": ["bn", "sync_bn", "gn"], "per_device_batch": [1, 2, 8, 32], "skew": [0, 100]},
-        "seeds": 3,
-        "also": (Grid({**TWINS, "norm": ["bn", "sync_bn"], "skew": [100]}, seeds=1),),
-        "figures": (FIGURES[0], FIGURES[2]),
+        "vary": {"norm": NORMS, "per_device_batch": [1, 4, 32], "skew": [0, 100]},
+        "seeds": 2,
+        "tune": replace(TUNE, trials=2, seeds=1, shared=False),
+        "baselines": (),
+        "also": (),
+        "figures": FIGURES[:1],
     },
 )

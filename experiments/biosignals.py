@@ -1,6 +1,7 @@
 """Does batch norm help a small 1-D CNN to read the state of a person whom it has never seen?
 
 Leave one subject out: a network is trained on the physiological signals of seven persons, and tested on the eighth.
+Each norm's learning rate is tuned on validation windows of persons who train, with two subjects left out in turn.
 
 Speaks to: Giri et al. (arXiv 1610.01757): 62 people, 24 handcrafted features, leave one subject out; accuracy 0.86
            with batch norm in a 1-D CNN after 200 epochs, 0.69 for the best other classifier, as its abstract says.
@@ -14,17 +15,26 @@ The signals are GENERATED (see `syncnorm.data.sources.biosignal`): nothing here 
 from dataclasses import replace
 
 from syncnorm.config import Data, Domains, Optim, Run
-from syncnorm.study import Columns, Curve, Grid, History, Study
+from syncnorm.study import Choice, Columns, Curve, Grid, History, LogUniform, Study, Tune
 
 SUBJECTS = tuple(f"biosignal-{number:02d}" for number in range(1, 9))
 LEFT_OUT = [(subject,) for subject in SUBJECTS]
 LINE = ("norm", "adapt")
 
 BASE = Run(
-    data=Data("biosignal"),
+    data=Data("biosignal", validation=0.15),
     model="signal_cnn",
     world=Domains(domains=SUBJECTS, batch=32),
     optim=Optim(lr=0.05, epochs=12, schedule="constant"),
+)
+
+TUNE = Tune(
+    {"lr": LogUniform(0.003, 0.5)},
+    own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
+    per=("norm",),
+    at={"unseen": LEFT_OUT[:2], "adapt": ["none"]},
+    trials=8,
+    seeds=2,
 )
 
 STUDY = Study(
@@ -32,7 +42,8 @@ STUDY = Study(
     question="Does batch norm help a small 1-D CNN to read the state of a person whom it has never seen?",
     base=BASE,
     vary={"norm": ["bn"], "unseen": LEFT_OUT, "adapt": ["none", "adabn"]},
-    seeds=5,
+    seeds=10,
+    tune=TUNE,
     also=(Grid({"norm": ["none", "gn"], "unseen": LEFT_OUT}),),
     figures=(
         History(
@@ -62,5 +73,6 @@ STUDY = Study(
         "vary": {"norm": ["bn"], "unseen": LEFT_OUT[:3], "adapt": ["none", "adabn"]},
         "also": (Grid({"norm": ["none"], "unseen": LEFT_OUT[:3]}),),
         "seeds": 2,
+        "tune": replace(TUNE, trials=2, seeds=1, shared=False),
     },
 )

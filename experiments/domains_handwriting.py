@@ -16,9 +16,10 @@ STUDY = leave_one_out(
     "domains_handwriting",
     "What do per-domain statistics buy on three real collections of digits, with domain labels and without?",
     Run(
-        data=Data("handwriting", size=16, train_limit=1437, test_limit=1000),
+        data=Data("handwriting", size=16, train_limit=1437, test_limit=1000, validation=0.15),
         model="small_cnn",
         world=Domains(domains=("usps", "mnist10k", "digits"), batch=32, test_batch=64),
         optim=Optim(lr=0.05, epochs=8),
     ),
+    seeds=5,
 )

@@ -17,10 +17,11 @@ STUDY = leave_one_out(
     "domains_office",
     "What do per-domain statistics buy between cameras and catalogues, with domain labels and without?",
     Run(
-        data=Data("office_caltech10", size=32, train_limit=300, augment="shift_flip"),
+        data=Data("office_caltech10", size=32, train_limit=300, augment="shift_flip", validation=0.15),
         model="small_cnn",
         model_options={"width": 24},
         world=Domains(domains=("amazon", "caltech10", "dslr", "webcam"), batch=32, test_batch=64),
         optim=Optim(lr=0.05, epochs=20),
     ),
+    seeds=5,
 )

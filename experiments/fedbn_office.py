@@ -16,7 +16,7 @@ authors' code for this data does.
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.study import Columns, Grid, History, Study
+from syncnorm.study import Choice, Columns, Grid, History, LogUniform, Study, Tune
 
 DOMAINS = ("amazon", "caltech10", "dslr", "webcam")
 LINE = ("method", "norm", "algorithm")
@@ -62,6 +62,7 @@ STUDY = Study(
         "base": replace(BASE, data=replace(BASE.data, size=32), world=replace(BASE.world, rounds=15)),
         "vary": {"method": ["fedavg", "fedbn"]},
         "seeds": 2,
+        "tune": replace(TUNE, trials=2, seeds=1),
         "also": (),
     },
 )

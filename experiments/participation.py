@@ -6,7 +6,8 @@ Speaks to: an independent re-run of FedBN (github.com/surafel58/FedBN, PHASE2_ST
            client's data under the final weights.
 Run:       syncnorm run experiments/participation.py [--quick]
 
-Twenty clients, four in each of five domains of digits, IID within a domain. The four corners of a table: gamma and
+Twenty clients, four in each of five domains of digits, IID within a domain; each domain has digits of its own. The
+learning rate is tuned on validation data for every method at every participation. The four corners of a table: gamma and
 beta local or shared, running statistics local or shared. A client that is not sampled keeps its old entries while the
 shared weights change; one that was never sampled has statistics 0 and 1. The remedy, also evaluated for every run:
 running statistics re-estimated on the client's own images, without labels, under the final weights.
@@ -15,19 +16,21 @@ running statistics re-estimated on the client's own images, without labels, unde
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.study import Columns, Curve, Grid, Study
+from syncnorm.study import Columns, Curve, Grid, LogUniform, Study, Tune
 
 DOMAINS = ("digits", "digits-fonts", "digits-rotated", "digits-inverted", "digits-noisy")
 METHODS = ["fedavg", "stats_shared", "silobn", "fedbn"]
-PARTICIPATION = [0.1, 0.2, 0.5, 1.0]
+PARTICIPATION = [0.1, 0.3, 1.0]
 LINE = ("method", "unsampled")
 
 BASE = Run(
-    data=Data("digits", size=8, train_limit=720),
+    data=Data("digits", size=8, validation=0.15),
     model="small_cnn",
     world=Clients(count=20, rounds=30, batch=16, domains=DOMAINS, engine="cohort"),
     optim=Optim(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0),
 )
+
+TUNE = Tune({"lr": LogUniform(0.01, 1.0)}, per=("method", "participation"), trials=6, seeds=2, shared=False)
 
 CORNERS = ("accuracy", "client_accuracy_worst", "reestimated_accuracy", "reestimated_accuracy_worst")
 FIGURES = (
@@ -64,12 +67,14 @@ STUDY = Study(
     base=BASE,
     vary={"method": METHODS, "participation": PARTICIPATION},
     seeds=10,
-    also=(Grid({"method": ["silobn", "fedbn"], "unsampled": ["average"], "participation": [0.1, 0.2]}),),
+    tune=TUNE,
+    also=(Grid({"method": ["silobn", "fedbn"], "unsampled": ["average"], "participation": [0.1, 0.3]}),),
     figures=FIGURES,
     quick={
         "base": replace(BASE, world=replace(BASE.world, rounds=15)),
         "vary": {"method": METHODS, "participation": [0.1, 1.0]},
-        "seeds": 3,
+        "seeds": 2,
+        "tune": replace(TUNE, trials=2, seeds=1),
         "also": (),
     },
 )
