@@ -8,6 +8,7 @@ import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,14 @@ class Chance:
     @property
     def bound(self) -> float:
         """The accuracy that guessing exceeds with a probability of at most 1 %: a quantile of a binomial."""
-        from scipy import stats
+        return _bound(self.samples, self.share)
 
-        return float(stats.binom.ppf(1 - LEVEL, self.samples, self.share)) / self.samples
+
+@lru_cache(maxsize=1024)
+def _bound(samples: int, share: float) -> float:
+    from scipy import stats
+
+    return float(stats.binom.ppf(1 - LEVEL, samples, share)) / samples
 
 
 def sample_details(

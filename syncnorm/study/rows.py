@@ -14,6 +14,7 @@ from typing import Any
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
+from syncnorm.samples import chance_of
 
 FORMAT = 1
 ROWS = "runs.jsonl"
@@ -115,6 +116,15 @@ def diverged(row: Row) -> bool:
     """
     said = row.get("details", {}).get("diverged")
     return bool(None in row["metrics"].values() if said is None else said)
+
+
+def at_chance(row: Row) -> bool | None:
+    """Return whether a finished run's accuracy is no better than a guess; None for a row that cannot say.
+
+    It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores.
+    """
+    chance, accuracy = chance_of(row.get("details", {})), row["metrics"].get("accuracy")
+    return None if chance is None or accuracy is None else bool(accuracy <= chance.bound + 1e-9)
 
 
 def failed_row(

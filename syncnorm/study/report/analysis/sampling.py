@@ -19,7 +19,7 @@ RESAMPLES, CELLS = 2000, 1 << 22
 
 
 @dataclass(frozen=True)
-class Tested:
+class Clusters:
     """A seed's test samples in clusters: all samples of one original are one cluster."""
 
     origin: "NDArray[np.int64]"
@@ -42,7 +42,8 @@ class Tested:
 
 @dataclass(frozen=True)
 class Effects:
-    """The accuracies of S seeds, or their differences to another line's, and what each of G originals does to them."""
+    """The accuracies of S seeds, or their differences to another line's, and what each of G originals does to
+    them."""
 
     values: "NDArray[np.float64]"
     """(S,)"""
@@ -73,16 +74,16 @@ class Combined:
         return self.mean - self.half_width, self.mean + self.half_width
 
     @property
-    def p(self) -> float:
-        """The two-sided p-value of a mean of zero; of values without any spread, 0 or 1."""
+    def p(self) -> float | None:
+        """The two-sided p-value of a mean of zero; without any spread 1 for a mean of zero, and otherwise None."""
         from scipy import stats
 
         if not self.error:
-            return float(self.mean == 0)
+            return None if self.mean else 1.0
         return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
 
 
-def clusters_of(cases: Sequence[Samples]) -> Tested:
+def clusters_of(cases: Sequence[Samples]) -> Clusters:
     """Return a seed's test samples, in all runs that its value is the mean of.
 
     Samples with the same number in several runs make one cluster. If they are different samples after all (the tests
@@ -97,10 +98,10 @@ def clusters_of(cases: Sequence[Samples]) -> Tested:
         "total": np.concatenate([case.score / len(case.score) for case in cases]),
     }
     sums = {name: np.bincount(place, part, len(origin)) / len(cases) for name, part in parts.items()}
-    return Tested(origin, **sums)
+    return Clusters(origin, **sums)
 
 
-def effects(line: Mapping[int, Tested], other: Mapping[int, Tested] | None = None) -> Effects | None:
+def effects(line: Mapping[int, Clusters], other: Mapping[int, Clusters] | None = None) -> Effects | None:
     """Return the effects of originals on a line's values by seed, or on their paired differences to another line's.
 
     None if there is no seed (that both have).
@@ -125,7 +126,7 @@ def over_test_samples(found: Effects) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of the mean of `found.values` over test samples.
 
     Originals are drawn with replacement, each with all its samples, in the tests of all seeds at once; the trained
-    models stay as they are. The mean is linear in the originals' totals; where their weights differ, it is linearised:
+    models stay as they are. The mean is linear in the originals' totals, or linearised where their weights differ:
 
         mean* = mean + sum_g m_g r_g,    r_g = mean over seeds of found.residuals, m_g drawn from a multinomial.
 
@@ -148,15 +149,15 @@ def over_both(found: Effects) -> Combined | None:
 
         var(mean) = E[s^2] / S + c,
 
-    with s^2 the sample variance of the a_s and c the mean covariance of two of them: what two seeds share does not show
-    in their spread. Seeds share test samples, so c is estimated from the originals that both were tested on,
+    with s^2 the sample variance of the a_s and c the mean covariance of two of them: what seeds share does not show
+    in their spread. They share test samples, so c is estimated from the originals that both were tested on,
 
         c = G / (G - 1) * mean over pairs (s, s') of sum_g e_sg e_s'g,
 
     with e_sg = `found.residuals`. Where the test set is fixed, s^2 / S + c is the two-way analysis of variance's
-    (MS_seeds + MS_samples - MS_rest) / (S G) exactly. Where the split is redrawn for each seed and no original returns,
-    c is zero on average: the spread over seeds has test sampling in it, and it is not counted again. Splits that share
-    a part are between the two. A negative c counts as 0. The degrees of freedom are Satterthwaite's,
+    (MS_seeds + MS_samples - MS_rest) / (S G) exactly. Where the split is redrawn for each seed and no original
+    returns, c is zero on average: the spread over seeds has test sampling in it, and it is not counted again. Splits
+    that share a part are between the two. A negative c counts as 0. The degrees of freedom are Satterthwaite's,
 
         (s^2 / S + c)^2 / ((s^2 / S)^2 / (S - 1) + c^2 / (G - 1)).
 
