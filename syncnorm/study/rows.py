@@ -49,6 +49,8 @@ class About:
     agreements: tuple[Agreement, ...]
     base: dict[str, Any] = field(default_factory=dict)
     """Values of the study's base run for the fields that share an axis."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """What the study tunes, with its lines and trials (`tuning.choose.Tuning`); empty if it tunes nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def read(directory: str | Path) -> Results:
         tuple(known["figures"]),
         tuple(Agreement(**agreement) for agreement in known["agreements"]),
         known.get("base", {}),
+        known.get("tuning", {}),
     )
     return Results(about, read_rows(folder))
 

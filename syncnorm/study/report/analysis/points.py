@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from syncnorm.samples import samples_of
 from syncnorm.study.plan.spec import KIND
@@ -32,6 +32,8 @@ from syncnorm.study.rows import Results, Row, at_chance, diverged
 class Chart(Plot):
     """A plot of numbers, with its runs arranged in panels, lines and along x."""
 
+    compares: ClassVar[bool] = False
+    """Whether its tables compare lines with the first, so that there is a verdict on each comparison."""
     line: Axis
     panel: Axis | None
 
@@ -82,6 +84,9 @@ class Points:
     guessed: dict[Place, tuple[int, int]] = field(default_factory=dict)
     """For each place with an accuracy, the number of runs that are no better than a guess, and of those that can
     say."""
+
+    ran: dict[Place, tuple[str, ...]] = field(default_factory=dict)
+    """Ids of the finished runs of each place. x is None if a run has several."""
 
     @cached_property
     def across(self) -> Across:
@@ -279,6 +284,7 @@ def gather(chart: Chart, results: Results) -> Points:
         cases=len(wanted),
         diverged=_diverged(rows, places, names) if lost else {},
         tests={spot: tests for spot, mean in means.items() if (tests := _tests(measured.get(spot, {}), mean))},
+        ran=_ran(rows, places, names),
         guessed={spot: _guessed(seeds) for spot, seeds in measured.items()},
     )
 
@@ -355,6 +361,13 @@ def _tests(seeds: Mapping[int, Sequence[Row]], wanted: Iterable[int]) -> dict[in
 def _guessed(seeds: Mapping[int, Sequence[Row]]) -> tuple[int, int]:
     said = [one for rows in seeds.values() for row in rows if (one := at_chance(row)) is not None]
     return sum(said), len(said)
+
+
+def _ran(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]) -> dict[Place, tuple[str, ...]]:
+    found: defaultdict[Place, list[str]] = defaultdict(list)
+    for row, (panel, _, x), name in zip(rows, places, names, strict=True):
+        found[panel, name, x].append(row["run_id"])
+    return {spot: tuple(ids) for spot, ids in found.items()}
 
 
 def _case(over: Sequence[str], fields: Mapping[str, Any]) -> str:
