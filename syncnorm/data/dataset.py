@@ -48,6 +48,8 @@ class Dataset:
     """The domain of each sample, if the data set has this column in addition to `natural`."""
     scaled: bool = True
     """Whether the samples are normalised; False if the fixed scale was requested but the data have none."""
+    origin: Tensor | None = None
+    """Which original each test sample shows, e.g. the digit: int64 (N,); None if each is its own."""
 
     @property
     def shape(self) -> tuple[int, ...]:

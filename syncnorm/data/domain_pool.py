@@ -44,6 +44,8 @@ class Pool:
     domain: tuple[Groups | None, ...]
     changes: tuple[str, ...]
     """Conversions and omissions during loading, one phrase each."""
+    origin: Tensor | None = None
+    """Which original each test sample shows, e.g. the digit: int64 (N,); None if each is its own."""
 
     def labels(self, domain: int) -> Tensor:
         """Return the training labels of a domain: int64 (N,), on the CPU."""

@@ -1,6 +1,7 @@
 """Evaluation of a model trained on devices, with rank 0's or pooled statistics, at the end and during training."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from syncnorm.devices.prepare import devices, goes_by_device
 from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
 from syncnorm.devices.virtual_ranks import rank_0
 from syncnorm.norms import SyncBatchNorm
+from syncnorm.samples import sample_details
 from syncnorm.surgery.convert import layers_with_statistics
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import accuracy_and_loss, evaluate, predict
@@ -30,13 +32,13 @@ class DevicesClassifier(Classifier):
         """Record the epoch's mean loss, and the accuracy of a copy if it is due."""
         super().on_train_epoch_end()
         if evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
-            metrics, _ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
+            metrics, *_ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
             self.history["accuracy"].append(metrics["accuracy"])
             self.history["accuracy_at"].append(float(self.epochs_done))
 
 
-def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:
-    """Return the metrics of a trained model on the test set, and which statistics gave `accuracy`.
+def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str, dict[str, Any]]:
+    """Return a trained model's metrics on the test set, which statistics gave `accuracy`, and each sample's score.
 
     If ranks have their own running statistics, both rank 0's and the pooled ones are evaluated.
     """
@@ -54,7 +56,9 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
     metrics |= own_metrics(logits, labels)
     squares = [p.detach().double().square().sum() for p in model.parameters()]
     metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
-    return metrics, evaluated_by(run, model, chosen if statistics else "rank0")
+    right = (logits.argmax(1) == labels).cpu()
+    details = sample_details(right, labels.cpu(), origin=data.origin)
+    return metrics, evaluated_by(run, model, chosen if statistics else "rank0"), details
 
 
 def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:

@@ -60,7 +60,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     classifier, batches = train(run, prepared, rank, execution)
     final = first and gradient_profile(classifier.model.to(device), *first)
     profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
-    metrics, evaluated_by = measure(run, classifier.model.to(device), prepared.data)
+    metrics, evaluated_by, details = measure(run, classifier.model.to(device), prepared.data)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
@@ -70,7 +70,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         seconds=classifier.seconds_before + time.perf_counter() - started,
         environment=environment(),
         history={**classifier.history, "train_loss": train_loss},
-        details={"profiles": profiles} if initial and final else {},
+        details={**details, **({"profiles": profiles} if initial and final else {})},
     )
     result = marked(result)
     if execution and execution.model and not rank:

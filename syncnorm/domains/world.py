@@ -35,6 +35,7 @@ from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
+from syncnorm.samples import sample_details
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
 from syncnorm.training.evaluation import accuracy_and_loss
@@ -79,11 +80,12 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         _KEPT[key] = train(training_of(run), prepared, device, execution)
         before = _KEPT[key].seconds_before
     trained = _KEPT[key]
+    metrics, details = _test(run, prepared, trained.model)
     result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
-            **_test(run, prepared, trained.model),
+            **metrics,
             "train_loss": trained.history["train_loss"][-1],
             "steps": float(trained.steps),
         },
@@ -91,6 +93,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         seconds=before + time.perf_counter() - started,
         environment=environment(),
         history=trained.history,
+        details=details,
     )
     result = marked(result)
     if execution and execution.model:
@@ -99,14 +102,17 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     return result
 
 
-def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
-    """Return the metrics of a trained model on every domain, and their means over the domains that count."""
+def _test(run: Run, prepared: Prepared, model: nn.Module) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the metrics of a trained model on every domain, their means over the domains that count, and the scores
+    of these domains' samples."""
     by_domain: dict[str, list[float]] = {}
+    right = []
     for index in range(len(prepared.pool.names)):
         logits, y = predicted(run, prepared, model, index, domains(run).adapt)
         accuracy, loss = accuracy_and_loss(logits, y)
         for name, value in {"accuracy": accuracy, "loss": loss, **own_metrics(logits, y)}.items():
             by_domain.setdefault(name, []).append(value)
+        right.append((logits.argmax(1) == y).cpu())
     tested = prepared.unseen or prepared.seen
     means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
     named = {
@@ -116,7 +122,22 @@ def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
         for domain, value in zip(prepared.pool.names, values, strict=True)
     }
     seen = fmean(by_domain["accuracy"][index] for index in prepared.seen)
-    return {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
+    metrics = {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
+    return metrics, _samples(run, prepared, [(index, right[index]) for index in tested])
+
+
+def _samples(run: Run, prepared: Prepared, right: list[tuple[int, Tensor]]) -> dict[str, Any]:
+    """Return the details on the test samples of domains, given which were right, in the order of the test.
+
+    All domains count alike in the accuracy, so each sample has the weight 1 / its domain's size.
+    """
+    pool = prepared.pool
+    place = torch.cat([_tested(run, pool, index) for index, _ in right])
+    weight = torch.cat([torch.full((len(one),), 1 / len(one), dtype=torch.float64) for _, one in right])
+    weight = weight / weight.mean()
+    score = weight * torch.cat([one for _, one in right])
+    origin = None if pool.origin is None else pool.origin[place]
+    return sample_details(score, pool.test_y.cpu()[place], weight, origin)
 
 
 class DomainClassifier(Classifier):
@@ -172,9 +193,9 @@ def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt:
     The model does not change: a copy is adapted.
     """
     world, pool = domains(run), prepared.pool
-    name, tests = pool.names[index], pool.tests(index)
+    name = pool.names[index]
     training = slice(pool.starts[index], pool.starts[index + 1])
-    order = _order(world, pool.test_y[tests].cpu(), derive("test order", run.seed, name)) + tests.start
+    order = _tested(run, pool, index)
     unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
     held, device = pool.x.device, next(model.parameters()).device
     test = TargetBatches(
@@ -185,6 +206,14 @@ def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt:
         options=world.adapt_options if adapt == world.adapt else {},
     )
     return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(held)].to(device)
+
+
+def _tested(run: Run, pool: Pool, index: int) -> Tensor:
+    """Return the test samples of a domain in the order of its test: int64 (n,) places in the pool."""
+    tests = pool.tests(index)
+    seed = derive("test order", run.seed, pool.names[index])
+    places: Tensor = _order(domains(run), pool.test_y[tests].cpu(), seed) + tests.start
+    return places
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:

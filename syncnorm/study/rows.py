@@ -14,6 +14,7 @@ from typing import Any
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
+from syncnorm.samples import chance_of
 
 FORMAT = 1
 ROWS = "runs.jsonl"
@@ -48,6 +49,8 @@ class About:
     agreements: tuple[Agreement, ...]
     base: dict[str, Any] = field(default_factory=dict)
     """Values of the study's base run for the fields that share an axis."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """What the study tunes, with its lines and trials (`tuning.choose.Tuning`); empty if it tunes nothing."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def read(directory: str | Path) -> Results:
         tuple(known["figures"]),
         tuple(Agreement(**agreement) for agreement in known["agreements"]),
         known.get("base", {}),
+        known.get("tuning", {}),
     )
     return Results(about, read_rows(folder))
 
@@ -115,6 +119,15 @@ def diverged(row: Row) -> bool:
     """
     said = row.get("details", {}).get("diverged")
     return bool(None in row["metrics"].values() if said is None else said)
+
+
+def at_chance(row: Row) -> bool | None:
+    """Return whether a finished run's accuracy is no better than a guess; None for a row that cannot say.
+
+    It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores.
+    """
+    chance, accuracy = chance_of(row.get("details", {})), row["metrics"].get("accuracy")
+    return None if chance is None or accuracy is None else bool(accuracy <= chance.bound + 1e-9)
 
 
 def failed_row(

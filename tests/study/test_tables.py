@@ -113,7 +113,7 @@ def test_differences_are_paired_by_seed_and_say_their_n(study: Study, tmp_path: 
     accuracies = {"bn": [0.5, 0.7, 0.6], "gn": [0.6, 0.81, 0.69], "ln": [0.5, 0.6]}
     table = differences(with_accuracies(study, tmp_path, accuracies))
     half = stats.t.ppf(0.975, 2) * stats.sem([10, 11, 9])
-    assert column(table)["gn"] == Cell(f"+10.0 ± {half:.1f}")
+    assert column(table)["gn"] == Cell(f"+10.0 ± {half:.1f}†")
     assert column(table)["ln"].text.startswith(f"{MINUS}5.0 ± ")
     assert column(table)["ln"].note == "n = 2"
     assert "bn" not in column(table)

@@ -139,6 +139,11 @@ class FederatedDataset:
             )
         return (share / share.sum() / tested.clamp(min=1))[y]
 
+    def test_places(self, client: int) -> Tensor:
+        """Return the places of the client's test samples among those of the pool: int64 (n,), on the CPU."""
+        index = self._test_index(client)
+        return torch.arange(index.start, index.stop) if isinstance(index, slice) else index.cpu()
+
     def histogram(self, client: int) -> Tensor:
         """Return the number of a client's training samples of each class: int64 (classes,)."""
         return torch.bincount(self.y[self.train(client).to(self.y.device)], minlength=self.classes).cpu()

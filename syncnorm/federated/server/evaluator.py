@@ -15,7 +15,7 @@ from syncnorm.federated.messages import Broadcast, size
 from syncnorm.federated.policies import Reduction
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
-from syncnorm.federated.server.scores import drift, score, summary, uniform
+from syncnorm.federated.server.scores import drift, score, scores_by_sample, summary, uniform
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
@@ -84,6 +84,7 @@ class Evaluator:
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
         metrics = summary(federation, scores)
         details: dict[str, Any] = {"accuracy_by_client": {one.client: one.accuracy for one in scores}}
+        details |= scores_by_sample(federation, scores)
         seen = [one for one in scores if one.moments]
         if seen:
             details["drift"] = drift(seen)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
+from syncnorm.samples import sample_details
 from syncnorm.surgery import layer_moments
 from syncnorm.training.evaluation import accuracy_and_loss, predict
 from syncnorm.training.metrics import own_metrics
@@ -32,6 +34,8 @@ class Score:
     """Those statistics, by layer."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Registered metrics, by name."""
+    right: Tensor | None = None
+    """Which samples of the client's test set the model gets right: bool (n,); None if the client did not say."""
 
 
 def score(federation: Federation, client: int, state: State) -> Score:
@@ -39,16 +43,17 @@ def score(federation: Federation, client: int, state: State) -> Score:
     x, y, weights = federation.population.test(client)
     logits = predict(federation.models.with_state(state), x, CHUNK)
     accuracy, loss = accuracy_and_loss(logits, y, weights)
+    right = logits.argmax(1) == y
     metrics = own_metrics(logits, y, client, weights.to(logits))
     own = federation.population.x[federation.population.train(client)]
     # With one sample, a linear layer's statistics have no variance.
     if not federation.layout.layers or len(own) < 2:
-        return Score(client, accuracy, loss, len(own), metrics=metrics)
+        return Score(client, accuracy, loss, len(own), metrics=metrics, right=right)
     # Equal parts: a last part with a single sample would have no variance in a linear layer.
     moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
     reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
-    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics)
+    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics, right)
 
 
 def validate(federation: Federation, client: int, state: State) -> float:
@@ -88,6 +93,27 @@ def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]
     if len(federation.population.domains) > 1:
         found |= _by_domain(federation, scores)
     return found
+
+
+def scores_by_sample(federation: Federation, scores: Sequence[Score]) -> dict[str, Any]:
+    """Return the details on the test samples that the mean accuracy over clients rests on.
+
+    With n samples that have a weight at one of K clients, sample i has the weight n / K * sum_k w_ki and the score
+    n / K * sum_k w_ki * right_ki, so that the mean of the scores is the accuracy. Empty if a client did not say which
+    samples it got right (Flower's engine sends sums alone).
+    """
+    population, pool = federation.population, federation.population.pool
+    weight, score = (torch.zeros(len(pool.test_y), dtype=torch.float64) for _ in range(2))
+    for one in scores:
+        if one.right is None:
+            return {}
+        place, own = population.test_places(one.client), population.test_weights(one.client).cpu()
+        weight.index_add_(0, place, own)
+        score.index_add_(0, place, own * one.right.cpu())
+    tested = weight.nonzero()[:, 0]
+    share = len(tested) / len(scores)
+    origin = None if pool.origin is None else pool.origin.cpu()[tested]
+    return sample_details(share * score[tested], pool.test_y.cpu()[tested], share * weight[tested], origin)
 
 
 def _by_domain(federation: Federation, scores: Iterable[Score]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from syncnorm.study.report.render import LeftOut, render, stored_plots
 from syncnorm.study.rows import Results, diverged
 from syncnorm.study.table import MINUS, Table
 
-ASCII = {"±": "+-", MINUS: "-", "—": "-", "…": "...", "“": '"', "”": '"'}
+ASCII = {"±": "+-", MINUS: "-", "—": "-", "†": "^", "…": "...", "“": '"', "”": '"'}
 """Replacements for characters that a terminal cannot show."""
 
 

@@ -21,6 +21,7 @@ _LATEX = {
     "±": r"$\pm$",
     MINUS: "$-$",
     "—": "---",
+    "†": r"$\dagger$",
     **{char: f"\\{char}" for char in "&%$#_{}"},
 }
 

@@ -22,6 +22,8 @@ class Across(ABC):
     """Whether every x has its own metric."""
     after_training: ClassVar[bool] = True
     """Whether the values depend on training, so that those of diverged runs are left out."""
+    final: ClassVar[bool] = True
+    """Whether the values are metrics of finished runs, so that lines are compared by them."""
 
     @abstractmethod
     def values(self, row: Row, at: Any) -> Iterator[tuple[Any, float | None]]:
@@ -119,6 +121,8 @@ class Field(Across):
 class Steps(Across):
     """The epochs or rounds of a history, from 1."""
 
+    final: ClassVar[bool] = False
+
     def values(self, row: Row, at: Any) -> Iterator[tuple[Any, float | None]]:
         """Yield every step and its value."""
         yield from enumerate(row.get("history", {}).get(self.names[0], []), start=1)
@@ -186,6 +190,7 @@ class Layers(Across):
     """A model's layers, in order. Diverged runs count, since values measured before training are valid."""
 
     after_training: ClassVar[bool] = False
+    final: ClassVar[bool] = False
 
     def values(self, row: Row, at: Any) -> Iterator[tuple[Any, float | None]]:
         """Yield every layer and its value."""

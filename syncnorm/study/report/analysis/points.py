@@ -7,21 +7,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
+from syncnorm.samples import samples_of
 from syncnorm.study.plan.spec import KIND
 from syncnorm.study.plot import Axis, Plot, View, names_of
 from syncnorm.study.report.analysis.across import Across, sample
 from syncnorm.study.report.analysis.agreement import without_repeats
+from syncnorm.study.report.analysis.comparisons import Comparison, Line, compared
 from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
 from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
+from syncnorm.study.report.analysis.sampling import (
+    Clusters,
+    Combined,
+    clusters_of,
+    effects,
+    over_both,
+    over_test_samples,
+)
 from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
-from syncnorm.study.rows import Results, Row, diverged
+from syncnorm.study.rows import Results, Row, at_chance, diverged
 
 
 class Chart(Plot):
     """A plot of numbers, with its runs arranged in panels, lines and along x."""
 
+    compares: ClassVar[bool] = False
+    """Whether its tables compare lines with the first, so that there is a verdict on each comparison."""
     line: Axis
     panel: Axis | None
 
@@ -67,6 +79,14 @@ class Points:
     diverged: dict[Place, tuple[int, int]] = field(default_factory=dict)
     """For each place with diverged runs, their number and the number of finished runs. x is None if a run has
     several."""
+    tests: dict[Place, dict[int, Clusters]] = field(default_factory=dict)
+    """The test samples behind values of the metric `accuracy`, by seed, as far as rows have their scores."""
+    guessed: dict[Place, tuple[int, int]] = field(default_factory=dict)
+    """For each place with an accuracy, the number of runs that are no better than a guess, and of those that can
+    say."""
+
+    ran: dict[Place, tuple[str, ...]] = field(default_factory=dict)
+    """Ids of the finished runs of each place. x is None if a run has several."""
 
     @cached_property
     def across(self) -> Across:
@@ -81,6 +101,39 @@ class Points:
     def difference(self, panel: Any, line: str, x: Any, reference: str) -> Summary | None:
         """Return the summary of line - reference over the seeds that both have at (panel, x)."""
         return paired(self.values.get((panel, line, x), {}), self.values.get((panel, reference, x), {}))
+
+    @cached_property
+    def sampled(self) -> dict[Place, tuple[tuple[float, float], Combined | None]]:
+        """The 95 % interval over test samples, and the mean over seeds and test samples, of every place all of whose
+        seeds have the scores of their test samples."""
+        return {
+            at: (over_test_samples(found), over_both(found))
+            for at, tests in self.tests.items()
+            if len(tests) == len(self.values[at]) and (found := effects(tests))
+        }
+
+    @cached_property
+    def comparisons(self) -> dict[Place, Comparison]:
+        """The comparisons of all other lines with the first, by place; p-values are adjusted for their number."""
+        first, *others = self.lines or [""]
+
+        def line(panel: Any, name: str, x: Any) -> Line:
+            return Line(self.values.get((panel, name, x), {}), self.tests.get((panel, name, x), {}))
+
+        return compared(
+            {
+                (panel, name, x): (line(panel, name, x), line(panel, first, x))
+                for panel in self.panels
+                for name in others
+                for x in self.xs
+            }
+        )
+
+    def marks(self, panel: Any, line: str, x: Any) -> str:
+        """Say how many runs of a place diverged or are no better than a guess; empty without any."""
+        guessed, count = self.guessed.get((panel, line, x), (0, 0))
+        chance = f"at chance ({guessed} of {count})" if guessed else ""
+        return "; ".join(filter(None, [self.divergence(panel, line, x), chance]))
 
     def divergence(self, panel: Any, line: str, x: Any) -> str:
         """Say how many runs of a place diverged: "diverged (1 of 5)"; empty without any."""
@@ -138,6 +191,8 @@ class Points:
             parts.insert(0, f"A seed's value is the mean over {self.cases} runs ({over}).")
         if self.diverged:
             parts.append(said_diverged(sum(count for count, _ in self.diverged.values())))
+        if guessed := sum(count for count, _ in self.guessed.values()):
+            parts.append(f"At chance, no better than a guess, and in the means: {runs_in_words(guessed)}.")
         return " ".join(parts)
 
     def _evaluation(self) -> str:
@@ -198,6 +253,7 @@ def gather(chart: Chart, results: Results) -> Points:
     left_out = lost if across.after_training else set()
     wanted = {_case(over, fields) for fields in runs.values()}
     values: defaultdict[Place, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    measured: defaultdict[Place, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     without_value = 0
     for row, (panel, _, x), case, name in zip(rows, places, cases, names, strict=True):
         if row["run_id"] in left_out:
@@ -206,6 +262,8 @@ def gather(chart: Chart, results: Results) -> Points:
         without_value += len(found) < across.needed()
         for at, value in found.items():
             values[panel, name, at][row["config"]["seed"]][case] = value
+            if across.final and across.metric(at) == "accuracy":
+                measured[panel, name, at][row["config"]["seed"]].append(row)
     means = {spot: mean for spot, seeds in values.items() if (mean := _means(seeds, wanted))}
     spots = [place(chart, fields, about.base) for fields in runs.values()]
     panels, lines = (list(dict.fromkeys(one[axis] for one in spots)) for axis in range(2))
@@ -225,6 +283,9 @@ def gather(chart: Chart, results: Results) -> Points:
         unseen=unseen.pop() if len(unseen) == 1 else None,
         cases=len(wanted),
         diverged=_diverged(rows, places, names) if lost else {},
+        tests={spot: tests for spot, mean in means.items() if (tests := _tests(measured.get(spot, {}), mean))},
+        ran=_ran(rows, places, names),
+        guessed={spot: _guessed(seeds) for spot, seeds in measured.items()},
     )
 
 
@@ -258,7 +319,12 @@ def usual(counts: Iterable[int]) -> int:
 
 def said_diverged(count: int) -> str:
     """Say that `count` runs diverged and are in no mean."""
-    return f"Diverged, and in no mean: {count} {'run' if count == 1 else 'runs'}."
+    return f"Diverged, and in no mean: {runs_in_words(count)}."
+
+
+def runs_in_words(count: int) -> str:
+    """Return "1 run" or "2 runs"."""
+    return f"{count} {'run' if count == 1 else 'runs'}"
 
 
 def _lines(lines: list[str], places: Sequence[Place], names: Sequence[str]) -> list[str]:
@@ -282,6 +348,26 @@ def _diverged(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]
         ended[panel, name, x] += 1
         lost[panel, name, x] += diverged(row)
     return {spot: (count, ended[spot]) for spot, count in lost.items() if count}
+
+
+def _tests(seeds: Mapping[int, Sequence[Row]], wanted: Iterable[int]) -> dict[int, Clusters]:
+    """Return the test samples of those seeds whose rows all have their scores."""
+    found = {seed: [samples_of(row.get("details", {})) for row in seeds.get(seed, ())] for seed in wanted}
+    return {
+        seed: clusters_of([one for one in some if one]) for seed, some in found.items() if some and None not in some
+    }
+
+
+def _guessed(seeds: Mapping[int, Sequence[Row]]) -> tuple[int, int]:
+    said = [one for rows in seeds.values() for row in rows if (one := at_chance(row)) is not None]
+    return sum(said), len(said)
+
+
+def _ran(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]) -> dict[Place, tuple[str, ...]]:
+    found: defaultdict[Place, list[str]] = defaultdict(list)
+    for row, (panel, _, x), name in zip(rows, places, names, strict=True):
+        found[panel, name, x].append(row["run_id"])
+    return {spot: tuple(ids) for spot, ids in found.items()}
 
 
 def _case(over: Sequence[str], fields: Mapping[str, Any]) -> str:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from syncnorm.study.plot import Axis, names_of
+from syncnorm.study.report.analysis.captions import SURVIVES, comparisons_words, spread_words
 from syncnorm.study.report.analysis.labels import Metric, setting
 from syncnorm.study.report.analysis.points import Points
+from syncnorm.study.report.analysis.records import records_of
 from syncnorm.study.report.analysis.statistics import Estimate, Summary, overlap
 from syncnorm.study.table import MINUS, NOTHING, Cell, Table
 
@@ -25,21 +26,21 @@ def means(points: Points, shown: Sequence[Any] | None = None) -> Table:
     def cell(panel: Any, line: str, x: Any) -> Cell:
         summary, metric = points.summary(panel, line, x), points.metric(x)
         text = mean_text(summary, metric) if summary else _nothing(points, panel, line, x)
-        note = _note(points, summary, points.divergence(panel, line, x))
+        note = _note(points, summary, points.marks(panel, line, x))
         return Cell(text, _stands_out(points, panel, line, x, metric.higher_is_better), note)
 
     xs = list(points.xs if shown is None else shown)
     return Table(
         name=points.name,
         title=points.title,
-        caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. "
+        caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. {spread_words(points)}"
         "Bold: best of its column, with an interval apart from all others in it. "
         f"{points.evaluation()}{_without(points)}",
         corner=points.line_label,
         span=points.across.span(points.metrics, points.kind),
         header=[points.x_text(x) for x in xs],
         blocks=blocks_of(points, points.lines, xs, cell),
-        records=_records(points),
+        records=records_of(points),
     )
 
 
@@ -49,16 +50,19 @@ def differences(points: Points) -> Table:
     one = None if points.across.several else points.metric(None)
 
     def cell(panel: Any, line: str, x: Any) -> Cell:
-        summary = points.difference(panel, line, x, reference)
+        found = points.comparisons.get((panel, line, x))
+        summary = found.difference if found else None
         text = mean_text(summary, points.metric(x), sign="+") if summary else _nothing(points, panel, line, x)
-        own, other = points.divergence(panel, line, x), points.divergence(panel, reference, x)
+        text += SURVIVES if found and found.survives else ""
+        own, other = points.marks(panel, line, x), points.marks(panel, reference, x)
         return Cell(text, note=_note(points, summary, own or (other and f"{reference} {other}")))
 
     return Table(
         name=f"{points.name}-differences",
         title=one.difference_title(reference) if one else f"Differences to {reference}",
         caption="Mean ± half width of the 95 % t interval of the differences paired by seed; "
-        f"{_usual(points)}. {one.sign(reference) if one else f'Positive is more than {reference}.'} "
+        f"{_usual(points)}. {comparisons_words(points)}"
+        f"{one.sign(reference) if one else f'Positive is more than {reference}.'} "
         f"{points.evaluation()}",
         corner=points.line_label,
         span=points.across.span(points.metrics, points.kind, difference=True),
@@ -94,7 +98,7 @@ def _stands_out(points: Points, panel: Any, line: str, x: Any, higher_is_better:
     own = points.summary(panel, line, x)
     others = [other for other in points.lines if other != line and (panel, other, x) in points.planned]
     rivals = [points.summary(panel, other, x) for other in others]
-    if own is None or not rivals or points.divergence(panel, line, x):
+    if own is None or not rivals or points.marks(panel, line, x):
         return False
     return all(
         rival is not None and not overlap(own, rival) and (own.mean > rival.mean) == higher_is_better
@@ -120,10 +124,10 @@ def _nothing(points: Points, panel: Any, line: str, x: Any) -> str:
     return NOTHING if (panel, line, x) in points.planned else ""
 
 
-def _note(points: Points, summary: Summary | None, divergence: str) -> str:
-    """Return the note of a cell: its n, if it is not the usual one, and the number of diverged runs."""
+def _note(points: Points, summary: Summary | None, marks: str) -> str:
+    """Return the note of a cell: its n, if it is not the usual one, and its runs that diverged or are at chance."""
     n = f"n = {summary.n}" if summary and summary.n != points.usual_n() else ""
-    return "; ".join(part for part in (n, divergence) if part)
+    return "; ".join(part for part in (n, marks) if part)
 
 
 def _usual(points: Points) -> str:
@@ -137,52 +141,3 @@ def _usual(points: Points) -> str:
 
 def _without(points: Points) -> str:
     return f" {points.across.lacking(points.without_value)}" if points.without_value else ""
-
-
-def _records(points: Points) -> list[dict[str, Any]]:
-    """Return one record per point: its statistics and those of its difference to the first line, as stored."""
-    records = []
-    for panel in points.panels:
-        for line in points.lines:
-            for x in points.xs:
-                if (summary := points.summary(panel, line, x)) is None:
-                    continue
-                seeds = sorted(points.values[panel, line, x])
-                difference = None if line == points.lines[0] else points.difference(panel, line, x, points.lines[0])
-                records.append(
-                    {
-                        **place_columns(points, panel, line, x),
-                        "evaluated_by": " / ".join(points.evaluated_by[line]),
-                        "seeds": " ".join(map(str, seeds)),
-                        **statistics_columns("", summary),
-                        "reference": points.lines[0] if difference else None,
-                        **statistics_columns("difference_", difference),
-                    }
-                )
-    return records
-
-
-def place_columns(points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
-    """Return the columns with a record's place in its chart."""
-    chart = points.chart
-    columns: dict[str, Any] = {_column(chart.panel): panel} if chart.panel else {}
-    columns[_column(chart.line)] = line
-    return {**columns, **points.across.columns(x, points.kind)}
-
-
-def _column(axis: Axis) -> str:
-    return "+".join(names_of(axis))
-
-
-def statistics_columns(prefix: str, summary: Summary | None) -> dict[str, Any]:
-    """Return the columns of a summary in a record."""
-    low, high = (summary.interval if summary else None) or (None, None)
-    values = {
-        "n": summary.n if summary else None,
-        "mean": summary.mean if summary else None,
-        "std": summary.std if summary else None,
-        "half_width": summary.half_width if summary else None,
-        "low": low,
-        "high": high,
-    }
-    return {prefix + name: value for name, value in values.items()}

@@ -19,6 +19,7 @@ class Columns(Chart):
     """
 
     kind: ClassVar[str] = "columns"
+    compares: ClassVar[bool] = True
 
     line: Axis
     metrics: tuple[str, ...] = ("accuracy",)

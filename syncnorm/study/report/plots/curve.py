@@ -26,6 +26,7 @@ class Curve(Chart):
     """
 
     kind: ClassVar[str] = "curve"
+    compares: ClassVar[bool] = True
 
     x: Axis
     line: Axis

@@ -14,14 +14,9 @@ from syncnorm.study.report.analysis.agreement import without_repeats
 from syncnorm.study.report.analysis.labels import listing, setting
 from syncnorm.study.report.analysis.lines import Place
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, joined, named, place, usual
+from syncnorm.study.report.analysis.records import place_columns, statistics_columns
 from syncnorm.study.report.analysis.statistics import Share, Summary, paired, share_closed
-from syncnorm.study.report.analysis.tables import (
-    blocks_of,
-    interval_text,
-    mean_text,
-    place_columns,
-    statistics_columns,
-)
+from syncnorm.study.report.analysis.tables import blocks_of, interval_text, mean_text
 from syncnorm.study.report.drawing.figures import Sheet, below, compose, panel_titles
 from syncnorm.study.report.drawing.panels import Styles, draw_line, grid, is_numeric, positions, x_axis
 from syncnorm.study.report.drawing.style import FAINT
@@ -147,9 +142,9 @@ class GapView(ChartView):
             share = self.shares.get((panel, line, x))
             if share is None:
                 nothing = NOTHING if (panel, line, x) in points.planned else ""
-                return Cell(nothing, note=points.divergence(panel, line, x))
+                return Cell(nothing, note=points.marks(panel, line, x))
             text = interval_text(share.closed, _percent) if share.closed else NO_GAP
-            return Cell(text, note=self._note(share.gap.n, points.divergence(panel, line, x)))
+            return Cell(text, note=self._note(share.gap.n, points.marks(panel, line, x)))
 
         def size(panel: Any) -> list[Cell]:
             sizes = [self.size(panel, x) for x in points.xs]

@@ -1,0 +1,94 @@
+"""The table of claims: what may be said of every comparison that a study's tables make."""
+
+from typing import Any
+
+from syncnorm.study.report.analysis.evidence import evidence
+from syncnorm.study.report.analysis.labels import setting
+from syncnorm.study.report.analysis.points import Chart, ChartView, Points
+from syncnorm.study.report.analysis.tables import mean_text
+from syncnorm.study.report.analysis.verdict import Record, Verdict, verdicts
+from syncnorm.study.report.render import LeftOut, render, stored_plots
+from syncnorm.study.rows import Results
+from syncnorm.study.table import Cell, Table
+
+RULE = (
+    "A difference is found if both lines are tuned with equal budgets; p < 0.05 after Holm's correction for all "
+    "comparisons of its table; the 95 % intervals over seeds, and over seeds and test samples, leave out zero; at "
+    "least 5 seeds are shared, no run diverged, and none of the better line's is at chance; no choice of the worse "
+    "line lies at the edge of its range; and the better line is not below the pixel baseline. What is not recorded fails."
+)
+
+
+def claims_table(results: Results) -> Table | None:
+    """Return the verdicts on all comparisons with a reference; None if the study's plots make none."""
+    blocks: list[tuple[str, list[list[Cell]]]] = []
+    records: list[dict[str, Any]] = []
+    found = 0
+    for one in stored_plots(results):
+        view = _view(one, results)
+        if view is None:
+            continue
+        number, points = view
+        judged = verdicts(evidence(points, results))
+        if not judged:
+            continue
+        found += sum(said.found for _, said in judged)
+        lines = [_cells(points, record, said) for record, said in judged]
+        blocks.append((f"{number}: {points.title}", lines))
+        records += [_record(number, record, said) for record, said in judged]
+    if not blocks:
+        return None
+    return Table(
+        name="verdicts",
+        title="Claims",
+        caption=f"{found or 'None'} of {len(records)} differences {'is' if found == 1 else 'are'} found. {RULE}",
+        corner="difference",
+        span="",
+        header=["size", "verdict", "why not, or with what"],
+        blocks=blocks,
+        records=records,
+    )
+
+
+def _view(one: tuple[int, object] | LeftOut, results: Results) -> tuple[int, Points] | None:
+    if isinstance(one, LeftOut):
+        return None
+    number, plot = one
+    if not isinstance(plot, Chart) or not plot.compares:
+        return None
+    rendered = render(number, plot, results)
+    if isinstance(rendered, LeftOut) or not isinstance(rendered[0], ChartView):
+        return None
+    return number, rendered[0].points
+
+
+def _cells(points: Points, record: Record, said: Verdict) -> list[Cell]:
+    panel, line, x = record["place"]
+    where = [setting(points.chart.panel, panel)] if points.chart.panel else []
+    metric = points.metric(x)
+    where.append(metric.short if points.across.several else f"{points.x_label} {points.x_text(x)}")
+    size = points.comparisons[panel, line, x].difference
+    unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+    ahead = {
+        "line": f"{line} better than {record['reference']}",
+        "reference": f"{line} worse than {record['reference']}",
+    }
+    words = ahead.get(said.better, f"{line} against {record['reference']}")
+    return [
+        Cell(f"{words}, {', '.join(where)}"),
+        Cell(mean_text(size, metric, sign="+") + unit),
+        Cell(said.word, bold=said.found),
+        Cell("; ".join([*said.reasons, *said.notes])),
+    ]
+
+
+def _record(number: int, record: Record, said: Verdict) -> dict[str, Any]:
+    plain = {name: value for name, value in record.items() if name != "place"}
+    return {
+        "plot": number,
+        "verdict": said.word,
+        "better": said.better,
+        "reasons": "; ".join(said.reasons),
+        "notes": "; ".join(said.notes),
+        **plain,
+    }
