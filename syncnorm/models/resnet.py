@@ -1,7 +1,8 @@
 """Residual networks in their CIFAR forms (He et al., arXiv 1512.03385).
 
-ResNet-20/32/56: three stages of 16, 32 and 64 channels (or of another width, doubled twice) with n = 3, 5, 9 blocks each; a shortcut that changes shape
-takes every other pixel and pads channels with zeros (option A), so it has no parameters and no norm. ResNet-18: four
+ResNet-20/32/56: three stages of 16, 32 and 64 channels (or of another width, doubled twice) with n = 3, 5, 9 blocks
+each; a shortcut that changes shape takes every other pixel and pads channels with zeros (option A), so it has no
+parameters and no norm. ResNet-18: four
 stages of 64 to 512 channels with two blocks each, after a 3x3 convolution without pooling; shortcuts that change
 shape are 1x1 convolutions with a norm (option B).
 """

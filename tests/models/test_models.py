@@ -44,7 +44,7 @@ def test_residual_networks_have_their_papers_size(name: str, parameters: int) ->
 
 @pytest.mark.parametrize(("width", "parameters"), [(4, 17_326), (8, 68_050), (16, 269_722)])
 def test_a_residual_network_can_be_narrower(width: int, parameters: int) -> None:
-    """Counted by hand: 3x3 convolutions of stem (3 to w) and blocks, two numbers a channel of each norm, classifier."""
+    """Counted by hand: 3x3 convolutions of stem and blocks, two numbers a channel of each norm, classifier."""
     w = width
     stem, first = 27 * w, 6 * 9 * w * w
     second = 9 * (2 * w * w + 5 * 4 * w * w)
