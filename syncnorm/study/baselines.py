@@ -14,10 +14,9 @@ from typing import Any
 from syncnorm.config import WORLD_CONFIGS
 from syncnorm.errors import UserError
 from syncnorm.files import write_file
+from syncnorm.worlds import SAMPLES
 
 SCORES = "baselines.jsonl"
-SAMPLES = "samples of the data"
-"""Key of the fingerprint of samples, labels and split in a row (`worlds.SAMPLES`)."""
 TRAINING_ONLY = ("augment",)
 """Fields of the data that change nothing for a baseline."""
 DIGITS = 12

@@ -13,10 +13,10 @@ from syncnorm.config import Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.fingerprint import code_fingerprint
 from syncnorm.progress import counted
-from syncnorm.study.baselines import SAMPLES, Scored, problem_of, read_scores, write_scores
+from syncnorm.study.baselines import Scored, problem_of, read_scores, write_scores
 from syncnorm.study.plan.spec import Study
 from syncnorm.study.rows import Row, read
-from syncnorm.worlds import forget, world_of
+from syncnorm.worlds import SAMPLES, forget, world_of
 
 METRIC = "accuracy"
 """What a baseline is compared by."""
