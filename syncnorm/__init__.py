@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from syncnorm.baselines import register_baseline
     from syncnorm.data import register_data, register_partition
     from syncnorm.domains.adaptation import register_adaptation
     from syncnorm.federated.algorithms import register_algorithm
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "syncnorm.data": ["register_data", "register_partition"],
+    "syncnorm.baselines": ["register_baseline"],
     "syncnorm.worlds": ["fit"],
     "syncnorm.federated.algorithms": ["register_algorithm"],
     "syncnorm.federated.policies": ["register_policy"],
@@ -115,6 +117,7 @@ __all__ = [
     "recalibrate",
     "register_adaptation",
     "register_algorithm",
+    "register_baseline",
     "register_data",
     "register_metric",
     "register_model",

@@ -13,6 +13,9 @@ from pathlib import Path
 def environment() -> dict[str, str]:
     """Return versions, processor, cores, device, platform and the package's git commit of this process.
 
+    The versions are those of Python, of what trains, and of the packages that the embedded data are drawn with. A
+    package that is not installed has an empty one.
+
     `cores` counts the cores that this process may use. `device` is the CUDA device's name, or "cpu" if there is none
     or torch is not imported. `commit` is empty if the package is not a git checkout, and ends in "-dirty" if files
     differ from the commit.
@@ -23,6 +26,10 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": _version("torch"),
         "lightning": _version("lightning"),
+        "numpy": _version("numpy"),
+        "pillow": _version("pillow"),
+        "matplotlib": _version("matplotlib"),
+        "scikit-learn": _version("scikit-learn"),
         "cpu": _cpu(),
         "cores": str(cores()),
         "device": torch.cuda.get_device_name() if torch and cuda else "cpu",

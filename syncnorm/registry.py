@@ -124,6 +124,7 @@ HOMES = {
     "data": ("syncnorm.data", "data set"),
     "metric": ("syncnorm.training.metrics", "metric"),
     "adaptation": ("syncnorm.domains.adaptation", "adaptation"),
+    "baseline": ("syncnorm.baselines", "baseline"),
     "plot": ("syncnorm.study", "plot"),
 }
 """For each kind, the module that creates its registry, and the registry's own word for it."""

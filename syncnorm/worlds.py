@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from syncnorm.baselines import Problem
 from syncnorm.checks import check_run
 from syncnorm.config import Execution, Norm, Result, Run, WorldConfig, run_id
 from syncnorm.errors import UserError
@@ -47,6 +48,9 @@ class World(Protocol):
 
     def data(self, run: Run) -> Loaded:
         """Return a run's data; loaded once, as for `check`."""
+
+    def pixels(self, run: Run) -> Problem:
+        """Return a run's samples as rows of numbers, with the weights by which `accuracy` counts test samples."""
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

@@ -22,6 +22,8 @@ class WorldConfig:
     """Possible values of the field `engine`."""
     step: ClassVar[str] = "epoch"
     """Unit of a history: epoch or round."""
+    deals: ClassVar[tuple[str, ...]] = ()
+    """The fields that decide, with `data` and the seed, which samples train, and how much each test sample counts."""
 
     def names(self) -> list[tuple[str, str]]:
         """Return the registered names that this world uses, as pairs (kind, name); kinds are keys of
@@ -86,6 +88,10 @@ class Clients(WorldConfig):
     call: ClassVar[str] = "syncnorm.federated.simulate"
     engines: ClassVar[tuple[str, ...]] = get_args(ClientEngine)
     step: ClassVar[str] = "round"
+    deals: ClassVar[tuple[str, ...]] = (
+        *("count", "domains", "skew", "alpha", "skew_options", "noise"),
+        *("equal_size", "validation", "held_out", "unseen"),
+    )
 
     count: int = 20
     """Number of clients that take part in training."""
@@ -171,6 +177,7 @@ class Domains(WorldConfig):
 
     kind: ClassVar[str] = "domains"
     call: ClassVar[str] = "syncnorm.domains.fit"
+    deals: ClassVar[tuple[str, ...]] = ("domains", "unseen")
 
     domains: tuple[str, ...] = ()
     """The domains' data sets, all of one task. With data.path, each is in that folder under its name."""

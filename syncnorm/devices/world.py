@@ -14,8 +14,10 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from syncnorm.baselines import Problem
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
 from syncnorm.data import Dataset
+from syncnorm.data.plain import plain_problem
 from syncnorm.devices.batches import RankBatches
 from syncnorm.devices.measure import DevicesClassifier, measure
 from syncnorm.devices.prepare import (
@@ -166,6 +168,12 @@ class DevicesWorld:
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
         return load_data(run.data, torch.device("cpu"), DTYPES[run.precision])
+
+    def pixels(self, run: Run) -> Problem:
+        """Return all devices' training samples together, and the test set."""
+        data = self.data(run)
+        uniform = torch.ones(len(data.test_y))
+        return plain_problem(data.train_x, data.train_y, data.test_x, data.test_y, uniform)
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

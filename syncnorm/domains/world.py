@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from syncnorm.baselines import Problem
 from syncnorm.config import (
     Domains,
     Execution,
@@ -29,6 +30,7 @@ from syncnorm.config import (
     training_of,
 )
 from syncnorm.data.domain_pool import Pool, load_pool
+from syncnorm.data.plain import plain_problem
 from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
 from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
@@ -241,6 +243,17 @@ class DomainsWorld:
     def data(self, run: Run) -> Pool:
         """Return a run's data."""
         return load_domains(run, torch.device("cpu"))
+
+    def pixels(self, run: Run) -> Problem:
+        """Return the training samples of all seen domains, and the tested domains' test sets, which weigh alike."""
+        world, pool = domains(run), self.data(run)
+        seen = [index for index, name in enumerate(pool.names) if name not in world.unseen]
+        tested = [index for index in range(len(pool.names)) if index not in seen] or seen
+        train = torch.cat([torch.arange(pool.starts[index], pool.starts[index + 1]) for index in seen])
+        tests = [pool.tests(index) for index in tested]
+        test = torch.cat([torch.arange(place.start, place.stop) for place in tests])
+        weights = torch.cat([torch.full((size,), 1 / size) for place in tests if (size := place.stop - place.start)])
+        return plain_problem(pool.x[train], pool.y[train], pool.test_x[test], pool.test_y[test], weights)
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

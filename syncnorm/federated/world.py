@@ -10,16 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
+from syncnorm.baselines import Problem
 from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
 from syncnorm.data import FederatedDataset, make_federated_dataset
 from syncnorm.data.partitions.build import forget as forget_data
+from syncnorm.data.plain import plain_problem
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
 from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
+from syncnorm.federated.server.evaluator import evaluated_clients
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
@@ -134,6 +138,25 @@ class ClientsWorld:
         """Return a run's data."""
         cpu, dtype = torch.device("cpu"), DTYPES[run.precision]
         return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype)
+
+    def pixels(self, run: Run) -> Problem:
+        """Return all clients' training samples together, and the test samples of the clients that are evaluated.
+
+        A client's test samples have its weights, and clients weigh alike, as in `accuracy`.
+        """
+        people, clients = self.data(run), evaluated_clients(run)
+        every = torch.cat([people.train(client) for client in range(people.count)])
+        train = torch.from_numpy(np.unique(every.numpy()))
+        x, y = people.x[train], people.y[train]
+        if people.world.noise:  # each client sees test samples of its own
+            tests = [people.test(client) for client in clients]
+            test_x, test_y, weights = (torch.cat(parts) for parts in zip(*tests, strict=True))
+            return plain_problem(x, y, test_x, test_y, weights)
+        total = torch.zeros(len(people.pool.test_y), dtype=torch.float64)
+        for client in clients:
+            total[people.test_index(client)] += people.test_weights(client)
+        used = total > 0
+        return plain_problem(x, y, people.pool.test_x[used], people.pool.test_y[used], total[used])
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""

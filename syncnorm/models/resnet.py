@@ -1,7 +1,8 @@
 """Residual networks in their CIFAR forms (He et al., arXiv 1512.03385).
 
-ResNet-20/32/56: three stages of 16, 32 and 64 channels with n = 3, 5, 9 blocks each; a shortcut that changes shape
-takes every other pixel and pads channels with zeros (option A), so it has no parameters and no norm. ResNet-18: four
+ResNet-20/32/56: three stages of 16, 32 and 64 channels (or of another width, doubled twice) with n = 3, 5, 9 blocks
+each; a shortcut that changes shape takes every other pixel and pads channels with zeros (option A), so it has no
+parameters and no norm. ResNet-18: four
 stages of 64 to 512 channels with two blocks each, after a 3x3 convolution without pooling; shortcuts that change
 shape are 1x1 convolutions with a norm (option B).
 """
@@ -76,10 +77,16 @@ class ResNet(nn.Module):
         return logits
 
 
-def thin_resnet(in_channels: int, classes: int, norm: NormFactory | None, depth: int) -> ResNet:
-    """Build ResNet-`depth` for CIFAR, depth = 6 n + 2."""
+def thin_resnet(in_channels: int, classes: int, norm: NormFactory | None, depth: int, *, width: int = 16) -> ResNet:
+    """Build ResNet-`depth` for CIFAR, depth = 6 n + 2, with stages of `width`, 2 * `width` and 4 * `width` channels.
+
+    The paper's width is 16; width 8 has about a quarter, and width 4 a sixteenth, of its parameters.
+    """
+    if width < 1:
+        raise ValueError(f"width is {width}: it is a number of channels, at least 1")
     blocks = (depth - 2) // 6
-    return ResNet(in_channels, classes, norm, [(16, blocks), (32, blocks), (64, blocks)], projection=False)
+    stages = [(factor * width, blocks) for factor in (1, 2, 4)]
+    return ResNet(in_channels, classes, norm, stages, projection=False)
 
 
 def resnet18(in_channels: int, classes: int, norm: NormFactory | None = None) -> ResNet:

@@ -15,6 +15,7 @@ from typing import Any
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.samples import chance_of
+from syncnorm.study.baselines import Scored, read_scores
 
 FORMAT = 1
 ROWS = "runs.jsonl"
@@ -51,6 +52,8 @@ class About:
     """Values of the study's base run for the fields that share an axis."""
     tuning: dict[str, Any] = field(default_factory=dict)
     """What the study tunes, with its lines and trials (`tuning.choose.Tuning`); empty if it tunes nothing."""
+    baselines: tuple[str, ...] = ()
+    """Names of the pixel baselines that the report shows."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Results:
 
     about: About
     rows: dict[str, Row]
+    baselines: tuple[Scored, ...] = ()
+    """Scores of the study's pixel baselines, on the data of these rows or of former ones."""
 
     @property
     def finished(self) -> list[Row]:
@@ -102,8 +107,10 @@ def read(directory: str | Path) -> Results:
         tuple(Agreement(**agreement) for agreement in known["agreements"]),
         known.get("base", {}),
         known.get("tuning", {}),
+        tuple(known.get("baselines", ())),
     )
-    return Results(about, read_rows(folder))
+    scores = tuple(one for one in read_scores(folder) if one.baseline in about.baselines)
+    return Results(about, read_rows(folder), scores)
 
 
 def finished_row(study: str, result: Result) -> Row:

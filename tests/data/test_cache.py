@@ -71,6 +71,13 @@ def test_a_damaged_file_is_built_again(empty_cache, damage):
     assert_same(cached("x", refuse), made_up(7))
 
 
+def test_what_another_version_of_pillow_drew_is_drawn_again(empty_cache, monkeypatch):
+    cached("x", made_up)
+    monkeypatch.setattr("syncnorm.data.sources.cache.version", lambda package: "10.0.0")
+    assert_same(cached("x", lambda: made_up(7)), made_up(7))
+    assert len(list(empty_cache.glob("x-*.npz"))) == 2
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("a file where the folder should be")
     monkeypatch.setenv("SYNCNORM_CACHE", str(tmp_path / "file" / "cache"))

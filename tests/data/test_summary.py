@@ -1,6 +1,7 @@
 """The one line that says what was loaded, and the fingerprint of its content."""
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import torch
 from syncnorm.config import Clients, Data
 from syncnorm.data import fingerprint, load, make_federated_dataset
 from syncnorm.data.domain_pool import load_pool
+from syncnorm.data.sources.fonts import font_files
 from syncnorm.errors import UserError
 
 CPU = torch.device("cpu")
@@ -70,10 +72,15 @@ def test_a_matplotlib_without_a_font_is_a_sentence(tmp_path, monkeypatch):
     fonts = tmp_path / "fonts" / "ttf"
     fonts.mkdir(parents=True)
     for file in (Path(matplotlib.get_data_path()) / "fonts" / "ttf").glob("*.ttf"):
-        if file.name != "cmti10.ttf":
+        if file.name != "cmtt10.ttf":
             (fonts / file.name).symlink_to(file)
     monkeypatch.setattr(matplotlib, "get_data_path", lambda: str(tmp_path))
-    with pytest.raises(
-        UserError, match=rf"matplotlib {matplotlib.__version__} has no cmti10\.ttf: install a version"
-    ):
+    said = rf"matplotlib {matplotlib.__version__} here has no cmtt10\.ttf: install matplotlib again"
+    with pytest.raises(UserError, match=said):
         load("digits-fonts", size=9)
+
+
+def test_the_fonts_have_the_same_bytes_in_every_version_of_matplotlib():
+    """3.8.0, 3.8.4, 3.9.4, 3.10.0, 3.10.8 and 3.11.2 ship these bytes; hold the installed version to them."""
+    content = b"".join(file.read_bytes() for file in font_files())
+    assert sha256(content).hexdigest() == "a6374f49791a6a33b686eee119a43d021f70ec5a6f58921a65ec7fbb939ecd2d"

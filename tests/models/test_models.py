@@ -42,6 +42,21 @@ def test_residual_networks_have_their_papers_size(name: str, parameters: int) ->
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize(("width", "parameters"), [(4, 17_326), (8, 68_050), (16, 269_722)])
+def test_a_residual_network_can_be_narrower(width: int, parameters: int) -> None:
+    """Counted by hand: 3x3 convolutions of stem and blocks, two numbers a channel of each norm, classifier."""
+    w = width
+    stem, first = 27 * w, 6 * 9 * w * w
+    second = 9 * (2 * w * w + 5 * 4 * w * w)
+    third = 9 * (8 * w * w + 5 * 16 * w * w)
+    norms, classifier = 2 * (w + 6 * (w + 2 * w + 4 * w)), 10 * 4 * w + 10
+    assert stem + first + second + third + norms + classifier == parameters
+    model = make_model("resnet20", (3, 32, 32), 10, width=width)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    with pytest.raises(UserError, match="width is 0: it is a number of channels, at least 1"):
+        make_model("resnet20", (3, 32, 32), 10, width=0)
+
+
 @pytest.mark.parametrize(
     "norm", ["sync_bn", "frozen_bn", "reference_bn", "hybrid_bn", "gn", "ln", "in", "scaled_ws", "none"]
 )

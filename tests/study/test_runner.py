@@ -38,7 +38,8 @@ def test_every_run_has_a_row_and_what_is_finished_is_not_run_again(tmp_path: Pat
     before = (out / "runs.jsonl").read_bytes()
     assert sorted(row["run_id"] for row in lines(out)) == sorted(run_id(one) for one in expand(study))
     assert set(lines(out)[0]["environment"]) == {
-        "python", "torch", "lightning", "cpu", "cores", "device", "platform", "commit"
+        "python", "torch", "lightning", "numpy", "pillow", "matplotlib", "scikit-learn",
+        "cpu", "cores", "device", "platform", "commit",
     }  # fmt: skip
     pids.mkdir()
     run(study, out, trainer="no_such_module")

@@ -121,13 +121,13 @@ class FederatedDataset:
 
         Raises `UserError` if the client, or every one of its classes, has no test sample.
         """
-        index = self._test_index(client)
+        index = self.test_index(client)
         x, y = noisy_test(self.pool.test_x[index], self.world, client, self.seed), self.pool.test_y[index]
         return x, y, self.test_weights(client)
 
     def test_weights(self, client: int) -> Tensor:
         """Return only the weights of `test`."""
-        y = self.pool.test_y[self._test_index(client)]
+        y = self.pool.test_y[self.test_index(client)]
         if self._labels_alike():
             return torch.full((len(y),), 1 / len(y), dtype=torch.float64, device=y.device)
         tested = torch.bincount(y, minlength=self.classes)
@@ -157,8 +157,8 @@ class FederatedDataset:
     def _pooled(self, client: int, samples: Indices) -> Tensor:
         return torch.from_numpy(samples + self.pool.starts[self.assignment.of(client)])
 
-    def _test_index(self, client: int) -> slice | Tensor:
-        """Return the index of the client's test samples in the pool."""
+    def test_index(self, client: int) -> slice | Tensor:
+        """Return the index of the client's test samples among the pool's."""
         domain = self.assignment.of(client)
         place, column, value = self.pool.tests(domain), self.pool.natural[domain], self.natural(client)
         if not value or column is None:

@@ -4,6 +4,7 @@ import os
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from syncnorm.data.raw import Groups, Pixels, Signals
 
-VERSION = 2
+VERSION = 3
 """Part of every file's name. Increase it when the same name and options give other samples."""
 KINDS = {kind.__name__: kind for kind in (Pixels, Signals)}
 COLUMNS = ("natural", "domain")
@@ -34,9 +35,10 @@ def cached(key: str, build: Callable[[], Samples]) -> Samples:
     """Return the samples stored under `key`, or build and store them.
 
     If several processes need the same key at once, one builds it and the others wait. A damaged file is built again.
-    If nothing can be written, the samples are built but not stored.
+    If nothing can be written, the samples are built but not stored. A file counts for one version of Pillow only:
+    versions draw and decode some images differently by a grey level, and rows record which one they used.
     """
-    path = folder() / f"{key}-v{VERSION}.npz"
+    path = folder() / f"{key}-v{VERSION}-pillow{_pillow()}.npz"
     found: Samples | None = _read(path)
     if found is not None:
         return found
@@ -48,6 +50,13 @@ def cached(key: str, build: Callable[[], Samples]) -> Samples:
         with suppress(OSError):
             _write(path, samples)
         return samples
+
+
+def _pillow() -> str:
+    try:
+        return version("pillow")
+    except PackageNotFoundError:
+        return "-none"
 
 
 def _read(path: Path) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from syncnorm.config import Clients, Run
 from syncnorm.federated.aggregation import combine, normalised_weights
 from syncnorm.federated.client.client import section, statistics_entries
 from syncnorm.federated.client.states import ClientState
@@ -21,10 +22,21 @@ from syncnorm.moments import Moments
 from syncnorm.seeds import derive
 from syncnorm.training.evaluation import accuracy_and_loss, predict
 from syncnorm.training.metrics import own_metrics
+from syncnorm.worlds import expect
 
 EVALUATED = 1000
 """Maximum number of clients that are evaluated and contribute to gathered statistics; the seed draws a sample
 once."""
+
+
+def evaluated_clients(run: Run) -> list[int]:
+    """Return the clients that a run evaluates: all that are not held out, or a sample if there are too many."""
+    count = expect(run, Clients).count
+    if count <= EVALUATED:
+        return list(range(count))
+    rng = np.random.default_rng(derive("evaluated", run.seed))
+    chosen: list[int] = np.sort(rng.choice(count, EVALUATED, replace=False)).tolist()
+    return chosen
 
 
 class Evaluator:
@@ -39,13 +51,8 @@ class Evaluator:
 
     @property
     def clients(self) -> list[int]:
-        """The clients that are evaluated: all that are not held out, or a sample if there are too many."""
-        count = self.federation.world.count
-        if count <= EVALUATED:
-            return list(range(count))
-        rng = np.random.default_rng(derive("evaluated", self.federation.run.seed))
-        chosen: list[int] = np.sort(rng.choice(count, EVALUATED, replace=False)).tolist()
-        return chosen
+        """The clients that are evaluated."""
+        return evaluated_clients(self.federation.run)
 
     def gather(self, round_: int) -> None:
         """Set the server's statistics by a pass over the clients' data, if the policy has such a pass."""

@@ -54,6 +54,8 @@ class Study:
     agreements: tuple[Agreement, ...] = ()
     quick: Mapping[str, Any] = field(default_factory=dict)
     first_seed: int = 0
+    baselines: tuple[str, ...] = ()
+    """Pixel baselines to show beside the runs, of `baselines.BASELINES`: e.g. ("svm", "nearest", "logistic")."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -2,8 +2,10 @@
 
 from collections import Counter, defaultdict
 
+from syncnorm.study.baselines import problem_of
 from syncnorm.study.report.analysis.labels import listing
 from syncnorm.study.rows import Results, Row
+from syncnorm.worlds import SAMPLES
 
 DIRTY = "-dirty"
 """Suffix of the commit of a working tree with changes."""
@@ -26,14 +28,18 @@ def _dirty(rows: list[Row]) -> list[str]:
 
 
 def _fingerprints(rows: list[Row]) -> list[str]:
-    """Report items with several fingerprints, such as "model mynet": the same name had several versions."""
-    seen: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    """Report items with several fingerprints, such as "model mynet": the same name had several versions.
+
+    Samples are compared among runs on the same data with the same seed: other data have others.
+    """
+    seen: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for row in rows:
         for name, value in (row.get("fingerprints") or {}).items():
-            seen[name][str(value)[:12]] += 1
-    return [
+            seen[name, problem_of(row["config"]) if name == SAMPLES else ""][str(value)[:12]] += 1
+    said = [
         f"Different versions of {name} made these runs: "
         f"{listing(f'{value} ({count} runs)' for value, count in found.items())}. Means over them mix versions."
-        for name, found in seen.items()
+        for (name, _), found in seen.items()
         if len(found) > 1
     ]
+    return list(dict.fromkeys(said))

@@ -12,6 +12,7 @@ from syncnorm.study.plan.spec import flatten
 from syncnorm.study.plot import Plot, View
 from syncnorm.study.report.analysis.agreement import agreement_table
 from syncnorm.study.report.analysis.labels import listing, value_label
+from syncnorm.study.report.baselines import baseline_table
 from syncnorm.study.report.claims import claims_table
 from syncnorm.study.report.drawing.style import FORMATS
 from syncnorm.study.report.partitions import partitions, write_partition
@@ -67,9 +68,9 @@ def _checked(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def _about_runs(results: Results) -> list[tuple[Table, str]]:
-    """Return the tables of claims, agreements, failed and diverged runs, if there are any, each with the HTML after
+    """Return the tables of claims, baselines, agreements, failed and diverged runs, if any, each with the HTML after
     it."""
-    found = [(table, "")] if (table := claims_table(results)) else []
+    found = [(table, "") for table in (claims_table(results), baseline_table(results)) if table]
     found += [(agreement_table(results), "")] if results.about.agreements else []
     if lost := [row for row in results.finished if diverged(row)]:
         found.append((divergences(lost), ""))

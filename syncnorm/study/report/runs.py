@@ -63,9 +63,14 @@ def divergences(rows: list[Row]) -> Table:
 
 def run_words(row: Row) -> str:
     """Return a row's main settings: "bn, devices 8, samples per device 4, label-sorted data 0 %, seed 0"."""
+    return f"{settings_words(row)}, seed {row['config']['seed']}"
+
+
+def settings_words(row: Row) -> str:
+    """Return the same without the seed."""
     config = row["config"]
     parts = [setting(name, config["world"][name]) for name in MAIN if config["world"].get(name) not in (None, [])]
-    return ", ".join([config["norm"]["name"], *parts, f"seed {config['seed']}"])
+    return ", ".join([config["norm"]["name"], *parts])
 
 
 def run_records(results: Results) -> list[dict[str, Any]]:

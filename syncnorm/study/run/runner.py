@@ -21,6 +21,7 @@ from syncnorm.study.plan.spec import Study, expand, values_at, with_engine
 from syncnorm.study.report.plots.check import check_plots
 from syncnorm.study.rows import ROWS, failed_row, finished_row, read, read_rows
 from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import Change, changed_rows, stale_ids
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
@@ -86,6 +87,8 @@ def run_study(
                 _hand_out(_todo(runs, store), record, trainer, jobs or default_jobs(), how)
             else:
                 _train_together(_todo(runs, store), record, trainer, how)
+            if trainer == TRAINER:
+                add_baselines(study, runs, store.directory, meter.say)
 
 
 def _examine(
@@ -117,6 +120,7 @@ def check_study(study: Study, jobs: int | None, checkpoint_every: float, trainer
         raise UserError(f"checkpoint_every is {checkpoint_every}: it must be a number of seconds, at least 0.")
     runs = expand(study)
     check_plots(study, runs, names=trainer == TRAINER)
+    check_baselines(study, runs)
     return runs
 
 

@@ -175,6 +175,11 @@ def footnote(points: Points, *, ways: str = "", dots: bool = True) -> str:
     return f"Mean and 95 % t interval{ways}, {n} seeds.{single}\n{points.evaluation()}"
 
 
+def noted(note: str, more: str) -> str:
+    """Return a figure's note with a further line."""
+    return f"{note}\n{more}" if more else note
+
+
 def line_styles(lines: list[str]) -> Styles:
     """Return the style of every line; a norm or method looks the same in all figures.
 

@@ -1,10 +1,11 @@
 """Several metrics side by side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from syncnorm.study.plot import Axis, Reads
 from syncnorm.study.report.analysis.across import Across, Metrics, shared_unit
+from syncnorm.study.report.analysis.baselines import METRIC, Marks, baseline_marks
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named
 from syncnorm.study.report.analysis.tables import with_differences
 from syncnorm.study.rows import Results
@@ -28,7 +29,8 @@ class Columns(Chart):
 
     def collect(self, results: Results) -> "ColumnsView":
         """Collect the metrics of every run, by panel and line."""
-        return ColumnsView(**named(gather(self, results)))
+        metric = METRIC if METRIC in self.metrics else ""
+        return ColumnsView(**named(gather(self, results)), marks=baseline_marks(self, results, metric))
 
     def averaged(self) -> tuple[str, ...]:
         """Return `mean_over`."""
@@ -55,6 +57,11 @@ class Columns(Chart):
 class ColumnsView(ChartView):
     """The tables of means and of differences, without a figure."""
 
+    marks: Marks
+
     def tables(self) -> list[Table]:
-        """Return the means, and the differences to the first line."""
-        return with_differences(self.points)
+        """Return the means and the differences to the first line; a caption warns of lines below a baseline."""
+        first, *others = with_differences(self.points)
+        if warning := self.marks.warning(self.points):
+            first = replace(first, caption=f"{first.caption} {warning}")
+        return [first, *others]

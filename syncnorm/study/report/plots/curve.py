@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from syncnorm.study.plot import Axis, Reads
 from syncnorm.study.report.analysis.across import Across, Field
+from syncnorm.study.report.analysis.baselines import Marks, baseline_marks
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, joined, named
 from syncnorm.study.report.analysis.tables import with_differences
-from syncnorm.study.report.drawing.figures import below, compose_chart, footnote
-from syncnorm.study.report.drawing.panels import Styles, draw_line, grid, is_numeric, x_axis
+from syncnorm.study.report.drawing.baselines import draw_baselines
+from syncnorm.study.report.drawing.figures import below, compose_chart, footnote, noted
+from syncnorm.study.report.drawing.panels import Styles, draw_line, grid, is_numeric, positions, x_axis
 from syncnorm.study.rows import Results
 from syncnorm.study.table import Table
 
@@ -36,7 +38,8 @@ class Curve(Chart):
 
     def collect(self, results: Results) -> "CurveView":
         """Collect the metric of every run, by panel, line and x."""
-        return CurveView(**named(gather(self, results)))
+        marks = baseline_marks(self, results, self.metric)
+        return CurveView(**named(gather(self, results)), marks=marks)
 
     def axes(self) -> tuple[Axis | None, ...]:
         """Return x, line and panel."""
@@ -65,7 +68,9 @@ class Curve(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class CurveView(ChartView):
-    """The lines of a curve: means with intervals, and every seed as a dot."""
+    """The lines of a curve: means with intervals, every seed as a dot, and baselines dashed."""
+
+    marks: Marks
 
     def tables(self) -> list[Table]:
         """Return the means, and the differences to the first line."""
@@ -74,7 +79,8 @@ class CurveView(ChartView):
     def figure(self) -> "Figure":
         """Draw one line per value of `line`."""
         points = self.points
-        return compose_chart(points, points.metric(None), footnote(points), self._paint, below(points))
+        note = noted(footnote(points), self.marks.note(points))
+        return compose_chart(points, points.metric(None), note, self._paint, below(points))
 
     def _paint(self, ax: "Axes", panel: Any, styles: Styles) -> None:
         points = self.points
@@ -88,4 +94,5 @@ class CurveView(ChartView):
                 values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
                 color = styles[line].color
                 ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
+        draw_baselines(ax, points, panel, self.marks, positions(points.xs))
         grid(ax)

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from syncnorm.study.plot import Axis, Reads
 from syncnorm.study.report.analysis.across import Across, Steps
+from syncnorm.study.report.analysis.baselines import Marks, baseline_marks
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named
 from syncnorm.study.report.analysis.tables import few, means
-from syncnorm.study.report.drawing.figures import compose_chart, footnote
+from syncnorm.study.report.drawing.baselines import draw_baselines
+from syncnorm.study.report.drawing.figures import compose_chart, footnote, noted
 from syncnorm.study.report.drawing.panels import Styles, band, grid
 from syncnorm.study.rows import Results
 from syncnorm.study.table import Table
@@ -35,7 +37,8 @@ class History(Chart):
 
     def collect(self, results: Results) -> "HistoryView":
         """Collect the metric of every step of every run, by panel and line."""
-        return HistoryView(**named(gather(self, results)))
+        marks = baseline_marks(self, results, self.metric)
+        return HistoryView(**named(gather(self, results)), marks=marks)
 
     def averaged(self) -> tuple[str, ...]:
         """Return `mean_over`."""
@@ -60,7 +63,9 @@ class History(Chart):
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryView(ChartView):
-    """The lines of a history: means with interval bands."""
+    """The lines of a history: means with interval bands, and baselines dashed."""
+
+    marks: Marks
 
     def tables(self) -> list[Table]:
         """Return a table of the means at a few steps; its records have all steps."""
@@ -68,7 +73,9 @@ class HistoryView(ChartView):
 
     def figure(self) -> "Figure":
         """Draw one line per value of `line`."""
-        return compose_chart(self.points, self.points.metric(None), footnote(self.points, dots=False), self._paint)
+        points = self.points
+        note = noted(footnote(points, dots=False), self.marks.note(points))
+        return compose_chart(points, points.metric(None), note, self._paint)
 
     def _paint(self, ax: "Axes", panel: Any, styles: Styles) -> None:
         from matplotlib.ticker import MaxNLocator
@@ -92,6 +99,7 @@ class HistoryView(ChartView):
                 label=line,
                 zorder=3,
             )
+        draw_baselines(ax, points, panel, self.marks)
         ax.set_xlabel(points.x_label)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         grid(ax)
