@@ -141,7 +141,7 @@ class FederatedDataset:
 
     def test_places(self, client: int) -> Tensor:
         """Return the places of the client's test samples among those of the pool: int64 (n,), on the CPU."""
-        index = self._test_index(client)
+        index = self.test_index(client)
         return torch.arange(index.start, index.stop) if isinstance(index, slice) else index.cpu()
 
     def histogram(self, client: int) -> Tensor:

@@ -29,4 +29,4 @@ def about_study(study: Study, command: str = "") -> About:
     figures = tuple(as_plain(plot) for plot in study.figures)
     for number, plain in enumerate(figures, start=1):
         check_value(plain, dict[str, Any], f"plot {number} of the study")
-    return About(study.name, study.question, command, points, figures, study.agreements, base, study.baselines)
+    return About(study.name, study.question, command, points, figures, study.agreements, base, baselines=study.baselines)
