@@ -84,8 +84,9 @@ def run(arguments: list[str]) -> int:
     study = changed(study, options, given)
     out = options.out or Path("out") / study.name
     if options.dry_run:
-        for planned in check_study(study, options.jobs, options.checkpoint_every):
-            check_names(planned)
+        plan = check_study(study, options.jobs, options.checkpoint_every)
+        for planned in plan.known({}).values():
+            check_names(planned.run)
         print(forecast(study, out, jobs=options.jobs, keep=options.keep))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])

@@ -16,6 +16,7 @@ from syncnorm.study.report.analysis.agreement import without_repeats
 from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
 from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
 from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
+from syncnorm.study.report.analysis.tuning import tuning_words
 from syncnorm.study.rows import Results, Row, diverged
 
 
@@ -67,6 +68,8 @@ class Points:
     diverged: dict[Place, tuple[int, int]] = field(default_factory=dict)
     """For each place with diverged runs, their number and the number of finished runs. x is None if a run has
     several."""
+    tuning: str = ""
+    """How the runs' values came about, in words."""
 
     @cached_property
     def across(self) -> Across:
@@ -138,7 +141,7 @@ class Points:
             parts.insert(0, f"A seed's value is the mean over {self.cases} runs ({over}).")
         if self.diverged:
             parts.append(said_diverged(sum(count for count, _ in self.diverged.values())))
-        return " ".join(parts)
+        return " ".join(filter(None, [*parts, self.tuning]))
 
     def _evaluation(self) -> str:
         if said := self.across.evaluated(self.kind):
@@ -225,6 +228,7 @@ def gather(chart: Chart, results: Results) -> Points:
         unseen=unseen.pop() if len(unseen) == 1 else None,
         cases=len(wanted),
         diverged=_diverged(rows, places, names) if lost else {},
+        tuning=tuning_words(results),
     )
 
 
