@@ -16,6 +16,7 @@ from syncnorm.study.plan.spec import (
     grids_of,
     has,
     has_field,
+    points_of,
     value_at,
     with_fields,
 )
@@ -64,14 +65,21 @@ def lines_of(study: Study, tune: Tune, points: Points) -> list[Members]:
     return [_members(study, tune, name, fields[name], tuple(members)) for name, members in grouped.items()]
 
 
+def line_values(study: Study, tune: Tune) -> list[str]:
+    """Return the texts of all values of the fields that make lines: what `Tune.own` may name."""
+    configs = [describe(run) for run, _ in points_of(study)]
+    values = [_text(value_at(config, name)) for config in configs for name in tune.per if has(config, name)]
+    return list(dict.fromkeys(values))
+
+
 def _members(study: Study, tune: Tune, name: str, fields: dict[str, Any], points: Points) -> Members:
-    """Return a line with its trials' runs."""
+    """Return a line with its trials' runs; one without ranges has nothing to try."""
     texts = [_text(value) for value in fields.values()]
     more = [ranges for value, ranges in tune.own.items() if value in texts]
     ranges = {field: one for given in (tune.ranges, *more) for field, one in given.items()}
     ranges = {field: one for field, one in ranges.items() if all(has_field(run, field) for run, _ in points)}
-    if not ranges:
-        raise UserError(f"the line with {name} has none of the tuned fields: give it ranges in tune.own.")
+    if not ranges:  # one trial without runs, which is chosen at once
+        return Members(Line(name, fields, {}, (Trial({}, ((),) * tune.seeds),), len(points)), points, ((),), ())
     chosen = [run for run, _ in points if _is_at(run, tune.at)]
     if not chosen:
         raise UserError(

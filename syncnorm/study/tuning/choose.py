@@ -124,7 +124,7 @@ def at_edge(line: Line, name: str, choice: int) -> str:
 def _rank(trial: Trial, tuning: Tuning, rows: Mapping[str, Row], seeds: int) -> float:
     """Return a number that is smaller for a better trial, by its first `seeds` seeds."""
     values = [_value(rows[run], tuning.by) for runs in trial.runs[:seeds] for run in runs]
-    if any(value is None for value in values):
+    if not values or any(value is None for value in values):
         return inf
     mean = fmean(value for value in values if value is not None)
     return -mean if tuning.higher_is_better else mean

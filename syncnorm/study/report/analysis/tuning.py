@@ -49,6 +49,8 @@ class Chosen:
 
     def notes(self) -> list[str]:
         """Return what a reader has to know about the choice."""
+        if not self.line.ranges:
+            return ["nothing to tune"]
         if self.now.choice is None:
             return ["trials are missing"]
         lost, trials = sum(self.now.lost), len(self.line.trials)
@@ -87,7 +89,8 @@ def tuning_words(results: Results) -> str:
         return "Not tuned."
     if results.role == SHARED:
         return f"Not tuned: {shared_words(tuning)} in every line."
-    everywhere = [name for name in _fields(tuning) if all(name in line.ranges for line in tuning.lines)]
+    lines = [line for line in tuning.lines if line.ranges]
+    everywhere = [name for name in _fields(tuning) if all(name in line.ranges for line in lines)]
     others = [name for name in _fields(tuning) if name not in everywhere]
     parts = [f"each line's {listing(map(field_label, everywhere))}"] if everywhere else []
     parts += [f"{listing(map(field_label, others))} where a line has it"] if others else []
@@ -102,7 +105,7 @@ def shared_words(tuning: Tuning) -> str:
 
 def budget_words(tuning: Tuning) -> str:
     """Return e.g. "8 trials x 2 seeds"."""
-    trials = len(tuning.lines[0].trials)
+    trials = max(len(line.trials) for line in tuning.lines)
     seeds = f"{tuning.seeds} {'seed' if tuning.seeds == 1 else 'seeds'}"
     halved = ", successively halved" if tuning.halve else ""
     return f"{trials} {'trial' if trials == 1 else 'trials'} x {seeds}{halved}"

@@ -42,7 +42,7 @@ def check_tuning(plan: Plan, *, names: bool = True) -> None:
     study, tune = plan.study, plan.study.tune
     if tune is None:
         return
-    runs = [members.trials[0][0] for members in plan.lines]
+    runs = [members.points[0][0] for members in plan.lines]
     tuned = {(path, name) for run in runs for name in tune.fields() if (path := _path(run, name))}
     for number, plot in enumerate(study.figures, start=1):
         for used in (*plot.fields(), *plot.references()):
@@ -54,7 +54,7 @@ def check_tuning(plan: Plan, *, names: bool = True) -> None:
                     )
     for members, run in zip(plan.lines, runs, strict=True):
         known = [*world_of(run).metrics(run), *_registered(run)]
-        if not names or tune.by in known:
+        if not names or not members.line.ranges or tune.by in known:
             continue
         if "validation" in tune.by:
             raise UserError(
