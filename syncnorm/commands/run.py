@@ -1,6 +1,7 @@
 """`syncnorm run EXPERIMENT.py`: train a study's missing runs, and write its report."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from syncnorm.config import ClientEngine, Engine, Execution, Run
 from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.override import refuse_varied, with_vary
-from syncnorm.study.plan.spec import Study, quicker, with_engine
+from syncnorm.study.plan.spec import Study, field_path, has_field, quicker, with_engine
 from syncnorm.study.run.forecast import forecast
 from syncnorm.study.run.ranks import rank
 from syncnorm.study.run.runner import check_study, run_study
@@ -46,6 +47,10 @@ class RunOptions:
     vary: tuple[str, ...] = ()
     """Fields and their values, e.g. norm=bn,gn per-device-batch=2,32 skew=0. In the study's additional grids, these
     fields keep only the values listed here."""
+    trials: int | None = None
+    """Number of trials of every line of a study that tunes; more trials extend fewer."""
+    no_tune: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Tune nothing: train every run with the values of the base run."""
     jobs: int | None = None
     """Number of worker processes; default: one per core, at most four per CUDA device."""
     engine: Engine | ClientEngine | None = None
@@ -81,11 +86,14 @@ def run(arguments: list[str]) -> int:
     given = given_options(rest, PROG)
     _refuse(study, given)
     options = read_options(defaults, given, PROG)
-    study = changed(study, options, given)
+    before, study = study, changed(study, options, given)
+    for note in tuning_notes(before, study, given):
+        print(f"note: {note}", file=sys.stderr)
     out = options.out or Path("out") / study.name
     if options.dry_run:
-        for planned in check_study(study, options.jobs, options.checkpoint_every):
-            check_names(planned)
+        plan = check_study(study, options.jobs, options.checkpoint_every)
+        for planned in plan.known({}).values():
+            check_names(planned.run)
         print(forecast(study, out, jobs=options.jobs, keep=options.keep))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])
@@ -113,8 +121,26 @@ def changed(study: Study, options: RunOptions, given: Sequence[Given]) -> Study:
         study = replace(study, seeds=options.seeds, also=also)
     if options.first_seed is not None:
         study = replace(study, first_seed=options.first_seed)
-    study = with_vary(study, options.vary)
+    if options.trials is not None and (study.tune is None or options.no_tune):
+        raise UserError("the study tunes nothing, so there are no trials to count: leave --trials out.")
+    if study.tune and options.trials is not None:
+        study = replace(study, tune=replace(study.tune, trials=options.trials))
+    study = with_vary(replace(study, tune=None) if options.no_tune else study, options.vary)
     return with_engine(study, options.engine) if options.engine else study
+
+
+def tuning_notes(before: Study, study: Study, given: Sequence[Given]) -> list[str]:
+    """Return sentences on options that change what a study tunes."""
+    if before.tune is None or any(one.name == "no_tune" for one in given):
+        return []
+    still = study.tune.fields() if study.tune else []
+    notes = [f"{name} is varied, so it is not tuned." for name in before.tune.fields() if name not in still]
+    paths = {".".join(field_path(study.base, name)): name for name in still if has_field(study.base, name)}
+    for one in given:
+        if one.name in paths:
+            name = paths[one.name]
+            notes.append(f"{name} is tuned: {one.flag} sets the shared value alone; --vary {name}=VALUE fixes it.")
+    return notes
 
 
 def _refuse(study: Study, given: Sequence[Given]) -> None:

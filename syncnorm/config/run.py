@@ -123,5 +123,9 @@ def run_id(run: Run) -> str:
 
 
 def training_of(run: Run) -> Run:
-    """Return the run with test settings at their defaults: runs with the same value share one training."""
-    return replace(run, world=run.world.training())
+    """Return the run with test settings at their defaults: runs with the same value share one training.
+
+    A run that is evaluated while it trains keeps those that its history or its choice of an epoch or round reads.
+    """
+    chooses = getattr(run, "select", "last") == "best" or getattr(run.world, "validation", 0.0) > 0
+    return replace(run, world=run.world.training(watched=run.evaluate_every is not None or chooses))

@@ -37,9 +37,20 @@ class WorldConfig:
         """Return the number of processes for torchrun; None if one process trains the run."""
         return None
 
-    def training(self) -> Self:
-        """Return this world with test settings at their defaults: runs that are then equal share one training."""
-        return self
+    tests: ClassVar[tuple[str, ...]] = ()
+    """The fields that concern the evaluation after training alone."""
+    watches: ClassVar[bool] = True
+    """Whether an evaluation during training reads them too."""
+
+    def training(self, watched: bool) -> Self:
+        """Return this world with test settings at their defaults: runs that are then equal share one training.
+
+        `watched` says whether the run is evaluated while it trains.
+        """
+        if watched and self.watches:
+            return self
+        fresh = type(self)()
+        return replace(self, **{name: getattr(fresh, name) for name in self.tests})  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Devices(WorldConfig):
     kind: ClassVar[str] = "devices"
     call: ClassVar[str] = "syncnorm.training.fit"
     engines: ClassVar[tuple[str, ...]] = get_args(Engine)
+    tests: ClassVar[tuple[str, ...]] = ("buffers",)
 
     ranks: int | None = None
     """Number of devices."""
@@ -92,6 +104,7 @@ class Clients(WorldConfig):
         *("count", "domains", "skew", "alpha", "skew_options", "noise"),
         *("equal_size", "validation", "held_out", "unseen"),
     )
+    tests: ClassVar[tuple[str, ...]] = ("unsampled", "global_norm")
 
     count: int = 20
     """Number of clients that take part in training."""
@@ -178,6 +191,8 @@ class Domains(WorldConfig):
     kind: ClassVar[str] = "domains"
     call: ClassVar[str] = "syncnorm.domains.fit"
     deals: ClassVar[tuple[str, ...]] = ("domains", "unseen")
+    tests: ClassVar[tuple[str, ...]] = ("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order")
+    watches: ClassVar[bool] = False  # its history is not adapted
 
     domains: tuple[str, ...] = ()
     """The domains' data sets, all of one task. With data.path, each is in that folder under its name."""
@@ -209,11 +224,6 @@ class Domains(WorldConfig):
     def names(self) -> list[tuple[str, str]]:
         """Return the names of the adaptation and the data sets."""
         return [("adaptation", self.adapt), *(("data", name) for name in self.domains)]
-
-    def training(self) -> Self:
-        """Return this world with all test settings at their defaults."""
-        fresh, test = Domains(), ("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order")
-        return replace(self, **{name: getattr(fresh, name) for name in test})
 
 
 def layout(world: Devices) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from syncnorm.devices import fit
 print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=100))).metrics)
 """
 
+import copy
 import os
 import time
 from typing import Any
@@ -35,6 +36,7 @@ from syncnorm.seeds import derive
 from syncnorm.training.building import DTYPES
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.gradients import gradient_profile
+from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import optimiser_steps, run_trainer
@@ -45,6 +47,9 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
     With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
     launch with as many processes as the run has ranks; all return the same result.
+
+    Runs that differ only in `world.buffers` share one training if they follow each other in one process; `seconds`
+    then covers the evaluation only. (A run that is evaluated while it trains shares with none.)
 
     With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
     `gradient_profile` of the first training batch, before and after training.
@@ -57,27 +62,42 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     rank = _check_world(run)
     device = _device()
     prepared = prepare(run, device)
-    first = _first_batch(run, prepared, device) if rank is None else None
-    initial = first and gradient_profile(prepared.model, *first)
-    classifier, batches = train(run, prepared, rank, execution)
-    final = first and gradient_profile(classifier.model.to(device), *first)
-    profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
-    metrics, evaluated_by, details = measure(run, classifier.model.to(device), prepared.data)
+    trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
+    classifier, batches, profiles = trained
+    model = copy.deepcopy(classifier.model)  # its statistics are chosen in place, and another run may share them
+    metrics, evaluated_by, details = measure(run, model, prepared.data)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={**metrics, "train_loss": train_loss[-1], "steps": float(optimiser_steps(run, batches))},
         evaluated_by=evaluated_by,
-        seconds=classifier.seconds_before + time.perf_counter() - started,
+        seconds=(classifier.seconds_before if fresh else 0.0) + time.perf_counter() - started,
         environment=environment(),
         history={**classifier.history, "train_loss": train_loss},
-        details={**details, **({"profiles": profiles} if initial and final else {})},
+        details={**details, **({"profiles": profiles} if profiles else {})},
     )
     result = marked(result)
     if execution and execution.model and not rank:
-        save_model(execution.model, run, result, classifier.model, prepared.data.shape, prepared.data.classes)
+        save_model(execution.model, run, result, model, prepared.data.shape, prepared.data.classes)
     return result
+
+
+Profile = dict[str, list[Any]]
+_KEPT: LastTraining[tuple[Classifier, RankBatches, dict[str, Profile]]] = LastTraining()
+
+
+def _trained(
+    run: Run, prepared: Prepared, rank: int | None, device: torch.device, execution: Execution | None
+) -> tuple[Classifier, RankBatches, dict[str, Profile]]:
+    """Train a prepared run; return the module, its batches, and the gradient profiles around training."""
+    first = _first_batch(run, prepared, device) if rank is None else None
+    initial = first and gradient_profile(prepared.model, *first)
+    classifier, batches = train(run, prepared, rank, execution)
+    final = first and gradient_profile(classifier.model.to(device), *first)
+    classifier.model.to(device)
+    profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final} if initial and final else {}
+    return classifier, batches, profiles
 
 
 def _check_world(run: Run) -> int | None:
@@ -162,8 +182,9 @@ class DevicesWorld:
         prepare(run, torch.device("cpu"))
 
     def forget(self) -> None:
-        """Drop the data sets that this process caches."""
+        """Drop the data sets and the training that this process caches."""
         load_data.cache_clear()
+        _KEPT.forget()
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""

@@ -41,6 +41,7 @@ from syncnorm.samples import sample_details
 from syncnorm.seeds import derive
 from syncnorm.training import Classifier
 from syncnorm.training.evaluation import accuracy_and_loss
+from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import optimiser_steps, run_trainer
@@ -57,8 +58,7 @@ class Trained:
     """Training time in seconds before interruptions."""
 
 
-_KEPT: dict[str, Trained] = {}
-"""The last training, by its key: runs that differ only in test settings share it."""
+_KEPT: LastTraining[Trained] = LastTraining()
 
 
 def fit(run: Run, execution: Execution | None = None) -> Result:
@@ -75,13 +75,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     world = domains(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prepared = prepare(run, device)
-    key = f"{run_id(training_of(run))} {run.data.path} {device}"
-    before = 0.0
-    if key not in _KEPT:
-        _KEPT.clear()
-        _KEPT[key] = train(training_of(run), prepared, device, execution)
-        before = _KEPT[key].seconds_before
-    trained = _KEPT[key]
+    trained, fresh = _KEPT.of(run, str(device), lambda: train(training_of(run), prepared, device, execution))
+    before = trained.seconds_before if fresh else 0.0
     metrics, details = _test(run, prepared, trained.model)
     result = Result(
         run_id=run_id(run),
@@ -238,7 +233,7 @@ class DomainsWorld:
     def forget(self) -> None:
         """Drop the data sets and trainings that this process caches."""
         load_pool.cache_clear()
-        _KEPT.clear()
+        _KEPT.forget()
 
     def data(self, run: Run) -> Pool:
         """Return a run's data."""

@@ -5,8 +5,9 @@ from syncnorm.federated import simulate
 print(simulate(Run(world=Clients(count=10, method="fedbn", skew="dirichlet_by_class", alpha=0.3))).metrics)
 """
 
+import copy
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
 from syncnorm.training.building import DTYPES
+from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.worlds import expect
@@ -54,6 +56,10 @@ def simulate(
     The engine "auto" measures which of `cohort` and `loop` is faster. Their results differ by rounding, so name one
     to get the same bits. The result's environment says which it was.
 
+    Runs that differ only in `world.unsampled` and `world.global_norm` share one training if they follow each other in
+    one process; `seconds` then covers the evaluation only. (A run that is evaluated while it trains shares with
+    none.)
+
     `execution` says where the run keeps its checkpoint: an interrupted run resumes from it bit-identically. `store`
     says where clients' states are kept between rounds.
 
@@ -68,6 +74,37 @@ def simulate(
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
         return marked(_with_flower(run))
     federation = Federation(run)
+    where = f"{federation.device} {store}"
+    played, fresh = _KEPT.of(run, where, lambda: _play(federation, execution, store))
+    rounds = Rounds(federation, InProcess(federation, played.states, AutoEngine(played.engine)))
+    rounds.recall({**played.rounds, "log": copy.deepcopy(played.rounds["log"])})  # the evaluation adds to it
+    before = played.seconds_before if fresh else 0.0
+    result = rounds.result(before + time.perf_counter() - started)
+    result = marked(replace(result, environment={**result.environment, "engine": played.engine}))
+    if execution and execution.model:
+        _save(execution.model, federation, rounds, result)
+    return result
+
+
+@dataclass(frozen=True)
+class Played:
+    """A run after its last round."""
+
+    states: ClientStates
+    """What its clients keep."""
+    rounds: dict[str, Any]
+    """What `Rounds` remembers."""
+    engine: str
+    seconds_before: float
+    """Training time in seconds before interruptions."""
+
+
+_KEPT: LastTraining[Played] = LastTraining()
+
+
+def _play(federation: Federation, execution: Execution | None, store: Literal["auto", "memory", "disk"]) -> Played:
+    """Play all rounds of a run, from its checkpoint if it has one."""
+    run, world = federation.run, federation.world
     engine = AutoEngine(world.engine)
     network = InProcess(federation, _store(federation, store), engine)
     rounds = Rounds(federation, network)
@@ -82,12 +119,7 @@ def simulate(
         pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
-    before = kept.seconds_before if kept else 0.0
-    result = rounds.result(before + time.perf_counter() - started)
-    result = marked(replace(result, environment={**result.environment, "engine": engine.name}))
-    if execution and execution.model:
-        _save(execution.model, federation, rounds, result)
-    return result
+    return Played(network.states, rounds.remember(), engine.name, kept.seconds_before if kept else 0.0)
 
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
@@ -131,8 +163,9 @@ class ClientsWorld:
             federation.schedule.plan(client, 0)
 
     def forget(self) -> None:
-        """Drop the data sets that this process caches."""
+        """Drop the data sets and the training that this process caches."""
         forget_data()
+        _KEPT.forget()
 
     def data(self, run: Run) -> FederatedDataset:
         """Return a run's data."""

@@ -16,10 +16,13 @@ from syncnorm.study.report.plots import (
 from syncnorm.study.rows import Agreement
 from syncnorm.study.run.runner import run_study
 from syncnorm.study.table import Cell, Table
+from syncnorm.study.tuning.ranges import Choice, LogUniform, Uniform
+from syncnorm.study.tuning.tune import Tune
 
 __all__ = [
     "Agreement",
     "Cell",
+    "Choice",
     "Columns",
     "Curve",
     "Drift",
@@ -27,11 +30,14 @@ __all__ = [
     "Gap",
     "Grid",
     "History",
+    "LogUniform",
     "Plot",
     "Profile",
     "Study",
     "Table",
     "Trade",
+    "Tune",
+    "Uniform",
     "View",
     "register_plot",
     "run_study",

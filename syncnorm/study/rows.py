@@ -7,7 +7,7 @@ needs no experiment file. Reading neither locks nor changes anything.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,10 @@ from syncnorm.study.baselines import Scored, read_scores
 FORMAT = 1
 ROWS = "runs.jsonl"
 ABOUT = "study.json"
+
+REPORTED, TUNED, SHARED, TUNING = "reported", "tuned", "shared", "tuning"
+"""A run's role in its study: reported, where nothing is tuned; reported at the values that its line chose; trained at
+the base's own values, for comparison; a trial."""
 
 Row = dict[str, Any]
 
@@ -41,7 +45,8 @@ class About:
     command: str
     """The user's command; empty if the study was run from Python."""
     runs: dict[str, dict[str, Any]]
-    """The runs by id, in the study's order: seed, kind of world, and values of the fields that plots use.
+    """The runs by id, in the study's order: seed, kind of world, and values of the fields that plots use; the "role"
+    of a run, and the "line" and "trial" of one that tunes.
 
     Rows of other runs stay in the folder and are not reported.
     """
@@ -64,6 +69,20 @@ class Results:
     rows: dict[str, Row]
     baselines: tuple[Scored, ...] = ()
     """Scores of the study's pixel baselines, on the data of these rows or of former ones."""
+    role: str = ""
+    """The role that its runs share; empty for all runs of the study."""
+
+    def of(self, *roles: str) -> "Results":
+        """Return the results of the runs with one of these roles alone, the first of which names them."""
+        runs = {
+            run: fields for run, fields in self.about.runs.items() if set(roles) & set(fields.get("role", [REPORTED]))
+        }
+        return replace(self, about=replace(self.about, runs=runs), role=roles[0])
+
+    @property
+    def reported(self) -> "Results":
+        """The results that the study reports: each line's at the values that it chose, if it tunes."""
+        return self.of(*((TUNED, REPORTED) if self.about.tuning else (REPORTED, TUNED)))
 
     @property
     def finished(self) -> list[Row]:
@@ -113,9 +132,9 @@ def read(directory: str | Path) -> Results:
     return Results(about, read_rows(folder), scores)
 
 
-def finished_row(study: str, result: Result) -> Row:
-    """Return the row of a run with a result."""
-    row = {"run_id": result.run_id, "study": study, **strict(asdict(result)), "finished": _now()}
+def finished_row(study: str, result: Result, purpose: str = REPORTED) -> Row:
+    """Return the row of a run with a result; `purpose` is "tuning" or "reported"."""
+    row = {"run_id": result.run_id, "study": study, "purpose": purpose, **strict(asdict(result)), "finished": _now()}
     return {name: value for name, value in row.items() if value or name not in ("history", "details", "fingerprints")}
 
 
@@ -138,10 +157,16 @@ def at_chance(row: Row) -> bool | None:
 
 
 def failed_row(
-    study: str, run: Run, error: str, seconds: float, environment: dict[str, str], traceback: str = ""
+    study: str,
+    run: Run,
+    error: str,
+    seconds: float,
+    environment: dict[str, str],
+    traceback: str = "",
+    purpose: str = REPORTED,
 ) -> Row:
     """Return the row of a run that failed: `error` is one sentence, `traceback` is for developers."""
-    row: Row = {"run_id": run_id(run), "study": study, "config": describe(run), "error": error}
+    row: Row = {"run_id": run_id(run), "study": study, "purpose": purpose, "config": describe(run), "error": error}
     if traceback:
         row["traceback"] = traceback
     return {**row, "seconds": seconds, "environment": environment, "finished": _now()}

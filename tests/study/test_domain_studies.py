@@ -108,7 +108,7 @@ def test_a_history_is_by_epoch_and_without_adaptation(tmp_path: Path) -> None:
     points = points_of(tmp_path, History(("norm", "adapt"), "unseen_accuracy", where=FONTS))
     assert points.x_label == "epoch"
     assert points.title.startswith("Accuracy on unseen domains, not adapted (%) by epoch and norm")
-    assert points.evaluation() == "Evaluated with statistics as trained, not adapted."
+    assert points.evaluation() == "Evaluated with statistics as trained, not adapted. Not tuned."
 
 
 def test_the_page_shows_every_plot_and_its_files_are_there(tmp_path: Path) -> None:

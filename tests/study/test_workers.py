@@ -2,10 +2,8 @@
 
 import os
 import signal
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +11,8 @@ import pytest
 from syncnorm.config import Data, Devices, Domains, Optim, Progress, Result, Run
 from syncnorm.errors import UserError
 from syncnorm.study.run.attempt import Failure
-from syncnorm.study.run.workers import Advanced, Ended, Placement, _Due, _due_for, work
+from syncnorm.study.run.queue import Queue
+from syncnorm.study.run.workers import Advanced, Ended, Placement, work
 
 TRAINER = "fake_fit"
 PAIR = Devices(ranks=2, engine="torchrun")
@@ -139,10 +138,21 @@ def _children(parent: int) -> list[int]:
 
 def test_runs_that_share_a_training_go_to_the_worker_that_has_it() -> None:
     adaptations = ("none", "adabn", "tent")
-    runs = [Run(world=Domains(adapt=adapt), seed=seed) for seed in range(3) for adapt in adaptations]  # type: ignore[arg-type]
-    todo = deque(map(_Due, [*runs, Run(seed=7), Run(seed=8)]))
-    first, second = team = [SimpleNamespace(training=""), SimpleNamespace(training="")]
-    taken = [(worker, _due_for(worker, team, todo).seed) for worker in [first, second] * 5 + [first]]  # type: ignore[arg-type]
-    assert not todo
-    assert [seed for worker, seed in taken if worker is first] == [0, 0, 0, 2, 2, 2]
-    assert [seed for worker, seed in taken if worker is second] == [1, 1, 1, 7, 8]
+    runs = [Run(world=Domains(adapt=adapt), seed=seed) for seed in range(3) for adapt in adaptations]
+    todo = Queue([*runs, Run(seed=7), Run(seed=8)])
+    own, taken = {"first": "", "second": ""}, []
+    for worker, other in [("first", "second"), ("second", "first")] * 5 + [("first", "second")]:
+        run, own[worker] = todo.take(own[worker], {own[other]})
+        taken.append((worker, run.seed))
+    assert not len(todo)
+    assert [seed for worker, seed in taken if worker == "first"] == [0, 0, 0, 2, 2, 2]
+    assert [seed for worker, seed in taken if worker == "second"] == [1, 1, 1, 7, 8]
+
+
+def test_runs_that_become_known_later_take_their_place() -> None:
+    later = [[Run(seed=2), Run(seed=0)], []]
+    todo = Queue([Run(seed=1), Run(seed=3)], later=lambda: later.pop(0), place=lambda run: (False, run.seed))
+    todo.again(Run(seed=9))
+    todo.grow()
+    todo.grow()
+    assert [todo.take("", set())[0].seed for _ in range(len(todo))] == [0, 1, 2, 3, 9]

@@ -2,15 +2,29 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from syncnorm.checks import check_value
-from syncnorm.config import Run
+from syncnorm.config import Run, describe
 from syncnorm.errors import UserError
-from syncnorm.study.plan.spec import Study, base_of, field_path, grids_of, has_field, varies, with_axis, with_field
+from syncnorm.study.plan.lines import line_values
+from syncnorm.study.plan.spec import (
+    Study,
+    base_of,
+    field_path,
+    grids_of,
+    has,
+    has_field,
+    points_of,
+    value_at,
+    varies,
+    with_axis,
+    with_field,
+)
+from syncnorm.study.plot import agrees
 
 
 def with_vary(study: Study, axes: Sequence[str]) -> Study:
@@ -23,6 +37,7 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
         UserError: an unknown field, or a text that is not a value of it; `expand` checks fixed choices.
     """
     seen = set()
+    before = study
     for axis in axes:
         name, equals, texts = axis.partition("=")
         name = name.replace("-", "_")
@@ -33,7 +48,40 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
             raise UserError(f"--vary {axis}: {name} is there twice; write all of its values at once: {name}=A,B.")
         seen.add(path)
         study = with_axis(study, name, [parse(own, name, text) for text in texts.split(",")])
-    return study
+    return without_varied(study, before)
+
+
+def without_varied(study: Study, before: Study) -> Study:
+    """Return a study with changed axes that tunes what it does not vary, on the lines and points that it still has.
+
+    `before` is the study without these changes: what it tunes in vain stays, and is refused later.
+    """
+    tune = study.tune
+    if tune is None:
+        return study
+    varied = {path for grid in grids_of(study) for path in _paths(base_of(grid.vary, study.base), list(grid.vary))}
+    own = [base_of(grid.vary, study.base) for grid in grids_of(study)]
+    tune = tune.without([name for name in tune.fields() if any(set(_paths(run, [name])) & varied for run in own)])
+    if tune is not None:
+        lost = set(line_values(before, tune)) - set(line_values(study, tune))
+        tune = replace(
+            tune,
+            own={value: ranges for value, ranges in tune.own.items() if value not in lost},
+            at={name: kept for name, wanted in tune.at.items() if (kept := _still(study, name, wanted))},
+        )
+    return replace(study, tune=tune)
+
+
+def _paths(run: Run, names: Sequence[str]) -> list[tuple[str, ...]]:
+    return [field_path(run, name) for name in names if has_field(run, name)]
+
+
+def _still(study: Study, name: str, wanted: Any) -> list[Any]:
+    """Return those of the wanted values of a field that points of the study have."""
+    values = wanted if isinstance(wanted, list) else [wanted]
+    configs = [describe(run) for run, _ in points_of(study)]
+    there = [value_at(config, name) for config in configs if has(config, name)]
+    return [value for value in values if any(agrees({name: one}, {name: value}) for one in there)]
 
 
 def refuse_varied(study: Study, options: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from syncnorm.config import WORLD_CONFIGS, Norm, Run, default_of, run_id
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.plot import Plot
 from syncnorm.study.rows import Agreement
+from syncnorm.study.tuning.tune import Tune
 
 KIND = "world.kind"
 """Name of the world in a row's config: a key of `WORLDS`."""
@@ -56,6 +57,8 @@ class Study:
     first_seed: int = 0
     baselines: tuple[str, ...] = ()
     """Pixel baselines to show beside the runs, of `baselines.BASELINES`: e.g. ("svm", "nearest", "logistic")."""
+    tune: Tune | None = None
+    """What every line of the study tunes on validation data; None: every run has the values written here."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -75,9 +78,25 @@ def quicker(study: Study) -> Study:
 def expand(study: Study) -> list[Run]:
     """Return a study's runs without repeats, in a fixed order: all points of one seed before the next seed.
 
+    Those of a study that tunes have the base's own values; `plan_of` has its trials and the chosen values.
     An invalid value of a field, or a study without runs, raises `UserError`.
     """
-    found: dict[str, tuple[int, Run]] = {}
+    points = points_of(study)
+    most = max((seeds for _, seeds in points), default=0)
+    return [
+        replace(run, seed=study.first_seed + number)
+        for number in range(most)
+        for run, seeds in points
+        if number < seeds
+    ]
+
+
+def points_of(study: Study) -> list[tuple[Run, int]]:
+    """Return the points of a study without repeats: a run with seed 0, and the number of its seeds.
+
+    An invalid value of a field raises `UserError`.
+    """
+    found: dict[str, tuple[Run, int]] = {}
     if study.first_seed < 0:
         raise UserError(f"study '{study.name}' has first_seed {study.first_seed}: it must be at least 0.")
     for grid in grids_of(study):
@@ -90,14 +109,12 @@ def expand(study: Study) -> list[Run]:
             if isinstance(axis, str) or not isinstance(axis, Sequence) or not axis:
                 raise UserError(f"study '{study.name}' varies {name} over {axis!r}: write a list of values.")
         for values in product(*grid.vary.values()):
-            run = study.base
-            for name, value in zip(grid.vary, values, strict=True):
-                run = with_field(run, name, value)
+            run = with_fields(study.base, dict(zip(grid.vary, values, strict=True)))
             check_types(run)
-            for seed in range(study.first_seed, study.first_seed + seeds):
-                one = replace(run, seed=seed)
-                found.setdefault(run_id(one), (seed, one))
-    return [run for _, run in sorted(found.values(), key=lambda pair: pair[0])]
+            point = replace(run, seed=0)
+            _, before = found.get(name := run_id(point), (point, 0))
+            found[name] = (point, max(before, seeds))
+    return list(found.values())
 
 
 def grids_of(study: Study) -> tuple[Grid, ...]:
@@ -109,6 +126,13 @@ def with_field(run: Run, name: str, value: Any) -> Run:
     """Return `run` with the field `name` (unique name or dotted path) set to `value`."""
     changed: Run = _set(run, field_path(run, name), value)
     return changed
+
+
+def with_fields(run: Run, values: Mapping[str, Any]) -> Run:
+    """Return `run` with several fields set, one after the other."""
+    for name, value in values.items():
+        run = with_field(run, name, value)
+    return run
 
 
 def field_path(run: Run, name: str) -> tuple[str, ...]:

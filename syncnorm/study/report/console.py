@@ -18,11 +18,11 @@ def main_table(results: Results, encoding: str | None = None) -> str:
     """
     encoding = encoding or sys.stdout.encoding or "ascii"
     table, notes = "", []
-    for found in stored_plots(results):
+    for found in stored_plots(results.reported):
         if isinstance(found, LeftOut):
             notes.append(f"plot {found.number} is left out: {found.why}")
         elif not table:
-            table = _table(*found, results, encoding)
+            table = _table(*found, results.reported, encoding)
     if lost := sum(diverged(row) for row in results.finished):
         notes.append(f"{lost} of {len(results.finished)} finished runs diverged: they are in no mean.")
     return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)

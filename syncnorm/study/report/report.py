@@ -14,12 +14,13 @@ from syncnorm.study.report.analysis.agreement import agreement_table
 from syncnorm.study.report.analysis.labels import listing, value_label
 from syncnorm.study.report.baselines import baseline_table
 from syncnorm.study.report.claims import claims_table
-from syncnorm.study.report.drawing.style import FORMATS
+from syncnorm.study.report.drawing.style import FORMATS, write_image
 from syncnorm.study.report.partitions import partitions, write_partition
 from syncnorm.study.report.provenance import provenance
 from syncnorm.study.report.render import LeftOut, draw, render, stored_plots
 from syncnorm.study.report.runs import divergences, failures, run_records
 from syncnorm.study.report.table_formats import html, write_tables
+from syncnorm.study.report.tuned import shared_tables, tuning_views
 from syncnorm.study.rows import ROWS, Results, Row, diverged, read
 from syncnorm.study.table import Table
 
@@ -46,11 +47,15 @@ def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,)) -> Pa
     results = read(folder)
     parts = [_head(results)]
     tables: list[Table] = []
-    for found in stored_plots(results):
+    for found in stored_plots(results.reported):
         section, own = _plot(found, results, folder / "figures", formats)
         parts.append(section)
         tables += own
-    parts += _partitions(results, folder / "figures", formats)
+    for view in tuning_views(results):
+        section, own = _view(view, folder / "figures", formats)
+        parts.append(section)
+        tables += own
+    parts += _partitions(results.reported, folder / "figures", formats)
     for table, more in _about_runs(results):
         parts.append(f"<h2>{escape(table.title)}</h2>{_table(table)}{more}")
         tables.append(table)
@@ -70,8 +75,8 @@ def _checked(formats: Sequence[str]) -> tuple[str, ...]:
 def _about_runs(results: Results) -> list[tuple[Table, str]]:
     """Return the tables of claims, baselines, agreements, failed and diverged runs, if any, each with the HTML after
     it."""
-    found = [(table, "") for table in (claims_table(results), baseline_table(results)) if table]
-    found += [(agreement_table(results), "")] if results.about.agreements else []
+    found = [(table, "") for table in (claims_table(results.reported), baseline_table(results)) if table]
+    found += [(agreement_table(results.reported), "")] if results.about.agreements else []
     if lost := [row for row in results.finished if diverged(row)]:
         found.append((divergences(lost), ""))
     if results.failed:
@@ -121,7 +126,7 @@ def _plot(
     if isinstance(found, LeftOut):
         return _left_out(found), []
     number, plot = found
-    rendered = render(number, plot, results)
+    rendered = render(number, plot, results.reported)
     if isinstance(rendered, LeftOut):
         return _left_out(rendered), []
     view, tables = rendered
@@ -129,8 +134,16 @@ def _plot(
     if isinstance(drawn, LeftOut):
         return _left_out(drawn), []
     figure = _figure(drawn.name, view, formats) if drawn.there else ""
-    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in tables)
-    return f"<h2>{'Figure' if figure else 'Table'} {number}</h2>\n{figure}\n{titled}", tables
+    shared = shared_tables(number, plot, results)
+    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in [*tables, *shared])
+    return f"<h2>{'Figure' if figure else 'Table'} {number}</h2>\n{figure}\n{titled}", [*tables, *shared]
+
+
+def _view(view: View, folder: Path, formats: Sequence[str]) -> tuple[str, list[Table]]:
+    """Write the figure of a view that belongs to no plot; return its part of the page, and its tables."""
+    figure = _figure(view.name, view, formats) if write_image(view.figure, folder, view.name, formats) else ""
+    tables = view.tables()
+    return f"<h2>{escape(view.title)}</h2>\n{figure}\n{''.join(map(_table, tables))}", tables
 
 
 def _left_out(plot: LeftOut) -> str:

@@ -78,6 +78,7 @@ def run_records(results: Results) -> list[dict[str, Any]]:
     return [
         {
             "run_id": row["run_id"],
+            "role": " ".join(results.about.runs[row["run_id"]].get("role", [])),
             **{f"config.{name}": value for name, value in flatten(row["config"]).items()},
             **{f"metrics.{name}": value for name, value in row.get("metrics", {}).items()},
             "evaluated_by": row.get("evaluated_by"),

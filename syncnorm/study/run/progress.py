@@ -71,6 +71,12 @@ class Meter:
         elif self._line_done < self._done:
             self._line()
 
+    def expect(self, total: int) -> None:
+        """Count so many runs from now on."""
+        self._total = total
+        if self._bars:
+            self._bars.update(self._study, total=total)
+
     def started(self, label: str) -> None:
         """A run started."""
         self._running[label] = ""

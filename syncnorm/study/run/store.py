@@ -13,12 +13,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from syncnorm.errors import UserError
 from syncnorm.files import write_file
-from syncnorm.study.plan.about import about_study
+from syncnorm.study.plan.about import about_plan
 from syncnorm.study.plan.spec import Study
+from syncnorm.study.plan.trials import Plan, plan_of
 from syncnorm.study.rows import ABOUT, FORMAT, ROWS, About, Row, read_rows, stored_about, strict
 
 CHECKPOINTS = "checkpoints"
@@ -39,14 +40,15 @@ class Store:
             self._forget(run)
 
     @classmethod
-    def open(cls, directory: str | Path, study: Study, command: str = "") -> Self:
-        """Open or create the results folder of `study` and lock it until `close`.
+    def open(cls, directory: str | Path, study: Study, command: str = "", plan: Plan | None = None) -> Self:
+        """Open or create the results folder of `study`, with its plan, and lock it until `close`.
 
         An incomplete last line of a killed process is cut off. Raises `UserError`, without changing anything, if the
         folder has another study or other content, is in use by another process, cannot be written, or has a damaged
         line.
         """
-        folder, about = Path(directory), about_study(study, command)
+        folder, plan = Path(directory), plan or plan_of(study)
+        about_plan(plan, {}, command)
         try:
             _check_ours(folder, study.name)
             folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,7 @@ class Store:
                 _lock(descriptor, folder)
                 rows = _check_ours(folder, study.name)
                 os.ftruncate(descriptor, _whole_length(folder / ROWS))
-                write_file(folder / ABOUT, json.dumps(_plain(about), indent=1) + "\n")
+                write_about(folder, about_plan(plan, rows, command))
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -89,6 +91,10 @@ class Store:
         if not keep_checkpoint:
             self._forget(row["run_id"])
 
+    def describe(self, about: About) -> None:
+        """Replace the description of the study, in which further runs are known."""
+        write_about(self.directory, about)
+
     def close(self) -> None:
         """Release the lock."""
         os.close(self._descriptor)
@@ -108,8 +114,9 @@ class Store:
         self.close()
 
 
-def _plain(about: About) -> dict[str, Any]:
-    return {"format": FORMAT, **asdict(about)}
+def write_about(folder: Path, about: About) -> None:
+    """Write `study.json`."""
+    write_file(folder / ABOUT, json.dumps({"format": FORMAT, **asdict(about)}, indent=1) + "\n")
 
 
 def _lock(descriptor: int, folder: Path) -> None:

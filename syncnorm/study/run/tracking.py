@@ -46,7 +46,7 @@ class Tracker:
         directory: the results folder.
         kind: which tracker.
         mode: W&B's mode, "online" or "offline"; "auto" is online if WANDB_API_KEY is set, "off" starts nothing.
-        labels: readable names of the study's runs, by id.
+        labels: readable names of the study's runs, by id; `known` gives further ones.
     """
 
     def __init__(
@@ -82,6 +82,10 @@ class Tracker:
             self.warning = f"{self._name} is off: {error.strerror}."
             return
         threading.Thread(target=self._write, args=(self._process,), daemon=True).start()
+
+    def known(self, labels: Mapping[str, str]) -> None:
+        """Give further readable names of the study's runs, by id."""
+        self._tell({"labels": dict(labels)})
 
     def started(self, run: Run) -> None:
         """Report that a run started."""

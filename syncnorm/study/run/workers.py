@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from syncnorm.config import Execution, Progress, Result, Run, run_id, training_of
+from syncnorm.config import Execution, Progress, Result, Run, run_id
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
 from syncnorm.registry import environment_of_children
 from syncnorm.study.run.attempt import Failure
+from syncnorm.study.run.queue import Later, Place, Queue
 from syncnorm.study.run.ranks import TOKEN
 
 ATTEMPTS = 2
@@ -73,16 +74,24 @@ class Ended:
 
 
 def work(
-    runs: Sequence[Run], trainer: str, *, workers: int = 1, ranks: int | None = None, how: "Placement | None" = None
+    runs: Sequence[Run],
+    trainer: str,
+    *,
+    workers: int = 1,
+    ranks: int | None = None,
+    how: Placement | None = None,
+    later: Later | None = None,
+    place: Place | None = None,
 ) -> Generator[Started | Advanced | Ended, None, None]:
     """Train every run, and yield events as they happen.
 
     `workers` processes share the runs; with `ranks`, each is a torchrun launch of `ranks` ranks. A run whose worker
     dies is tried once more, after the others. So is a run that raises on a rank of a launch, since ranks that lose a
-    peer raise too. `how` says where runs write: after a lost worker, a run resumes from its checkpoint. Closing the
-    iterator ends all workers. Workers that cannot start raise `UserError`.
+    peer raise too. `how` says where runs write: after a lost worker, a run resumes from its checkpoint. `later` gives
+    the runs that become known once the receiver has dealt with an event, and `place` their place among the others.
+    Closing the iterator ends all workers. Workers that cannot start raise `UserError`.
     """
-    todo, tries, stillborn, numbers = deque(map(_Due, runs)), Counter[str](), 0, count()
+    todo, tries, stillborn, numbers = Queue(runs, later, place), Counter[str](), 0, count()
     team: list[_Worker] = []
     try:
         while todo or any(worker.run for worker in team):
@@ -91,7 +100,7 @@ def work(
                 team.append(_Worker(trainer, ranks, how or Placement(), next(numbers)))
             for worker in team:
                 if worker.idle and todo:
-                    yield Started(worker.take(_due_for(worker, team, todo)))
+                    yield Started(_next(worker, team, todo))
             for worker in _with_news(team):
                 try:
                     news, suspect = worker.hear(), ranks is not None
@@ -106,10 +115,11 @@ def work(
                     tries[run_id(news.run)] += 1
                     suspect = suspect and isinstance(news.outcome, Failure) and not news.outcome.users
                     if suspect and tries[run_id(news.run)] < ATTEMPTS:
-                        todo.append(_Due(news.run))
+                        todo.again(news.run)
                         continue
                 if news:
                     yield news
+                    todo.grow()
     finally:
         for worker in team:
             worker.end()
@@ -117,26 +127,11 @@ def work(
             worker.join()
 
 
-class _Due:
-    """A pending run, and the id of its training, which several runs may share."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.training = run, run_id(training_of(run))
-
-
-def _due_for(worker: "_Worker", team: list["_Worker"], todo: deque[_Due]) -> Run:
-    """Remove and return the run that `worker` does next.
-
-    Preferably, it shares the training of the worker's last run, which the worker has cached; otherwise it is the
-    first run whose training no other worker has cached.
-    """
-    theirs = {other.training for other in team if other is not worker}
-    mine = (due for due in todo if due.training == worker.training)
-    free = (due for due in todo if due.training not in theirs)
-    due = next(mine, None) or next(free, todo[0])
-    todo.remove(due)
-    worker.training = due.training
-    return due.run
+def _next(worker: "_Worker", team: list["_Worker"], todo: Queue) -> Run:
+    """Start the next run on a worker, and return it."""
+    others = {other.training for other in team if other is not worker}
+    run, worker.training = todo.take(worker.training, others)
+    return worker.take(run)
 
 
 def _with_news(team: list["_Worker"]) -> list["_Worker"]:

@@ -26,6 +26,7 @@ from syncnorm.study.report.analysis.sampling import (
     over_test_samples,
 )
 from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
+from syncnorm.study.report.analysis.tuning import tuning_words
 from syncnorm.study.rows import Results, Row, at_chance, diverged
 
 
@@ -87,6 +88,8 @@ class Points:
 
     ran: dict[Place, tuple[str, ...]] = field(default_factory=dict)
     """Ids of the finished runs of each place. x is None if a run has several."""
+    tuning: str = ""
+    """How the runs' values came about, in words."""
 
     @cached_property
     def across(self) -> Across:
@@ -193,7 +196,7 @@ class Points:
             parts.append(said_diverged(sum(count for count, _ in self.diverged.values())))
         if guessed := sum(count for count, _ in self.guessed.values()):
             parts.append(f"At chance, no better than a guess, and in the means: {runs_in_words(guessed)}.")
-        return " ".join(parts)
+        return " ".join(filter(None, [*parts, self.tuning]))
 
     def _evaluation(self) -> str:
         if said := self.across.evaluated(self.kind):
@@ -286,6 +289,7 @@ def gather(chart: Chart, results: Results) -> Points:
         tests={spot: tests for spot, mean in means.items() if (tests := _tests(measured.get(spot, {}), mean))},
         ran=_ran(rows, places, names),
         guessed={spot: _guessed(seeds) for spot, seeds in measured.items()},
+        tuning=tuning_words(results),
     )
 
 

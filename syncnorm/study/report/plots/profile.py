@@ -193,7 +193,7 @@ class ProfileView(ChartView):
         of = " of the logarithm, back-transformed" if self.logarithmic else ""
         n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
         how = f"{mean} with the 95 % t interval{of}; {n} seeds." if counts != [1] else "One run a point: no interval."
-        return " ".join([how, *self._left_out(), *self._diverged()])
+        return " ".join([how, *self._left_out(), *self._diverged(), points.tuning])
 
     def _diverged(self) -> list[str]:
         count = sum(count for count, _ in self.points.diverged.values())

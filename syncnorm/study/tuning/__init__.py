@@ -1,0 +1,1 @@
+"""Tuning: ranges of hyperparameters, and the choice that validation makes for every line of a study."""
