@@ -39,6 +39,7 @@ from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.small_groups import warn_of_small_groups
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
@@ -179,7 +180,8 @@ class DevicesWorld:
 
     def check(self, run: Run) -> None:
         """Raise the `UserError` that the run would raise, without training it."""
-        prepare(run, torch.device("cpu"))
+        prepared = prepare(run, torch.device("cpu"))
+        warn_of_small_groups(run, prepared.model, prepared.data.train_x)
 
     def forget(self) -> None:
         """Drop the data sets and the training that this process caches."""

@@ -44,6 +44,7 @@ from syncnorm.training.evaluation import accuracy_and_loss
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS, own_metrics
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.small_groups import warn_of_small_groups
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
@@ -228,7 +229,8 @@ class DomainsWorld:
 
     def check(self, run: Run) -> None:
         """Raise the `UserError` that the run would raise, without training it."""
-        prepare(run, torch.device("cpu"))
+        prepared = prepare(run, torch.device("cpu"))
+        warn_of_small_groups(run, prepared.model, prepared.pool.x)
 
     def forget(self) -> None:
         """Drop the data sets and trainings that this process caches."""

@@ -33,6 +33,7 @@ from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.small_groups import warn_of_small_groups
 from syncnorm.worlds import expect
 
 METRICS = [
@@ -161,6 +162,7 @@ class ClientsWorld:
         federation = Federation(run, torch.device("cpu"))
         for client in {*federation.schedule.cohort(0), *federation.schedule.trainees[:CHECKED]}:
             federation.schedule.plan(client, 0)
+        warn_of_small_groups(run, federation.models.template, federation.population.x)
 
     def forget(self) -> None:
         """Drop the data sets and the training that this process caches."""

@@ -59,6 +59,9 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
     "scaled_ws", "ws", "weight_norm" and "spectral_norm" build only the layer beside a convolution with such weights:
     an Identity or (for "ws") a group norm. `syncnorm.convert` changes a model's convolutions as well.
 
+    Group norms of few values learn little: a group has C / groups channels times the positions of its layer, which
+    this function does not know. Give `groups` where layers are narrow or have one position (`default_groups`).
+
     Raises:
         UserError: an unknown name or option; a missing option, or one of the wrong type; a number that the layer
             cannot take; whatever a registered layer raises. ("bn" is PyTorch's own layer: its forward raises

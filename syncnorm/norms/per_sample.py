@@ -12,8 +12,24 @@ from syncnorm.norms.core.shapes import check_channels, check_positions
 
 
 def default_groups(channels: int) -> int:
-    """Return the largest divisor of `channels` that is at most 32 and leaves at least two channels per group, or
-    1."""
+    """Return the largest divisor of `channels` that is at most 32 and leaves at least two channels per group, or 1.
+
+    The source's 32 groups leave 2 to 64 channels a group on its networks of 64 to 2048 channels. On narrower layers
+    no number is best everywhere. Measured on digits with layers of 8, 16 and 32 channels (the base run of
+    `experiments/client_skew.py`, changed), as accuracy in points, with no learning rate tuned:
+
+        Dirichlet alpha 0.1, learning rate 0.05, three seeds   this default 7.3 +- 6.4 below batch norm, 2 groups 0.5
+                                                               +- 2.8 above
+        alpha 100, likewise                                    7.2 +- 10.9 below, 1.8 +- 1.5 below
+        one class a client, 10 local steps, rate 0.1, seed 0   batch norm 37.8, 2 groups 79.7, this default 94.7
+        two classes a client, likewise                         92.2, 97.8, 98.3
+
+    So many small groups win where clients differ most, and lose elsewhere, at one learning rate. This default keeps
+    the source's number wherever layers are wide enough for it, and is a start elsewhere: choose `groups` on
+    validation data, as the learning rate, before group norm is compared with another norm. Layers of one position
+    (fully connected ones, or the last of a deep network on small images) need far fewer: of two channels a group
+    keeps only which is larger, and the networks on which that was tried stayed at chance.
+    """
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or 2 * g <= channels))
 
 
@@ -36,7 +52,9 @@ class GroupNorm(_PerSampleNorm):
     """Group norm (Wu & He, arXiv 1803.08494), input (N, C, ...), C = num_features.
 
     `groups` defaults to 32, as in the paper, if the layer is wide enough: it is the largest divisor of C that is at
-    most 32 and leaves at least two channels per group. Groups that do not divide C raise `ValueError`.
+    most 32 and leaves at least two channels per group. No number is best everywhere on narrow layers: see
+    `default_groups`. A group has C / groups channels times the positions of the layer (H W); with two to four values
+    it keeps little of a sample, and a run's check warns of it. Groups that do not divide C raise `ValueError`.
     """
 
     def __init__(

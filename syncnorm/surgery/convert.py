@@ -64,6 +64,9 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     originals. Hooks stay with the replaced layer. (If `model` itself is a batch norm, it is replaced: use the return
     value.)
 
+    "gn" gets 32 groups by default, and fewer on layers of less than 64 channels. Where a layer has one position, that
+    leaves few values a group, of which little can be learned: give `groups` (`norms.per_sample.default_groups`).
+
     "scaled_ws", "weight_norm" and "spectral_norm" remove the batch norms, "ws" and "mabn" replace them, and all of
     these replace every convolution (except transposed ones, and those with one weight per unit) by one that
     normalises its weight. Converting to any other norm, and `revert`, undo this: the trained raw weight stays, and
