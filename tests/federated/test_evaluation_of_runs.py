@@ -359,7 +359,7 @@ def test_a_perfect_model_is_exactly_right() -> None:
     sure = replace(population.pool, y=torch.zeros_like(population.y), test_y=torch.zeros_like(population.pool.test_y))
     rounds.federation.population = replace(population, pool=sure)
     rounds.server.state["classifier.bias"] += torch.tensor([1e6] + [0.0] * 9)
-    assert rounds.network.validate([0, 1, 2], rounds.broadcast, {}) == [1.0] * 3
+    assert rounds.network.validate([0, 1, 2], rounds.broadcast, {}) == [(1.0, 0.0)] * 3
 
 
 def test_a_client_that_never_gave_a_usable_update_counts_as_never_sampled() -> None:
