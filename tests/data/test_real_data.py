@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from syncnorm.config import Clients, Data
+from syncnorm import fit
+from syncnorm.config import Clients, Data, Devices, Optim, Run
 from syncnorm.data import load, make_federated_dataset, partition_card
 
 
@@ -63,3 +64,11 @@ def test_office_caltech_by_the_protocol_of_fedbn():
         assert not set(train.tolist()) & set(validation.tolist())
         assert len(population.test(client)[1]) == held[name][1]
     assert population.shape == (3, 32, 32)
+
+
+def test_cifar_at_half_its_side_trains_a_small_network():
+    """Well above chance, which is 10 %, after two passes over 1,000 images."""
+    data = Data("cifar10", path=real("cifar10"), size=16, train_limit=1000, test_limit=500)
+    options, world = {"width": 16, "depth": 3}, Devices(global_batch=32, per_device_batch=8)
+    run = Run(data, "strided_cnn", options, world=world, optim=Optim(epochs=2))
+    assert fit(run).metrics["accuracy"] > 0.2

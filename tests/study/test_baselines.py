@@ -18,6 +18,7 @@ from syncnorm.errors import UserError
 from syncnorm.study import Columns, Curve, Study
 from syncnorm.study.baselines import Scored, family_of, problem_of, read_scores, write_scores
 from syncnorm.study.report.baselines import baseline_table
+from syncnorm.study.report.console import main_table
 from syncnorm.study.report.report import write_report
 from syncnorm.study.rows import read
 from syncnorm.study.run.runner import check_study, run_study
@@ -91,12 +92,16 @@ def test_weights_and_the_limit_reach_a_baseline_of_ones_own() -> None:
 def test_domains_weigh_alike_and_unseen_ones_do_not_train() -> None:
     world = Domains(("digits", "digits-photo", "digits-noisy"), unseen=("digits", "digits-photo"))
     run = Run(data=Data(size=8), world=world)
-    problem = world_of(run).pixels(run)
-    assert (len(problem.train_y), len(problem.test_y)) == (1437, 360 + 1080)
-    assert problem.weights[:360].sum() == pytest.approx(0.5)
-    assert np.ptp(problem.weights[360:]) == 0
+    problem, pool = world_of(run).pixels(run), world_of(run).data(run)
+    first, second, third = np.diff(pool.test_starts)
+    assert (len(problem.train_y), len(problem.test_y)) == (np.diff(pool.starts)[2], first + second)
+    assert np.array_equal(problem.train_x, pool.x[pool.starts[2] :].flatten(1))
+    assert problem.weights[:first].sum() == pytest.approx(0.5)
+    assert np.ptp(problem.weights[first:]) == 0
     every = Run(data=Data(size=8), world=replace(world, unseen=()))
-    assert len(world_of(every).pixels(every).train_y) == 1437 + 4311 + 1437
+    problem = world_of(every).pixels(every)
+    assert len(problem.train_y) == world_of(every).data(every).starts[-1]
+    assert problem.weights[-third:].sum() == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
@@ -153,6 +158,10 @@ def test_a_study_computes_them_once_and_resumes(tmp_path: Path, monkeypatch: pyt
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Pixel baselines" in page
     assert "No line reaches the best baseline" in page
+    said = main_table(read(tmp_path / "out"), "utf-8")
+    assert said.endswith(
+        "No line reaches the best baseline: these networks are not trained well enough to be compared."
+    )
 
     monkeypatch.setattr("syncnorm.study.run.baselines.score", None)  # nothing is computed again
     run_study(study, tmp_path / "out", jobs=1, wandb="off")

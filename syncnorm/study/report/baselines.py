@@ -14,6 +14,8 @@ from syncnorm.study.table import NOTHING, Cell, Table
 
 NAMED = ("count", "domains", "skew", "alpha", "noise", "held_out", "unseen")
 """Fields of a world that tell data apart."""
+UNREACHED = "No line reaches the best baseline"
+"""Start of the warning."""
 SETTINGS = 3
 """Number of chosen settings of a baseline in the caption."""
 
@@ -53,7 +55,7 @@ def _warning(lost: list[str], of: int) -> list[str]:
     if not lost:
         return []
     where = "" if len(lost) == of else f" on {'; '.join(lost)}"
-    return [f"No line reaches the best baseline{where}: these networks are not trained well enough to be compared."]
+    return [f"{UNREACHED}{where}: these networks are not trained well enough to be compared."]
 
 
 def _how(results: Results) -> list[str]:

@@ -3,6 +3,7 @@
 import sys
 
 from syncnorm.study.plot import Plot
+from syncnorm.study.report.baselines import UNREACHED, baseline_table
 from syncnorm.study.report.render import LeftOut, render, stored_plots
 from syncnorm.study.rows import Results, diverged
 from syncnorm.study.table import MINUS, Table
@@ -23,6 +24,8 @@ def main_table(results: Results, encoding: str | None = None) -> str:
             notes.append(f"plot {found.number} is left out: {found.why}")
         elif not table:
             table = _table(*found, results.reported, encoding)
+    if (scores := baseline_table(results)) and scores.caption.startswith(UNREACHED):
+        notes.append(f"{scores.caption.partition('. ')[0]}.")
     if lost := sum(diverged(row) for row in results.finished):
         notes.append(f"{lost} of {len(results.finished)} finished runs diverged: they are in no mean.")
     return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)
