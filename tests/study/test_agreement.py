@@ -63,3 +63,16 @@ def test_devices_and_samples_per_device_change_together() -> None:
 def test_a_whole_norm_may_be_what_differs() -> None:
     rows = [fake_row("s", with_field(Run(), "norm", name), accuracy=0.5) for name in ("sync_bn", "ghost_bn")]
     assert len(compare(Agreement("norm"), rows).pairs) == 1
+
+
+def test_runs_are_paired_by_seed_and_disjoint_seeds_give_no_pair() -> None:
+    run = Run(world=Devices(ranks=4, per_device_batch=8))
+    twin = with_field(run, "engine", "torchrun")
+
+    def rows(one: Run, seeds: range) -> list[Row]:
+        return [fake_row("s", replace(one, seed=seed), accuracy=seed / 10) for seed in seeds]
+
+    (both,) = compare(Agreement("engine"), rows(run, range(0, 3)) + rows(twin, range(2, 5))).pairs
+    assert [row["config"]["seed"] for row in both] == [2, 2]
+    apart = compare(Agreement("engine"), rows(run, range(0, 3)) + rows(twin, range(3, 6)))
+    assert (apart.pairs, apart.verdict) == ([], "not compared")

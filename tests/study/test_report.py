@@ -66,6 +66,7 @@ def test_a_finished_study(small: Study, fill: Fill) -> None:
     assert small.question in page.text
     assert page.tags.count("img") == 2
     assert page.tags.count("table") == 6
+    assert "Claims" in page.text
     assert "own (rank 0)" in page.text
     assert "engine: virtual and torchrun" in page.text
     assert "syncnorm run experiments/batch_size.py" in page.text

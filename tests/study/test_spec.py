@@ -276,3 +276,12 @@ def test_an_option_of_the_world_may_not_set_what_a_grid_of_worlds_replaces() -> 
     with pytest.raises(UserError, match=r"--world\.rounds would set what the study varies"):
         refuse_varied(study, ["world.rounds"])
     refuse_varied(study, ["optim.lr"])
+
+
+def test_disjoint_ranges_of_seeds_share_no_run(study: Study) -> None:
+    first = {run_id(run) for run in expand(study)}
+    second = {run_id(run) for run in expand(replace(study, first_seed=study.seeds))}
+    assert len(first) == len(second)
+    assert not first & second
+    overlapping = {run_id(run) for run in expand(replace(study, first_seed=study.seeds - 1))}
+    assert first & overlapping

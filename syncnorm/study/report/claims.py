@@ -14,8 +14,9 @@ from syncnorm.study.table import Cell, Table
 RULE = (
     "A difference is found if both lines are tuned with equal budgets; p < 0.05 after Holm's correction for all "
     "comparisons of its table; the 95 % intervals over seeds, and over seeds and test samples, leave out zero; at "
-    "least 5 seeds are shared, no run diverged, and none of the better line's is at chance; no choice of the worse "
-    "line lies at the edge of its range; and the better line is not below the pixel baseline. What is not recorded fails."
+    "least 5 seeds are shared, all runs have finite numbers, and none of the better line's is at chance; no choice "
+    "of the worse line lies at the edge of its range; and the better line is not below the pixel baseline. What is "
+    "not recorded fails."
 )
 
 
@@ -69,11 +70,8 @@ def _cells(points: Points, record: Record, said: Verdict) -> list[Cell]:
     where.append(metric.short if points.across.several else f"{points.x_label} {points.x_text(x)}")
     size = points.comparisons[panel, line, x].difference
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
-    ahead = {
-        "line": f"{line} better than {record['reference']}",
-        "reference": f"{line} worse than {record['reference']}",
-    }
-    words = ahead.get(said.better, f"{line} against {record['reference']}")
+    ahead = {"line": "better than", "reference": "worse than"}.get(said.better if said.found else "", "against")
+    words = f"{line} {ahead} {record['reference']}"
     return [
         Cell(f"{words}, {', '.join(where)}"),
         Cell(mean_text(size, metric, sign="+") + unit),

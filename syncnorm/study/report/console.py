@@ -5,7 +5,7 @@ import sys
 from syncnorm.study.plot import Plot
 from syncnorm.study.report.baselines import UNREACHED, baseline_table
 from syncnorm.study.report.render import LeftOut, render, stored_plots
-from syncnorm.study.rows import Results, diverged
+from syncnorm.study.rows import Results, at_chance, diverged
 from syncnorm.study.table import MINUS, Table
 
 ASCII = {"±": "+-", MINUS: "-", "—": "-", "†": "^", "…": "...", "“": '"', "”": '"'}
@@ -28,6 +28,8 @@ def main_table(results: Results, encoding: str | None = None) -> str:
         notes.append(f"{scores.caption.partition('. ')[0]}.")
     if lost := sum(diverged(row) for row in results.finished):
         notes.append(f"{lost} of {len(results.finished)} finished runs diverged: they are in no mean.")
+    if guesses := sum(bool(at_chance(row)) for row in results.finished if not diverged(row)):
+        notes.append(f"{guesses} of {len(results.finished)} finished runs are at chance, no better than a guess.")
     return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)
 
 

@@ -21,7 +21,7 @@ from syncnorm.study.report.render import LeftOut, draw, render, stored_plots
 from syncnorm.study.report.runs import divergences, failures, run_records
 from syncnorm.study.report.table_formats import html, write_tables
 from syncnorm.study.report.tuned import shared_tables, tuning_views
-from syncnorm.study.rows import ROWS, Results, Row, diverged, read
+from syncnorm.study.rows import ROWS, Results, Row, at_chance, diverged, read
 from syncnorm.study.table import Table
 
 SHOWN = "png"
@@ -97,6 +97,7 @@ def _head(results: Results) -> str:
     about = results.about
     finished, failed, missing = len(results.finished), len(results.failed), len(results.missing)
     lost = sum(map(diverged, results.finished))
+    guesses = sum(bool(at_chance(row)) for row in results.finished if not diverged(row))
     total = len(about.runs)
     state = f"{total - missing} of {total} runs so far." if missing else f"All {total} runs have ended."
     if results.orphans:
@@ -106,6 +107,7 @@ def _head(results: Results) -> str:
         ("finished", str(finished), ""),
         ("failed", str(failed), "warn" if failed else ""),
         *([("diverged", str(lost), "warn")] if lost else []),
+        *([("at chance", str(guesses), "warn")] if guesses else []),
         ("missing", str(missing), "warn" if missing else ""),
         ("seeds", str(len({point["seed"] for point in about.runs.values()})), ""),
         ("hours of computing", f"{hours:.2g}", ""),

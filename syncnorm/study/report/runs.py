@@ -4,7 +4,7 @@ from typing import Any
 
 from syncnorm.study.plan.spec import flatten
 from syncnorm.study.report.analysis.labels import setting
-from syncnorm.study.rows import Results, Row, diverged
+from syncnorm.study.rows import Results, Row, at_chance, diverged
 from syncnorm.study.table import NOTHING, Cell, Table
 
 MAIN = (
@@ -86,6 +86,7 @@ def run_records(results: Results) -> list[dict[str, Any]]:
             "finished": row["finished"],
             "error": row.get("error"),
             **({"diverged": True} if "metrics" in row and diverged(row) else {}),
+            **({"at_chance": True} if "metrics" in row and at_chance(row) else {}),
         }
         for row in [*results.finished, *results.failed]
     ]

@@ -17,9 +17,9 @@ def evidence(points: Points, results: Results, baselines: Baselines | None = Non
     """Return the records of a chart that have a reference, with the columns that `verdict` reads.
 
     For the line, and with the prefix "reference_" for the reference: "tuned", whether all its runs have values that
-    tuning chose; "budget", the number of trials times their seeds; "edge", the fields whose chosen value is the lowest
-    or highest that was tried, as text. Besides these, "reference_mean", "baseline", and "place", the record's place in
-    the chart.
+    tuning chose; "budget", the number of trials times their seeds; "edge", the fields whose chosen value is the
+    lowest or highest that was tried, as text. Besides these, "reference_mean", "baseline", and "place", the record's
+    place in the chart.
     """
     found = []
     for at, record in zip(_places(points), records_of(points), strict=True):

@@ -82,8 +82,8 @@ class Points:
     several."""
     tests: dict[Place, dict[int, Clusters]] = field(default_factory=dict)
     """The test samples behind values of the metric `accuracy`, by seed, as far as rows have their scores."""
-    guessed: dict[Place, tuple[int, int]] = field(default_factory=dict)
-    """For each place with an accuracy, the number of runs that are no better than a guess, and of those that can
+    guessed: dict[Place, tuple[list[int], int]] = field(default_factory=dict)
+    """For each place with an accuracy, the seeds of runs no better than a guess, and the number of runs that can
     say."""
 
     ran: dict[Place, tuple[str, ...]] = field(default_factory=dict)
@@ -134,8 +134,8 @@ class Points:
 
     def marks(self, panel: Any, line: str, x: Any) -> str:
         """Say how many runs of a place diverged or are no better than a guess; empty without any."""
-        guessed, count = self.guessed.get((panel, line, x), (0, 0))
-        chance = f"at chance ({guessed} of {count})" if guessed else ""
+        seeds, count = self.guessed.get((panel, line, x), ([], 0))
+        chance = f"at chance ({len(seeds)} of {count})" if seeds else ""
         return "; ".join(filter(None, [self.divergence(panel, line, x), chance]))
 
     def divergence(self, panel: Any, line: str, x: Any) -> str:
@@ -194,7 +194,7 @@ class Points:
             parts.insert(0, f"A seed's value is the mean over {self.cases} runs ({over}).")
         if self.diverged:
             parts.append(said_diverged(sum(count for count, _ in self.diverged.values())))
-        if guessed := sum(count for count, _ in self.guessed.values()):
+        if guessed := sum(len(seeds) for seeds, _ in self.guessed.values()):
             parts.append(f"At chance, no better than a guess, and in the means: {runs_in_words(guessed)}.")
         return " ".join(filter(None, [*parts, self.tuning]))
 
@@ -362,9 +362,9 @@ def _tests(seeds: Mapping[int, Sequence[Row]], wanted: Iterable[int]) -> dict[in
     }
 
 
-def _guessed(seeds: Mapping[int, Sequence[Row]]) -> tuple[int, int]:
-    said = [one for rows in seeds.values() for row in rows if (one := at_chance(row)) is not None]
-    return sum(said), len(said)
+def _guessed(seeds: Mapping[int, Sequence[Row]]) -> tuple[list[int], int]:
+    said = [(seed, one) for seed, rows in seeds.items() for row in rows if (one := at_chance(row)) is not None]
+    return [seed for seed, guessed in said if guessed], len(said)
 
 
 def _ran(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]) -> dict[Place, tuple[str, ...]]:

@@ -99,8 +99,8 @@ def _comparison_columns(points: Points, at: Place) -> dict[str, Any]:
 def _worth(prefix: str, points: Points, panel: Any, line: str, x: Any) -> dict[str, Any]:
     """Return how many of a point's runs diverged, and how many are at chance; None if its rows cannot say."""
     diverged, _ = points.diverged.get((panel, line, x)) or points.diverged.get((panel, line, None)) or (0, 0)
-    guessed, said = points.guessed.get((panel, line, x), (0, 0))
-    return {f"{prefix}diverged": diverged, f"{prefix}at_chance": guessed if said else None}
+    guessed, said = points.guessed.get((panel, line, x), ([], 0))
+    return {f"{prefix}diverged": diverged, f"{prefix}at_chance": len(guessed) if said else None}
 
 
 def _ends(prefix: str, interval: tuple[float, float] | None) -> dict[str, Any]:

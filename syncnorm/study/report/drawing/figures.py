@@ -6,7 +6,7 @@ from math import ceil, radians, sin
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from syncnorm.study.report.analysis.labels import Metric, setting
+from syncnorm.study.report.analysis.labels import Metric, listing, setting
 from syncnorm.study.report.analysis.points import Points
 from syncnorm.study.report.drawing.panels import PANEL_WIDTH, TURN, Style, Styles, clip, panels_width, tick_labels
 from syncnorm.study.report.drawing.style import (
@@ -169,10 +169,21 @@ def footnote(points: Points, *, ways: str = "", dots: bool = True) -> str:
     if not counts:
         return f"N{points.nothing()[1:]}."
     n = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    trouble = _trouble(points)
     if counts == [1]:
-        return f"One seed a point, so no interval; n = 1 seed.\n{points.evaluation()}"
+        return f"One seed a point, so no interval; n = 1 seed.{trouble}\n{points.evaluation()}"
     single = f" Dots: single {'runs' if points.cases == 1 else 'seeds'}." if dots else ""
-    return f"Mean and 95 % t interval{ways}, {n} seeds.{single}\n{points.evaluation()}"
+    return f"Mean and 95 % t interval{ways}, {n} seeds.{single}{trouble}\n{points.evaluation()}"
+
+
+def _trouble(points: Points) -> str:
+    """Say what open markers and crosses are, and which lines have them."""
+    guessed = (at for at, (seeds, _) in points.guessed.items() if seeds)
+    troubled = {line for _, line, _ in (*points.diverged, *guessed)}
+    lines = [line for line in points.lines if line in troubled]
+    if not lines or not points.across.final:
+        return ""
+    return f" Open markers and crosses: runs that diverged or are at chance ({listing(lines)})."
 
 
 def noted(note: str, more: str) -> str:

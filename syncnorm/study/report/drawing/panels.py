@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isinf, log2, nan
+from math import isinf, isnan, log2, nan
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,32 @@ def draw_line(
         ax.fill_between(places, lows, highs, color=color, alpha=band(styles), linewidth=0)
     ax.vlines(places, lows, highs, color=color, linewidth=0.7 if joined else 1.6, alpha=0.5)
     ax.plot(places, values, label=line, zorder=3, **styles[line].look, linewidth=1.4 if joined else 0)
+
+
+def draw_troubled(
+    ax: "Axes", line: str, styles: Styles, at: float, value: float, crosses: Sequence[float] = ()
+) -> None:
+    """Mark a point with runs that diverged or are at chance: an open marker, and a cross for each value at chance.
+
+    A point without a value (NaN) is a cross on the lower edge of the panel.
+    """
+    color = styles[line].color
+    ax.plot([at] * len(crosses), crosses, "x", color=color, markersize=4.5, markeredgewidth=1.0, zorder=4)
+    if isnan(value):
+        ax.plot(
+            at,
+            0.0,
+            "x",
+            color=color,
+            markersize=6,
+            markeredgewidth=1.4,
+            transform=ax.get_xaxis_transform(),
+            clip_on=False,
+            zorder=4,
+        )
+        return
+    look = styles[line].look | {"markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 1.1}
+    ax.plot(at, value, **look, zorder=4)
 
 
 def band(styles: Styles) -> float:

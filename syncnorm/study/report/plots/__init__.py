@@ -13,6 +13,7 @@ from syncnorm.study.report.plots.drift import Drift
 from syncnorm.study.report.plots.effects import Effects
 from syncnorm.study.report.plots.gap import Gap
 from syncnorm.study.report.plots.history import History
+from syncnorm.study.report.plots.improvement import Improvement
 from syncnorm.study.report.plots.profile import Profile
 from syncnorm.study.report.plots.trade import Trade
 
@@ -24,6 +25,7 @@ __all__ = [
     "Effects",
     "Gap",
     "History",
+    "Improvement",
     "Profile",
     "Trade",
     "from_plain",
@@ -32,7 +34,7 @@ __all__ = [
 
 Kind = TypeVar("Kind", bound=type[Plot])
 
-BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Effects, Gap, Profile)
+BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Effects, Gap, Profile, Improvement)
 PLOTS: Registry[type[Plot]] = Registry("plot", {plot.kind: plot for plot in BUILT_IN})
 """The kinds of plots, by their names in `study.json`."""
 

@@ -11,7 +11,15 @@ from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gath
 from syncnorm.study.report.analysis.tables import with_differences
 from syncnorm.study.report.drawing.baselines import draw_baselines
 from syncnorm.study.report.drawing.figures import below, compose_chart, footnote, noted
-from syncnorm.study.report.drawing.panels import Styles, draw_line, grid, is_numeric, positions, x_axis
+from syncnorm.study.report.drawing.panels import (
+    Styles,
+    draw_line,
+    draw_troubled,
+    grid,
+    is_numeric,
+    positions,
+    x_axis,
+)
 from syncnorm.study.rows import Results
 from syncnorm.study.table import Table
 
@@ -94,5 +102,11 @@ class CurveView(ChartView):
                 values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
                 color = styles[line].color
                 ax.plot([place] * len(values), values, ".", color=color, markersize=4, alpha=0.45, markeredgewidth=0)
+            for x, place, mean in zip(points.xs, places, means, strict=True):
+                if points.marks(panel, line, x):
+                    found = points.values.get((panel, line, x), {})
+                    seeds, _ = points.guessed.get((panel, line, x), ([], 0))
+                    crosses = [found[seed] * scale for seed in seeds if seed in found]
+                    draw_troubled(ax, line, styles, place, mean, crosses)
         draw_baselines(ax, points, panel, self.marks, positions(points.xs))
         grid(ax)

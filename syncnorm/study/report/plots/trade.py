@@ -9,7 +9,7 @@ from syncnorm.study.report.analysis.across import Across, Metrics
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named
 from syncnorm.study.report.analysis.tables import means
 from syncnorm.study.report.drawing.figures import compose_chart, footnote
-from syncnorm.study.report.drawing.panels import SIZES, SPAN, Styles, grid
+from syncnorm.study.report.drawing.panels import SIZES, SPAN, Styles, draw_troubled, grid
 from syncnorm.study.rows import Results
 from syncnorm.study.table import Table
 
@@ -97,6 +97,8 @@ class TradeView(ChartView):
                 label=line,
                 zorder=3,
             )
+            if x and y and any(points.marks(panel, line, name) for name in points.xs):
+                draw_troubled(ax, line, styles, *at)
         found = [value for (_, _, x), by in points.values.items() if x == points.xs[0] for value in by.values()]
         if found and min(found) > 0 and max(found) > SPAN * min(found):
             ax.set_xscale("log")
