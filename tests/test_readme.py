@@ -7,6 +7,7 @@ The Python of `docs/extend.md`, `norms.md` and `policies.md` has tests of its ow
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +24,12 @@ from syncnorm.commands.catalog import catalog
 from syncnorm.commands.options import given_options, read_options
 from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
-from syncnorm.config import Run
+from syncnorm.config import Data, Run
 from syncnorm.data import SOURCES, load
 from syncnorm.federated.flower.wire import run_from_text
 from syncnorm.study.plan.spec import expand
+from syncnorm.study.plan.trials import plan_of
+from syncnorm.study.report.plots.check import check_tuning
 from syncnorm.study.run.forecast import forecast
 from syncnorm.worlds import check
 
@@ -34,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-PYTHON = {"README.md", "layers.md", "studies.md", "data.md", "federated.md", "domains.md"}
+PYTHON = {"README.md", "layers.md", "studies.md", "tuning.md", "data.md", "federated.md", "domains.md"}
 """The pages whose Python blocks are run here."""
 RESULT = re.compile(r"-?\d+\.\d+ (?:± \d+\.\d+|\[[^\]]+\])")
 """A mean with its interval, as in "54.5 ± 6.0" and "89.0 [74.3, 105.7]"."""
@@ -148,6 +151,17 @@ def test_a_study_of_the_manual(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     printed = forecast(names["STUDY"], Path("out/mine"))
     assert f"The dry run prints:\n\n```\n{printed}\n```" in (DOCS / "studies.md").read_text()
+
+
+@pytest.mark.skipif(not hasattr(Data, "validation"), reason="validation comes with the splits")
+def test_a_tuned_study_of_the_manual() -> None:
+    names: dict[str, Any] = {}
+    run_block(*blocks(DOCS / "tuning.md", "python"), names)
+    plan = plan_of(names["STUDY"])
+    check_tuning(plan)
+    roles = Counter(role for one in plan.known({}).values() for role in one.roles)
+    assert roles == {"tuning": 32, "shared": 30}
+    assert plan.ahead({}) == 30
 
 
 def test_data_of_ones_own(monkeypatch: Any, tmp_path: Path) -> None:

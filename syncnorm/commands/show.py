@@ -8,11 +8,14 @@ from syncnorm.study.rows import read
 
 def show(directory: Path) -> int:
     """Print a summary of a results folder; return the exit code: 1 if runs failed, else 0."""
-    from syncnorm.study.report.console import layers_found, main_table  # imports scipy, which is slow to start
+    # Imports scipy, which is slow to start.
+    from syncnorm.study.report.console import choices, layers_found, main_table
 
     results = read(directory)
     if table := main_table(results):
         print(f"\n{table}\n")
+    if chosen := choices(results):
+        print(f"{chosen}\n")
     if layers := layers_found(results):
         print(layers)
     print(f"{directory / 'report.html'}\n{directory / 'runs.jsonl'}", flush=True)

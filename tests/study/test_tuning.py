@@ -17,9 +17,11 @@ from syncnorm.config import Clients, Devices, Result, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study import Choice, Curve, Grid, LogUniform, Study, Tune, Uniform, run_study
 from syncnorm.study.plan.trials import plan_of
+from syncnorm.study.report.analysis.points import gather
 from syncnorm.study.report.analysis.tuning import chosen
 from syncnorm.study.report.report import write_report
 from syncnorm.study.rows import Row, finished_row, read
+from syncnorm.study.run.schedule import Schedule
 from syncnorm.study.tuning.choose import standing
 
 LR = {"lr": LogUniform(0.003, 1.0)}
@@ -279,6 +281,29 @@ def test_the_report_says_what_was_chosen_and_what_one_value_for_all_gives(tuned:
     shared = (tuned / "tables" / "1-shared-accuracy-per_device_batch-norm.md").read_text()
     assert "at one shared value: learning rate 0.05" in shared
     assert "Not tuned: learning rate 0.05 in every line." in shared
+
+
+def test_a_failed_trial_is_tried_again_before_its_line_chooses(tuned: Path) -> None:
+    """What the earlier choice trained is not lost: it is known again, and finished, once the trial has ended."""
+    plan, found = plan_of(make()), read(tuned).rows
+    lost = plan.lines[1].line.trials[0].runs[0][0]
+    schedule = Schedule(plan, {**found, lost: {"run_id": lost, "error": "its worker died"}})
+    assert [run_id(run) for run in schedule.todo()] == [lost]
+    assert (schedule.total, schedule.done) == (72, 72 - 4 - 1), "four reported runs follow from the choice"
+    assert schedule.ended(found[lost])
+    assert (schedule.total, schedule.done, schedule.todo()) == (72, 72, [])
+
+
+def test_lines_that_a_figure_does_not_tell_apart_are_split_by_what_they_are_and_not_by_what_was_tuned(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    tune = replace(TUNE, per=("norm", "per_device_batch", "skew"), at={}, trials=6, shared=False)
+    figure = Curve(x="per_device_batch", line="norm")
+    run(make(tune=tune, vary={"norm": ["gn"], "per_device_batch": [2, 4], "skew": [0, 50]}, figures=(figure,)), out)
+    assert len(set(choices(out).values())) == 2
+    lines = gather(figure, read(out).reported).lines
+    assert lines == ["gn (label-sorted data 0 %)", "gn (label-sorted data 50 %)"]
 
 
 def test_a_choice_at_the_edge_of_what_was_tried_is_said(tmp_path: Path) -> None:

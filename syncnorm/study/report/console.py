@@ -3,6 +3,7 @@
 import sys
 
 from syncnorm.study.plot import Plot
+from syncnorm.study.report.analysis.tuning import chosen_table
 from syncnorm.study.report.baselines import UNREACHED, baseline_table
 from syncnorm.study.report.render import LeftOut, render, stored_plots
 from syncnorm.study.rows import Results, at_chance, diverged
@@ -31,6 +32,11 @@ def main_table(results: Results, encoding: str | None = None) -> str:
     if guesses := sum(bool(at_chance(row)) for row in results.finished if not diverged(row)):
         notes.append(f"{guesses} of {len(results.finished)} finished runs are at chance, no better than a guess.")
     return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)
+
+
+def choices(results: Results) -> str:
+    """Return what every line of the study chose, as text; empty if it tunes nothing."""
+    return plain(chosen_table(results), sys.stdout.encoding or "ascii") if results.about.tuning else ""
 
 
 def layers_found(results: Results) -> str:

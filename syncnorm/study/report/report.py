@@ -21,7 +21,7 @@ from syncnorm.study.report.render import LeftOut, draw, render, stored_plots
 from syncnorm.study.report.runs import divergences, failures, run_records
 from syncnorm.study.report.table_formats import html, write_tables
 from syncnorm.study.report.tuned import shared_tables, tuning_views
-from syncnorm.study.rows import ROWS, Results, Row, at_chance, diverged, read
+from syncnorm.study.rows import ROWS, TUNING, Results, Row, at_chance, diverged, read
 from syncnorm.study.table import Table
 
 SHOWN = "png"
@@ -109,7 +109,8 @@ def _head(results: Results) -> str:
         *([("diverged", str(lost), "warn")] if lost else []),
         *([("at chance", str(guesses), "warn")] if guesses else []),
         ("missing", str(missing), "warn" if missing else ""),
-        ("seeds", str(len({point["seed"] for point in about.runs.values()})), ""),
+        *([("of them trials", str(len(results.of(TUNING).finished)), "")] if about.tuning else []),
+        ("seeds", str(len({point["seed"] for point in results.reported.about.runs.values()})), ""),
         ("hours of computing", f"{hours:.2g}", ""),
     ]
     items = "".join(f'<li class="{kind}"><b>{value}</b>{words}</li>' for words, value, kind in numbers)

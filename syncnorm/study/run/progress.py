@@ -71,9 +71,10 @@ class Meter:
         elif self._line_done < self._done:
             self._line()
 
-    def expect(self, total: int) -> None:
-        """Count so many runs from now on."""
-        self._total = total
+    def expect(self, total: int, done: int) -> None:
+        """Count so many runs from now on, of which so many have ended: some of them before this study started."""
+        self._before += done - self._done
+        self._total, self._done = total, done
         if self._bars:
             self._bars.update(self._study, total=total)
 

@@ -59,10 +59,10 @@ class Record:
             error, detail = outcome.error, outcome.detail
             row = failed_row(study, end.run, error, end.seconds, end.environment, detail, purpose)
         self._store.append(row, keep_checkpoint=isinstance(outcome, Failure) and outcome.lost)
-        if self.schedule.ended(row):
-            self._grown()
         error = outcome.error if isinstance(outcome, Failure) else ""
         self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
+        if self.schedule.ended(row):
+            self._grown()
 
     def close(self, stall: float = STALL_SECONDS) -> None:
         """Write the report of the finished runs, and let the trackers catch up unless they stall."""
@@ -86,7 +86,7 @@ class Record:
         """Store the runs that are known now, and tell who counts and names them."""
         schedule = self.schedule
         self._store.describe(about_plan(schedule.plan, schedule.rows, self._command))
-        self.meter.expect(schedule.total)
+        self.meter.expect(schedule.total, schedule.done)
         labels = {name: self._label(one.run) for name, one in schedule.known.items()}
         for tracker in self._trackers:
             tracker.known(labels)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-from syncnorm.study.plan.spec import flatten
+from syncnorm.study.plan.spec import flatten, has, path_in
 from syncnorm.study.plot import Axis
 from syncnorm.study.report.analysis.labels import choice_label, setting, takes_all, value_label
 from syncnorm.study.rows import Row
@@ -26,18 +26,21 @@ def axis_value(axis: Axis | None, fields: Mapping[str, Any], base: Mapping[str, 
     return inf if fields[axis] is None and takes_all(axis) else _plain(fields[axis], axis)
 
 
-def line_names(rows: Sequence[Row], places: Sequence[Place], cases: Sequence[str] | None = None) -> list[str]:
+def line_names(
+    rows: Sequence[Row], places: Sequence[Place], cases: Sequence[str] | None = None, tuned: Sequence[str] = ()
+) -> list[str]:
     """Return the name of every row's line: the value of the line's field, and further fields that distinguish rows.
 
     Two group norms that differ in an option are "gn (groups 1)" and "gn (groups 8)", and are never averaged. Rows may
-    share a point if they are different `cases`, which are averaged.
+    share a point if they are different `cases`, which are averaged. Fields that a study tunes (`tuned`) distinguish
+    nothing: every line has its own values of them.
     """
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, (_, line, _) in enumerate(places):
         members[line].append(index)
     names = [""] * len(rows)
     for line, indices in members.items():
-        flat = [flatten(rows[index]["config"]) for index in indices]
+        flat = [_without(rows[index]["config"], tuned) for index in indices]
         spots = [
             (*places[index], rows[index]["config"]["seed"], *(cases or [])[index : index + 1]) for index in indices
         ]
@@ -46,6 +49,12 @@ def line_names(rows: Sequence[Row], places: Sequence[Place], cases: Sequence[str
             words = ", ".join(setting(name, _plain(config.get(name))) for name in extra)
             names[index] = f"{line} ({words})" if line and words else line or words
     return names
+
+
+def _without(config: dict[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """Return a flat config without these fields, where it has them."""
+    left_out = {".".join(path_in(config, name)) for name in fields if has(config, name)}
+    return {name: value for name, value in flatten(config).items() if name not in left_out}
 
 
 def _telling_fields(configs: list[dict[str, Any]], spots: list[tuple[Any, ...]]) -> list[str]:

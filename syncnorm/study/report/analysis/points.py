@@ -26,7 +26,7 @@ from syncnorm.study.report.analysis.sampling import (
     over_test_samples,
 )
 from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
-from syncnorm.study.report.analysis.tuning import tuning_words
+from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
 from syncnorm.study.rows import Results, Row, at_chance, diverged
 
 
@@ -251,7 +251,7 @@ def gather(chart: Chart, results: Results) -> Points:
     rows = rows_of(chart, results)
     places = [place(chart, runs[row["run_id"]], about.base) for row in rows]
     cases = [_case(over, runs[row["run_id"]]) for row in rows]
-    names = line_names(rows, places, cases)
+    names = line_names(rows, places, cases, tuned_fields(results))
     lost = {row["run_id"] for row in rows if diverged(row)}
     left_out = lost if across.after_training else set()
     wanted = {_case(over, fields) for fields in runs.values()}

@@ -97,6 +97,12 @@ def tuning_words(results: Results) -> str:
     return f"Tuned by {chosen_metric(results, tuning).words}: {listing(parts)}, {budget_words(tuning)} a line."
 
 
+def tuned_fields(results: Results) -> list[str]:
+    """Return the fields that a study tunes."""
+    tuning = tuning_of(results.about)
+    return _fields(tuning) if tuning else []
+
+
 def shared_words(tuning: Tuning) -> str:
     """Return the base's own values of the tuned fields: "learning rate 0.05"."""
     values = [setting(name, value) for name, value in tuning.shared.items()]

@@ -13,6 +13,7 @@ from syncnorm.study.report.analysis.lines import axis_value, line_names
 from syncnorm.study.report.analysis.points import file_name, rows_of, said_diverged
 from syncnorm.study.report.analysis.statistics import summarise
 from syncnorm.study.report.analysis.tables import mean_text
+from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
 from syncnorm.study.report.drawing.panels import clip
 from syncnorm.study.report.drawing.style import CHARACTER, FAINT, INK
 from syncnorm.study.rows import Results, diverged
@@ -55,7 +56,7 @@ class Drift(Plot):
         rows = [row for row in have if not diverged(row)]
         at = [axis_value(self.panel, about.runs[row["run_id"]], about.base) for row in rows]
         titles = ["" if self.panel is None else short_setting(self.panel, one) for one in at]
-        names = line_names(rows, [(None, title, None) for title in titles])
+        names = line_names(rows, [(None, title, None) for title in titles], tuned=tuned_fields(results))
         values: defaultdict[tuple[str, str, int], dict[int, float]] = defaultdict(dict)
         for row, name in zip(rows, names, strict=True):
             found = row["details"]["drift"]
@@ -77,6 +78,7 @@ class Drift(Plot):
             clients=sorted({client for _, _, client in values}),
             values=dict(values),
             lost=len(have) - len(rows),
+            tuning=tuning_words(results),
         )
 
     def axes(self) -> tuple[Axis | None, ...]:
@@ -97,6 +99,8 @@ class DriftView(View):
     """Distances by seed, for each (panel, layer, client)."""
     lost: int
     """Number of diverged runs, which are left out."""
+    tuning: str = ""
+    """How the runs' values came about, in words."""
 
     @property
     def seeds(self) -> int:
@@ -216,7 +220,7 @@ class DriftView(View):
         if not self.values:
             return "No run that has finished says how far its clients' statistics are apart."
         seeds = f"Mean over {self.seeds} seeds." if self.seeds > 1 else "One seed."
-        return f"{seeds} {said_diverged(self.lost)}" if self.lost else seeds
+        return " ".join(filter(None, [seeds, said_diverged(self.lost) if self.lost else "", self.tuning]))
 
 
 def _mean(values: Iterable[float]) -> float:
