@@ -16,8 +16,8 @@ from torch import Tensor
 
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id, validated_at
 from syncnorm.data import Dataset
-from syncnorm.devices.batches import RankBatches
 from syncnorm.data.sources.load import MEMORY
+from syncnorm.devices.batches import RankBatches
 from syncnorm.devices.measure import DevicesClassifier, measure, validate
 from syncnorm.devices.prepare import (
     Prepared,
