@@ -190,7 +190,10 @@ def _part(whole: Pixels | Signals, column: Groups, name: str, data: Data, seed: 
     tested = column.test if len(column.test) else column.train
 
     def keep(parts: Parts) -> Parts:
-        kept = [part[values[part] == own] for part, values in zip(parts, (column.train, column.train, tested), strict=True)]
+        kept = [
+            part[values[part] == own]
+            for part, values in zip(parts, (column.train, column.train, tested), strict=True)
+        ]
         for split, part in (("train", kept[0]), ("test", kept[2])):
             if len(part) == 0:
                 raise UserError(f"domain '{name}' of data set '{data.name}' has no {split} sample: leave it out.")

@@ -181,9 +181,7 @@ def _writers(raw: Pixels | Signals, name: str) -> Labels:
     )
 
 
-def _by_writer(
-    writers: Labels, fraction: float, seed: int, name: str, whole: bool
-) -> tuple[Indices, Indices]:
+def _by_writer(writers: Labels, fraction: float, seed: int, name: str, whole: bool) -> tuple[Indices, Indices]:
     """Return the samples for the test (none if there is an official one) and for validation, of whole writers."""
     found = np.random.default_rng(derive("writers", seed)).permutation(np.unique(writers))
     tests = max(1, round(len(found) / FIFTH)) if whole else 0

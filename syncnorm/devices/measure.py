@@ -49,7 +49,6 @@ class DevicesClassifier(Classifier):
             self.history["accuracy"].append(metrics["accuracy"])
             self.history["accuracy_at"].append(float(self.epochs_done))
 
-
     def remember(self) -> dict[str, Any]:
         """Return the history and the best model so far, as plain data and tensors, for `recall`."""
         return {**super().remember(), "best": self.best.remember()}

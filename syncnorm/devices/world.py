@@ -19,8 +19,8 @@ from syncnorm.baselines import Problem
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id, validated_at
 from syncnorm.data import Dataset
 from syncnorm.data.plain import plain_problem
-from syncnorm.devices.batches import RankBatches
 from syncnorm.data.sources.load import MEMORY
+from syncnorm.devices.batches import RankBatches
 from syncnorm.devices.measure import DevicesClassifier, measure, validate
 from syncnorm.devices.prepare import (
     Prepared,

@@ -209,9 +209,7 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     return Trained(classifier.model.to(device), classifier.history, steps, before, classifier.best.epoch)
 
 
-def _validation(
-    run: Run, prepared: Prepared, model: nn.Module, adapt: str | None = None
-) -> dict[str, float]:
+def _validation(run: Run, prepared: Prepared, model: nn.Module, adapt: str | None = None) -> dict[str, float]:
     """Return the validation metrics: means over seen domains, under an adaptation (None: the run's)."""
     if not run.data.validation:
         return {}

@@ -239,6 +239,10 @@ def test_the_fingerprint_covers_validation() -> None:
     moved = replace(data, validation_y=data.validation_y.flip(0))
     assert moved.fingerprint != data.fingerprint
     assert pool_of(("digits",), validation=0.2).fingerprint != pool_of(("digits",)).fingerprint
+    worlds = (Clients(count=4), Clients(count=7, skew="sorted"))
+    made = [make_federated_dataset(Data("digits", validation=0.2), world, seed=0) for world in worlds]
+    assert not torch.equal(made[0].x, made[1].x)  # each is normalised by its own training samples
+    assert made[0].fingerprint == made[1].fingerprint  # which follow from the run
 
 
 def test_another_seed_reads_nothing_again(register: Callable[..., Any]) -> None:

@@ -63,7 +63,7 @@ def make_federated_dataset(
     _check_validation(made)
     if data.validation and pool.measured and isinstance(partition, DisjointPartition):
         held = torch.cat([made.validation(client) for client in range(world.count)])
-        made = replace(made, pool=_without(pool, held, unseen))
+        made = replace(made, pool=_without(pool, held, unseen), loaded=pool)
     made = replace(made, x=_with_noise(world, assignment, partition, made.pool, seed))
     if isinstance(partition, DisjointPartition):
         for client in partition.parts:  # find a client without a test sample now, not after training

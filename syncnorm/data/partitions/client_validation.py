@@ -6,7 +6,9 @@ from syncnorm.data.partitions.client_partition import Indices
 from syncnorm.data.split import held_out, validation_keys
 
 
-def divide(samples: Indices, labels: Indices, numbers: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+def divide(
+    samples: Indices, labels: Indices, numbers: Indices, fraction: float, seed: int
+) -> tuple[Indices, Indices]:
     """Return a client's training and validation samples, both in the order of `samples`.
 
     `labels` and `numbers` are the class of each sample and the number of what it shows. Of that many different

@@ -43,6 +43,8 @@ class FederatedDataset:
     """Largest number of training samples per client; None keeps all that are not for validation."""
     data: Data
     """The run's data; its `validation` is the fraction that each client holds out."""
+    loaded: Pool | None = None
+    """The pool before it was normalised without validation samples; None: it was not."""
     _divided: dict[int, tuple[Indices, Indices]] = field(default_factory=dict)
 
     @property
@@ -77,8 +79,8 @@ class FederatedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the content of its pool, see `syncnorm.data.fingerprint`."""
-        return self.pool.fingerprint
+        """16 hex digits of the content of its pool as loaded, see `syncnorm.data.fingerprint`."""
+        return (self.loaded or self.pool).fingerprint
 
     def summary(self) -> str:
         """Return one line: the data and the number of clients."""

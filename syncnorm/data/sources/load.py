@@ -25,7 +25,6 @@ from syncnorm.data.sources.tables import Wanted, hub_splits, pick_splits
 from syncnorm.data.split import WHOLE, Parts, Share, check_validation, drawn_in_words, limited, split_samples
 from syncnorm.errors import UserError, unknown
 
-
 Split = Literal["random", "writers", "fixed"]
 """The values of `Data.split`."""
 MEMORY = Memory()
@@ -76,19 +75,8 @@ def load(
     Raises:
         UserError: invalid names, paths, columns, sizes or files, and data that no classifier can learn.
     """
-    data = Data(
-        name=name,
-        path=path,
-        size=size,
-        train_limit=train_limit,
-        test_limit=test_limit,
-        split=split,
-        validation=validation,
-        augment=augment,
-        label=label,
-        natural=natural,
-        options=dict(options or {}),
-    )
+    asked: dict[str, Any] = {"label": label, "natural": natural, "options": dict(options or {}), "augment": augment}
+    data = Data(name, path, size, train_limit, test_limit, split, validation=validation, **asked)
     check_data(data)
     if split not in get_args(Split):
         raise unknown("data.split", split, get_args(Split))

@@ -66,7 +66,7 @@ class Rounds:
         return self.server.broadcast(self.next, client)
 
     def validate(self) -> None:
-        """Note the validation accuracy; if the run selects by it, remember this round if no earlier one is as good."""
+        """Note the validation accuracy; if the run selects by it, remember the first of the best rounds."""
         trained, counts = self.server.state, dict(self.log.counts)
         self.evaluator.gather(self.next)
         metrics = self.evaluator.validate(self.next)
