@@ -99,7 +99,7 @@ def scores_by_sample(federation: Federation, scores: Sequence[Score]) -> dict[st
 
     With n samples that have a weight at one of K clients, sample i has the weight n / K * sum_k w_ki and the score
     n / K * sum_k w_ki * right_ki, so that the mean of the scores is the accuracy. Empty if a client did not say which
-    samples it got right (Flower's engine sends sums alone).
+    samples it got right.
     """
     population, pool = federation.population, federation.population.pool
     weight, score = (torch.zeros(len(pool.test_y), dtype=torch.float64) for _ in range(2))
