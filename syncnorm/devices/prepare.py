@@ -41,7 +41,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     if not 0 <= skew <= 100:
         raise UserError(f"world.skew is {skew}: it must be from 0 to 100.")
     _check_buffers(run, ranks)
-    data = load_data(run.data, data_device(run, device), DTYPES[run.precision])
+    data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision])
     labels = data.train_y.cpu()
     shards = partition(labels, "sorted", ranks, run.seed, percent=skew) if ranks > 1 else [_all(labels)]
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
@@ -97,9 +97,9 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 
 
 @lru_cache(maxsize=2)
-def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
-    """Load a run's data set onto the device; the last two are cached."""
-    return load_config(data).to(device, dtype)
+def load_data(data: Data, seed: int, device: torch.device, dtype: torch.dtype) -> Dataset:
+    """Load a run's data set, split by its seed, onto the device; the last two are cached."""
+    return load_config(data, seed=seed).to(device, dtype)
 
 
 ON_REGISTRATION.append(load_data.cache_clear)

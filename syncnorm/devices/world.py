@@ -15,10 +15,11 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
+from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id, validated_at
 from syncnorm.data import Dataset
+from syncnorm.data.sources.load import MEMORY
 from syncnorm.devices.batches import RankBatches
-from syncnorm.devices.measure import DevicesClassifier, measure
+from syncnorm.devices.measure import DevicesClassifier, measure, validate
 from syncnorm.devices.prepare import (
     Prepared,
     devices,
@@ -32,11 +33,11 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
 from syncnorm.training.building import DTYPES
-from syncnorm.training.classifier import Classifier
 from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.selection import by_validation
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
@@ -52,6 +53,10 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
     `gradient_profile` of the first training batch, before and after training.
 
+    With `data.validation`, the metrics include `validation_accuracy` and `validation_loss` of the resulting model,
+    measured as on the test set. With `run.select` "best", that model is the one after the epoch with the best
+    validation accuracy, `epoch`.
+
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
     """
@@ -64,6 +69,10 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     classifier, batches, profiles = trained
     model = copy.deepcopy(classifier.model)  # its statistics are chosen in place, and another run may share them
     metrics, evaluated_by = measure(run, model, prepared.data)
+    if run.data.validation:
+        metrics |= validate(run, model, prepared.data)
+    if run.select == "best":
+        metrics["epoch"] = float(classifier.best.epoch)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
@@ -82,12 +91,12 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
 
 Profile = dict[str, list[Any]]
-_KEPT: LastTraining[tuple[Classifier, RankBatches, dict[str, Profile]]] = LastTraining()
+_KEPT: LastTraining[tuple[DevicesClassifier, RankBatches, dict[str, Profile]]] = LastTraining()
 
 
 def _trained(
     run: Run, prepared: Prepared, rank: int | None, device: torch.device, execution: Execution | None
-) -> tuple[Classifier, RankBatches, dict[str, Profile]]:
+) -> tuple[DevicesClassifier, RankBatches, dict[str, Profile]]:
     """Train a prepared run; return the module, its batches, and the gradient profiles around training."""
     first = _first_batch(run, prepared, device) if rank is None else None
     initial = first and gradient_profile(prepared.model, *first)
@@ -120,8 +129,11 @@ def _device() -> torch.device:
 
 def train(
     run: Run, prepared: Prepared, rank: int | None, execution: Execution | None = None
-) -> tuple[Classifier, RankBatches]:
-    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
+) -> tuple[DevicesClassifier, RankBatches]:
+    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module.
+
+    Its model is that of the last epoch, or, if the run asks for it, that of the best.
+    """
     ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
     several = needs_virtual_ranks(run.norm.name, devices(run))
@@ -129,6 +141,7 @@ def train(
     classifier = DevicesClassifier(run, model, prepared.data)
     batches = _batches(run, prepared, rank)
     run_trainer(run, classifier, batches, execution or Execution(), **_placement(run))
+    classifier.best.restore(classifier.model)
     classifier.model = rank_0(classifier.model)
     return classifier, batches
 
@@ -183,19 +196,20 @@ class DevicesWorld:
         """Drop the data sets and the training that this process caches."""
         load_data.cache_clear()
         _KEPT.forget()
+        MEMORY.clear()
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
-        return load_data(run.data, torch.device("cpu"), DTYPES[run.precision])
+        return load_data(run.data, run.seed, torch.device("cpu"), DTYPES[run.precision])
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         whose = ["accuracy_rank0", "accuracy_pooled"]
-        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS]
+        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS, *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        return ["train_loss"]
+        return ["train_loss", *(["validation_accuracy"] if validated_at(run, 1, 1) else [])]
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: only runs on virtual ranks have them."""

@@ -58,7 +58,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
 def load_domains(run: Run, device: torch.device) -> Pool:
     """Load a run's domains onto the device; the last two pools are cached."""
     world, by_folder = domains(run), bool(run.data.path)
-    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen)
+    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen, run.seed)
 
 
 def domains(run: Run) -> Domains:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
+from syncnorm.config import Clients, Execution, Norm, Result, Run, marked, validated_at
 from syncnorm.data import FederatedDataset, make_federated_dataset
 from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
@@ -29,12 +29,13 @@ from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import METRICS as OWN_METRICS
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.selection import by_validation
 from syncnorm.worlds import expect
 
 METRICS = [
     *("accuracy", "client_accuracy_worst", "client_accuracy_std", "client_accuracy_weighted", "loss"),
     *("reestimated_accuracy", "reestimated_accuracy_worst", "global_accuracy", "global_loss"),
-    *("heldout_accuracy", "heldout_reestimated_accuracy", "round", "validation_accuracy"),
+    *("heldout_accuracy", "heldout_reestimated_accuracy"),
     *("bytes_down", "bytes_up", "bytes_total", "clients_left_out", "small_batches", "idle"),
     *("train_loss", "never_sampled", "staleness", "batch_norms"),
 ]
@@ -172,11 +173,11 @@ class ClientsWorld:
         """Return the names of the metrics that a run may have."""
         world = expect(run, Clients)
         own = [name for metric in OWN_METRICS for name in (metric, f"global_{metric}")]
-        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains)]
+        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains), *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        chosen = ["validation_accuracy"] if expect(run, Clients).validation else []
+        chosen = ["validation_accuracy"] if validated_at(run, 1, 1) else []
         return ["train_loss", "left_out", *chosen]
 
     def profiles(self, run: Run) -> list[str]:

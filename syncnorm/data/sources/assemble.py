@@ -1,4 +1,4 @@
-"""Check samples and labels of any kind, number classes from 0, and make a test split.
+"""Check samples and labels of any kind, and number classes from 0.
 
 All sources except generated ones use this, so that each mistake in labels gives the same message.
 """
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from syncnorm.data.raw import Groups, Labels, Pixels, Signals, stratified_fifth
+from syncnorm.data.raw import Groups, Labels, Pixels, Signals
 from syncnorm.errors import UserError
 
 Values = NDArray[Any]
@@ -34,11 +34,10 @@ def assemble(
     class_names: Sequence[str] | None = None,
     changes: Iterable[str] = (),
 ) -> Pixels | Signals:
-    """Return the splits "train" and "test", or split the one called "whole": a fifth is test, drawn by seed 0.
+    """Return the splits "train" and "test", or the one called "whole" as training samples without test samples.
 
-    The fifth is stratified by class, and by `natural` if given. `what` names the data in errors. Without
-    `class_names`, the classes are the sorted label values. Bytes and 16-bit numbers of shape (N, C, H, W) become
-    `Pixels`, anything else `Signals`.
+    `what` names the data in errors. Without `class_names`, the classes are the sorted label values. Bytes and 16-bit
+    numbers of shape (N, C, H, W) become `Pixels`, anything else `Signals`.
 
     Raises `UserError` for splits that are empty or differ in shape, and for labels that cannot be classes.
     """
@@ -51,14 +50,8 @@ def assemble(
     natural = _groups({name: split.natural for name, split in splits.items()}, what, "natural")
     domain = _groups({name: split.domain for name, split in splits.items()}, what, "domain")
     if "whole" in splits:
-        train, test = stratified_fifth(_strata(labels["whole"], natural.train if natural else None))
-        x = splits["whole"].x
-        samples = (x[train], labels["whole"][train], x[test], labels["whole"][test])
-        natural, domain = (
-            column and Groups(column.names, column.train[train], column.train[test]) for column in (natural, domain)
-        )
-        note = f"{note}; a stratified fifth of it is the test split"
-        changed.append("a stratified fifth, drawn by seed 0, is the test")
+        x, y = splits["whole"].x, labels["whole"]
+        samples = (x, y, x[:0], y[:0])
     else:
         shapes = {name: split.x.shape[1:] for name, split in splits.items()}
         if shapes["train"] != shapes["test"]:
@@ -210,7 +203,3 @@ def _places(values: Values) -> Values:
     if values.dtype.kind == "f" and (values == np.floor(values)).all():  # a table may turn 3 into 3.0
         return values.astype(np.int64)
     return values.astype(np.int64) if values.dtype.kind in "biu" else values.astype(str)
-
-
-def _strata(labels: Labels, natural: Labels | None) -> Labels:
-    return labels if natural is None else natural * (int(labels.max()) + 1) + labels
