@@ -142,7 +142,9 @@ def test_runs_that_share_a_training_go_to_the_worker_that_has_it() -> None:
     todo = Queue([*runs, Run(seed=7), Run(seed=8)])
     own, taken = {"first": "", "second": ""}, []
     for worker, other in [("first", "second"), ("second", "first")] * 5 + [("first", "second")]:
-        run, own[worker] = todo.take(own[worker], {own[other]})
+        found = todo.take(own[worker], {own[other]})
+        assert found
+        run, own[worker] = found
         taken.append((worker, run.seed))
     assert not len(todo)
     assert [seed for worker, seed in taken if worker == "first"] == [0, 0, 0, 2, 2, 2]
@@ -155,4 +157,16 @@ def test_runs_that_become_known_later_take_their_place() -> None:
     todo.again(Run(seed=9))
     todo.grow()
     todo.grow()
-    assert [todo.take("", set())[0].seed for _ in range(len(todo))] == [0, 1, 2, 3, 9]
+    taken = [todo.take("", set()) for _ in range(len(todo))]
+    assert [found[0].seed for found in taken if found] == [0, 1, 2, 3, 9]
+
+
+def test_a_worker_leaves_a_run_to_the_one_that_has_its_training() -> None:
+    runs = [Run(world=Devices(ranks=2, per_device_batch=4, buffers=whose)) for whose in ("rank0", "pooled")]  # type: ignore[arg-type]
+    todo = Queue(runs)
+    first = todo.take("", set())
+    assert first
+    assert todo.take("", {first[1]}) is None
+    second = todo.take(first[1], {""})
+    assert second
+    assert [first[0], second[0]] == runs

@@ -26,15 +26,18 @@ class Queue:
     def __len__(self) -> int:
         return len(self._due)
 
-    def take(self, own: str, others: set[str]) -> tuple[Run, str]:
+    def take(self, own: str, others: set[str]) -> tuple[Run, str] | None:
         """Remove and return the run that a worker does next, and the id of its training.
 
         Preferably, it shares `own`, the training of the worker's last run, which the worker has kept; otherwise it is
-        the first run whose training is not among `others`, which other workers have kept.
+        the first run whose training is not among `others`, which other workers have kept. None if there are only
+        runs that other workers will do without training again.
         """
         mine = (due for due in self._due if due.training == own)
         free = (due for due in self._due if due.training not in others)
-        due = next(mine, None) or next(free, self._due[0])
+        due = next(mine, None) or next(free, None)
+        if due is None:
+            return None
         self._due.remove(due)
         return due.run, due.training
 

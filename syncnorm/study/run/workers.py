@@ -99,8 +99,8 @@ def work(
             while len(team) < min(workers, busy + len(todo)):
                 team.append(_Worker(trainer, ranks, how or Placement(), next(numbers)))
             for worker in team:
-                if worker.idle and todo:
-                    yield Started(_next(worker, team, todo))
+                if worker.idle and (run := _next(worker, team, todo)):
+                    yield Started(run)
             for worker in _with_news(team):
                 try:
                     news, suspect = worker.hear(), ranks is not None
@@ -127,10 +127,12 @@ def work(
             worker.join()
 
 
-def _next(worker: "_Worker", team: list["_Worker"], todo: Queue) -> Run:
-    """Start the next run on a worker, and return it."""
-    others = {other.training for other in team if other is not worker}
-    run, worker.training = todo.take(worker.training, others)
+def _next(worker: "_Worker", team: list["_Worker"], todo: Queue) -> Run | None:
+    """Start the next run on a worker, and return it; None if there is none for this worker."""
+    found = todo.take(worker.training, {other.training for other in team if other is not worker})
+    if found is None:
+        return None
+    run, worker.training = found
     return worker.take(run)
 
 
