@@ -24,7 +24,7 @@ from syncnorm.commands.catalog import catalog
 from syncnorm.commands.options import given_options, read_options
 from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
-from syncnorm.config import Data, Run
+from syncnorm.config import Run
 from syncnorm.data import SOURCES, load
 from syncnorm.federated.flower.wire import run_from_text
 from syncnorm.study.plan.spec import expand
@@ -153,7 +153,6 @@ def test_a_study_of_the_manual(tmp_path: Path, monkeypatch: Any) -> None:
     assert f"The dry run prints:\n\n```\n{printed}\n```" in (DOCS / "studies.md").read_text()
 
 
-@pytest.mark.skipif(not hasattr(Data, "validation"), reason="validation comes with the splits")
 def test_a_tuned_study_of_the_manual() -> None:
     names: dict[str, Any] = {}
     run_block(*blocks(DOCS / "tuning.md", "python"), names)

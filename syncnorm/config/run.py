@@ -138,5 +138,5 @@ def training_of(run: Run) -> Run:
 
     A run that is evaluated while it trains keeps those that its history or its choice of an epoch or round reads.
     """
-    chooses = run.select == "best"
-    return replace(run, world=run.world.training(watched=run.evaluate_every is not None or chooses))
+    watched = run.evaluate_every is not None or run.select == "best"
+    return replace(run, world=run.world.training(watched))
