@@ -40,6 +40,7 @@ from syncnorm.worlds import expect
 METRICS = [
     *("accuracy", "client_accuracy_worst", "client_accuracy_std", "client_accuracy_weighted", "loss"),
     *("reestimated_accuracy", "reestimated_accuracy_worst", "global_accuracy", "global_loss"),
+    *("global_reestimated_accuracy", "global_batch_accuracy"),
     *("heldout_accuracy", "heldout_reestimated_accuracy"),
     *("bytes_down", "bytes_up", "bytes_total", "clients_left_out", "small_batches", "idle"),
     *("train_loss", "never_sampled", "staleness", "batch_norms"),

@@ -377,3 +377,22 @@ def test_a_client_that_never_gave_a_usable_update_counts_as_never_sampled() -> N
     names = [name for name in rounds.server.state if is_affine(name) or is_statistics(name)]
     assert len(names) == 15
     assert rounds.network.client_states([1]) == {}
+
+
+def test_the_global_model_with_statistics_of_everybodys_images_and_of_the_tests() -> None:
+    rounds = play(small_run(method="fedavg", engine="cohort"))
+    metrics = rounds.result(0.0).metrics
+    people = rounds.federation.population
+    x, y = people.global_test
+    everyone = people.x[torch.cat([people.train(client) for client in range(people.count)])]
+    for name, images in (("global_reestimated_accuracy", everyone), ("global_batch_accuracy", x)):
+        model = model_of(rounds, rounds.server.state).train()
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_running_stats()
+                layer.momentum = None  # one batch then gives its own statistics
+        with torch.no_grad():
+            model(images)
+            expected = (model.eval()(x).argmax(1) == y).double().mean().item()
+        assert metrics[name] == pytest.approx(expected, abs=1e-12)
+    assert "global_batch_accuracy" not in play(small_run(norm="gn")).result(0.0).metrics

@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from syncnorm.config import Clients, Run
@@ -16,10 +17,11 @@ from syncnorm.federated.messages import Broadcast, size
 from syncnorm.federated.policies import Reduction
 from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
-from syncnorm.federated.server.scores import drift, score, scores_by_sample, summary, uniform
+from syncnorm.federated.server.scores import drift, score, scores_by_sample, summary, uniform, weighted
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
+from syncnorm.surgery import layer_moments
 from syncnorm.training.evaluation import accuracy_and_loss, predict
 from syncnorm.training.metrics import own_metrics
 from syncnorm.worlds import expect
@@ -99,7 +101,7 @@ class Evaluator:
         seen = [one for one in scores if one.moments]
         if seen:
             details["drift"] = drift(seen)
-        metrics |= self._global_scores()
+        metrics |= self._global_scores() | self._with_other_statistics()
         if federation.world.held_out:
             metrics |= self._held_out()
         return metrics, details
@@ -147,6 +149,30 @@ class Evaluator:
         accuracy, loss = accuracy_and_loss(logits, y, uniform(len(y)))
         own = {f"global_{name}": value for name, value in own_metrics(logits, y).items()}
         return {"global_accuracy": accuracy, "global_loss": loss, **own}
+
+    def _with_other_statistics(self) -> dict[str, float]:
+        """Evaluate the global model with running statistics of all clients' training images, and of the test's own.
+
+        Both replace the statistics of every batch norm at once, under the final weights (`layer_moments`). The first
+        is what a server could re-estimate with everybody's help; the second is prediction-time batch norm with the
+        whole test set as one batch. A model without running statistics, or without a global one, has neither.
+        """
+        federation = self.federation
+        personal = federation.policy.personal and federation.world.global_norm == "none"
+        if personal or not federation.layout.has_statistics:
+            return {}
+        people = federation.population
+        everyone = torch.cat([people.train(client) for client in self.clients])
+        order = np.random.default_rng(derive("re-estimation order", federation.run.seed)).permutation(len(everyone))
+        shuffled = people.x[everyone[order].to(people.x.device)]
+        x, y = people.global_test
+        found = {}
+        for name, images in (("global_reestimated_accuracy", shuffled), ("global_batch_accuracy", x)):
+            model = federation.models.with_state(self.global_state())
+            moments = layer_moments(model, images.tensor_split(-(-len(images) // CHUNK)))
+            again = {**self.global_state(), **federation.layout.with_aliases(statistics_entries(moments))}
+            found[name], _ = weighted(federation.models.with_state(again), x, y, uniform(len(y)))
+        return found
 
     def _held_out(self) -> dict[str, float]:
         """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""

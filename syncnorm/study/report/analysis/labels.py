@@ -76,6 +76,14 @@ CLIENT_METRICS = {
     "client_accuracy_worst": ("accuracy of the worst client", "worst client"),
     "client_accuracy_std": ("standard deviation of accuracy between clients", "deviation between clients"),
     "global_accuracy": ("accuracy of the global model", "global model"),
+    "global_reestimated_accuracy": (
+        "accuracy of the global model with statistics re-estimated on all clients' images",
+        "global model, re-estimated",
+    ),
+    "global_batch_accuracy": (
+        "accuracy of the global model with the test images' own statistics",
+        "global model, test statistics",
+    ),
     "global_loss": ("loss of the global model", "global model's loss"),
     "reestimated_accuracy": (
         "accuracy with each client's statistics re-estimated, mean over clients",
