@@ -23,6 +23,8 @@ from syncnorm.study.report.claims import claims_table
 from syncnorm.study.report.report import write_report
 from syncnorm.study.rows import Results, read
 from syncnorm.study.run.store import Store
+from syncnorm.study.tuning import choose
+from syncnorm.study.tuning.ranges import LogUniform
 
 
 def test_holms_correction_is_the_closed_test_of_bonferroni() -> None:
@@ -164,9 +166,10 @@ def tuned(study: Study, folder: Path, gap: float = 0.2) -> Results:
     for run in expand(study):
         name = f"norm {run.norm.name}"
         runs[run_id(run)] = {**results.about.runs[run_id(run)], "role": ["tuned"], "line": name}
-        trials = [{"values": {"lr": lr}, "runs": [["x"], ["y"]]} for lr in (0.01, 0.05, 0.2)]
-        lines[name] = {"name": name, "ranges": {"lr": {"kind": "log_uniform"}}, "trials": trials, "points": 1}
-    tuning = {"lines": list(lines.values())}
+        trials = tuple(choose.Trial({"lr": lr}, (("x",), ("y",))) for lr in (0.01, 0.05, 0.2))
+        ranges = {"lr": LogUniform(0.005, 0.5).plain()}
+        lines[name] = choose.Line(name, {"norm": run.norm.name}, ranges, trials, points=1)
+    tuning = choose.Tuning("validation_accuracy", True, 2, False, ("norm",), {}, tuple(lines.values())).plain()
     return replace(results, about=replace(results.about, runs=runs, tuning=tuning))
 
 
@@ -188,7 +191,7 @@ def test_evidence_is_read_from_the_study_and_its_rows(pair: Study, tmp_path: Pat
     (low,) = evidence(points, results, {(None, 4): 0.99})
     assert verdict(low).reasons == ("the better line is below the pixel baseline (99.0 %)",)
     lines = [{**one, "trials": one["trials"][:2]} for one in results.about.tuning["lines"]]
-    edge = replace(results, about=replace(results.about, tuning={"lines": lines}))
+    edge = replace(results, about=replace(results.about, tuning={**results.about.tuning, "lines": lines}))
     (record,) = evidence(gather(pair.figures[0], edge), edge)  # type: ignore[arg-type]
     assert verdict(record).reasons == ("the reference's choice lies at the edge of its range: lr 0.05",)
 

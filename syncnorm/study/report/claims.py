@@ -60,7 +60,8 @@ def _baselines(points: Points, results: Results) -> dict[tuple[Any, Any], float]
     """
     if points.kind == "clients":
         return {}
-    return {at: max(found.values()) for at, found in baseline_marks(points.chart, results, METRIC).at.items() if found}
+    marks = baseline_marks(points.chart, results, METRIC).at
+    return {at: max(found.values()) for at, found in marks.items() if found}
 
 
 def _view(one: tuple[int, object] | LeftOut, results: Results) -> tuple[int, Points] | None:

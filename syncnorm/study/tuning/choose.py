@@ -109,16 +109,20 @@ def standing(line: Line, tuning: Tuning, rows: Mapping[str, Row]) -> Standing:
 
 
 def at_edge(line: Line, name: str, choice: int) -> str:
-    """Say on which side of its range a choice lies at the edge: "low", "high", or "" for neither.
+    """Return `edge_of` the value that a trial has."""
+    return edge_of(line, name, line.trials[choice].values[name])
 
-    A choice is at the edge if no trial has tried a value beyond it. What was tried and failed counts as tried. A
-    `Choice` has no edge.
+
+def edge_of(line: Line, name: str, value: Any) -> str:
+    """Say on which side of its range a value lies at the edge: "low", "high", or "" for neither.
+
+    A value is at the edge if no trial has tried one beyond it. What was tried and failed counts as tried. A `Choice`
+    has no edge.
     """
     if line.ranges[name]["kind"] == "choice":
         return ""
     values = [trial.values[name] for trial in line.trials]
-    chosen = values[choice]
-    return "low" if chosen == min(values) else "high" if chosen == max(values) else ""
+    return "low" if value == min(values) else "high" if value == max(values) else ""
 
 
 def _rank(trial: Trial, tuning: Tuning, rows: Mapping[str, Row], seeds: int) -> float:

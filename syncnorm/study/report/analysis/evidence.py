@@ -8,6 +8,7 @@ from syncnorm.study.report.analysis.lines import Place
 from syncnorm.study.report.analysis.points import Points
 from syncnorm.study.report.analysis.records import records_of
 from syncnorm.study.rows import Results, Row
+from syncnorm.study.tuning.choose import Line, edge_of, tuning_of
 
 Baselines = Mapping[tuple[Any, Any], float]
 """The accuracy of the best pixel baseline, by panel and x; x is None if a run has several."""
@@ -53,10 +54,11 @@ def _tuning(prefix: str, points: Points, at: Place, results: Results) -> dict[st
     runs = {run: results.about.runs[run] for run in ids}
     roles = [fields.get("role") for fields in runs.values()]
     tuned = None if not roles or None in roles else all("tuned" in role for role in roles if role)
-    lines = {one["name"]: one for one in results.about.tuning.get("lines", ())}
+    tuning = tuning_of(results.about)
+    lines = {one.name: one for one in tuning.lines} if tuning else {}
     names = {str(fields["line"]) for fields in runs.values() if "line" in fields}
     own = [lines[name] for name in sorted(names) if name in lines]
-    budgets = {sum(len(trial["runs"]) for trial in one["trials"]) for one in own}
+    budgets = {sum(len(trial.runs) for trial in one.trials) for one in own}
     edges = {edge for one in own for run in runs for edge in _edges(one, results.rows[run])}
     return {
         f"{prefix}tuned": tuned,
@@ -65,14 +67,11 @@ def _tuning(prefix: str, points: Points, at: Place, results: Results) -> dict[st
     }
 
 
-def _edges(line: Mapping[str, Any], row: Row) -> list[str]:
+def _edges(line: Line, row: Row) -> list[str]:
     """Return the fields whose value in a row is the lowest or highest that the line's trials tried."""
     found = []
-    for name, tried in line["ranges"].items():
-        if tried["kind"] == "choice":
-            continue
-        values = [trial["values"][name] for trial in line["trials"]]
+    for name in line.ranges:
         chosen = value_at(row["config"], name)
-        if chosen in (min(values), max(values)):
+        if edge_of(line, name, chosen):
             found.append(f"{name} {chosen:g}")
     return found
