@@ -7,10 +7,10 @@ Speaks to: an independent re-run of FedBN (github.com/surafel58/FedBN, PHASE2_ST
 Run:       syncnorm run experiments/participation.py [--quick]
 
 Twenty clients, four in each of five domains of digits, IID within a domain; each domain has digits of its own. The
-learning rate is tuned on validation data for every method at every participation. The four corners of a table: gamma and
-beta local or shared, running statistics local or shared. A client that is not sampled keeps its old entries while the
-shared weights change; one that was never sampled has statistics 0 and 1. The remedy, also evaluated for every run:
-running statistics re-estimated on the client's own images, without labels, under the final weights.
+learning rate is tuned on validation data for every method at every participation. The four corners of a table: gamma
+and beta local or shared, running statistics local or shared. A client that is not sampled keeps its old entries while
+the shared weights change; one that was never sampled has statistics 0 and 1. The remedy, also evaluated for every
+run: running statistics re-estimated on the client's own images, without labels, under the final weights.
 """
 
 from dataclasses import replace

@@ -57,4 +57,3 @@ def _merged(named: list[tuple[float, str]], apart: float) -> list[tuple[float, s
         else:
             labels.append((height, text))
     return labels
-
