@@ -7,8 +7,8 @@ Speaks to: published tables that disagree. CIFAR-10, two classes a client: group
 Run:       syncnorm run experiments/contradiction.py [--quick]
            syncnorm run experiments/contradiction_test.py     # the rule on settings that it was not made from
 
-Ten clients share the digits. Two factors are crossed: the skew (one, two, three or five classes a client, Dirichlet
-0.1 and 1 over each class), and the number of local steps between two averages, at 400 local steps in all. Learning
+Ten clients share the digits. Two factors are crossed: the skew (one, two or five classes a client, Dirichlet
+0.1 over each class), and the number of local steps between two averages, at 400 local steps in all. Learning
 rates are tuned on validation data for every norm in every setting; group norm's number of groups with them. The
 response is the accuracy of the one global model on the balanced test, group norm's minus batch norm's.
 """
@@ -18,8 +18,8 @@ from dataclasses import replace
 from syncnorm.config import Clients, Data, Optim, Run
 from syncnorm.study import Choice, Columns, Curve, Effects, Grid, LogUniform, Study, Tune
 
-CLASSES = [1, 2, 3, 5]
-ALPHAS = [0.1, 1.0]
+CLASSES = [1, 2, 5]
+ALPHAS = [0.1]
 SKEW = ("skew", "skew_options", "alpha")
 STEPS = 400
 LOCAL_STEPS = [1, 10, 100]
@@ -55,7 +55,7 @@ TUNE = Tune(
     {"lr": LogUniform(0.01, 1.0)},
     own={"gn": {"norm.options.groups": Choice([1, 2, 4, 8])}},
     per=("norm", *SKEW, "local_steps"),
-    trials=6,
+    trials=5,
     seeds=2,
     shared=False,
 )
