@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.tasks import Task, register_task
     from syncnorm.training.metrics import register_metric
     from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
@@ -56,6 +57,7 @@ _HOMES = {
     "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
     "syncnorm.models.registry": ["register_model"],
+    "syncnorm.tasks": ["Task", "register_task"],
     "syncnorm.training.metrics": ["register_metric"],
     "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
@@ -98,6 +100,7 @@ __all__ = [
     "Moments",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
+    "Task",
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",
@@ -122,6 +125,7 @@ __all__ = [
     "register_partition",
     "register_plot",
     "register_policy",
+    "register_task",
     "revert",
     "stream",
     "tent",

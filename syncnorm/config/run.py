@@ -35,6 +35,8 @@ class Run:
     evaluate_every: int | None = field(default=None, metadata=LATER)
     """Number of epochs or rounds between two evaluations for the run's history; the last one is always evaluated.
     None: only at the end; in the domains world after every epoch."""
+    task: str = field(default="classification", metadata=LATER)
+    """What is learnt, with its loss and its metric: a name in syncnorm.tasks.TASKS."""
 
 
 @dataclass(frozen=True)

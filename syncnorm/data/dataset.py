@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from syncnorm.data.raw import Groups
+from syncnorm.tasks import task_named
 
 Scale = Literal["own", "fixed"]
 """own: normalise by the mean and standard deviation of the training samples; fixed: by numbers that do not depend on
 them."""
 KINDS = {3: "images", 2: "signals", 1: "feature vectors"}
 """Words for samples, by their number of dimensions."""
+CLASSES = "classification"
 LISTED = 5
 """Maximum number of class names in a summary."""
 
@@ -29,7 +31,8 @@ class Dataset:
     `train_x`, `test_x`: float32, images (N, C, H, W), signals (N, C, L) or feature vectors (N, F), normalised with
     the mean and standard deviation of each channel over the training split, or, with `scale="fixed"`, images with 0.5
     and 0.5 and signals with their `centre` and `unit`; both splits use the same numbers. `train_y`, `test_y`: int64
-    (N,), values 0 .. classes-1. `note` is a one-line description with the source.
+    (N,), values 0 .. classes-1; with another task than classification they are its targets (N, ...), and `classes` is
+    the number of outputs. `note` is a one-line description with the source.
     """
 
     name: str
@@ -48,6 +51,8 @@ class Dataset:
     """The domain of each sample, if the data set has this column in addition to `natural`."""
     scaled: bool = True
     """Whether the samples are normalised; False if the fixed scale was requested but the data have none."""
+    task: str = "classification"
+    """The task whose targets `train_y` and `test_y` are."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,18 +60,23 @@ class Dataset:
         return tuple(self.train_x.shape[1:])
 
     @cached_property
+    def strata(self) -> Tensor:
+        """What stratification and label skew go by in the training samples: int64 (N,), the labels of classes."""
+        return task_named(self.task).stratify(self.train_y, self.test_y)[0]
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the content, see `syncnorm.data.fingerprint`."""
         return content_hash((self.train_x, self.train_y, self.test_x, self.test_y), (self.natural, self.domain))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
-        """Return the data set on `device`, with samples (but not labels) as `dtype`."""
+        """Return the data set on `device`, with samples and fractional targets (but not labels) as `dtype`."""
         return replace(
             self,
             train_x=self.train_x.to(device, dtype),
-            train_y=self.train_y.to(device),
+            train_y=targets_to(self.train_y, device, dtype),
             test_x=self.test_x.to(device, dtype),
-            test_y=self.test_y.to(device),
+            test_y=targets_to(self.test_y, device, dtype),
         )
 
     def part(self, name: str, train: NDArray[np.int64], test: NDArray[np.int64]) -> "Dataset":
@@ -89,16 +99,29 @@ class Dataset:
     def summary(self) -> str:
         """Return one line: numbers of samples and classes, and changes during loading."""
         size = f"{len(self.train_y):,} training and {len(self.test_y):,} test"
-        said = f"{self.name}: {size} {KINDS.get(len(self.shape), 'samples')} {self.shape}, {self.classes} classes"
-        said += f", {spread(self.train_y, self.classes)}"
+        said = f"{self.name}: {size} {KINDS.get(len(self.shape), 'samples')} {self.shape}, "
+        said += targets_in_words(self.task, self.train_y, self.class_names)
         if self.natural:
             said += f", {len(self.natural.names)} natural clients"
         if self.domain:
             said += f", {len(self.domain.names)} domains"
-        return "; ".join((said, *untrained(self.train_y, self.test_y, self.class_names), *self.changes))
+        never = untrained(self.train_y, self.test_y, self.class_names) if self.task == CLASSES else []
+        return "; ".join((said, *never, *self.changes))
 
     def __repr__(self) -> str:
         return f"<Dataset {self.summary()}>"
+
+
+def targets_to(y: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    """Return targets on `device`; fractional ones as `dtype`, whole numbers as they are."""
+    return y.to(device, dtype) if y.is_floating_point() else y.to(device)
+
+
+def targets_in_words(task: str, y: Tensor, names: Sequence[str]) -> str:
+    """Return the number of classes and of samples in each; of another task, the number of outputs and its name."""
+    if task == CLASSES:
+        return f"{len(names)} classes, {spread(y, len(names))}"
+    return f"{len(names)} output{'s' * (len(names) > 1)} for {task}"
 
 
 def spread(labels: Tensor, classes: int) -> str:

@@ -48,6 +48,7 @@ def normalised(
         natural=_limited(raw.natural, train, test),
         domain=_limited(raw.domain, train, test),
         scaled=scaled,
+        task=raw.task,
     )
 
 

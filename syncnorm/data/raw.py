@@ -10,6 +10,8 @@ from syncnorm.seeds import derive
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Targets = NDArray[Any]
+"""Labels, or the targets of another task."""
 
 
 class Groups(NamedTuple):
@@ -24,18 +26,20 @@ class Pixels(NamedTuple):
     """Images as cached: uint8 or uint16 (N, C, H, W), labels int64 (N,), class names, a note.
 
     `changes` lists conversions and omissions during loading; `natural` is each sample's natural client, `domain` its
-    domain.
+    domain. `task` is the task whose targets the labels are: those of another task than classification may have any
+    shape (N, ...).
     """
 
     train_x: NDArray[Any]
-    train_y: Labels
+    train_y: Targets
     test_x: NDArray[Any]
-    test_y: Labels
+    test_y: Targets
     class_names: tuple[str, ...]
     note: str
     changes: tuple[str, ...] = ()
     natural: Groups | None = None
     domain: Groups | None = None
+    task: str = "classification"
 
 
 class Signals(NamedTuple):
@@ -47,9 +51,9 @@ class Signals(NamedTuple):
     """
 
     train_x: NDArray[Any]
-    train_y: Labels
+    train_y: Targets
     test_x: NDArray[Any]
-    test_y: Labels
+    test_y: Targets
     class_names: tuple[str, ...]
     note: str
     centre: NDArray[np.float32] | None = None
@@ -58,6 +62,7 @@ class Signals(NamedTuple):
     natural: Groups | None = None
     domain: Groups | None = None
     as_is: bool = False
+    task: str = "classification"
 
 
 def stratified_fifth(labels: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

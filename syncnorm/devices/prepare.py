@@ -15,7 +15,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_training, data_device
+from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
 from syncnorm.worlds import expect
 
 
@@ -41,8 +41,8 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     if not 0 <= skew <= 100:
         raise UserError(f"world.skew is {skew}: it must be from 0 to 100.")
     _check_buffers(run, ranks)
-    data = load_data(run.data, data_device(run, device), DTYPES[run.precision])
-    labels = data.train_y.cpu()
+    data = load_data(run.data, data_device(run, device), DTYPES[run.precision], run.task)
+    labels = sorted_by(run, data)
     shards = partition(labels, "sorted", ranks, run.seed, percent=skew) if ranks > 1 else [_all(labels)]
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
@@ -74,6 +74,22 @@ def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
     return norm.name, {**options, "buffers": "pooled"} if spec.on_ranks == norm.name else options
 
 
+def sorted_by(run: Run, data: Dataset) -> Tensor:
+    """Return what `world.skew` sorts the training samples by, int64 (N,) on the CPU: labels, or natural groups.
+
+    Raises:
+        UserError: data without a natural column.
+    """
+    if devices(run).skew_by == "label":
+        return data.strata.cpu()
+    if data.natural is None:
+        raise UserError(
+            f"world.skew_by is natural, and data set '{run.data.name}' has no column that says where a sample is "
+            "from: set data.natural to one, or skew_by to label."
+        )
+    return torch.from_numpy(data.natural.train)
+
+
 def statistics_are_kept_by_rank(norm: str) -> bool:
     """Return whether all ranks' running statistics are available, to evaluate with rank 0's and the pooled ones."""
     return norm_spec(norm).on_ranks is not None
@@ -97,9 +113,9 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 
 
 @lru_cache(maxsize=2)
-def load_data(data: Data, device: torch.device, dtype: torch.dtype) -> Dataset:
+def load_data(data: Data, device: torch.device, dtype: torch.dtype, task: str = "classification") -> Dataset:
     """Load a run's data set onto the device; the last two are cached."""
-    return load_config(data).to(device, dtype)
+    return load_config(data, task=task).to(device, dtype)
 
 
 ON_REGISTRATION.append(load_data.cache_clear)
@@ -131,7 +147,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
     ]
     was_training = model.training
     try:
-        logits = model.eval()(data.train_x[:2].to(device))
+        outputs = model.eval()(data.train_x[:2].to(device))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -141,7 +157,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    check_logits(run.model, logits, min(2, len(data.train_x)), data.classes)
+    check_outputs(run, outputs, data.train_y[:2], data.classes)
     _check_values_per_channel(run, positions)
 
 

@@ -7,12 +7,13 @@ print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=1
 
 import os
 import time
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
 from syncnorm.data import Dataset
@@ -29,13 +30,20 @@ from syncnorm.devices.prepare import (
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
+from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
+from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
 from syncnorm.training.classifier import Classifier
+from syncnorm.training.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.gradients import gradient_profile
-from syncnorm.training.metrics import METRICS
+from syncnorm.training.metrics import other_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import optimiser_steps, run_trainer
+
+PROFILED = 64
+"""Number of training steps over which effective samples are measured."""
+PROFILES = ("gradient_norm_initial", "gradient_norm_final", "effective_samples", "values_per_channel")
 
 
 def fit(run: Run, execution: Execution | None = None) -> Result:
@@ -45,7 +53,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     launch with as many processes as the run has ranks; all return the same result.
 
     With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
-    `gradient_profile` of the first training batch, before and after training.
+    `gradient_profile` of the first training batch, before and after training; and "effective_samples" and
+    "values_per_channel" of the trained model's norm layers over training batches (`effective_profiles`).
 
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
@@ -56,10 +65,12 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     device = _device()
     prepared = prepare(run, device)
     first = _first_batch(run, prepared, device) if rank is None else None
-    initial = first and gradient_profile(prepared.model, *first)
+    initial = first and gradient_profile(prepared.model, *first, run.task)
     classifier, batches = train(run, prepared, rank, execution)
-    final = first and gradient_profile(classifier.model.to(device), *first)
+    final = first and gradient_profile(classifier.model.to(device), *first, run.task)
     profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
+    if rank is None and initial and final:
+        profiles |= _effective_profiles(run, prepared, classifier.model)
     metrics, evaluated_by = measure(run, classifier.model.to(device), prepared.data)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
@@ -120,6 +131,18 @@ def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Te
     return x[::ranks], y[::ranks]
 
 
+def _effective_profiles(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, Any]:
+    """Return the profiles of effective samples, over the batches of the first epoch, at most `PROFILED` of them."""
+    ranks = len(prepared.shards)
+    dealt = islice(_batches(run, prepared, rank=None).deal(epoch=0, first=0), PROFILED)
+    device = next(model.parameters()).device
+    batches = (x.to(device) for x, _ in dealt)
+    if needs_virtual_ranks(run.norm.name, devices(run)):  # the model is one rank's
+        return effective_profiles(batch_moments(model, (x[rank::ranks] for x in batches for rank in range(ranks))))
+    apart = 1 if norm_spec(run.norm.name).over_ranks else ranks
+    return effective_profiles(batch_moments(model, batches, apart))
+
+
 def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
     _, per_device_batch = layout(devices(run))
     return RankBatches(
@@ -165,12 +188,13 @@ class DevicesWorld:
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
-        return load_data(run.data, torch.device("cpu"), DTYPES[run.precision])
+        return load_data(run.data, torch.device("cpu"), DTYPES[run.precision], run.task)
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        whose = ["accuracy_rank0", "accuracy_pooled"]
-        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS]
+        main = task_named(run.task).metric
+        own = [main, "loss", f"{main}_rank0", f"{main}_pooled"]
+        return [*own, "parameter_norm", "train_loss", "steps", *other_metrics(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
@@ -178,7 +202,7 @@ class DevicesWorld:
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: only runs on virtual ranks have them."""
-        return ["gradient_norm_initial", "gradient_norm_final"] if devices(run).engine == "virtual" else []
+        return list(PROFILES) if devices(run).engine == "virtual" else []
 
     def norm_layer(self, norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
         """Return the layer that computes `norm`."""

@@ -36,9 +36,10 @@ from syncnorm.environment import environment
 from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
 from syncnorm.seeds import derive
+from syncnorm.tasks import task_named
 from syncnorm.training import Classifier
-from syncnorm.training.evaluation import accuracy_and_loss
-from syncnorm.training.metrics import METRICS, own_metrics
+from syncnorm.training.evaluation import score_and_loss
+from syncnorm.training.metrics import other_metrics, own_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
@@ -101,11 +102,11 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
 def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
     """Return the metrics of a trained model on every domain, and their means over the domains that count."""
-    by_domain: dict[str, list[float]] = {}
+    main, by_domain = task_named(run.task).metric, dict[str, list[float]]()
     for index in range(len(prepared.pool.names)):
-        logits, y = predicted(run, prepared, model, index, domains(run).adapt)
-        accuracy, loss = accuracy_and_loss(logits, y)
-        for name, value in {"accuracy": accuracy, "loss": loss, **own_metrics(logits, y)}.items():
+        outputs, y = predicted(run, prepared, model, index, domains(run).adapt)
+        score, loss = score_and_loss(run.task, outputs, y)
+        for name, value in {main: score, "loss": loss, **own_metrics(run, outputs, y)}.items():
             by_domain.setdefault(name, []).append(value)
     tested = prepared.unseen or prepared.seen
     means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
@@ -115,19 +116,19 @@ def _test(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, float]:
         if name != "loss"
         for domain, value in zip(prepared.pool.names, values, strict=True)
     }
-    seen = fmean(by_domain["accuracy"][index] for index in prepared.seen)
-    return {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
+    seen = fmean(by_domain[main][index] for index in prepared.seen)
+    return {main: means.pop(main), f"{main}_seen": seen, **named, **means}
 
 
 class DomainClassifier(Classifier):
     """A classifier whose batches include each sample's domain; it is tested after epochs, without adaptation."""
 
     def __init__(self, run: Run, prepared: Prepared) -> None:
-        super().__init__(prepared.model, optim=run.optim)
+        super().__init__(prepared.model, optim=run.optim, task=run.task)
         self._run, self._prepared = run, prepared
-        self._groups = {"seen_accuracy": prepared.seen}
+        self._groups = {f"seen_{self.task.metric}": prepared.seen}
         if prepared.unseen:
-            self._groups["unseen_accuracy"] = prepared.unseen
+            self._groups[f"unseen_{self.task.metric}"] = prepared.unseen
         self.history |= {name: [] for name in self._groups}
         if run.evaluate_every:
             self.history["accuracy_at"] = []
@@ -162,20 +163,20 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
 
 
 def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation."""
-    return accuracy_and_loss(*predicted(run, prepared, model, index, adapt))
+    """Return `(main metric, loss)` of `model` on the test set of a domain, under an adaptation."""
+    return score_and_loss(run.task, *predicted(run, prepared, model, index, adapt))
 
 
 def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[Tensor, Tensor]:
-    """Return logits (n, classes) and labels (n,) of the test set of a domain, under an adaptation.
+    """Return outputs (n, ...) and targets (n, ...) of the test set of a domain, under an adaptation.
 
     The model does not change: a copy is adapted.
     """
     world, pool = domains(run), prepared.pool
     name, tests = pool.names[index], pool.tests(index)
     training = slice(pool.starts[index], pool.starts[index + 1])
-    order = _order(world, pool.test_y[tests].cpu(), derive("test order", run.seed, name)) + tests.start
-    unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
+    order = _order(world, pool.test_strata[tests].cpu(), derive("test order", run.seed, name)) + tests.start
+    unlabelled = _order(world, pool.strata[training].cpu(), derive("stream order", run.seed, name)) + training.start
     held, device = pool.x.device, next(model.parameters()).device
     test = TargetBatches(
         batches=pool.test_x[order.to(held)].to(device).split(world.test_batch),  # type: ignore[no-untyped-call]
@@ -215,12 +216,14 @@ class DomainsWorld:
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        named = [f"{metric}_{name}" for metric in ("accuracy", *METRICS) for name in domains(run).domains]
-        return ["accuracy", "accuracy_seen", *named, *METRICS, "loss", "train_loss", "steps"]
+        main, others = task_named(run.task).metric, other_metrics(run)
+        named = [f"{metric}_{name}" for metric in (main, *others) for name in domains(run).domains]
+        return [main, f"{main}_seen", *named, *others, "loss", "train_loss", "steps"]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        return ["train_loss", "seen_accuracy", *(["unseen_accuracy"] if domains(run).unseen else [])]
+        main = task_named(run.task).metric
+        return ["train_loss", f"seen_{main}", *([f"unseen_{main}"] if domains(run).unseen else [])]
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: none."""

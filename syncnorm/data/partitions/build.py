@@ -27,6 +27,7 @@ def make_federated_dataset(
     seed: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    task: str = "classification",
 ) -> FederatedDataset:
     """Load the domains and distribute their samples among the clients.
 
@@ -35,6 +36,8 @@ def make_federated_dataset(
     limits of `data` apply to each. With the skew "natural", each value of the natural column is a client with its own
     test set; held-out clients are the last values. With the skew "resampled", clients may share samples, and nothing
     is stored per client.
+
+    With another `task` than classification, skews go by the strata of its targets.
 
     `world.equal_size` keeps the first samples of each client, which are in random order, and `world.validation` takes
     samples from the end, both as fractions of the smallest training client (FedBN's protocol, arXiv 2102.07623).
@@ -46,7 +49,7 @@ def make_federated_dataset(
     names = tuple(dict.fromkeys((*trained, *world.unseen)))
     apart = bool(world.domains or world.unseen)
     unseen = tuple(name for name in world.unseen if name not in trained)
-    pool = load_pool(data, names, apart, torch.device(device), dtype, unseen)
+    pool = load_pool(data, names, apart, torch.device(device), dtype, unseen, task)
     assignment = DomainAssignment(
         world.count, world.held_out, len(trained), tuple(names.index(name) for name in world.unseen)
     )

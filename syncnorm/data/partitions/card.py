@@ -35,7 +35,7 @@ def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
         "equal_size": world.equal_size,
         "validation": world.validation,
         "noise": world.noise,
-        "classes": list(pool.class_names),
+        "classes": list(pool.strata_names),
         "scale": pool.scale,
         "domains": [
             {

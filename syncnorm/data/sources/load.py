@@ -20,6 +20,7 @@ from syncnorm.data.sources.registered import SOURCES, Read, Request, is_register
 from syncnorm.data.sources.signals import SYNOPSIS
 from syncnorm.data.sources.tables import Wanted, hub_splits, pick_splits
 from syncnorm.errors import UserError, unknown
+from syncnorm.tasks import task_named
 
 
 def load(
@@ -34,8 +35,9 @@ def load(
     natural: str = "",
     options: Mapping[str, Any] | None = None,
     scale: Scale = "own",
+    task: str = "classification",
 ) -> Dataset:
-    """Return a data set by name; all arguments but `scale` are fields of `config.Data`.
+    """Return a data set by name; all arguments but `scale` and `task` are fields of `config.Data`.
 
     `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), one that `register_data` registered,
     or any name for the data at `path` (a parquet or CSV file, a folder with train*.parquet and test*.parquet, or an
@@ -57,6 +59,8 @@ def load(
     unit of each channel that all persons share, so that domains can be compared. Other data have no fixed scale and
     are not changed (`Dataset.scaled` is False).
 
+    `task` is that of a run (`Run.task`): it says what the targets may be, in place of labels (N,).
+
     Raises:
         UserError: invalid names, paths, columns, sizes or files, and data that no classifier can learn.
     """
@@ -66,7 +70,7 @@ def load(
         if value is not None and value < 1:
             raise UserError(f"data.{option} is {value}: it must be at least 1.")
     try:
-        raw = _read(Request(name, path, size, label, natural, options or {}))
+        raw = _for_task(_read(Request(name, path, size, label, natural, options or {}, task)), name, task)
     except ImportError as error:
         if is_registered(name):  # raised in the user's own function, which knows what it needs
             raise
@@ -74,11 +78,17 @@ def load(
             f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
         ) from error
     data = normalised(name, raw, train_limit, test_limit, scale)
-    check_augment(augment, name, data.shape)
+    check_augment(augment, name, data.shape, task)
     return data
 
 
-def load_config(data: Data, name: str | None = None, path: str | None = None, scale: Scale = "own") -> Dataset:
+def load_config(
+    data: Data,
+    name: str | None = None,
+    path: str | None = None,
+    scale: Scale = "own",
+    task: str = "classification",
+) -> Dataset:
     """Return the data set of a run's `data`; a given `name` or `path` overrides its own."""
     return load(
         data.name if name is None else name,
@@ -91,7 +101,22 @@ def load_config(data: Data, name: str | None = None, path: str | None = None, sc
         natural=data.natural,
         options=data.options,
         scale=scale,
+        task=task,
     )
+
+
+def _for_task(raw: Pixels | Signals, name: str, task: str) -> Pixels | Signals:
+    """Return the samples with the targets of `task`: those of a source that knows one task only are converted."""
+    if raw.task == task:
+        return raw
+    given = {"train": raw.train_y, "test": raw.test_y}
+    count = len(raw.class_names)
+    try:
+        y, names = task_named(task).read(given, f"data set '{name}'")
+    except UserError as error:
+        raise UserError(f"{error} Its targets are those of the task {raw.task}.") from error
+    names = raw.class_names if len(names) == count else names
+    return raw._replace(train_y=y["train"], test_y=y["test"], class_names=names, task=task)
 
 
 def _read(request: Request) -> Pixels | Signals:
@@ -139,12 +164,14 @@ def _read_tables(
 ) -> Pixels | Signals:
     """Return the samples of tables, from the cache if they are stored under `key`."""
     wanted = Wanted(request.label, request.natural)
+    if request.task != "classification":
+        key += f"-{request.task}"
     if any(wanted):
         key += f"-{sha256(repr(tuple(wanted)).encode()).hexdigest()[:8]}"
 
     def build() -> Pixels | Signals:
         tables = open_tables()
-        return read_tables(tables, columns_of(tables, what, wanted), request.size, what, note)
+        return read_tables(tables, columns_of(tables, what, wanted), request.size, what, note, request.task)
 
     return cached(key, build)
 

@@ -19,7 +19,7 @@ from syncnorm.federated.server.scores import drift, score, summary, uniform
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
-from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 
 EVALUATED = 1000
@@ -93,13 +93,13 @@ class Evaluator:
         return metrics, details
 
     def follow(self, round_: int) -> None:
-        """Append the accuracy at clients and the global model's to the history; nothing else changes."""
+        """Append the main metric at clients and the global model's to the history; nothing else changes."""
         trained, counts = self.server.state, dict(self._log.counts)
         self.gather(round_)
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
         metrics = summary(self.federation, scores) | self._global_scores()
         self._log.note("accuracy_at", float(round_))
-        for name in ("accuracy", "global_accuracy"):
+        for name in map(self.federation.task.named, ("accuracy", "global_accuracy")):
             if name in metrics:
                 self._log.note(name, metrics[name])
         self.server.state, self._log.counts = trained, counts
@@ -131,10 +131,10 @@ class Evaluator:
         if federation.policy.personal and federation.world.global_norm == "none":
             return {}
         x, y = federation.population.global_test
-        logits = predict(federation.models.with_state(self.global_state()), x, CHUNK)
-        accuracy, loss = accuracy_and_loss(logits, y, uniform(len(y)))
-        own = {f"global_{name}": value for name, value in own_metrics(logits, y).items()}
-        return {"global_accuracy": accuracy, "global_loss": loss, **own}
+        outputs = predict(federation.models.with_state(self.global_state()), x, CHUNK)
+        score, loss = score_and_loss(federation.run.task, outputs, y, uniform(len(y)))
+        own = {f"global_{name}": value for name, value in own_metrics(federation.run, outputs, y).items()}
+        return {federation.task.named("global_accuracy"): score, "global_loss": loss, **own}
 
     def _held_out(self) -> dict[str, float]:
         """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""
@@ -143,7 +143,8 @@ class Evaluator:
         scores = [score(self.federation, client, state) for client in ids]
         found = {"heldout_accuracy": fmean(one.accuracy for one in scores)}
         again = [one.reestimated for one in scores if one.reestimated is not None]
-        return found | ({"heldout_reestimated_accuracy": fmean(again)} if again else {})
+        found |= {"heldout_reestimated_accuracy": fmean(again)} if again else {}
+        return {self.federation.task.named(name): value for name, value in found.items()}
 
     def _average_kept(self, statistics: Reduction) -> dict[str, Tensor]:
         """Return the mean over clients of the model entries that they keep, weighted as in the rounds."""

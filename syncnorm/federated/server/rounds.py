@@ -70,7 +70,7 @@ class Rounds:
         trained = self.server.state
         self.evaluator.gather(self.next)
         accuracy = self.evaluator.validate(self.next)
-        self.log.note("validation_accuracy", accuracy)
+        self.log.note(self.federation.task.named("validation_accuracy"), accuracy)
         if self._best is None or accuracy > self._best["accuracy"]:
             kept, server = self.network.client_states(self.evaluator.clients), self.server.remember()
             self._best = {"accuracy": accuracy, "round": self.next, "server": server, "kept": kept}
@@ -123,4 +123,5 @@ class Rounds:
             return {}
         self.server.recall(self._best["server"])
         self.evaluator.chosen = self._best["kept"]
-        return {"round": float(self._best["round"]), "validation_accuracy": self._best["accuracy"]}
+        named = self.federation.task.named("validation_accuracy")
+        return {"round": float(self._best["round"]), named: self._best["accuracy"]}

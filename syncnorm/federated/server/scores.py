@@ -11,7 +11,7 @@ from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
 from syncnorm.surgery import layer_moments
-from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 
 State = Mapping[str, Tensor]
@@ -23,6 +23,7 @@ class Score:
 
     client: int
     accuracy: float
+    """Of another task than classification, its main metric."""
     loss: float
     samples: int
     """Number of the client's training samples."""
@@ -37,9 +38,9 @@ class Score:
 def score(federation: Federation, client: int, state: State) -> Score:
     """Score a model with these entries at a client, unchanged and with re-estimated batch norms."""
     x, y, weights = federation.population.test(client)
-    logits = predict(federation.models.with_state(state), x, CHUNK)
-    accuracy, loss = accuracy_and_loss(logits, y, weights)
-    metrics = own_metrics(logits, y, client, weights.to(logits))
+    outputs = predict(federation.models.with_state(state), x, CHUNK)
+    accuracy, loss = score_and_loss(federation.run.task, outputs, y, weights)
+    metrics = own_metrics(federation.run, outputs, y, client, weights.to(outputs))
     own = federation.population.x[federation.population.train(client)]
     # With one sample, a linear layer's statistics have no variance.
     if not federation.layout.layers or len(own) < 2:
@@ -47,22 +48,25 @@ def score(federation: Federation, client: int, state: State) -> Score:
     # Equal parts: a last part with a single sample would have no variance in a linear layer.
     moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
-    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
+    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights, federation.run.task)
     return Score(client, accuracy, loss, len(own), reestimated, moments, metrics)
 
 
 def validate(federation: Federation, client: int, state: State) -> float:
-    """Return a model's accuracy on a client's validation samples."""
+    """Return a model's main metric on a client's validation samples."""
     index = federation.population.validation(client)
     x, y = federation.population.x[index], federation.population.y[index]
-    accuracy, _ = weighted(federation.models.with_state(state), x, y, uniform(len(index)))
+    model = federation.models.with_state(state)
+    accuracy, _ = weighted(model, x, y, uniform(len(index)), federation.run.task)
     return accuracy
 
 
 @torch.no_grad()
-def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of a model in evaluation mode; weights (n,) sum to 1."""
-    return accuracy_and_loss(predict(model, x, CHUNK), y, weights)
+def weighted(
+    model: nn.Module, x: Tensor, y: Tensor, weights: Tensor, task: str = "classification"
+) -> tuple[float, float]:
+    """Return `(main metric, loss)` of a model in evaluation mode; weights (n,) sum to 1."""
+    return score_and_loss(task, predict(model, x, CHUNK), y, weights)
 
 
 def uniform(samples: int) -> Tensor:
@@ -81,13 +85,13 @@ def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]
         "client_accuracy_weighted": sum(one.samples * one.accuracy for one in scores) / samples,
         "loss": fmean(one.loss for one in scores),
     }
-    found |= {name: fmean(one.metrics[name] for one in scores) for name in scores[0].metrics}
     again = [one.reestimated for one in scores if one.reestimated is not None]
     if again:
         found |= {"reestimated_accuracy": fmean(again), "reestimated_accuracy_worst": min(again)}
     if len(federation.population.domains) > 1:
         found |= _by_domain(federation, scores)
-    return found
+    others = {name: fmean(one.metrics[name] for one in scores) for name in scores[0].metrics}
+    return {federation.task.named(name): value for name, value in found.items()} | others
 
 
 def _by_domain(federation: Federation, scores: Iterable[Score]) -> dict[str, float]:
