@@ -64,9 +64,9 @@ class Devices(WorldConfig):
     """virtual: all ranks in one process, with exact results; torchrun: one process per rank."""
     buffers: Literal["rank0", "pooled"] = "rank0"
     """Running statistics for evaluation with unsynchronised BN: rank 0's, as in DDP, or pooled over all ranks."""
-    skew_by: Literal["label", "natural"] = field(default="label", metadata=LATER)
-    """What `skew` sorts the training data by: the label, or the natural group that each sample is from (its site,
-    writer, scene), in the order of the groups."""
+    natural_skew: float = field(default=0.0, metadata=LATER)
+    """Percentage of the training data that is sorted by natural group (its site, writer, scene) before it is split
+    among ranks, in place of `skew`."""
 
     def complete(self, config: dict[str, Any]) -> None:
         """Fill in the missing one of ranks, per_device_batch and global_batch."""

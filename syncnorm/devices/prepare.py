@@ -37,13 +37,9 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
     norm_spec(run.norm.name)
-    skew = devices(run).skew
-    if not 0 <= skew <= 100:
-        raise UserError(f"world.skew is {skew}: it must be from 0 to 100.")
     _check_buffers(run, ranks)
     data = load_data(run.data, data_device(run, device), DTYPES[run.precision], run.task)
-    labels = sorted_by(run, data)
-    shards = partition(labels, "sorted", ranks, run.seed, percent=skew) if ranks > 1 else [_all(labels)]
+    shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
     _check_layers(run, model, data, device)
@@ -74,20 +70,28 @@ def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
     return norm.name, {**options, "buffers": "pooled"} if spec.on_ranks == norm.name else options
 
 
-def sorted_by(run: Run, data: Dataset) -> Tensor:
-    """Return what `world.skew` sorts the training samples by, int64 (N,) on the CPU: labels, or natural groups.
+def shards_of(run: Run, data: Dataset) -> list[Tensor]:
+    """Return the training samples of each rank: indices, int64, on the CPU.
 
     Raises:
-        UserError: data without a natural column.
+        UserError: skews out of range, both at once, or data without the natural groups that one goes by.
     """
-    if devices(run).skew_by == "label":
-        return data.strata.cpu()
-    if data.natural is None:
+    world, (ranks, _) = devices(run), layout(devices(run))
+    for name, percent in (("skew", world.skew), ("natural_skew", world.natural_skew)):
+        if not 0 <= percent <= 100:
+            raise UserError(f"world.{name} is {percent}: it must be from 0 to 100.")
+    if world.skew and world.natural_skew:
+        raise UserError("world.skew and world.natural_skew both sort the training data: set one of them to 0.")
+    if world.natural_skew and data.natural is None:
         raise UserError(
-            f"world.skew_by is natural, and data set '{run.data.name}' has no column that says where a sample is "
-            "from: set data.natural to one, or skew_by to label."
+            f"world.natural_skew is {world.natural_skew:g}, and data set '{run.data.name}' has no column that says "
+            "where a sample is from: set data.natural to one, or natural_skew to 0."
         )
-    return torch.from_numpy(data.natural.train)
+    by_group = data.natural if world.natural_skew else None
+    labels = data.strata.cpu() if by_group is None else torch.from_numpy(by_group.train)
+    if ranks == 1:
+        return [torch.arange(len(labels))]
+    return partition(labels, "sorted", ranks, run.seed, percent=world.natural_skew or world.skew)
 
 
 def statistics_are_kept_by_rank(norm: str) -> bool:
@@ -119,10 +123,6 @@ def load_data(data: Data, device: torch.device, dtype: torch.dtype, task: str = 
 
 
 ON_REGISTRATION.append(load_data.cache_clear)
-
-
-def _all(labels: Tensor) -> Tensor:
-    return torch.arange(len(labels))
 
 
 def _check_buffers(run: Run, ranks: int) -> None:

@@ -132,15 +132,14 @@ def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Te
 
 
 def _effective_profiles(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, Any]:
-    """Return the profiles of effective samples, over the batches of the first epoch, at most `PROFILED` of them."""
-    ranks = len(prepared.shards)
+    """Return the profiles of effective samples, over the batches of the first epoch, at most `PROFILED` of them.
+
+    A batch is that of one device, or of all if the norm's statistics go over all.
+    """
     dealt = islice(_batches(run, prepared, rank=None).deal(epoch=0, first=0), PROFILED)
     device = next(model.parameters()).device
-    batches = (x.to(device) for x, _ in dealt)
-    if needs_virtual_ranks(run.norm.name, devices(run)):  # the model is one rank's
-        return effective_profiles(batch_moments(model, (x[rank::ranks] for x in batches for rank in range(ranks))))
-    apart = 1 if norm_spec(run.norm.name).over_ranks else ranks
-    return effective_profiles(batch_moments(model, batches, apart))
+    parts = 1 if norm_spec(run.norm.name).over_ranks else len(prepared.shards)
+    return effective_profiles(batch_moments(model, (x.to(device) for x, _ in dealt), parts))
 
 
 def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:

@@ -19,13 +19,13 @@ class Segmentation(Task):
     (N, classes, L) and (N, L).) A sample's loss is the mean over its positions, in nats.
 
     `mean_iou` is the mean over images of the mean over classes of intersection / union, where an image counts the
-    classes that are in its target or in its prediction (mIoU^I of arXiv 2310.19252). `mean_iou_pooled` adds
+    classes that are in its target or in its prediction (mIoU^I of arXiv 2310.19252). `dataset_iou` adds
     intersections and unions over all images first, then takes the mean over classes (Pascal VOC), and
     `position_accuracy` is the share of positions that are right.
     """
 
     metric: ClassVar[str] = "mean_iou"
-    also: ClassVar[tuple[str, ...]] = ("mean_iou_pooled", "position_accuracy")
+    also: ClassVar[tuple[str, ...]] = ("dataset_iou", "position_accuracy")
     moves: ClassVar[bool] = True
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Segmentation(Task):
         overlap, union = (part.sum(0) for part in intersections(outputs, targets))
         there = union > 0
         right = (outputs.argmax(1) == targets).double().mean().item()
-        return {"mean_iou_pooled": (overlap / union)[there].mean().item(), "position_accuracy": right}
+        return {"dataset_iou": (overlap / union)[there].mean().item(), "position_accuracy": right}
 
     def targets(self, values: Values, where: str) -> Values:
         """Return the classes as int64 (N, H, W) or (N, L)."""

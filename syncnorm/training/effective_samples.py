@@ -5,7 +5,6 @@ were independent, the mean would vary from batch to batch with the variance var 
 images of one scene, are alike, so that it varies more: as if there were only m_eff values.
 """
 
-import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,11 +33,12 @@ def effective_samples(batches: Sequence[Moments]) -> float:
     and var one of the variance of a value, if the batches are independent of each other, whatever the dependence
     within them. (M2 / (K m) alone is V / K too small, because it is taken around the sample's own mean.) V / var is
     the design effect of survey sampling divided by m (Kish 1965). Channels are averaged before the inverse is taken:
-    an average of var / V would be dominated by channels whose V happens to be small. A constant channel does not count;
-    without any other the result is nan.
+    an average of var / V would be dominated by channels whose V happens to be small. A constant channel does not
+    count; without any other the result is nan.
 
     For independent values it is m up to the error of estimation, a factor of about 1 +- sqrt(2 / (K C)) for C
-    channels; for m copies of one value it is 1; it is above m if values of a batch balance each other.
+    channels; for m copies of one value it is 1. It is above m if the values of a batch balance each other, as they do
+    where positions have fixed levels of their own (next to the padding, say), which every batch has alike.
 
     Raises:
         ValueError: fewer than two batches, or batches of different size.
@@ -71,26 +71,36 @@ def norm_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def batch_moments(model: nn.Module, batches: Iterable[Tensor], parts: int = 1) -> dict[str, list[Moments]]:
-    """Return the moments of what each norm layer gets in training, one for each batch (N, ...), by layer.
+    """Return the moments of each norm layer's input over each batch (N, ...), by layer.
 
     A batch is that of `parts` devices, of which device r has samples r, r + parts, ...; their moments are separate.
-    Layers are normalised as in training, each batch by its own statistics, but no parameter is updated. A copy of the
-    model is measured: the model and the process's random state do not change. A layer that is called more than once
-    has the moments of all its inputs.
+
+    The model is in evaluation mode, so that a sample's values do not depend on its batch. (In training a norm has
+    centred the batch for the layers after it, whose means then vary less than those of independent values: that says
+    nothing of the data.) Its mode is restored. A layer that is called more than once has the moments of all its
+    inputs.
     """
-    twin = copy.deepcopy(model).train()
     found: dict[str, list[Moments]] = {}
 
     def see(name: str, x: Tensor) -> None:
         for part in range(parts):
-            mine = x.detach()[part::parts]
+            mine = x[part::parts]
             found.setdefault(name, []).append(Moments.of(mine, (0, *range(2, mine.dim()))))
 
-    for name, layer in norm_layers(twin).items():
+    hooks = [
         layer.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
-    with torch.random.fork_rng():
+        for name, layer in norm_layers(model).items()
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
         for x in batches:
-            twin(x)
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
     return found
 
 

@@ -33,7 +33,7 @@ def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
 
 def segmentation_run(norm: str, ranks: int, engine: str) -> Run:
     """Return a short run of a U-Net on segmentation, likewise; a device has scenes of its own."""
-    world = Devices(ranks=ranks, per_device_batch=2, skew=100, skew_by="natural", engine=engine)
+    world = Devices(ranks=ranks, per_device_batch=2, natural_skew=100, engine=engine)
     return Run(
         data=Data("shapes-photo", size=16),
         model="unet",

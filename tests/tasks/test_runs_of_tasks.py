@@ -43,7 +43,7 @@ def run_of(task: str, **fields: object) -> Run:
 
 
 NAMES = {
-    "segmentation": ("mean_iou", ["mean_iou_pooled", "position_accuracy"]),
+    "segmentation": ("mean_iou", ["dataset_iou", "position_accuracy"]),
     "multi_label": ("f1", ["label_accuracy"]),
     "regression": ("r2", ["mse"]),
 }
@@ -53,7 +53,9 @@ NAMES = {
 def test_devices(task: str, tmp_path) -> None:
     run, (main, others) = run_of(task, evaluate_every=1), NAMES[task]
     result = fit(run, Execution(model=tmp_path))
-    assert set(result.metrics) <= set(world_of(run).metrics(run))
+    names = world_of(run).metrics(run)
+    assert set(result.metrics) <= set(names)
+    assert len(set(names)) == len(names)
     assert {main, f"{main}_rank0", f"{main}_pooled", "loss", *others} <= set(result.metrics)
     assert result.history[main][-1] == result.metrics[main]
     assert not any("accuracy" in name for name in result.metrics if name not in others)
@@ -181,13 +183,17 @@ def test_devices_of_their_own_scenes() -> None:
     """Sorted by the natural column, each of 8 devices has one scene; the labels have no say."""
     from syncnorm.devices.prepare import prepare
 
-    run = run_of("segmentation", world=Devices(ranks=8, per_device_batch=1, skew=100, skew_by="natural"))
+    run = run_of("segmentation", world=Devices(ranks=8, per_device_batch=1, natural_skew=100))
     run = replace(run, data=Data("shapes-photo", size=16), norm=Norm("sync_bn"))
     prepared = prepare(run, torch.device("cpu"))
     scenes = torch.from_numpy(prepared.data.natural.train)
     assert [scenes[shard].unique().tolist() for shard in prepared.shards] == [[k] for k in range(8)]
-    mixed = prepare(replace(run, world=replace(run.world, skew=0.0)), torch.device("cpu"))
+    mixed = prepare(replace(run, world=replace(run.world, natural_skew=0.0)), torch.device("cpu"))
     assert all(len(scenes[shard].unique()) == 8 for shard in mixed.shards)
-    with pytest.raises(UserError, match=r"world\.skew_by is natural, and data set 'digits' has no column"):
-        check(Run(data=Data("digits"), world=replace(run.world, skew_by="natural")))
+    with pytest.raises(UserError, match=r"natural_skew is 100, and data set 'digits' has no column"):
+        check(Run(data=Data("digits"), world=run.world))
+    with pytest.raises(UserError, match="both sort the training data: set one of them to 0"):
+        check(replace(run, world=replace(run.world, skew=50)))
+    with pytest.raises(UserError, match=r"world\.natural_skew is 101: it must be from 0 to 100"):
+        check(replace(run, world=replace(run.world, natural_skew=101)))
     assert task_named("segmentation").strata(prepared.data.train_y).equal(prepared.data.strata)

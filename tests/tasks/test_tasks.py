@@ -49,7 +49,7 @@ def expected(name: str, outputs: torch.Tensor, targets: torch.Tensor) -> dict[st
         said, p = out.argmax(1), outputs.softmax(1).movedim(1, -1).reshape(-1, K).numpy()
         return {
             "mean_iou": float(np.mean([mean_iou(one, true) for one, true in zip(said, y, strict=True)])),
-            "mean_iou_pooled": mean_iou(said, y),
+            "dataset_iou": mean_iou(said, y),
             "position_accuracy": accuracy_score(y.ravel(), said.ravel()),
             "loss": log_loss(y.ravel(), p, labels=range(K)),
         }

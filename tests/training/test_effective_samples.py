@@ -113,7 +113,7 @@ def test_layers_are_those_of_the_norm(norm: str) -> None:
     assert profiles["values_per_channel"] == {"layers": places, "values": [128.0, 32.0, 8.0]}
     values = profiles["effective_samples"]["values"]
     assert profiles["effective_samples"]["layers"] == places
-    assert all(0 < value for value in values)
+    assert all(value > 0 for value in values)
 
 
 class Varying(nn.Module):
@@ -139,7 +139,7 @@ RUN = Run(
     data=Data("shapes-photo", size=16),
     model="unet",
     model_options={"depth": 2},
-    world=Devices(ranks=4, per_device_batch=2, skew=100, skew_by="natural"),
+    world=Devices(ranks=4, per_device_batch=2, natural_skew=100),
     optim=Optim(epochs=1),
     task="segmentation",
 )
@@ -150,7 +150,7 @@ def test_a_run_stores_what_a_device_or_all_devices_see(norm: str) -> None:
     """A device of a scene of its own sees fewer independent values than one of mixed scenes, and all devices more."""
     run = replace(RUN, norm=Norm(norm), data=replace(RUN.data, train_limit=320, test_limit=20))
     own = fit(run).details["profiles"]
-    mixed = fit(replace(run, world=replace(run.world, skew=0.0))).details["profiles"]
+    mixed = fit(replace(run, world=replace(run.world, natural_skew=0.0))).details["profiles"]
     images = 8 if norm == "sync_bn" else 2
     positions = [256, 64, 16, 64, 256]
     assert own["values_per_channel"]["values"] == [images * count for count in positions]

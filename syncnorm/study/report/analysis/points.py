@@ -13,7 +13,15 @@ from syncnorm.study.plan.spec import KIND
 from syncnorm.study.plot import Axis, Plot, View, names_of
 from syncnorm.study.report.analysis.across import Across, sample
 from syncnorm.study.report.analysis.agreement import without_repeats
-from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
+from syncnorm.study.report.analysis.labels import (
+    IN_NATS,
+    Metric,
+    field_label,
+    listing,
+    metric_label,
+    setting,
+    value_label,
+)
 from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
 from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
 from syncnorm.study.rows import Results, Row, diverged
@@ -62,6 +70,8 @@ class Points:
     """Number of finished runs with a metric that is missing or not finite, without diverged ones."""
     unseen: bool | None = True
     """Whether runs of the domains world leave out domains in training; None if only some do."""
+    nats: bool = True
+    """Whether losses of all runs are in nats."""
     cases: int = 1
     """Number of runs averaged to a seed's value."""
     diverged: dict[Place, tuple[int, int]] = field(default_factory=dict)
@@ -89,7 +99,7 @@ class Points:
 
     def metric(self, x: Any) -> Metric:
         """Return the metric at x and its format."""
-        return metric_label(self.across.metric(x), self.kind, unseen=self.unseen)
+        return metric_label(self.across.metric(x), self.kind, unseen=self.unseen, nats=self.nats)
 
     @cached_property
     def metrics(self) -> dict[Any, Metric]:
@@ -223,6 +233,7 @@ def gather(chart: Chart, results: Results) -> Points:
         evaluated_by=_evaluated_by(rows, names),
         without_value=without_value,
         unseen=unseen.pop() if len(unseen) == 1 else None,
+        nats=all(row["config"].get("task", IN_NATS[0]) in IN_NATS for row in rows),
         cases=len(wanted),
         diverged=_diverged(rows, places, names) if lost else {},
     )
