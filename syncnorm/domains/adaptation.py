@@ -225,7 +225,7 @@ def _theirs(adapt: str, row: Adaptation, model: nn.Module, test: TargetBatches) 
             "those of each batch, in their order."
         )
     for x, logits in zip(test.batches, given, strict=True):
-        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(x):
+        if not isinstance(logits, Tensor) or logits.dim() < 1 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else with_article(type(logits).__name__)
             raise UserError(
                 f"adaptation '{adapt}' gave {got} for a batch of {len(x)}: let it yield logits (b, classes)."

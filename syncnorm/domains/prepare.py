@@ -12,6 +12,7 @@ from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_
 from syncnorm.domains.batches import Batch, check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
+from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
 from syncnorm.worlds import expect
 
@@ -52,7 +53,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     index = index.to(pool.x.device)
     _check_step(run, model, (pool.x[index].to(device), pool.y[index].to(device), ids), classes)
     check_adaptation(world, run.norm, model, run.task)
-    _check_test(world, model, pool)
+    _check_test(run, model, pool)
     return Prepared(pool, model, seen, unseen)
 
 
@@ -104,9 +105,10 @@ def _check_step(run: Run, model: nn.Module, batch: Batch, classes: int) -> None:
     check_outputs(run, outputs, y, classes)
 
 
-def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
+def _check_test(run: Run, model: nn.Module, pool: Pool) -> None:
     """Raise what the tests would raise: adapt a copy of the model to two samples, or to one if a batch has only
     one."""
+    world, classes = domains(run), len(pool.class_names)
     sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
     smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # size of the smallest last batch of a domain
     device = next(model.parameters()).device
@@ -115,9 +117,15 @@ def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
         [pool.test_x[: min(smallest, 2)].to(device)], stream, None, world.test_batch, world.adapt_options
     )
     try:
-        logits_of(world.adapt, copy.deepcopy(model), test)
+        outputs = logits_of(world.adapt, copy.deepcopy(model), test)
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"adaptation '{world.adapt}' cannot work here: {reason}") from error
+    wanted = task_named(run.task).output_shape(pool.test_y[: len(outputs)], classes)
+    if outputs.shape != wanted:
+        form = "logits (b, classes)" if run.task == "classification" else f"outputs {wanted} for task {run.task}"
+        raise UserError(
+            f"adaptation '{world.adapt}' gave {tuple(outputs.shape)} for a batch of {len(outputs)}: let it yield {form}."
+        )
