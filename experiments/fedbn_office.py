@@ -5,7 +5,7 @@ Speaks to: Li et al. (FedBN, arXiv 2102.07623): AlexNet with batch norm at 256x2
 Run:       syncnorm run experiments/fedbn_office.py --data.path FOLDER [--quick]
 
 FOLDER holds amazon, caltech10, dslr and webcam, each as a parquet file or an image folder. The protocol: one client
-per domain; training data cut to half of the smallest domain's, validation samples (0.4 of it) from the end; SGD with
+per domain; training data cut to half of the smallest domain's, two fifths of each domain for validation; SGD with
 learning rate 1e-2 and no momentum, batch 32, one local epoch per round, equal client weights; the round with the best
 mean validation accuracy is reported. Differences from the paper: the network is four strided 5x5 convolutions with 32
 to 128 channels at 64x64 instead of AlexNet at 256x256; 80 rounds instead of 300; shifts and flips instead of flips
@@ -23,7 +23,7 @@ LINE = ("method", "norm", "algorithm")
 BY_DOMAIN = tuple(f"accuracy_{domain}" for domain in DOMAINS)
 
 BASE = Run(
-    data=Data("office_caltech10", size=64, augment="shift_flip"),
+    data=Data("office_caltech10", size=64, augment="shift_flip", validation=0.4),
     model="strided_cnn",
     world=Clients(
         count=4,
@@ -31,11 +31,11 @@ BASE = Run(
         batch=32,
         domains=DOMAINS,
         equal_size=0.5,
-        validation=0.4,
         weighting="uniform",
         engine="cohort",
     ),
     optim=Optim(lr=0.01, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0),
+    select="best",
 )
 
 FEDPROX = {"algorithm": ["fedprox"], "algorithm_options": [{"mu": 0.001, "squared": False}]}

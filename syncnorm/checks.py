@@ -11,7 +11,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from syncnorm.config import Run
+from syncnorm.config import Data, Run
 from syncnorm.errors import UserError, unknown, with_article
 
 KINDS: dict[Any, tuple[Any, str]] = {
@@ -42,6 +42,23 @@ def check_run(run: Any) -> None:
             f"this is {with_article(type(run).__name__)}, not a run: write Run(...) from syncnorm.config."
         )
     check_types(run)
+    _check_validation(run)
+
+
+def check_fraction(data: Data) -> None:
+    """Raise `UserError` for a validation fraction out of range."""
+    if not 0 <= data.validation < 1:
+        raise UserError(f"data.validation is {data.validation}: it must be from 0 to below 1.")
+
+
+def _check_validation(run: Run) -> None:
+    """Raise `UserError` for a validation fraction out of range, and for a choice by validation without one."""
+    check_fraction(run.data)
+    if run.select == "best" and run.data.validation == 0:
+        raise UserError(
+            "select is best but data.validation is 0, so there is nothing to choose by: set data.validation, e.g. to "
+            "0.2, or leave select at last."
+        )
 
 
 def check_value(value: Any, hint: Any, name: str) -> None:

@@ -12,6 +12,7 @@ from syncnorm.config.run import (
     run_from,
     run_id,
     training_of,
+    validated_at,
 )
 from syncnorm.config.worlds import (
     RESAMPLED,
@@ -52,4 +53,5 @@ __all__ = [
     "run_id",
     "silent",
     "training_of",
+    "validated_at",
 ]

@@ -20,9 +20,14 @@ class Data:
     size: int | None = None
     """Side of the square images in pixels; None keeps the data set's size."""
     train_limit: int | None = None
-    """Use at most this many training samples (drawn once, by seed 0)."""
+    """Use at most this many training samples of each domain, including those for validation; drawn by the run's seed,
+    stratified by class."""
     test_limit: int | None = None
-    """Use at most this many test samples (drawn once, by seed 0)."""
+    """Use at most this many test samples of each domain; drawn by the run's seed, stratified by class."""
+    split: Literal["random", "writers", "fixed"] = "random"
+    """What the run's seed draws. random: a stratified fifth is the test (where there is no official test split), and
+    limits and validation. writers: the same, of whole writers (embedded digits: pages of their file) or values of the
+    natural column. fixed: what random draws with seed 0, for every seed."""
     augment: Literal["none", "shift", "shift_flip"] = "none"
     """Augmentation of training images: random shift by up to an eighth, and horizontal flip."""
     workers: int = 0
@@ -34,6 +39,12 @@ class Data:
     """Name of a table's column with each sample's client or domain."""
     options: dict[str, Any] = field(default_factory=dict, hash=False, metadata=LATER)
     """Keyword options of a data set that `syncnorm.register_data` registered."""
+    validation: float = field(default=0.0, metadata=LATER)
+    """Fraction of the training samples (of all, of each domain, of each client) held out for validation, stratified by
+    class."""
+    content: Literal["own", "shared"] = field(default="own", metadata=LATER)
+    """Which digits the embedded domains of one run show. own: the digits are dealt to the domains, so that no two show
+    the same; shared: every domain shows all digits, with the same split."""
 
 
 @dataclass(frozen=True)

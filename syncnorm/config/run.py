@@ -29,12 +29,16 @@ class Run:
     """Data type of parameters and activations. Mixed: parameters in float32, training activations in bfloat16, or in
     float16 with a scaled loss (on CUDA); evaluation in float32."""
     seed: int = 0
-    """Seed of initialisation, sample order, partition and augmentation; each has its own random stream."""
+    """Seed of everything that chance decides: split, limits, validation, partition, initialisation, sample order and
+    augmentation. Each has its own random stream."""
     compile: bool = field(default=False, metadata=LATER)
     """Train the model with torch.compile."""
     evaluate_every: int | None = field(default=None, metadata=LATER)
     """Number of epochs or rounds between two evaluations for the run's history; the last one is always evaluated.
     None: only at the end; in the domains world after every epoch."""
+    select: Literal["last", "best"] = field(default="last", metadata=LATER)
+    """Which epoch's or round's model is the result: the last one's, or that with the best validation accuracy (of
+    several, the first). `evaluate_every` then says how often it looks; None: after every epoch or round."""
     task: str = field(default="classification", metadata=LATER)
     """What is learnt, with its loss and its metric: a name in syncnorm.tasks.TASKS."""
 
@@ -72,6 +76,13 @@ def evaluated_at(run: Run, step: int, total: int) -> bool:
     """Return whether `evaluate_every` asks for an evaluation after epoch or round `step` of `total`."""
     every = run.evaluate_every
     return every is not None and (step % every == 0 or step == total)
+
+
+def validated_at(run: Run, step: int, total: int) -> bool:
+    """Return whether the model after epoch or round `step` of `total` is measured on validation samples."""
+    if not run.data.validation:
+        return False
+    return run.select == "best" if run.evaluate_every is None else evaluated_at(run, step, total)
 
 
 def describe(run: Run) -> dict[str, Any]:

@@ -125,10 +125,8 @@ class Clients(WorldConfig):
     """Standard deviation of the noise on the last client's images, in units of the data's standard deviation; client
     k of K gets k / (K - 1) of it."""
     equal_size: float = 0.0
-    """Reduce every client's training data to this fraction of the smallest client's; 0 keeps all."""
-    validation: float = 0.0
-    """Size of each client's validation set, as a fraction of the smallest client's data. The result is that of the
-    round with the best mean validation accuracy; with 0, of the last round."""
+    """Reduce every client's training data to this fraction of the smallest client's data, beside what data.validation
+    holds out; 0 keeps all."""
     held_out: int = 0
     """Number of additional clients that have data but never train, to evaluate the model at unseen sites."""
     unseen: tuple[str, ...] = ()

@@ -1,14 +1,12 @@
-"""The result of `load`: normalised samples as tensors, with labels and a fixed training and test split."""
+"""The result of `load`: normalised samples as tensors, with labels, split into training, validation and test."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from syncnorm.data.raw import Groups
@@ -26,13 +24,14 @@ LISTED = 5
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images, signals or feature vectors, and labels, with a fixed split.
+    """Images, signals or feature vectors, and labels, split into training, validation and test.
 
-    `train_x`, `test_x`: float32, images (N, C, H, W), signals (N, C, L) or feature vectors (N, F), normalised with
-    the mean and standard deviation of each channel over the training split, or, with `scale="fixed"`, images with 0.5
-    and 0.5 and signals with their `centre` and `unit`; both splits use the same numbers. `train_y`, `test_y`: int64
-    (N,), values 0 .. classes-1; with another task than classification they are its targets (N, ...), and `classes` is
-    the number of outputs. `note` is a one-line description with the source.
+    `train_x`, `validation_x`, `test_x`: float32, images (N, C, H, W), signals (N, C, L) or feature vectors (N, F),
+    normalised with the mean and standard deviation of each channel over the training samples alone, or, with
+    `scale="fixed"`, images with 0.5 and 0.5 and signals with their `centre` and `unit`; all parts use the same
+    numbers. `train_y`, `validation_y`, `test_y`: int64 (N,), values 0 .. classes-1; with another task than
+    classification they are its targets (N, ...), and `classes` is the number of outputs. Without `data.validation`
+    there are no validation samples. `note` is a one-line description with the source.
     """
 
     name: str
@@ -53,6 +52,13 @@ class Dataset:
     """Whether the samples are normalised; False if the fixed scale was requested but the data have none."""
     task: str = "classification"
     """The task whose targets `train_y` and `test_y` are."""
+    validation_x: Tensor = field(default_factory=lambda: torch.zeros(0))
+    validation_y: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    origin: Tensor | None = None
+    """What each test sample shows, e.g. the number of its digit: int64 (N_test,), on the CPU. None: every sample is
+    its own."""
+    train_origin: Tensor | None = None
+    """The same of the training samples."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -67,7 +73,10 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the content, see `syncnorm.data.fingerprint`."""
-        return content_hash((self.train_x, self.train_y, self.test_x, self.test_y), (self.natural, self.domain))
+        return content_hash(
+            (self.train_x, self.train_y, self.test_x, self.test_y, self.validation_x, self.validation_y),
+            (self.natural, self.domain),
+        )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
         """Return the data set on `device`, with samples and fractional targets (but not labels) as `dtype`."""
@@ -77,28 +86,13 @@ class Dataset:
             train_y=targets_to(self.train_y, device, dtype),
             test_x=self.test_x.to(device, dtype),
             test_y=targets_to(self.test_y, device, dtype),
-        )
-
-    def part(self, name: str, train: NDArray[np.int64], test: NDArray[np.int64]) -> "Dataset":
-        """Return the samples with these indices as a data set called `name`."""
-        natural, domain = (
-            column and Groups(column.names, column.train[train], column.test[test])
-            for column in (self.natural, self.domain)
-        )
-        return replace(
-            self,
-            name=name,
-            train_x=self.train_x[torch.from_numpy(train)],
-            train_y=self.train_y[torch.from_numpy(train)],
-            test_x=self.test_x[torch.from_numpy(test)],
-            test_y=self.test_y[torch.from_numpy(test)],
-            natural=natural,
-            domain=domain,
+            validation_x=self.validation_x.to(device, dtype),
+            validation_y=targets_to(self.validation_y, device, dtype),
         )
 
     def summary(self) -> str:
         """Return one line: numbers of samples and classes, and changes during loading."""
-        size = f"{len(self.train_y):,} training and {len(self.test_y):,} test"
+        size = sizes(self.train_y, self.validation_y, self.test_y)
         said = f"{self.name}: {size} {KINDS.get(len(self.shape), 'samples')} {self.shape}, "
         said += targets_in_words(self.task, self.train_y, self.class_names)
         if self.natural:
@@ -122,6 +116,12 @@ def targets_in_words(task: str, y: Tensor, names: Sequence[str]) -> str:
     if task == CLASSES:
         return f"{len(names)} classes, {spread(y, len(names))}"
     return f"{len(names)} output{'s' * (len(names) > 1)} for {task}"
+
+
+def sizes(train_y: Tensor, validation_y: Tensor, test_y: Tensor) -> str:
+    """Return the numbers of samples in words, e.g. "1,437 training and 360 test"."""
+    validation = f", {len(validation_y):,} validation" if len(validation_y) else ""
+    return f"{len(train_y):,} training{validation} and {len(test_y):,} test"
 
 
 def spread(labels: Tensor, classes: int) -> str:

@@ -6,7 +6,6 @@ from functools import cached_property, lru_cache
 from itertools import accumulate, combinations
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,28 +16,30 @@ from syncnorm.data.dataset import (
     Dataset,
     Scale,
     content_hash,
+    sizes,
     targets_in_words,
     targets_to,
     untrained,
 )
-from syncnorm.data.normalise import chosen, signal_moments
-from syncnorm.data.raw import Groups
+from syncnorm.data.normalise import signal_moments
+from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.data.sources.har import is_har
-from syncnorm.data.sources.load import load_config
+from syncnorm.data.sources.load import dataset_of, load_config, read_config
 from syncnorm.data.sources.local import TABLE_SUFFIXES
 from syncnorm.data.sources.registered import ON_REGISTRATION, SOURCES, is_registered
+from syncnorm.data.split import WHOLE, Parts, Share
 from syncnorm.errors import UserError, unknown
 from syncnorm.tasks import task_named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pool:
-    """Training and test samples of all domains, concatenated in the order of `names`.
+    """Training, validation and test samples of all domains, concatenated in the order of `names`.
 
-    `x`, `test_x`: images (N, C, H, W), signals (N, C, L) or feature vectors (N, F) on the device; `y`, `test_y`:
-    int64 (N,) there, or the targets of another task. Domain d has the training samples `starts[d]` to `starts[d + 1]`
-    and the test samples `test_starts[d]` to `test_starts[d + 1]`. `natural` and `domain` have each domain's columns,
-    if there are any. `scale` is the kind of normalisation. Runs share pools, so do not modify them.
+    `x`, `validation_x`, `test_x`: images (N, C, H, W), signals (N, C, L) or feature vectors (N, F) on the device;
+    `y`, `validation_y`, `test_y`: int64 (N,) there, or the targets of another task. Domain d has the training samples
+    `starts[d]` to `starts[d + 1]`, and likewise the others. `natural` and `domain` have each domain's columns, if
+    there are any. `scale` is the kind of normalisation. Runs share pools, so do not modify them.
     """
 
     names: tuple[str, ...]
@@ -54,8 +55,18 @@ class Pool:
     domain: tuple[Groups | None, ...]
     changes: tuple[str, ...]
     """Conversions and omissions during loading, one phrase each."""
+    validation_x: Tensor
+    validation_y: Tensor
+    validation_starts: tuple[int, ...]
+    origin: Tensor | None
+    """What each test sample shows: int64 (N_test,), on the CPU; samples of one number show the same digit, also in
+    different domains. None: every sample is its own."""
+    train_origin: Tensor | None
+    """The same of the training samples."""
+    measured: bool
+    """Whether mean and standard deviation of training samples normalise the samples, and not fixed numbers."""
     task: str = "classification"
-    """The task whose targets `y` and `test_y` are."""
+    """The task whose targets `y`, `validation_y` and `test_y` are."""
 
     def labels(self, domain: int) -> Tensor:
         """Return the training labels of a domain: int64 (N,), on the CPU; of another task than classification, the
@@ -70,7 +81,12 @@ class Pool:
     @cached_property
     def test_strata(self) -> Tensor:
         """The strata of `test_y`, numbered as those of `y`."""
-        return self._stratified[1]
+        return self._stratified[1][: len(self.test_y)]
+
+    @cached_property
+    def validation_strata(self) -> Tensor:
+        """The strata of `validation_y`, likewise."""
+        return self._stratified[1][len(self.test_y) :]
 
     @cached_property
     def strata_names(self) -> tuple[str, ...]:
@@ -79,21 +95,27 @@ class Pool:
 
     @cached_property
     def _stratified(self) -> tuple[Tensor, Tensor]:
-        return task_named(self.task).stratify(self.y, self.test_y)
+        others = torch.cat([self.test_y, self.validation_y])
+        return task_named(self.task).stratify(self.y, others)
 
     def tests(self, domain: int) -> slice:
         """Return the index of a domain's test samples."""
         return slice(self.test_starts[domain], self.test_starts[domain + 1])
 
+    def validations(self, domain: int) -> slice:
+        """Return the index of a domain's validation samples."""
+        return slice(self.validation_starts[domain], self.validation_starts[domain + 1])
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the content, see `syncnorm.data.fingerprint`."""
-        places = torch.tensor([self.starts, self.test_starts])
-        return content_hash((self.x, self.y, self.test_x, self.test_y, places), (*self.natural, *self.domain))
+        places = torch.tensor([self.starts, self.validation_starts, self.test_starts])
+        samples = (self.x, self.y, self.validation_x, self.validation_y, self.test_x, self.test_y)
+        return content_hash((*samples, places), (*self.natural, *self.domain))
 
     def summary(self) -> str:
         """Return one line: numbers of samples and classes, and changes during loading."""
-        shape, size = tuple(self.x.shape[1:]), f"{len(self.y):,} training and {len(self.test_y):,} test"
+        shape, size = tuple(self.x.shape[1:]), sizes(self.y, self.validation_y, self.test_y)
         names = self.names[0] if len(self.names) == 1 else f"{len(self.names)} domains ({', '.join(self.names)})"
         said = f"{names}: {size} {KINDS.get(len(shape), 'samples')} {shape}, "
         said += targets_in_words(self.task, self.y, self.class_names)
@@ -112,14 +134,17 @@ def load_pool(
     device: torch.device,
     dtype: torch.dtype,
     unseen: tuple[str, ...] = (),
+    seed: int = 0,
     task: str = "classification",
 ) -> Pool:
-    """Load the domains `names` into one pool; the last two pools are cached.
+    """Load the domains `names` into one pool, split by the seed; the last two pools are cached.
 
     With `apart`, `data.path` is a folder that contains each domain under its name, as a folder or a table file, or it
     is the folder of the UCI HAR Dataset, whose subjects are the domains. An embedded or registered data set that is
     not there is loaded by its name. If no name is one of these, and `data.natural` or a registered `data.name` gives
     a column of domains, the domains are values of that column.
+
+    Embedded domains that are made of the same digits share them out, unless `data.content` says otherwise.
 
     A single domain is normalised by its own mean and standard deviation. Several share the fixed scale, or, if they
     have none (tables of features, registered arrays), the mean and standard deviation of the training samples of all
@@ -129,11 +154,12 @@ def load_pool(
     """
     by_column = _are_values(data, names)
     scale: Scale = "own" if len(names) == 1 and not by_column else "fixed"
-    sets = _cut(data, names, task) if by_column else _load_apart(data, names, apart, scale, task)
+    sets = _cut(data, names, seed, task) if by_column else _load_apart(data, names, apart, scale, seed, task)
     if {one.shape[0] for one in sets if len(one.shape) == 3} == {1, 3}:
         sets = [_in_colour(one) for one in sets]
     for first, second in combinations(sets, 2):
         _check_alike(first, second)
+    measured = scale == "own" or not all(one.scaled for one in sets)
     sets = _scaled_together(sets, unseen)
     return Pool(
         names=names,
@@ -148,6 +174,12 @@ def load_pool(
         natural=tuple(one.natural for one in sets),
         domain=tuple(one.domain for one in sets),
         changes=tuple(dict.fromkeys(change for one in sets for change in one.changes)),
+        validation_x=_together([one.validation_x for one in sets]).to(device, dtype),
+        validation_y=targets_to(_together([one.validation_y for one in sets]), device, dtype),
+        validation_starts=tuple(accumulate((len(one.validation_y) for one in sets), initial=0)),
+        origin=_origins([(one.origin, len(one.test_y)) for one in sets]),
+        train_origin=_origins([(one.train_origin, len(one.train_y)) for one in sets]),
+        measured=measured,
         task=task,
     )
 
@@ -155,9 +187,23 @@ def load_pool(
 ON_REGISTRATION.append(load_pool.cache_clear)
 
 
-def _load_apart(data: Data, names: Sequence[str], apart: bool, scale: Scale, task: str) -> list[Dataset]:
+def _load_apart(data: Data, names: Sequence[str], apart: bool, scale: Scale, seed: int, task: str) -> list[Dataset]:
     """Return one data set per name."""
-    return [load_config(data, name, _place(data.path, name) if apart else data.path, scale, task) for name in names]
+    asked = [replace(data, name=name, path=_place(data.path, name) if apart else data.path) for name in names]
+    shares = _shares([read_config(one, task) for one in asked], data)
+    pairs = zip(asked, shares, strict=True)
+    return [load_config(one, scale=scale, seed=seed, share=share, task=task) for one, share in pairs]
+
+
+def _shares(raws: Sequence[Pixels | Signals], data: Data) -> list[Share]:
+    """Return the part of its content that each domain has: domains of one content share it out."""
+    if data.content == "shared":
+        return [WHOLE] * len(raws)
+    contents = [raw.origin.content if raw.origin else None for raw in raws]
+    return [
+        Share(contents[:index].count(one), contents.count(one)) if one else WHOLE
+        for index, one in enumerate(contents)
+    ]
 
 
 def _are_values(data: Data, names: Sequence[str]) -> bool:
@@ -167,9 +213,9 @@ def _are_values(data: Data, names: Sequence[str]) -> bool:
     return not any(name in SOURCES or (data.path and _found(Path(data.path).expanduser(), name)) for name in names)
 
 
-def _cut(data: Data, names: Sequence[str], task: str) -> list[Dataset]:
+def _cut(data: Data, names: Sequence[str], seed: int, task: str) -> list[Dataset]:
     """Return the parts of one data set with the domains `names`; the limits apply to each."""
-    whole = load_config(replace(data, train_limit=None, test_limit=None), scale="fixed", task=task)
+    whole = read_config(data, task)
     column = whole.domain or whole.natural
     if column is None:
         raise UserError(
@@ -179,18 +225,40 @@ def _cut(data: Data, names: Sequence[str], task: str) -> list[Dataset]:
     for name in names:
         if name not in column.names:
             raise unknown(f"domain of data set '{data.name}'", name, column.names)
-    return [_part(whole, column, name, data) for name in names]
+    return [_part(whole, column, name, data, seed) for name in names]
 
 
-def _part(whole: Dataset, column: Groups, name: str, data: Data) -> Dataset:
+def _part(whole: Pixels | Signals, column: Groups, name: str, data: Data, seed: int) -> Dataset:
     own = column.names.index(name)
-    places = []
-    for split, values, limit in (("train", column.train, data.train_limit), ("test", column.test, data.test_limit)):
-        place = np.flatnonzero(values == own)
-        if len(place) == 0:
-            raise UserError(f"domain '{name}' of data set '{whole.name}' has no {split} sample: leave it out.")
-        places.append(place[chosen(split, len(place), limit)])
-    return whole.part(name, *places)
+    tested = column.test if len(column.test) else column.train
+
+    def keep(parts: Parts) -> Parts:
+        kept = [
+            part[values[part] == own]
+            for part, values in zip(parts, (column.train, column.train, tested), strict=True)
+        ]
+        for split, part in (("train", kept[0]), ("test", kept[2])):
+            if len(part) == 0:
+                raise UserError(f"domain '{name}' of data set '{data.name}' has no {split} sample: leave it out.")
+        return Parts(*kept)
+
+    return dataset_of(whole, data, name, "fixed", seed, keep=keep)
+
+
+def _origins(parts: Sequence[tuple[Tensor | None, int]]) -> Tensor | None:
+    """Return numbers of what the samples of all domains show, or None if every sample is its own.
+
+    Samples of a domain without such numbers get numbers of their own, after all others.
+    """
+    given = [origin for origin, _ in parts if origin is not None]
+    if not given:
+        return None
+    following = max((int(origin.max()) + 1 for origin in given if len(origin)), default=0)
+    found = []
+    for origin, count in parts:
+        found.append(torch.arange(following, following + count) if origin is None else origin)
+        following += count if origin is None else 0
+    return torch.cat(found)
 
 
 def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
@@ -209,6 +277,7 @@ def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset
         replace(
             one,
             train_x=((one.train_x - mean) / std).float(),
+            validation_x=((one.validation_x - mean) / std).float(),
             test_x=((one.test_x - mean) / std).float(),
             scaled=True,
         )
@@ -220,7 +289,8 @@ def _in_colour(data: Dataset) -> Dataset:
     """Return one-channel images with three equal channels."""
     if data.shape[0] == 3:
         return data
-    return replace(data, train_x=data.train_x.expand(-1, 3, -1, -1), test_x=data.test_x.expand(-1, 3, -1, -1))
+    train, validation, test = (x.expand(-1, 3, -1, -1) for x in (data.train_x, data.validation_x, data.test_x))
+    return replace(data, train_x=train, validation_x=validation, test_x=test)
 
 
 def _together(parts: list[Tensor]) -> Tensor:

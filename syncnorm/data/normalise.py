@@ -1,54 +1,57 @@
-"""From raw samples to a `Dataset`: limit, convert to tensors, normalise per channel."""
+"""From raw samples to a `Dataset`: convert to tensors, normalise per channel."""
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from syncnorm.data.dataset import Dataset, Scale
 from syncnorm.data.raw import Groups, Pixels, Signals
-from syncnorm.seeds import derive
+from syncnorm.data.split import Parts
 
 
 def normalised(
-    name: str,
-    raw: Pixels | Signals,
-    train_limit: int | None = None,
-    test_limit: int | None = None,
-    scale: Scale = "own",
+    name: str, raw: Pixels | Signals, parts: Parts, scale: Scale = "own", changes: Iterable[str] = ()
 ) -> Dataset:
-    """Return `raw` as a `Dataset`: limited, pixels scaled to [0, 1], then normalised per channel.
+    """Return these parts of `raw` as a `Dataset`: pixels scaled to [0, 1], then normalised per channel.
 
-    A limit keeps that many samples, drawn by seed 0; of two limits the smaller keeps a subset of the larger.
-    With the scale "own", mean and (biased) standard deviation are those of the kept training samples; a constant
-    channel is only centred. With "fixed", they are 0.5 and 0.5 for pixels, and `centre` and `unit` for signals, so
-    that the shift between data sets is preserved. Signals without these are not changed, and the data set says so
-    (`scaled`).
+    With the scale "own", mean and (biased) standard deviation are those of the training samples, without those for
+    validation; a constant channel is only centred. With "fixed", they are 0.5 and 0.5 for pixels, and `centre` and
+    `unit` for signals, so that the shift between data sets is preserved. Signals without these are not changed, and
+    the data set says so (`scaled`).
     """
-    train = chosen("train", len(raw.train_y), train_limit)
-    test = chosen("test", len(raw.test_y), test_limit)
-    kept = torch.from_numpy(np.ascontiguousarray(raw.train_x[train]))
-    held_out = torch.from_numpy(np.ascontiguousarray(raw.test_x[test]))
+    tested = (raw.test_x, raw.test_y) if len(raw.test_y) else (raw.train_x, raw.train_y)
+    kept, held_out, test = (
+        torch.from_numpy(np.ascontiguousarray(x[index]))
+        for x, index in zip((raw.train_x, raw.train_x, tested[0]), parts, strict=True)
+    )
     mean, std, scaled = _scale(raw, kept, scale)
     white = torch.iinfo(kept.dtype).max if isinstance(raw, Pixels) else 1
     # Columns of a table may be large numbers with small differences: float64 until they are normalised.
     work = torch.float64 if kept.dtype == torch.float64 else torch.float32
     given = torch.float32 if scaled else work
-    train_x, test_x = (x.to(work, copy=True).div_(white).sub_(mean).div_(std).to(given) for x in (kept, held_out))
+    train_x, validation_x, test_x = (
+        x.to(work, copy=True).div_(white).sub_(mean).div_(std).to(given) for x in (kept, held_out, test)
+    )
     return Dataset(
         name=name,
         train_x=train_x,
-        train_y=torch.from_numpy(raw.train_y[train]),
+        train_y=torch.from_numpy(raw.train_y[parts.train]),
+        validation_x=validation_x,
+        validation_y=torch.from_numpy(raw.train_y[parts.validation]),
         test_x=test_x,
-        test_y=torch.from_numpy(raw.test_y[test]),
+        test_y=torch.from_numpy(tested[1][parts.test]),
         classes=len(raw.class_names),
         class_names=raw.class_names,
         note=raw.note,
-        changes=raw.changes,
-        natural=_limited(raw.natural, train, test),
-        domain=_limited(raw.domain, train, test),
+        changes=(*raw.changes, *changes),
+        natural=_of_parts(raw.natural, parts),
+        domain=_of_parts(raw.domain, parts),
         scaled=scaled,
         task=raw.task,
+        origin=torch.from_numpy(raw.origin.number[parts.test]) if raw.origin else None,
+        train_origin=torch.from_numpy(raw.origin.number[parts.train]) if raw.origin else None,
     )
 
 
@@ -97,16 +100,8 @@ def signal_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(mean).to(x.dtype), torch.from_numpy(std).to(x.dtype)
 
 
-def _limited(column: Groups | None, train: "Chosen", test: "Chosen") -> Groups | None:
-    return column and Groups(column.names, column.train[train], column.test[test])
-
-
-Chosen = NDArray[np.int64] | slice
-
-
-def chosen(split: str, count: int, limit: int | None) -> Chosen:
-    """Return which of `count` samples of a split a limit keeps, in order, drawn by seed 0."""
-    if limit is None or limit >= count:
-        return slice(None)
-    drawn = np.random.default_rng(derive("limit", 0, split)).permutation(count)[:limit]
-    return np.sort(drawn)
+def _of_parts(column: Groups | None, parts: Parts) -> Groups | None:
+    if column is None:
+        return None
+    tested = column.test if len(column.test) else column.train
+    return Groups(column.names, column.train[parts.train], tested[parts.test])

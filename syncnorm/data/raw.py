@@ -1,12 +1,13 @@
-"""The result of every source: samples and labels before normalisation."""
+"""The result of every source: samples and labels before the split and normalisation.
 
-from collections.abc import Sequence
+A source without an official test split returns all samples as training samples, and none for the test: then
+`syncnorm.data.split` draws the test from them.
+"""
+
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from syncnorm.seeds import derive
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -22,12 +23,23 @@ class Groups(NamedTuple):
     test: Labels
 
 
+class Origin(NamedTuple):
+    """What each sample of a whole shows: samples of one number show the same thing, and stay on one side of a split.
+
+    Sources with the same `content` number the same things. `writer` is each sample's writer.
+    """
+
+    content: str
+    number: Labels
+    writer: Labels
+
+
 class Pixels(NamedTuple):
     """Images as cached: uint8 or uint16 (N, C, H, W), labels int64 (N,), class names, a note.
 
     `changes` lists conversions and omissions during loading; `natural` is each sample's natural client, `domain` its
-    domain. `task` is the task whose targets the labels are: those of another task than classification may have any
-    shape (N, ...).
+    domain, `origin` what it shows (None: every sample is its own). `task` is the task whose targets the labels are:
+    those of another task than classification may have any shape (N, ...).
     """
 
     train_x: NDArray[Any]
@@ -39,6 +51,7 @@ class Pixels(NamedTuple):
     changes: tuple[str, ...] = ()
     natural: Groups | None = None
     domain: Groups | None = None
+    origin: Origin | None = None
     task: str = "classification"
 
 
@@ -62,17 +75,5 @@ class Signals(NamedTuple):
     natural: Groups | None = None
     domain: Groups | None = None
     as_is: bool = False
+    origin: Origin | None = None
     task: str = "classification"
-
-
-def stratified_fifth(labels: Sequence[Any] | NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return sorted indices (train, test): a random fifth of every class is test, by seed 0.
-
-    Every class contributes a fifth of its samples, rounded up or down.
-    """
-    array = np.asarray(labels)
-    mixed = np.random.default_rng(derive("split", 0)).permutation(len(array))
-    by_class = mixed[np.argsort(array[mixed], kind="stable")]
-    test = np.zeros(len(array), dtype=bool)
-    test[by_class[::5]] = True
-    return np.flatnonzero(~test), np.flatnonzero(test)

@@ -1,11 +1,13 @@
 """Evaluation of a model trained on devices, with rank 0's or pooled statistics, at the end and during training."""
 
 import copy
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from syncnorm.config import Run, evaluated_at, layout
+from syncnorm.config import Run, evaluated_at, layout, validated_at
 from syncnorm.data import Dataset
 from syncnorm.devices.prepare import devices, goes_by_device
 from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
@@ -16,25 +18,63 @@ from syncnorm.tasks import task_named
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import evaluate, predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
+from syncnorm.training.selection import Best
 
 
 class DevicesClassifier(Classifier):
-    """A classifier that is evaluated every `evaluate_every` epochs, in the same way as at the end of the run."""
+    """A classifier that is evaluated every `evaluate_every` epochs, in the same way as at the end of the run.
+
+    best: the model after the epoch with the best validation accuracy, if the run selects by it.
+    """
 
     def __init__(self, run: Run, model: nn.Module, data: Dataset) -> None:
         super().__init__(model, optim=run.optim, task=run.task)
         self._run, self._data = run, data
+        self.best = Best()
         if run.evaluate_every:
             self.history |= {self.task.metric: [], "accuracy_at": []}
+        if validated_at(run, 1, 1):
+            self.history[self.task.named("validation_accuracy")] = []
 
     def on_train_epoch_end(self) -> None:
         """Record the epoch's mean loss, and the main metric of a copy if it is due."""
         super().on_train_epoch_end()
+        if validated_at(self._run, self.epochs_done, self._run.optim.epochs):
+            name = self.task.named("validation_accuracy")
+            score = validate(self._run, rank_0(copy.deepcopy(self.model)), self._data)[name]
+            self.history[name].append(score)
+            if self._run.select == "best":
+                self.best.offer(self.epochs_done, score, self.model)
         if evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
             metrics, _ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
             name = self.task.metric
             self.history[name].append(metrics[name])
             self.history["accuracy_at"].append(float(self.epochs_done))
+
+    def remember(self) -> dict[str, Any]:
+        """Return the history and the best model so far, as plain data and tensors, for `recall`."""
+        return {**super().remember(), "best": self.best.remember()}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Restore the state that `remember` returned."""
+        super().recall(state)
+        self.best.recall(state["best"])
+
+
+def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
+    """Return the validation metrics of a model, with the statistics that `measure` uses for `accuracy`.
+
+    On real ranks, every rank must call this, and gets what rank 0 measures.
+    """
+    statistics = statistics_by_rank(model)
+    if statistics:
+        use_statistics(model, statistics, devices(run).buffers)
+    found = torch.tensor(evaluate(model, data.validation_x, data.validation_y, task=run.task), dtype=torch.float64)
+    if dist.is_available() and dist.is_initialized():
+        found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
+        dist.broadcast(found, src=0)
+    score, loss = found.tolist()
+    return {task_named(run.task).named("validation_accuracy"): score, "validation_loss": loss}
 
 
 def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str]:

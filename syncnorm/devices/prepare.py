@@ -38,7 +38,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_training(run)
     norm_spec(run.norm.name)
     _check_buffers(run, ranks)
-    data = load_data(run.data, data_device(run, device), DTYPES[run.precision], run.task)
+    data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision], run.task)
     shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
@@ -117,9 +117,11 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 
 
 @lru_cache(maxsize=2)
-def load_data(data: Data, device: torch.device, dtype: torch.dtype, task: str = "classification") -> Dataset:
-    """Load a run's data set onto the device; the last two are cached."""
-    return load_config(data, task=task).to(device, dtype)
+def load_data(
+    data: Data, seed: int, device: torch.device, dtype: torch.dtype, task: str = "classification"
+) -> Dataset:
+    """Load a run's data set, split by its seed, onto the device; the last two are cached."""
+    return load_config(data, seed=seed, task=task).to(device, dtype)
 
 
 ON_REGISTRATION.append(load_data.cache_clear)

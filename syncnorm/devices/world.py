@@ -15,10 +15,11 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id
+from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id, validated_at
 from syncnorm.data import Dataset
+from syncnorm.data.sources.load import MEMORY
 from syncnorm.devices.batches import RankBatches
-from syncnorm.devices.measure import DevicesClassifier, measure
+from syncnorm.devices.measure import DevicesClassifier, measure, validate
 from syncnorm.devices.prepare import (
     Prepared,
     devices,
@@ -34,11 +35,11 @@ from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
-from syncnorm.training.classifier import Classifier
 from syncnorm.training.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.selection import by_validation
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 PROFILED = 64
@@ -56,6 +57,10 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     `gradient_profile` of the first training batch, before and after training; and "effective_samples" and
     "values_per_channel" of the trained model's norm layers over training batches (`effective_profiles`).
 
+    With `data.validation`, the metrics include `validation_accuracy` and `validation_loss` of the resulting model,
+    measured as on the test set. With `run.select` "best", that model is the one after the epoch with the best
+    validation accuracy, `epoch`.
+
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
     """
@@ -72,6 +77,10 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     if rank is None and initial and final:
         profiles |= _effective_profiles(run, prepared, classifier.model)
     metrics, evaluated_by = measure(run, classifier.model.to(device), prepared.data)
+    if run.data.validation:
+        metrics |= validate(run, classifier.model, prepared.data)
+    if run.select == "best":
+        metrics["epoch"] = float(classifier.best.epoch)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
@@ -111,8 +120,11 @@ def _device() -> torch.device:
 
 def train(
     run: Run, prepared: Prepared, rank: int | None, execution: Execution | None = None
-) -> tuple[Classifier, RankBatches]:
-    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module."""
+) -> tuple[DevicesClassifier, RankBatches]:
+    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module.
+
+    Its model is that of the last epoch, or, if the run asks for it, that of the best.
+    """
     ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
     several = needs_virtual_ranks(run.norm.name, devices(run))
@@ -120,6 +132,7 @@ def train(
     classifier = DevicesClassifier(run, model, prepared.data)
     batches = _batches(run, prepared, rank)
     run_trainer(run, classifier, batches, execution or Execution(), **_placement(run))
+    classifier.best.restore(classifier.model)
     classifier.model = rank_0(classifier.model)
     return classifier, batches
 
@@ -184,20 +197,22 @@ class DevicesWorld:
     def forget(self) -> None:
         """Drop the data sets that this process caches."""
         load_data.cache_clear()
+        MEMORY.clear()
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
-        return load_data(run.data, torch.device("cpu"), DTYPES[run.precision], run.task)
+        return load_data(run.data, run.seed, torch.device("cpu"), DTYPES[run.precision], run.task)
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         main = task_named(run.task).metric
         own = [main, "loss", f"{main}_rank0", f"{main}_pooled"]
-        return [*own, "parameter_norm", "train_loss", "steps", *other_metrics(run)]
+        return [*own, "parameter_norm", "train_loss", "steps", *other_metrics(run), *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        return ["train_loss"]
+        chosen = [task_named(run.task).named("validation_accuracy")] if validated_at(run, 1, 1) else []
+        return ["train_loss", *chosen]
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: only runs on virtual ranks have them."""

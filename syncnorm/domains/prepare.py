@@ -60,7 +60,8 @@ def prepare(run: Run, device: torch.device) -> Prepared:
 def load_domains(run: Run, device: torch.device) -> Pool:
     """Load a run's domains onto the device; the last two pools are cached."""
     world, by_folder = domains(run), bool(run.data.path)
-    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen, run.task)
+    options = world.unseen, run.seed, run.task
+    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], *options)
 
 
 def domains(run: Run) -> Domains:
@@ -127,5 +128,6 @@ def _check_test(run: Run, model: nn.Module, pool: Pool) -> None:
     if outputs.shape != wanted:
         form = "logits (b, classes)" if run.task == "classification" else f"outputs {wanted} for task {run.task}"
         raise UserError(
-            f"adaptation '{world.adapt}' gave {tuple(outputs.shape)} for a batch of {len(outputs)}: let it yield {form}."
+            f"adaptation '{world.adapt}' gave {tuple(outputs.shape)} for a batch of {len(outputs)}: let it yield "
+            f"{form}."
         )

@@ -29,6 +29,7 @@ from syncnorm.config import (
     training_of,
 )
 from syncnorm.data.domain_pool import Pool, load_pool
+from syncnorm.data.sources.load import MEMORY
 from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.batches import Batch, DomainBatches
 from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
@@ -41,6 +42,7 @@ from syncnorm.training import Classifier
 from syncnorm.training.evaluation import score_and_loss
 from syncnorm.training.metrics import other_metrics, own_metrics
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.selection import Best, by_validation
 from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
@@ -53,6 +55,8 @@ class Trained:
     steps: int
     seconds_before: float
     """Training time in seconds before interruptions."""
+    epoch: int
+    """The epoch whose model it is, if validation chose it."""
 
 
 _KEPT: dict[str, Trained] = {}
@@ -64,6 +68,11 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
     Runs that differ only in test settings share one trained model: if they follow each other in one process, it is
     trained once, and `seconds` then covers the test only.
+
+    With `data.validation`, the metrics include `validation_accuracy` and `validation_loss`: means over seen domains,
+    on their validation samples, of the model as it is used, with the run's adaptation. With `run.select` "best", the
+    model is the one after the epoch (`epoch`) with the best validation accuracy without adaptation, since runs with
+    different adaptations share it; the history has that accuracy.
 
     Raises:
         UserError: for anything in `run` that does not work, before training starts.
@@ -85,6 +94,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         config=describe(run),
         metrics={
             **_test(run, prepared, trained.model),
+            **_validation(run, prepared, trained.model),
+            **({"epoch": float(trained.epoch)} if run.select == "best" else {}),
             "train_loss": trained.history["train_loss"][-1],
             "steps": float(trained.steps),
         },
@@ -126,10 +137,13 @@ class DomainClassifier(Classifier):
     def __init__(self, run: Run, prepared: Prepared) -> None:
         super().__init__(prepared.model, optim=run.optim, task=run.task)
         self._run, self._prepared = run, prepared
+        self.best = Best()
         self._groups = {f"seen_{self.task.metric}": prepared.seen}
         if prepared.unseen:
             self._groups[f"unseen_{self.task.metric}"] = prepared.unseen
         self.history |= {name: [] for name in self._groups}
+        if run.data.validation:
+            self.history[f"validation_{self.task.metric}"] = []
         if run.evaluate_every:
             self.history["accuracy_at"] = []
 
@@ -149,6 +163,21 @@ class DomainClassifier(Classifier):
         for name, group in self._groups.items():
             scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
             self.history[name].append(fmean(scores))
+        if self._run.data.validation:
+            name = f"validation_{self.task.metric}"
+            score = _validation(self._run, self._prepared, self.model, "none")[name]
+            self.history[name].append(score)
+            if self._run.select == "best":
+                self.best.offer(self.epochs_done, score, self.model)
+
+    def remember(self) -> dict[str, Any]:
+        """Return the history and the best model so far, as plain data and tensors, for `recall`."""
+        return {**super().remember(), "best": self.best.remember()}
+
+    def recall(self, state: dict[str, Any]) -> None:
+        """Restore the state that `remember` returned."""
+        super().recall(state)
+        self.best.recall(state["best"])
 
 
 def train(run: Run, prepared: Prepared, device: torch.device, execution: Execution | None = None) -> Trained:
@@ -158,8 +187,22 @@ def train(run: Run, prepared: Prepared, device: torch.device, execution: Executi
     kind, workers = run.data.augment, run.data.workers
     batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, kind, workers)
     run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
+    classifier.best.restore(classifier.model)
     steps, before = optimiser_steps(run, batches), classifier.seconds_before
-    return Trained(classifier.model.to(device), classifier.history, steps, before)
+    return Trained(classifier.model.to(device), classifier.history, steps, before, classifier.best.epoch)
+
+
+def _validation(run: Run, prepared: Prepared, model: nn.Module, adapt: str | None = None) -> dict[str, float]:
+    """Return the validation metrics: means over seen domains, under an adaptation (None: the run's)."""
+    if not run.data.validation:
+        return {}
+    adapt = domains(run).adapt if adapt is None else adapt
+    scores = [
+        score_and_loss(run.task, *predicted(run, prepared, model, index, adapt, validation=True))
+        for index in prepared.seen
+    ]
+    accuracies, losses = zip(*scores, strict=True)
+    return {task_named(run.task).named("validation_accuracy"): fmean(accuracies), "validation_loss": fmean(losses)}
 
 
 def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
@@ -167,25 +210,29 @@ def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: s
     return score_and_loss(run.task, *predicted(run, prepared, model, index, adapt))
 
 
-def predicted(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[Tensor, Tensor]:
-    """Return outputs (n, ...) and targets (n, ...) of the test set of a domain, under an adaptation.
+def predicted(
+    run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str, validation: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return outputs (n, ...) and targets (n, ...) of the test (or validation) set of a domain, under an adaptation.
 
     The model does not change: a copy is adapted.
     """
     world, pool = domains(run), prepared.pool
-    name, tests = pool.names[index], pool.tests(index)
+    name, tests = pool.names[index], pool.validations(index) if validation else pool.tests(index)
+    x, y = (pool.validation_x, pool.validation_y) if validation else (pool.test_x, pool.test_y)
     training = slice(pool.starts[index], pool.starts[index + 1])
-    order = _order(world, pool.test_strata[tests].cpu(), derive("test order", run.seed, name)) + tests.start
+    strata = pool.validation_strata if validation else pool.test_strata
+    order = _order(world, strata[tests].cpu(), derive("test order", run.seed, name)) + tests.start
     unlabelled = _order(world, pool.strata[training].cpu(), derive("stream order", run.seed, name)) + training.start
     held, device = pool.x.device, next(model.parameters()).device
     test = TargetBatches(
-        batches=pool.test_x[order.to(held)].to(device).split(world.test_batch),  # type: ignore[no-untyped-call]
+        batches=x[order.to(held)].to(device).split(world.test_batch),  # type: ignore[no-untyped-call]
         unlabelled=pool.x[unlabelled[: world.adapt_samples].to(held)].to(device),
         known=prepared.seen.index(index) if index in prepared.seen else None,
         chunk=world.test_batch,
         options=world.adapt_options if adapt == world.adapt else {},
     )
-    return logits_of(adapt, copy.deepcopy(model), test), pool.test_y[order.to(held)].to(device)
+    return logits_of(adapt, copy.deepcopy(model), test), y[order.to(held)].to(device)
 
 
 def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:
@@ -208,6 +255,7 @@ class DomainsWorld:
     def forget(self) -> None:
         """Drop the data sets and trainings that this process caches."""
         load_pool.cache_clear()
+        MEMORY.clear()
         _KEPT.clear()
 
     def data(self, run: Run) -> Pool:
@@ -218,12 +266,13 @@ class DomainsWorld:
         """Return the names of the metrics that a run may have."""
         main, others = task_named(run.task).metric, other_metrics(run)
         named = [f"{metric}_{name}" for metric in (main, *others) for name in domains(run).domains]
-        return [main, f"{main}_seen", *named, *others, "loss", "train_loss", "steps"]
+        return [main, f"{main}_seen", *named, *others, "loss", "train_loss", "steps", *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
         main = task_named(run.task).metric
-        return ["train_loss", f"seen_{main}", *([f"unseen_{main}"] if domains(run).unseen else [])]
+        unseen = [f"unseen_{main}"] if domains(run).unseen else []
+        return ["train_loss", f"seen_{main}", *unseen, *([f"validation_{main}"] if run.data.validation else [])]
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: none."""

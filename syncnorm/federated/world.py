@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from syncnorm.config import Clients, Execution, Norm, Result, Run, marked
+from syncnorm.config import Clients, Execution, Norm, Result, Run, marked, validated_at
 from syncnorm.data import FederatedDataset, make_federated_dataset
 from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.errors import UserError
@@ -28,12 +28,13 @@ from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.saved import check_saving, save_model
+from syncnorm.training.selection import by_validation
 from syncnorm.worlds import expect
 
 METRICS = [  # of classification; `Task.named` gives those of another task
     *("accuracy", "client_accuracy_worst", "client_accuracy_std", "client_accuracy_weighted", "loss"),
     *("reestimated_accuracy", "reestimated_accuracy_worst", "global_accuracy", "global_loss"),
-    *("heldout_accuracy", "heldout_reestimated_accuracy", "round", "validation_accuracy"),
+    *("heldout_accuracy", "heldout_reestimated_accuracy"),
     *("bytes_down", "bytes_up", "bytes_total", "clients_left_out", "small_batches", "idle"),
     *("train_loss", "never_sampled", "staleness", "batch_norms"),
 ]
@@ -141,11 +142,11 @@ class ClientsWorld:
         world = expect(run, Clients)
         own = [name for metric in other_metrics(run) for name in (metric, f"global_{metric}")]
         main = [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
-        return [*map(task_named(run.task).named, main), *own]
+        return [*map(task_named(run.task).named, main), *own, *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        chosen = [task_named(run.task).named("validation_accuracy")] if expect(run, Clients).validation else []
+        chosen = [task_named(run.task).named("validation_accuracy")] if validated_at(run, 1, 1) else []
         return ["train_loss", "left_out", *chosen]
 
     def profiles(self, run: Run) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from syncnorm.data.partitions.build import forget
 from syncnorm.seeds import derive
 
 DIGITS = Data("digits")
+SHARED = Data("digits", content="shared")
 THREE = ("digits", "digits-rotated", "digits-noisy")
 SKEWS = {
     "iid": {},
@@ -37,10 +39,8 @@ def parts(population):
 @pytest.mark.parametrize("skew", SKEWS)
 @pytest.mark.parametrize("domains", [(), THREE])
 def test_every_sample_of_every_domain_lies_with_one_client_of_that_domain(skew, domains):
-    world = Clients(
-        count=15, held_out=3, domains=domains, skew=skew, skew_options=SKEWS[skew], validation=0.3, alpha=None
-    )
-    population = make_federated_dataset(DIGITS, world, seed=1)
+    world = Clients(count=15, held_out=3, domains=domains, skew=skew, skew_options=SKEWS[skew], alpha=None)
+    population = make_federated_dataset(replace(DIGITS, validation=0.3, content="shared"), world, seed=1)
     held = parts(population)
     assert torch.equal(torch.cat(held).sort().values, torch.arange(len(population.y)))
     names = domains or ("digits",)
@@ -65,6 +65,8 @@ def test_one_domain_is_normalised_by_itself_and_several_by_the_same_numbers():
     assert torch.equal(alone.x, own.train_x)
     assert torch.equal(alone.global_test[0], own.test_x)
     together = make_federated_dataset(DIGITS, Clients(count=4, domains=("digits", "digits-inverted")), seed=0)
+    assert not torch.allclose(together.x[:718], -together.x[718:1436], atol=0.1)
+    together = make_federated_dataset(SHARED, Clients(count=4, domains=("digits", "digits-inverted")), seed=0)
     clean, inverted = together.x[:1437], together.x[1437:]
     assert (clean + inverted).abs().max() < 0.02  # an inverted image is the negative of the clean one
     assert partition_card(together)["scale"] == "fixed"
@@ -73,8 +75,8 @@ def test_one_domain_is_normalised_by_itself_and_several_by_the_same_numbers():
 
 def test_one_more_domain_moves_no_sample_of_another():
     world = {"skew": "dirichlet_by_class", "alpha": 0.3, "noise": 0.0}
-    two = make_federated_dataset(DIGITS, Clients(count=8, domains=THREE[:2], **world), seed=5)
-    three = make_federated_dataset(DIGITS, Clients(count=12, domains=THREE, **world), seed=5)
+    two = make_federated_dataset(SHARED, Clients(count=8, domains=THREE[:2], **world), seed=5)
+    three = make_federated_dataset(SHARED, Clients(count=12, domains=THREE, **world), seed=5)
     for d in range(2):
         for j in range(4):
             before, after = 2 * j + d, 3 * j + d
@@ -84,13 +86,15 @@ def test_one_more_domain_moves_no_sample_of_another():
 
 def test_validation_and_equal_sizes_move_no_sample_between_clients():
     plain = make_federated_dataset(DIGITS, Clients(count=6, skew="quantity"), seed=2)
-    world = Clients(count=6, skew="quantity", equal_size=0.5, validation=0.4)
-    cut = make_federated_dataset(DIGITS, world, seed=2)
+    world = Clients(count=6, skew="quantity", equal_size=0.5)
+    cut = make_federated_dataset(replace(DIGITS, validation=0.4), world, seed=2)
     smallest = min(len(plain.train(k)) for k in range(6))
     for client in range(6):
-        whole = plain.train(client)
-        assert torch.equal(cut.train(client), whole[: smallest // 2])
-        assert torch.equal(cut.validation(client), whole[len(whole) - int(0.4 * smallest) :])
+        whole, validation = plain.train(client), cut.validation(client)
+        left = whole[~torch.isin(whole, validation)]
+        assert len(validation) == int(0.4 * len(whole))
+        assert len(left) == len(whole) - len(validation)
+        assert torch.equal(cut.train(client), left[: smallest // 2])
 
 
 def test_the_first_half_of_a_client_has_its_mix_of_classes():
@@ -115,12 +119,12 @@ def test_seeds_decide_and_nothing_else():
 
 def fingerprint():
     worlds = {
-        "dirichlet": Clients(count=6, held_out=2, skew="dirichlet_by_class", alpha=0.3, validation=0.2),
+        "dirichlet": Clients(count=6, held_out=2, skew="dirichlet_by_class", alpha=0.3),
         "domains": Clients(count=6, domains=THREE, skew="sorted", equal_size=0.5),
         "resampled": Clients(count=40, skew="resampled", alpha=0.5),
     }
     return {
-        name: partition_card(make_federated_dataset(DIGITS, world, seed=7))["sha256"]
+        name: partition_card(make_federated_dataset(replace(DIGITS, validation=0.2), world, seed=7))["sha256"]
         for name, world in worlds.items()
     }
 
@@ -143,10 +147,8 @@ def test_a_fresh_process_deals_the_same():
 
 
 def test_the_card_says_what_the_clients_hold():
-    world = Clients(
-        count=6, held_out=3, domains=THREE[:2], unseen=THREE[2:], skew="quantity", validation=0.5, noise=0.8
-    )
-    population = make_federated_dataset(DIGITS, world, seed=0)
+    world = Clients(count=6, held_out=3, domains=THREE[:2], unseen=THREE[2:], skew="quantity", noise=0.8)
+    population = make_federated_dataset(replace(SHARED, validation=0.5), world, seed=0)
     card = partition_card(population)
     assert json.loads(json.dumps(card)) == card
     assert [one["domain"] for one in card["clients"]] == [*THREE[:2] * 3, *THREE[2:] * 3]
@@ -215,17 +217,16 @@ def test_a_class_without_test_images_leaves_its_weight_to_the_others():
 
 def test_the_global_test_set_is_that_of_the_training_domains_and_clean():
     world = Clients(count=4, held_out=1, domains=THREE[:2], unseen=THREE[2:], noise=1.0)
-    x, y = make_federated_dataset(DIGITS, world, seed=0).global_test
+    x, y = make_federated_dataset(SHARED, world, seed=0).global_test
     sets = [load(name, scale="fixed") for name in THREE[:2]]
     assert torch.equal(x, torch.cat([one.test_x for one in sets]))
     assert torch.equal(y, torch.cat([one.test_y for one in sets]))
 
 
 def test_noise_grows_with_the_client_in_training_validation_and_own_test():
-    data = Data("digits-photo")
-    world = Clients(count=5, held_out=2, validation=0.3)
-    clean = make_federated_dataset(data, world, seed=0)
-    noisy = make_federated_dataset(data, Clients(count=5, held_out=2, validation=0.3, noise=0.8), seed=0)
+    data = Data("digits-photo", validation=0.3)
+    clean = make_federated_dataset(data, Clients(count=5, held_out=2), seed=0)
+    noisy = make_federated_dataset(data, Clients(count=5, held_out=2, noise=0.8), seed=0)
     assert torch.equal(clean.train(3), noisy.train(3))
     levels = [0, 0.2, 0.4, 0.6, 0.8, 0.2, 0.6]  # the held-out clients': a quarter and three quarters of 0.8
     for client, level in enumerate(levels):
@@ -284,7 +285,7 @@ def test_resampled_clients_draw_without_replacement_for_themselves():
 
 def test_resampled_clients_hold_their_own_domain_and_follow_the_seed():
     world = Clients(count=9, domains=THREE, skew="resampled", skew_options={"samples": 50})
-    first, other = (make_federated_dataset(DIGITS, world, seed) for seed in (0, 1))
+    first, other = (make_federated_dataset(SHARED, world, seed) for seed in (0, 1))
     for client in range(9):
         assert set((first.train(client) // 1437).tolist()) == {client % 3}
         assert torch.equal(first.train(client), first.train(client))
@@ -306,36 +307,39 @@ def test_resampled_mixes_have_the_spread_of_their_dirichlet(alpha):
 
 
 def test_validation_of_resampled_clients_is_disjoint_from_training_even_where_samples_repeat():
-    world = Clients(count=20, skew="resampled", alpha=0.01, skew_options={"samples": 400}, validation=0.25)
-    population = make_federated_dataset(DIGITS, world, seed=0)
+    world = Clients(count=20, skew="resampled", alpha=0.01, skew_options={"samples": 400})
+    population = make_federated_dataset(replace(DIGITS, validation=0.25), world, seed=0)
     for client in range(20):
         train, validation = population.train(client), population.validation(client)
-        assert len(train) == 300
+        assert len(train) + len(validation) == 400
+        different = len(train.unique()) + len(validation.unique())
+        assert len(validation.unique()) == int(0.25 * different)
         assert not set(train.tolist()) & set(validation.tolist())
 
 
 def test_the_office_protocol_in_units_of_the_smallest_domain():
-    data = Data("mixed", size=16)
-    world = Clients(count=3, domains=("digits", "digits-photo", "digits-fonts"), equal_size=0.5, validation=0.4)
+    data = Data("mixed", size=16, validation=0.4, content="shared")
+    world = Clients(count=3, domains=("digits", "digits-photo", "digits-fonts"), equal_size=0.5)
     population = make_federated_dataset(data, world, seed=0)
     smallest = min(len(load(name).train_y) for name in world.domains)
     for client in range(3):
         train, validation = population.train(client), population.validation(client)
-        assert (len(train), len(validation)) == (smallest // 2, int(0.4 * smallest))
+        own = len(load(world.domains[client]).train_y)
+        assert len(train) == smallest // 2
+        assert len(validation) == pytest.approx(0.4 * own, abs=3)  # the three crops of a digit stay together
         assert not set(train.tolist()) & set(validation.tolist())
 
 
 def test_held_out_clients_neither_choose_the_round_nor_set_the_sizes():
     world = Clients(count=2, held_out=4, domains=THREE[:1], unseen=THREE[1:2], equal_size=1.0)
-    population = make_federated_dataset(DIGITS, world, seed=0)
+    population = make_federated_dataset(SHARED, world, seed=0)
     assert [len(population.train(k)) for k in range(6)] == [718, 718, 360, 359, 359, 359]
-    assert (
-        len(make_federated_dataset(DIGITS, Clients(count=2, held_out=1, validation=0.5), seed=0).validation(2)) == 0
-    )
+    validated = make_federated_dataset(replace(DIGITS, validation=0.5), Clients(count=2, held_out=1), seed=0)
+    assert len(validated.validation(2)) == 0
 
 
 def test_forget_drops_what_was_loaded():
     first = make_federated_dataset(DIGITS, Clients(), seed=0)
-    assert make_federated_dataset(DIGITS, Clients(), seed=1).x is first.x
+    assert make_federated_dataset(DIGITS, Clients(count=9), seed=0).x is first.x
     forget()
     assert make_federated_dataset(DIGITS, Clients(), seed=0).x is not first.x

@@ -71,7 +71,7 @@ def test_without_a_split_a_stratified_fifth_is_held_out(tmp_path, as_folder):
     data = load("mine", path=str(tmp_path if as_folder else file))
     assert torch.bincount(data.train_y).tolist() == [8] * 5
     assert torch.bincount(data.test_y).tolist() == [2] * 5
-    assert "fifth" in data.note
+    assert "a stratified fifth, drawn by the seed, is the test" in data.changes
 
 
 def test_columns_are_found_by_type_and_labels_may_be_any_integers(tmp_path):

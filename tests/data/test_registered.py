@@ -71,7 +71,7 @@ def test_a_whole_is_split_and_normalised_by_its_training_part(register, form):
     assert torch.bincount(data.test_y).tolist() == [2] * 4
     assert data.train_x.double().mean(0).numpy() == pytest.approx(np.zeros(5), abs=1e-6)
     assert data.train_x.double().std(0, correction=0).numpy() == pytest.approx(np.ones(5), abs=1e-6)
-    assert "a stratified fifth, drawn by seed 0, is the test" in data.summary()
+    assert "a stratified fifth, drawn by the seed, is the test" in data.summary()
     assert data.class_names == (("a", "b", "c", "d") if form == "names" else ("0", "1", "2", "3"))
 
 
@@ -107,7 +107,7 @@ def test_bytes_are_pixels_however_they_come(register):
 
 
 def stratified_train(labels):
-    from syncnorm.data.raw import stratified_fifth
+    from syncnorm.data.split import stratified_fifth
 
     return stratified_fifth(labels)[0]
 

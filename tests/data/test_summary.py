@@ -18,12 +18,13 @@ CPU = torch.device("cpu")
 def test_a_data_set_prints_one_line():
     data = load("digits")
     expected = "digits: 1,437 training and 360 test images (3, 16, 16), 10 classes, 139 to 147 a class"
+    expected += "; a stratified fifth, drawn by the seed, is the test"
     assert data.summary() == expected
     assert repr(data) == str(data) == f"<Dataset {expected}>"
     assert (
         load("activity-01")
         .summary()
-        .startswith("activity-01: 240 training and 90 test signals (6, 64), 6 classes, 40")
+        .startswith("activity-01: 264 training and 66 test signals (6, 64), 6 classes, 44")
     )
 
 

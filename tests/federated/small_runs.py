@@ -32,12 +32,17 @@ def small_run(
     norm_options: dict[str, Any] | None = None,
     optim: Optim = PLAIN,
     seed: int = 0,
+    validation: float = 0.0,
     **world: Any,
 ) -> Run:
-    """Return a run of three clients and two rounds on the plain engine, but for what `world` changes."""
+    """Return a run of three clients and two rounds on the plain engine, but for what `world` changes.
+
+    With `validation`, the round is chosen by it.
+    """
     clients = Clients(**{"count": 3, "rounds": 2, "batch": 16, "engine": "loop", **world})
     width = {"width": 2} if model == "small_cnn" else {}
-    return Run(data, model, width, Norm(norm, norm_options or {}), clients, optim, "float64", seed)
+    run = Run(data, model, width, Norm(norm, norm_options or {}), clients, optim, "float64", seed)
+    return replace(run, data=replace(data, validation=validation), select="best") if validation else run
 
 
 def start(run: Run, engine: Any = None, store: ClientStates | None = None) -> Rounds:

@@ -31,9 +31,10 @@ def forgotten() -> Iterator[None]:
     forget()
 
 
-def make_run(engine: str = "loop", optim: Optim | None = None, **world: Any) -> Run:
+def make_run(engine: str = "loop", optim: Optim | None = None, validation: float = 0.0, **world: Any) -> Run:
     return Run(
-        data=Data("digits", train_limit=300, test_limit=100),
+        data=Data("digits", train_limit=300, test_limit=100, validation=validation),
+        select="best" if validation else "last",
         model="mlp",
         optim=optim or Optim(lr=0.1),
         precision="float64",

@@ -91,7 +91,7 @@ def test_one_choice_leaves_the_others() -> None:
     validated = draws(start(small_run(**BASE, validation=0.4)).federation)
     assert [base[name] == validated[name] for name in ("weights", "cohorts")] == [True, True]
     for all_samples, some in zip(base["samples"], validated["samples"], strict=True):
-        assert all_samples[: len(some)] == some
+        assert [sample for sample in all_samples if sample in set(some)] == some
 
 
 @pytest.mark.parametrize(

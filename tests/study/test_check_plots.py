@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from syncnorm.config import Clients, Devices, Domains, Run
+from syncnorm.config import Clients, Data, Devices, Domains, Run
 from syncnorm.errors import UserError
 from syncnorm.study import Columns, Curve, Gap, Grid, History, Plot, Profile, Study, Trade, run_study
 from syncnorm.study.plan.spec import expand
@@ -47,7 +47,12 @@ def test_a_name_that_no_run_has_is_refused(plot: Plot, world: Any, words: str) -
 
 def test_names_that_some_run_has_are_taken() -> None:
     checked(Curve("skew", "norm"), History("norm"), Profile("norm", "gradient_norm_final"))
-    checked(History("norm", "validation_accuracy"), Trade("norm"), world=Clients(validation=0.1))
+    chosen = Run(data=Data("digits", validation=0.1), world=Clients(), select="best")
+    checked(History("norm", "validation_accuracy"), Trade("norm"), base=chosen)
+    measured = Run(data=Data("digits", validation=0.1))
+    checked(Columns("norm", ("validation_accuracy", "validation_loss")), base=measured)
+    with pytest.raises(UserError, match="unknown metric 'epoch'"):
+        checked(Columns("norm", ("epoch",)), base=measured)
     checked(Columns("norm", ("accuracy_digits-noisy",)), History("norm"), world=Clients(domains=DOMAINS))
     unseen = Domains(domains=DOMAINS, unseen=("digits-noisy",))
     checked(History("norm", "unseen_accuracy"), Columns("norm", ("accuracy_seen",)), world=unseen)

@@ -108,6 +108,27 @@ def test_domains(task: str) -> None:
         check(replace(run, world=replace(world, adapt="tent")))
 
 
+@pytest.mark.parametrize(
+    ("task", "world"),
+    [
+        ("segmentation", Devices(ranks=2, per_device_batch=4)),
+        ("segmentation", Clients(count=2, rounds=2, local_steps=1, batch=8)),
+        ("regression", Clients(count=2, rounds=2, local_steps=1, batch=8)),
+        ("multi_label", Domains(("a", "b", "c"), unseen=("c",), batch=8)),
+    ],
+)
+def test_validation_is_by_the_tasks_metric(task: str, world: object) -> None:
+    run = run_of(task, world=world, select="best", optim=Optim(epochs=2))
+    run = replace(run, data=replace(run.data, validation=0.25))
+    main, result = NAMES[task][0], fit(run)
+    names = {f"validation_{main}", "validation_loss"}
+    assert names <= set(result.metrics) <= set(world_of(run).metrics(run))
+    assert len(result.history[f"validation_{main}"]) == 2
+    assert f"validation_{main}" in world_of(run).histories(run)
+    best = max(result.history[f"validation_{main}"])
+    assert result.metrics[f"validation_{main}"] == pytest.approx(best, abs=1e-6)
+
+
 def test_training_lowers_the_loss_of_the_task() -> None:
     short = fit(run_of("regression", optim=Optim(epochs=1, lr=0.05)))
     long = fit(run_of("regression", optim=Optim(epochs=30, lr=0.05)))
@@ -142,10 +163,15 @@ def test_mistakes_get_a_sentence(change: dict[str, object], sentence: str) -> No
     assert sentence in str(caught.value)
 
 
+def all_labels() -> list[int]:
+    data = load("digits")
+    return torch.cat([data.train_y, data.test_y]).tolist()
+
+
 def test_digits_may_be_regressed() -> None:
     """Labels are numbers, and a task of numbers takes them."""
     data = load("digits", task="regression")
-    assert torch.equal(data.train_y[:, 0].long(), load("digits").train_y)
+    assert sorted(torch.cat([data.train_y, data.test_y])[:, 0].tolist()) == sorted(all_labels())
     assert (data.classes, data.train_y.shape[1]) == (1, 1)
 
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -45,12 +46,20 @@ def domains() -> Run:
     return Run(data=data, model_options={"width": 4}, norm=Norm("domain_bn"), world=world, optim=OPTIM)
 
 
+def best(run: Run, train_limit: int) -> Run:
+    """Return the run with its model chosen by validation, and as many training samples as before beside these."""
+    return replace(run, data=replace(run.data, train_limit=train_limit, validation=0.2), select="best")
+
+
 RUNS: dict[str, tuple[Run, int]] = {
     "virtual": (devices("bn", "virtual"), 1),
     "virtual, by channel": (devices("brn", "virtual", warmup=5, r_end=20, d_end=20), 1),
     "virtual, copies": (devices("cbn", "virtual", window=4), 1),
+    "virtual, copies, best": (best(devices("cbn", "virtual", window=4), 200), 1),
     "domains": (domains(), 1),
+    "domains, best": (best(domains(), 100), 1),
     "two ranks": (devices("bn", "torchrun"), 2),
+    "two ranks, best": (best(devices("bn", "torchrun"), 200), 2),
     "two ranks, one killed": (devices("sync_bn", "torchrun"), 2),
     "four ranks": (devices("mixstyle", "torchrun", ranks=4, batch=4), 4),
 }

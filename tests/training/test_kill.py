@@ -31,8 +31,13 @@ def test_in_one_process(tmp_path: Path) -> None:
     play(tmp_path, "virtual", "virtual, by channel", "virtual, copies", "domains")
 
 
+@pytest.mark.fault
+def test_in_one_process_what_validation_chose(tmp_path: Path) -> None:
+    play(tmp_path, "virtual, copies, best", "domains, best")
+
+
 @pytest.mark.dist
 @pytest.mark.fault
-@pytest.mark.parametrize("name", ["two ranks", "two ranks, one killed", "four ranks"])
+@pytest.mark.parametrize("name", ["two ranks", "two ranks, best", "two ranks, one killed", "four ranks"])
 def test_on_ranks(name: str, tmp_path: Path) -> None:
     play(tmp_path, name)

@@ -187,16 +187,17 @@ def test_domains_measure_less_often_and_train_the_same(ends: list[Any]) -> None:
 )
 def test_clients_are_followed_by_round_and_train_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     assert isinstance(CLIENTS.world, Clients)
-    run = replace(CLIENTS, world=replace(CLIENTS.world, engine="cohort", rounds=5, **options))
+    data = replace(CLIENTS.data, validation=options.get("validation", 0.0))
+    world = {name: value for name, value in options.items() if name != "validation"}
+    run = replace(CLIENTS, data=data, world=replace(CLIENTS.world, engine="cohort", rounds=5, **world))
     plain = fit(run)
     followed = fit(replace(run, evaluate_every=2), Execution(tmp_path, checkpoint_every=0.0))
     assert followed.metrics == plain.metrics
     assert {name: followed.history[name] for name in plain.history} == plain.history
     assert followed.history["accuracy_at"] == [2, 4, 5]
-    if "validation" not in options:
-        assert followed.history["accuracy"][-1] == plain.metrics["accuracy"]
-        if "global_accuracy" in plain.metrics:
-            assert followed.history["global_accuracy"][-1] == plain.metrics["global_accuracy"]
+    for name in ("accuracy", "global_accuracy", "validation_accuracy"):
+        if name in plain.metrics:
+            assert followed.history[name][-1] == plain.metrics[name]
 
 
 @pytest.mark.parametrize("run", [DEVICES, DOMAINS], ids=["devices", "domains"])

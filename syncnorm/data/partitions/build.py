@@ -1,6 +1,8 @@
 """From a run's configuration to a federated data set: load, partition, add noise, and cut to size."""
 
-from math import floor
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from syncnorm.config import RESAMPLED, Clients, Data
 from syncnorm.data.domain_pool import Pool, load_pool
+from syncnorm.data.normalise import signal_moments
 from syncnorm.data.partitions.client_noise import noisy_training
 from syncnorm.data.partitions.client_partition import (
     DisjointPartition,
@@ -18,6 +21,7 @@ from syncnorm.data.partitions.client_partition import (
 )
 from syncnorm.data.partitions.federated_dataset import FederatedDataset
 from syncnorm.data.partitions.world_checks import check_world
+from syncnorm.data.sources.load import MEMORY
 from syncnorm.errors import UserError
 
 
@@ -39,24 +43,31 @@ def make_federated_dataset(
 
     With another `task` than classification, skews go by the strata of its targets.
 
-    `world.equal_size` keeps the first samples of each client, which are in random order, and `world.validation` takes
-    samples from the end, both as fractions of the smallest training client (FedBN's protocol, arXiv 2102.07623).
+    `data.validation` holds out a fraction of each training client's own samples. Then `world.equal_size` keeps the
+    first of the others, which are in random order: this fraction of all samples of the smallest training client, or
+    all that are left if there are fewer (FedBN's protocol, arXiv 2102.07623). Samples that are normalised by measured
+    moments (`Pool.measured`) are so by those of training samples without validation, unless clients share samples.
 
     Raises `UserError` for settings that are unknown, out of range or inconsistent.
     """
-    check_world(world)
+    check_world(world, data)
     trained = world.domains or (data.name,)
     names = tuple(dict.fromkeys((*trained, *world.unseen)))
     apart = bool(world.domains or world.unseen)
     unseen = tuple(name for name in world.unseen if name not in trained)
-    pool = load_pool(data, names, apart, torch.device(device), dtype, unseen, task)
+    whole = replace(data, validation=0.0)  # each client holds out its own
+    pool = load_pool(whole, names, apart, torch.device(device), dtype, unseen, seed, task)
     assignment = DomainAssignment(
         world.count, world.held_out, len(trained), tuple(names.index(name) for name in world.unseen)
     )
     partition = _partition(world, assignment, pool, seed)
-    train_size, validation_size = _sizes(world, partition.smallest())
-    x = _with_noise(world, assignment, partition, pool, seed)
-    made = FederatedDataset(world, seed, pool, assignment, partition, x, train_size, validation_size)
+    train_size = _train_size(world, partition.smallest())
+    made = FederatedDataset(world, seed, pool, assignment, partition, pool.x, train_size, data)
+    _check_validation(made)
+    if data.validation and pool.measured and isinstance(partition, DisjointPartition):
+        held = torch.cat([made.validation(client) for client in range(world.count)])
+        made = replace(made, pool=_without(pool, held, unseen), loaded=pool)
+    made = replace(made, x=_with_noise(world, assignment, partition, made.pool, seed))
     if isinstance(partition, DisjointPartition):
         for client in partition.parts:  # find a client without a test sample now, not after training
             made.test_weights(client)
@@ -66,6 +77,7 @@ def make_federated_dataset(
 def forget() -> None:
     """Drop the domains that this process has cached for its next run."""
     load_pool.cache_clear()
+    MEMORY.clear()
 
 
 def _partition(world: Clients, assignment: DomainAssignment, pool: Pool, seed: int) -> Partition:
@@ -102,16 +114,33 @@ def _with_noise(world: Clients, assignment: DomainAssignment, partition: Partiti
     return noisy_training(pool.x, parts, world, seed)
 
 
-def _sizes(world: Clients, smallest: int) -> tuple[int | None, int]:
-    """Return the number of training samples (None: no limit) and the number of validation samples, taken from the
-    end."""
-    sizes = {}
-    for name, fraction in (("equal_size", world.equal_size), ("validation", world.validation)):
-        # Rounded down, but 0.29 of 100 must be 29, not 28.
-        sizes[name] = floor(fraction * smallest + 1e-9)
-        if fraction > 0 and sizes[name] == 0:
-            raise UserError(
-                f"world.{name} is {fraction:g} of the smallest client's data, which has {smallest} samples: that is "
-                "none, so raise it or use fewer clients."
-            )
-    return sizes["equal_size"] or None, sizes["validation"]
+def _without(pool: Pool, held: Tensor, unseen: Sequence[str]) -> Pool:
+    """Return the pool normalised by its training samples without `held`, and without unseen domains."""
+    kept = torch.ones(len(pool.x), dtype=torch.bool)
+    kept[held] = False
+    for number, name in enumerate(pool.names):
+        kept[pool.starts[number] : pool.starts[number + 1]] &= name not in unseen
+    mean, std = (part.to(pool.x.device) for part in signal_moments(pool.x.cpu()[kept].double()))
+    x, test_x = (((part.double() - mean) / std).to(part.dtype) for part in (pool.x, pool.test_x))
+    return replace(pool, x=x, test_x=test_x)
+
+
+def _train_size(world: Clients, smallest: int) -> int | None:
+    """Return the number of training samples of each client; None: no limit."""
+    size = floor(world.equal_size * smallest + 1e-9)  # rounded down, but 0.29 of 100 must be 29, not 28
+    if world.equal_size > 0 and size == 0:
+        raise UserError(
+            f"world.equal_size is {world.equal_size:g} of the smallest client's data, which has {smallest} samples: "
+            "that is none, so raise it or use fewer clients."
+        )
+    return size or None
+
+
+def _check_validation(made: FederatedDataset) -> None:
+    """Raise `UserError` if no client has a validation sample."""
+    fraction, counted = made.data.validation, len(made.counted)
+    if fraction and len(made.without_validation) == counted:
+        raise UserError(
+            f"data.validation is {fraction:g}, and a client needs {ceil(1 / fraction - 1e-9)} samples to have one for "
+            f"validation: none of {counted} clients has, so raise it or use fewer clients."
+        )

@@ -18,7 +18,8 @@ def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
     `draws` is the number of draws for each domain until no client was too small (which conditions the distribution),
     and `options` are all options of the method. `clients` has each client's domain, numbers of training and
     validation samples, training samples of each class, and standard deviation of the noise; held-out clients are
-    last. With more than a thousand clients, `summary` replaces it. `sha256` is the hash of those clients' training
+    last. `without_validation` is the number of training clients (of the first thousand) that are too small for a
+    validation sample, if there are any. With more than a thousand clients, `summary` replaces it. `sha256` is the hash of those clients' training
     and validation indices: per client, in order, relative to its domain, as little-endian int64.
     """
     world, partition, pool = dataset.world, dataset.partition, dataset.pool
@@ -33,7 +34,8 @@ def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
         "count": dataset.count,
         "held_out": dataset.held_out,
         "equal_size": world.equal_size,
-        "validation": world.validation,
+        "validation": dataset.data.validation,
+        **({"without_validation": len(dataset.without_validation)} if dataset.data.validation else {}),
         "noise": world.noise,
         "classes": list(pool.strata_names),
         "scale": pool.scale,

@@ -4,20 +4,25 @@ A sample is an index into one pool of images, so that a round's batch is one gat
 stream: an additional domain, noise or a validation set moves no sample between clients.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from syncnorm.config import RESAMPLED, Clients
+from syncnorm.config import RESAMPLED, Clients, Data
 from syncnorm.data.domain_pool import Pool
 from syncnorm.data.partitions.client_noise import noisy_test
-from syncnorm.data.partitions.client_partition import DomainAssignment, Indices, Partition
+from syncnorm.data.partitions.client_partition import DisjointPartition, DomainAssignment, Indices, Partition
+from syncnorm.data.partitions.client_validation import divide
+from syncnorm.data.split import seed_of
 from syncnorm.errors import UserError
 
 NATURAL = "natural"
 """The skew under which each client is one value of the natural column."""
+COUNTED = 1000
+"""Up to this many clients, those without a validation sample are counted."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,8 +40,12 @@ class FederatedDataset:
     partition: Partition
     x: Tensor
     train_size: int | None
-    """Number of training samples per client; None keeps all that are not in the validation set."""
-    validation_size: int
+    """Largest number of training samples per client; None keeps all that are not for validation."""
+    data: Data
+    """The run's data; its `validation` is the fraction that each client holds out."""
+    loaded: Pool | None = None
+    """The pool before it was normalised without validation samples; None: it was not."""
+    _divided: dict[int, tuple[Indices, Indices]] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
@@ -70,13 +79,18 @@ class FederatedDataset:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the content of its pool, see `syncnorm.data.fingerprint`."""
-        return self.pool.fingerprint
+        """16 hex digits of the content of its pool as loaded, see `syncnorm.data.fingerprint`."""
+        return (self.loaded or self.pool).fingerprint
 
     def summary(self) -> str:
         """Return one line: the data and the number of clients."""
         held_out = f" and {self.held_out} held out" if self.held_out else ""
-        return f"{self.pool.summary()}; {self.count:,} clients{held_out}, skew {self.world.skew}"
+        said = f"{self.pool.summary()}; {self.count:,} clients{held_out}, skew {self.world.skew}"
+        if self.data.validation:
+            small = self.without_validation
+            said += f", {self.data.validation:g} of each for validation"
+            said += f" ({len(small)} of {len(self.counted):,} too small for it)" if small else ""
+        return said
 
     def __repr__(self) -> str:
         return f"<FederatedDataset {self.summary()}>"
@@ -91,15 +105,25 @@ class FederatedDataset:
         """Return the name of a client's domain."""
         return self.pool.names[self.assignment.of(client)]
 
+    @property
+    def counted(self) -> range:
+        """The clients whose validation samples are counted: those that train, at most the first thousand."""
+        return range(min(self.count, COUNTED))
+
+    @cached_property
+    def without_validation(self) -> tuple[int, ...]:
+        """Those of `counted` that are too small for a validation sample, and train on all they have."""
+        if not self.data.validation:
+            return ()
+        return tuple(client for client in self.counted if len(self._split(client)[1]) == 0)
+
     def train(self, client: int) -> Tensor:
         """Return the client's training samples: int64 indices into `x` and `y`, on the CPU, in random order."""
         return self._pooled(client, self._split(client)[0])
 
     def validation(self, client: int) -> Tensor:
         """Return the client's validation samples, disjoint from `train`; held-out clients have none."""
-        train, validation = self._split(client)
-        # A resampled client may have a sample twice.
-        return self._pooled(client, validation[~np.isin(validation, train)])
+        return self._pooled(client, self._split(client)[1])
 
     def natural(self, client: int) -> str:
         """Return the client's value of the natural column; empty for skews other than "natural"."""
@@ -147,9 +171,28 @@ class FederatedDataset:
 
     def _split(self, client: int) -> tuple[Indices, Indices]:
         """Return training and validation samples, as indices in the client's domain."""
-        samples = self.partition.samples(client)
-        held = len(samples) - (self.validation_size if client < self.count else 0)
-        return samples[: held if self.train_size is None else self.train_size], samples[held:]
+        if client in self._divided:
+            return self._divided[client]
+        samples, validation = self.partition.samples(client), np.zeros(0, np.int64)
+        if self.data.validation and client < self.count:
+            places = samples + self.pool.starts[self.assignment.of(client)]
+            labels, seed = self._labels[places], seed_of(self.data, self.seed)
+            samples, validation = divide(samples, labels, self._numbers[places], self.data.validation, seed)
+        divided = samples[: self.train_size], validation
+        if isinstance(self.partition, DisjointPartition):  # of other clients, nothing is stored
+            self._divided[client] = divided
+        return divided
+
+    @cached_property
+    def _labels(self) -> Indices:
+        labels: Indices = self.pool.strata.cpu().numpy()
+        return labels
+
+    @cached_property
+    def _numbers(self) -> Indices:
+        """The number of what each training sample shows."""
+        origin = self.pool.train_origin
+        return np.arange(len(self.y)) if origin is None else origin.numpy()
 
     def _pooled(self, client: int, samples: Indices) -> Tensor:
         return torch.from_numpy(samples + self.pool.starts[self.assignment.of(client)])

@@ -2,25 +2,26 @@
 
 from math import isfinite
 
-from syncnorm.config import RESAMPLED, Clients
+from syncnorm.checks import check_fraction
+from syncnorm.config import RESAMPLED, Clients, Data
 from syncnorm.data.partitions.methods import METHODS, default_options
 from syncnorm.errors import UserError, unknown
 
 
-def check_world(world: Clients) -> None:
+def check_world(world: Clients, data: Data) -> None:
     """Raise `UserError` for settings that are unknown, out of range or inconsistent."""
     for name, value, holds, rule in (
         ("count", world.count, world.count >= 1, "at least 1"),
         ("held_out", world.held_out, world.held_out >= 0, "0 or more"),
         ("noise", world.noise, isfinite(world.noise) and world.noise >= 0, "0 or more"),
         ("equal_size", world.equal_size, 0 <= world.equal_size <= 1, "from 0 to 1"),
-        ("validation", world.validation, 0 <= world.validation < 1, "from 0 to below 1"),
     ):
         if not holds:
             raise UserError(f"world.{name} is {value}: it must be {rule}.")
-    if world.equal_size + world.validation > 1 + 1e-9:
+    check_fraction(data)
+    if world.equal_size + data.validation > 1 + 1e-9:
         raise UserError(
-            f"world.equal_size {world.equal_size:g} and world.validation {world.validation:g} are more than the "
+            f"world.equal_size {world.equal_size:g} and data.validation {data.validation:g} are more than the "
             "smallest client has: together they must be at most 1."
         )
     for name, domains, holders in (

@@ -1,6 +1,7 @@
 """The possible return values of a registered data set's function: arrays, PyTorch data sets, or a `Dataset`.
 
-The forms, for training and test separately or for a whole that is split (a stratified fifth, by seed 0):
+The forms, for training and test separately or for a whole, of which a stratified
+fifth is the test:
 
     (x, y)                                     the whole, as arrays or tensors
     torch Dataset of (sample, label)           the whole
@@ -67,6 +68,10 @@ def from_registered(returned: Any, name: str, task: str = "classification") -> P
 
 
 def _from_dataset(data: Dataset, what: str, task: str) -> Signals:
+    if len(data.validation_y):
+        raise UserError(
+            f"{what} has validation samples of its own: make them training samples, of which data.validation holds out."
+        )
     train_x, test_x = (x.detach().cpu().float().numpy() for x in (data.train_x, data.test_x))
     for split, x, labels in (("train", train_x, data.train_y), ("test", test_x, data.test_y)):
         check_split(Split(x, labels.cpu().numpy()), where(what, split))

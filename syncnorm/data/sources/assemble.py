@@ -1,4 +1,4 @@
-"""Check samples and targets of any kind, number classes from 0, and make a test split.
+"""Check samples and targets of any kind, and number classes from 0.
 
 All sources except generated ones use this, so that each mistake in labels gives the same message.
 """
@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from syncnorm.data.raw import Groups, Labels, Pixels, Signals, stratified_fifth
+from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.errors import UserError
 from syncnorm.tasks import task_named
 from syncnorm.tasks.task import where
@@ -36,11 +35,10 @@ def assemble(
     changes: Iterable[str] = (),
     task: str = "classification",
 ) -> Pixels | Signals:
-    """Return the splits "train" and "test", or split the one called "whole": a fifth is test, drawn by seed 0.
+    """Return the splits "train" and "test", or the one called "whole" as training samples without test samples.
 
-    The fifth is stratified by class, and by `natural` if given. `what` names the data in errors. Without
-    `class_names`, the classes are the sorted label values. With another `task` than classification, targets are what
-    that task takes (`syncnorm.tasks`), and its strata take the place of classes. Bytes and 16-bit numbers of shape
+    `what` names the data in errors. Without `class_names`, the classes are the sorted label values. With another
+    `task` than classification, targets are what that task takes (`syncnorm.tasks`). Bytes and 16-bit numbers of shape
     (N, C, H, W) become `Pixels`, anything else `Signals`.
 
     Raises `UserError` for splits that are empty or differ in shape, and for labels that cannot be classes.
@@ -55,15 +53,8 @@ def assemble(
     natural = _groups({name: split.natural for name, split in splits.items()}, what, "natural")
     domain = _groups({name: split.domain for name, split in splits.items()}, what, "domain")
     if "whole" in splits:
-        strata = asked.strata(torch.from_numpy(labels["whole"])).numpy()
-        train, test = stratified_fifth(_strata(strata, natural.train if natural else None))
-        x = splits["whole"].x
-        samples = (x[train], labels["whole"][train], x[test], labels["whole"][test])
-        natural, domain = (
-            column and Groups(column.names, column.train[train], column.train[test]) for column in (natural, domain)
-        )
-        note = f"{note}; a stratified fifth of it is the test split"
-        changed.append("a stratified fifth, drawn by seed 0, is the test")
+        x, y = splits["whole"].x, labels["whole"]
+        samples = (x, y, x[:0], y[:0])
     else:
         shapes = {name: split.x.shape[1:] for name, split in splits.items()}
         if shapes["train"] != shapes["test"]:
@@ -79,7 +70,7 @@ def assemble(
             )
         samples = (splits["train"].x, labels["train"], splits["test"].x, labels["test"])
     if samples[0].ndim == 4 and samples[0].dtype in (np.uint8, np.uint16):
-        return Pixels(*samples, names, note, tuple(changed), natural, domain, task)
+        return Pixels(*samples, names, note, tuple(changed), natural, domain, task=task)
     return Signals(*samples, names, note, changes=tuple(changed), natural=natural, domain=domain, task=task)
 
 
@@ -128,7 +119,3 @@ def _places(values: Values) -> Values:
     if values.dtype.kind == "f" and (values == np.floor(values)).all():  # a table may turn 3 into 3.0
         return values.astype(np.int64)
     return values.astype(np.int64) if values.dtype.kind in "biu" else values.astype(str)
-
-
-def _strata(labels: Labels, natural: Labels | None) -> Labels:
-    return labels if natural is None else natural * (int(labels.max()) + 1) + labels

@@ -11,7 +11,7 @@ import numpy as np
 
 from syncnorm.data.raw import Groups, Pixels, Signals
 
-VERSION = 2
+VERSION = 3
 """Part of every file's name. Increase it when the same name and options give other samples."""
 KINDS = {kind.__name__: kind for kind in (Pixels, Signals)}
 COLUMNS = ("natural", "domain")

@@ -1,7 +1,7 @@
 """The embedded data: scikit-learn's UCI digits, and domains of the same task that are derived from them.
 
-Every domain except the fonts has the same 1797 samples with the same fixed split (1437 training, 360 test), so that
-no test image of one domain is a training image of another. All have the shape (3, size, size).
+Every domain except the fonts is made of the same 1797 digits; `ORIGINS` says which digit each image shows. How they
+are split, and dealt to the domains of a run, is drawn in `syncnorm.data.split`. All have the shape (3, size, size).
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from syncnorm.data.raw import Pixels, stratified_fifth
+from syncnorm.data.raw import Labels, Origin, Pixels
 from syncnorm.data.sources.fonts import font_files, render_digit
 from syncnorm.seeds import derive
 
@@ -20,8 +20,14 @@ MIN_SIZE, MAX_SIZE = 8, 96
 """Limits of the side: digits have 8 pixels; photo crops are up to four times the side and must fit into the
 photographs."""
 CROPS = 3
-"""Photo crops per digit, in training and test (4311 and 1080 images): one is not enough for a small network."""
+"""Photo crops per digit (5391 images): one is not enough for a small network."""
+PAGES = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
+"""Where the pages of the file begin, which stand for writers. UCI says that 13 writers, none of them in its larger
+training file, wrote these digits, and not who wrote which. But the labels repeat: each page has the same 130 digits in
+the same order, with at most 8 missing (and one other in all), as if each writer had filled in the same form. (There are 14 pages, so one
+writer may have two.)"""
 
+DIGITS = 1797
 NAMES = tuple("0123456789")
 UCI = "UCI digits (Alpaydin & Kaynak 1998) of scikit-learn"
 
@@ -73,33 +79,36 @@ def _of_uci(draw: Draw, purpose: str, note: str, copies: int = 1) -> Build:
 
     def build(size: int) -> Pixels:
         digits, labels = _uci(size)
-        train, test = stratified_fifth(labels)
-
-        def images(chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
-            return np.stack(
-                [
-                    eight_bit(draw(digits[i], size, np.random.default_rng(derive(purpose, 0, int(i), copy))))
-                    for copy in range(copies)
-                    for i in chosen
-                ]
-            )
-
-        train_y, test_y = np.tile(labels[train], copies), np.tile(labels[test], copies)
-        return Pixels(images(train), train_y, images(test), test_y, NAMES, f"{UCI}, {note}")
+        images = np.stack(
+            [
+                eight_bit(draw(digit, size, np.random.default_rng(derive(purpose, 0, i, copy))))
+                for copy in range(copies)
+                for i, digit in enumerate(digits)
+            ]
+        )
+        return _whole(images, np.tile(labels, copies), f"{UCI}, {note}")
 
     return build
 
 
+def _whole(images: NDArray[np.uint8], labels: Labels, note: str) -> Pixels:
+    return Pixels(images, labels, images[:0], labels[:0], NAMES, note)
+
+
 def _build_fonts(size: int) -> Pixels:
-    """Render 1800 digits, 180 per class; the test samples are drawn as for the UCI digits."""
+    """Render 1800 digits, 180 per class."""
     note = "digits rendered from matplotlib's fonts, moved, scaled and tilted at random"
     fonts = font_files()
     labels = np.arange(1800, dtype=np.int64) % 10
     streams = (np.random.default_rng(derive("digits-fonts", 0, i)) for i in range(len(labels)))
     drawn = zip(labels, streams, strict=True)
     images = np.stack([eight_bit(_grey(render_digit(int(y), fonts, size, rng))) for y, rng in drawn])
-    train, test = stratified_fifth(labels)
-    return Pixels(images[train], labels[train], images[test], labels[test], NAMES, note)
+    return _whole(images, labels, note)
+
+
+def _origin(copies: int) -> Origin:
+    number = np.tile(np.arange(DIGITS), copies)
+    return Origin(UCI, number, np.searchsorted(PAGES, number, side="right") - 1)
 
 
 def _uci(size: int) -> tuple[list[Image], NDArray[np.int64]]:
@@ -149,6 +158,8 @@ DOMAINS: dict[str, Build] = {
     "digits-noisy": _of_uci(_noisy, "digits-noisy", "half the contrast and Gaussian noise"),
 }
 """The embedded data sets by name."""
+ORIGINS = {name: _origin(CROPS if name == "digits-photo" else 1) for name in DOMAINS if name != "digits-fonts"}
+"""Which digit each image of a domain shows; every image of the fonts is its own."""
 SUMMARIES = {
     "digits": "handwritten digits of UCI, light on dark",
     "digits-photo": "the same, each as |photo - digit| on crops of photographs",

@@ -3,24 +3,43 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+from syncnorm.checks import check_fraction
 from syncnorm.config import Data
 from syncnorm.data.augment import Kind, check_augment
-from syncnorm.data.dataset import Dataset, Scale
+from syncnorm.data.dataset import CLASSES, Dataset, Scale
 from syncnorm.data.normalise import normalised
 from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources.cache import cached
 from syncnorm.data.sources.digits import DOMAINS
 from syncnorm.data.sources.har import har_signals, is_har
 from syncnorm.data.sources.local import columns_of, find, read_tables
-from syncnorm.data.sources.registered import SOURCES, Read, Request, is_registered, without_size
+from syncnorm.data.sources.memory import Memory
+from syncnorm.data.sources.registered import ON_REGISTRATION, SOURCES, Read, Request, is_registered, without_size
 from syncnorm.data.sources.signals import SYNOPSIS
 from syncnorm.data.sources.tables import Wanted, hub_splits, pick_splits
+from syncnorm.data.split import (
+    WHOLE,
+    Parts,
+    Share,
+    check_validation,
+    drawn_in_words,
+    limited,
+    split_samples,
+    strata_of,
+)
 from syncnorm.errors import UserError, unknown
 from syncnorm.tasks import task_named
+
+Split = Literal["random", "writers", "fixed"]
+"""The values of `Data.split`."""
+MEMORY = Memory()
+"""The samples of this process's last runs, before the split."""
+ON_REGISTRATION.append(MEMORY.clear)
 
 
 def load(
@@ -30,29 +49,34 @@ def load(
     size: int | None = None,
     train_limit: int | None = None,
     test_limit: int | None = None,
+    split: Split = "random",
+    validation: float = 0.0,
     augment: Kind = "none",
     label: str = "",
     natural: str = "",
     options: Mapping[str, Any] | None = None,
     scale: Scale = "own",
+    seed: int = 0,
     task: str = "classification",
 ) -> Dataset:
-    """Return a data set by name; all arguments but `scale` and `task` are fields of `config.Data`.
+    """Return a data set by name; all arguments but `scale`, `seed` and `task` are fields of `config.Data`.
 
     `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), one that `register_data` registered,
     or any name for the data at `path` (a parquet or CSV file, a folder with train*.parquet and test*.parquet, or an
     image folder with one subfolder per class, with or without train/ and test/), or such a path itself, or a data set
     of the Hugging Face hub ("owner/name"). If `path` is the folder of the UCI HAR Dataset, `name` is one of its
-    subjects, "subject-1" to "subject-30", see `har_signals`. Without a test split a stratified fifth, drawn by seed
-    0, is held out.
+    subjects, "subject-1" to "subject-30", see `har_signals`.
+
+    `seed` draws the split, as `syncnorm.data.split` describes: a stratified fifth for the test if there is no test
+    split, the fraction `validation` of the other samples, and what the limits keep.
 
     A table with an image column gives images; any other table, including CSV files, gives feature vectors (F,) of its
     numeric columns. `label` names the label column, which is otherwise found by its type and common names (label,
     class, target, y, ...); `natural` names the column with each sample's client or domain.
 
-    `size` is the side in pixels to which images are stretched (embedded data: 16 by default). Limits keep that many
-    samples, drawn by seed 0. Decoded images are cached, see `cache.folder`. `augment` is only checked here: training
-    applies it, and it is refused if the samples are not images. `options` are those of a registered data set.
+    `size` is the side in pixels to which images are stretched (embedded data: 16 by default). Decoded images are
+    cached, see `cache.folder`. `augment` is only checked here: training applies it, and it is refused if the samples
+    are not images. `options` are those of a registered data set.
 
     `scale` selects the normalisation of each channel. "own" uses the mean and standard deviation of the training
     samples. "fixed" gives (pixel - 0.5) / 0.5 for pixels in [0, 1], and for generated signals uses a centre and a
@@ -64,22 +88,14 @@ def load(
     Raises:
         UserError: invalid names, paths, columns, sizes or files, and data that no classifier can learn.
     """
+    asked: dict[str, Any] = {"label": label, "natural": natural, "options": dict(options or {}), "augment": augment}
+    data = Data(name, path, size, train_limit, test_limit, split, validation=validation, **asked)
+    check_data(data)
+    if split not in get_args(Split):
+        raise unknown("data.split", split, get_args(Split))
     if scale not in get_args(Scale):
         raise unknown("scale", scale, get_args(Scale))
-    for option, value in (("size", size), ("train_limit", train_limit), ("test_limit", test_limit)):
-        if value is not None and value < 1:
-            raise UserError(f"data.{option} is {value}: it must be at least 1.")
-    try:
-        raw = _for_task(_read(Request(name, path, size, label, natural, options or {}, task)), name, task)
-    except ImportError as error:
-        if is_registered(name):  # raised in the user's own function, which knows what it needs
-            raise
-        raise UserError(
-            f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
-        ) from error
-    data = normalised(name, raw, train_limit, test_limit, scale)
-    check_augment(augment, name, data.shape, task)
-    return data
+    return dataset_of(_raw(_request(data, task)), data, name, scale, seed)
 
 
 def load_config(
@@ -87,36 +103,89 @@ def load_config(
     name: str | None = None,
     path: str | None = None,
     scale: Scale = "own",
+    seed: int = 0,
+    share: Share = WHOLE,
     task: str = "classification",
 ) -> Dataset:
-    """Return the data set of a run's `data`; a given `name` or `path` overrides its own."""
-    return load(
-        data.name if name is None else name,
-        path=data.path if path is None else path,
-        size=data.size,
-        train_limit=data.train_limit,
-        test_limit=data.test_limit,
-        augment=data.augment,
-        label=data.label,
-        natural=data.natural,
-        options=data.options,
-        scale=scale,
-        task=task,
-    )
+    """Return the data set of a run's `data` and seed; a given `name` or `path` overrides its own.
+
+    `share` is the part of an embedded domain's digits that it has. Samples that were read stay in memory, so that
+    another seed only draws another split.
+    """
+    data = replace(data, name=data.name if name is None else name, path=data.path if path is None else path)
+    return dataset_of(read_config(data, task), data, data.name, scale, seed, share)
+
+
+def read_config(data: Data, task: str = "classification") -> Pixels | Signals:
+    """Return the samples of a run's `data` before the split; the last ones are kept in memory."""
+    check_data(data)
+    request = _request(data, task)
+    key = repr((request, sorted(request.options.items())))
+    return MEMORY.get(key, lambda: _raw(request))
+
+
+def dataset_of(
+    raw: Pixels | Signals,
+    data: Data,
+    name: str,
+    scale: Scale,
+    seed: int,
+    share: Share = WHOLE,
+    keep: Callable[[Parts], Parts] = lambda parts: parts,
+) -> Dataset:
+    """Return samples as a data set: split by the seed, limited, normalised.
+
+    `keep` takes a domain's samples from the parts of a whole.
+    """
+    parts = keep(split_samples(raw, data, seed, name, share))
+    trained, tested = strata_of(raw)
+    labels = trained[parts.train], trained[parts.validation], tested[parts.test]
+    kept = limited(labels, data, seed, name)
+    parts = Parts(*(part[index] for part, index in zip(parts, kept, strict=True)))
+    if raw.task == CLASSES:
+        what = f"data set '{name}'"
+        check_validation(data.validation, trained[parts.train], trained[parts.validation], raw.class_names, what)
+    made = normalised(name, raw, parts, scale, drawn_in_words(raw, data))
+    check_augment(data.augment, name, made.shape, raw.task)
+    return made
+
+
+def check_data(data: Data) -> None:
+    """Raise `UserError` for numbers of `data` that are out of range."""
+    for option, value in (("size", data.size), ("train_limit", data.train_limit), ("test_limit", data.test_limit)):
+        if value is not None and value < 1:
+            raise UserError(f"data.{option} is {value}: it must be at least 1.")
+    check_fraction(data)
+
+
+def _request(data: Data, task: str) -> Request:
+    return Request(data.name, data.path, data.size, data.label, data.natural, data.options, task)
+
+
+def _raw(request: Request) -> Pixels | Signals:
+    try:
+        return _for_task(_read(request), request.name, request.task)
+    except ImportError as error:
+        if is_registered(request.name):  # raised in the user's own function, which knows what it needs
+            raise
+        raise UserError(
+            f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
+        ) from error
 
 
 def _for_task(raw: Pixels | Signals, name: str, task: str) -> Pixels | Signals:
     """Return the samples with the targets of `task`: those of a source that knows one task only are converted."""
     if raw.task == task:
         return raw
-    given = {"train": raw.train_y, "test": raw.test_y}
+    given = {"train": raw.train_y, "test": raw.test_y} if len(raw.test_y) else {"whole": raw.train_y}
     count = len(raw.class_names)
     try:
         y, names = task_named(task).read(given, f"data set '{name}'")
     except UserError as error:
         raise UserError(f"{error} Its targets are those of the task {raw.task}.") from error
     names = raw.class_names if len(names) == count else names
-    return raw._replace(train_y=y["train"], test_y=y["test"], class_names=names, task=task)
+    train, test = (y["train"], y["test"]) if len(y) > 1 else (y["whole"], y["whole"][:0])
+    return raw._replace(train_y=train, test_y=test, class_names=names, task=task)
 
 
 def _read(request: Request) -> Pixels | Signals:

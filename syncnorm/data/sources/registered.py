@@ -9,7 +9,7 @@ from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources import shapes
 from syncnorm.data.sources.arrays import from_registered
 from syncnorm.data.sources.cache import cached
-from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, SIZE, SUMMARIES
+from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, ORIGINS, SIZE, SUMMARIES
 from syncnorm.data.sources.signals import SIGNALS
 from syncnorm.errors import UserError, unknown, with_article
 from syncnorm.registry import Registry, check_named
@@ -46,7 +46,7 @@ def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
     """Return the pixels of an embedded data set, from the cache if possible."""
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise UserError(f"data.size is {size}: the embedded data can be {MIN_SIZE} to {MAX_SIZE} pixels wide.")
-    return cached(f"{name}-{size}", lambda: DOMAINS[name](size))
+    return cached(f"{name}-{size}", lambda: DOMAINS[name](size))._replace(origin=ORIGINS.get(name))
 
 
 def _read_embedded(request: Request) -> Pixels:

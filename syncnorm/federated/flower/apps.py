@@ -83,9 +83,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @client_app.evaluate("validation")
 def evaluate_validation(message: Message, context: Context) -> Message:
-    """Return the accuracy on the client's validation samples."""
+    """Return accuracy and loss on the client's validation samples."""
     federation, client, state = _received(message, context)
-    metrics = MetricRecord({"accuracy": validate(federation, client, state)})
+    accuracy, loss = validate(federation, client, state)
+    metrics = MetricRecord({"accuracy": accuracy, "loss": loss})
     return Message(RecordDict({wire.METRICS: metrics}), reply_to=message)
 
 

@@ -65,10 +65,12 @@ class OverFlower:
         found = self._contents("evaluate", self._broadcasts(clients, to, fallback))
         return [wire.unpack_score(client, content, self.federation.device) for client, content in found.items()]
 
-    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
-        """Return each client's validation accuracy."""
+    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[tuple[float, float]]:
+        """Return each client's accuracy and loss on its validation samples."""
         found = self._contents("evaluate.validation", self._broadcasts(clients, to, fallback))
-        return [wire.number(content, wire.METRICS, "accuracy") for content in found.values()]
+        names = ("accuracy", "loss")
+        pairs = [[wire.number(content, wire.METRICS, name) for name in names] for content in found.values()]
+        return [(accuracy, loss) for accuracy, loss in pairs]
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
         """Return what each client keeps; clients that keep nothing are left out."""

@@ -74,9 +74,14 @@ class Evaluator:
         kept = section(self.chosen.get(client, self.fallback()), "state")
         return Broadcast(now.round, {**now.state, **built, **kept})
 
-    def validate(self, round_: int) -> float:
-        """Return the clients' mean accuracy on their validation samples."""
-        return fmean(self.network.validate(self.clients, lambda k: self.broadcast(round_, k), self.fallback()))
+    def validate(self, round_: int) -> dict[str, float]:
+        """Return the means over clients of accuracy and loss on their own validation samples; clients that are too
+        small for any do not count."""
+        clients = [client for client in self.clients if len(self.federation.population.validation(client))]
+        found = self.network.validate(clients, lambda k: self.broadcast(round_, k), self.fallback())
+        accuracies, losses = zip(*found, strict=True)
+        named = self.federation.task.named("validation_accuracy")
+        return {named: fmean(accuracies), "validation_loss": fmean(losses)}
 
     def measure(self, round_: int) -> tuple[dict[str, float], dict[str, Any]]:
         """Evaluate the model at clients, globally, and at held-out clients; return metrics and details."""

@@ -28,8 +28,8 @@ class Network(Protocol):
     def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
         """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""
 
-    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
-        """Return each client's validation accuracy."""
+    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[tuple[float, float]]:
+        """Return each client's accuracy and loss on its validation samples."""
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
         """Return what each client keeps; clients that keep nothing are left out."""
@@ -74,8 +74,8 @@ class InProcess:
         """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""
         return [score(self.federation, client, self.model_state(client, to, fallback)) for client in clients]
 
-    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[float]:
-        """Return each client's validation accuracy."""
+    def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[tuple[float, float]]:
+        """Return each client's accuracy and loss on its validation samples."""
         return [validate(self.federation, client, self.model_state(client, to, fallback)) for client in clients]
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:

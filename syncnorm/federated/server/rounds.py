@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from syncnorm.config import Result, describe, evaluated_at, run_id
+from syncnorm.config import Result, describe, evaluated_at, run_id, validated_at
 from syncnorm.data import partition_card
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
@@ -56,7 +56,7 @@ class Rounds:
         received = self.server.receive(round_, replies)
         self.log.close_round(round_, received.used, received.left_out, received.loss)
         self.next += 1
-        if self.federation.world.validation:
+        if validated_at(self.federation.run, self.next, self.federation.world.rounds):
             self.validate()
         if evaluated_at(self.federation.run, self.next, self.federation.world.rounds):
             self.evaluator.follow(self.next)
@@ -66,14 +66,17 @@ class Rounds:
         return self.server.broadcast(self.next, client)
 
     def validate(self) -> None:
-        """Remember this round if no earlier one had a better mean validation accuracy."""
-        trained = self.server.state
+        """Note the validation accuracy; if the run selects by it, remember the first of the best rounds."""
+        trained, counts = self.server.state, dict(self.log.counts)
         self.evaluator.gather(self.next)
-        accuracy = self.evaluator.validate(self.next)
-        self.log.note(self.federation.task.named("validation_accuracy"), accuracy)
-        if self._best is None or accuracy > self._best["accuracy"]:
+        metrics, name = self.evaluator.validate(self.next), self.federation.task.named("validation_accuracy")
+        accuracy = metrics[name]
+        self.log.note(name, accuracy)
+        if self.federation.run.select != "best":
+            self.log.counts = counts  # clients would not have to send anything
+        elif self._best is None or accuracy > self._best["metrics"][name]:
             kept, server = self.network.client_states(self.evaluator.clients), self.server.remember()
-            self._best = {"accuracy": accuracy, "round": self.next, "server": server, "kept": kept}
+            self._best = {"metrics": metrics, "round": self.next, "server": server, "kept": kept}
         self.server.state = trained  # training continues from its own statistics, not from gathered ones
 
     def result(self, seconds: float) -> Result:
@@ -116,12 +119,12 @@ class Rounds:
         self.log.recall(known["log"])
 
     def _return_to_best(self) -> dict[str, float]:
-        """Restore the round that validation chose, and return its metrics; without one, gather statistics for the
-        last."""
+        """Restore the round that validation chose; without a choice, gather statistics for the last. Return the
+        metrics of its validation."""
         if self._best is None:
             self.evaluator.gather(self.next)
-            return {}
+            return self.evaluator.validate(self.next) if self.federation.run.data.validation else {}
         self.server.recall(self._best["server"])
         self.evaluator.chosen = self._best["kept"]
-        named = self.federation.task.named("validation_accuracy")
-        return {"round": float(self._best["round"]), named: self._best["accuracy"]}
+        metrics: dict[str, float] = self._best["metrics"]
+        return {"round": float(self._best["round"]), **metrics}

@@ -52,13 +52,11 @@ def score(federation: Federation, client: int, state: State) -> Score:
     return Score(client, accuracy, loss, len(own), reestimated, moments, metrics)
 
 
-def validate(federation: Federation, client: int, state: State) -> float:
-    """Return a model's main metric on a client's validation samples."""
+def validate(federation: Federation, client: int, state: State) -> tuple[float, float]:
+    """Return a model's main metric and loss on a client's validation samples."""
     index = federation.population.validation(client)
     x, y = federation.population.x[index], federation.population.y[index]
-    model = federation.models.with_state(state)
-    accuracy, _ = weighted(model, x, y, uniform(len(index)), federation.run.task)
-    return accuracy
+    return weighted(federation.models.with_state(state), x, y, uniform(len(index)), federation.run.task)
 
 
 @torch.no_grad()

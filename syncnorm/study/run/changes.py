@@ -7,6 +7,7 @@ from typing import Any
 
 from syncnorm.config import Run, run_id
 from syncnorm.progress import counted
+from syncnorm.registry import registry_of
 from syncnorm.study.rows import Row
 from syncnorm.worlds import fingerprints
 
@@ -47,6 +48,7 @@ def changed_rows(runs: Sequence[Run], rows: dict[str, Row]) -> list[Change]:
             run.model,
             run.norm.name,
             run.data,
+            run.seed if _is_registered(run) else None,  # it draws the split
             *run.world.names(),
         )  # shared by many runs
         if made_of not in present:
@@ -58,6 +60,13 @@ def changed_rows(runs: Sequence[Run], rows: dict[str, Row]) -> list[Change]:
             if was != is_now:
                 found[what, was, is_now].append(run_id(run))
     return [Change(*key, tuple(ids)) for key, ids in found.items()]
+
+
+def _is_registered(run: Run) -> bool:
+    """Return whether samples are part of what is compared."""
+    names = [run.data.name, *(name for kind, name in run.world.names() if kind == "data")]
+    data = registry_of("data")
+    return any(name in data and data.source(name) for name in names)
 
 
 def stale_ids(changes: Sequence[Change], keep: bool) -> set[str]:

@@ -87,7 +87,8 @@ DOMAIN_METRICS = {
 
 CLIENT_METRICS = {
     "accuracy": ("accuracy, mean over clients", "mean over clients"),
-    "validation_accuracy": ("validation accuracy, mean over clients", "validation"),
+    "validation_accuracy": ("validation accuracy", "validation"),
+    "validation_loss": ("validation loss", "validation loss"),
     "loss": ("loss, mean over clients", "loss"),
     "train_loss": ("training loss", "training loss"),
     "client_accuracy_weighted": ("accuracy, mean over clients' samples", "mean over samples"),
