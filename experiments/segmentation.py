@@ -6,14 +6,14 @@ Speaks to: In-place activated and synchronised batch norm for segmentation and d
            Normalization (arXiv 2001.06838), with gains on COCO at 2 images a GPU.
 Run:       syncnorm run experiments/segmentation.py [--quick]
 
-A U-Net labels every pixel of small images: a digit and two of disc, square and triangle, blended into photographs.
+A U-Net labels every pixel of 16x16 images: a digit and two of disc, square and triangle, blended into photographs.
 The global batch is fixed at 8, so the number of devices is 8 / images per device. "Group-sorted data 0 %" deals all
 scenes to all devices; at 100 % a device's images share a scene or have similar ones: the photograph and its region,
 brightness and contrast. Test images show every scene, cut from other parts of the photographs.
 
-Every layer sees images x positions values per channel, 16 to 8,192 here, and nominally that is plenty. The values of
-one image are alike, so they are worth fewer independent ones: `effective_samples` says how many, measured from the
-variance of batch means.
+A layer of the U-Net gets images x positions values per channel: 4 at its lowest level to 256 at its highest with one
+image, 32 to 2,048 with eight. But the values of one image are alike, and so are images of one scene: they are worth
+fewer independent ones, and `effective_samples` says how many, measured from the variance of batch means.
 """
 
 from dataclasses import replace
@@ -71,7 +71,7 @@ FIGURES = (
 )
 
 BASE = Run(
-    data=Data("shapes-photo"),
+    data=Data("shapes-photo", size=16),
     model="unet",
     world=Devices(global_batch=8),
     optim=Optim(lr=0.1, epochs=5),
@@ -94,7 +94,7 @@ STUDY = Study(
     figures=FIGURES,
     agreements=(Agreement(over="engine", tolerance=1e-8),),
     quick={
-        "base": replace(BASE, data=Data("shapes-photo", size=16), optim=replace(BASE.optim, epochs=2)),
+        "base": replace(BASE, optim=replace(BASE.optim, epochs=2)),
         "vary": {"norm": ["bn", "sync_bn"], "per_device_batch": [1, 8], "natural_skew": SKEWS},
         "seeds": 2,
         "also": (Grid({**TWINS, "norm": ["bn"]}, seeds=1),),
