@@ -40,11 +40,11 @@ class Data:
     options: dict[str, Any] = field(default_factory=dict, hash=False, metadata=LATER)
     """Keyword options of a data set that `syncnorm.register_data` registered."""
     validation: float = field(default=0.0, metadata=LATER)
-    """Fraction of the training samples (of all, of each domain, of each client) held out for validation, stratified by
-    class."""
+    """Fraction of the training samples (of all, of each domain, of each client) held out for validation, stratified
+    by class."""
     content: Literal["own", "shared"] = field(default="own", metadata=LATER)
-    """Which digits the embedded domains of one run show. own: the digits are dealt to the domains, so that no two show
-    the same; shared: every domain shows all digits, with the same split."""
+    """Which digits the embedded domains of one run show. own: the digits are dealt to the domains, so that no two
+    show the same; shared: every domain shows all digits, with the same split."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def stratified_order(strata: Labels, keys: NDArray[np.integer]) -> Indices:
 
 
 def held_out(strata: Labels, fraction: float, keys: NDArray[np.integer]) -> Indices:
-    """Return which samples are held out: `fraction` of all, rounded down, stratified, those with the smallest keys."""
+    """Return which samples are held out: `fraction` of all, rounded down, stratified, with the smallest keys."""
     count = int(fraction * len(strata) + 1e-9)  # 0.29 of 100 must be 29, not 28
     return np.sort(stratified_order(strata, keys)[:count])
 

@@ -52,7 +52,11 @@ def test_mistakes_get_a_sentence(world, words):
     [
         ({"validation": 1.0}, {}, ["data.validation is 1.0", "below 1"]),
         ({"validation": 0.4}, {"equal_size": 0.7}, ["equal_size 0.7", "data.validation 0.4", "at most 1"]),
-        ({"validation": 0.1}, {"count": 50}, ["data.validation is 0.1", "needs 10 samples", "none of 50 clients"]),
+        (
+            {"validation": 0.1},
+            {"count": 50},
+            ["data.validation is 0.1", "a client needs 10 samples", "none of 50 clients"],
+        ),
     ],
 )
 def test_mistakes_in_validation_get_a_sentence(data, world, words):

@@ -141,6 +141,6 @@ def _check_validation(made: FederatedDataset) -> None:
     fraction, counted = made.data.validation, len(made.counted)
     if fraction and len(made.without_validation) == counted:
         raise UserError(
-            f"data.validation is {fraction:g}, and a client needs {ceil(1 / fraction - 1e-9)} samples to have one for "
-            f"validation: none of {counted} clients has, so raise it or use fewer clients."
+            f"data.validation is {fraction:g}: a client needs {ceil(1 / fraction - 1e-9)} samples to hold out one: "
+            f"none of {counted} clients has as many, so raise it or use fewer clients."
         )

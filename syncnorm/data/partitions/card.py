@@ -18,9 +18,10 @@ def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
     `draws` is the number of draws for each domain until no client was too small (which conditions the distribution),
     and `options` are all options of the method. `clients` has each client's domain, numbers of training and
     validation samples, training samples of each class, and standard deviation of the noise; held-out clients are
-    last. `without_validation` is the number of training clients (of the first thousand) that are too small for a
-    validation sample, if there are any. With more than a thousand clients, `summary` replaces it. `sha256` is the hash of those clients' training
-    and validation indices: per client, in order, relative to its domain, as little-endian int64.
+    last. With validation, `without_validation` is the number of training clients (of the first thousand) that are too
+    small for a validation sample. With more than a thousand clients, `summary` replaces `clients`. `sha256` is the
+    hash of those clients' training and validation indices: per client, in order, relative to its domain, as
+    little-endian int64.
     """
     world, partition, pool = dataset.world, dataset.partition, dataset.pool
     listed = range(min(dataset.assignment.total, LISTED))

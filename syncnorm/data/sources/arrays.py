@@ -70,7 +70,7 @@ def from_registered(returned: Any, name: str, task: str = "classification") -> P
 def _from_dataset(data: Dataset, what: str, task: str) -> Signals:
     if len(data.validation_y):
         raise UserError(
-            f"{what} has validation samples of its own: make them training samples, of which data.validation holds out."
+            f"{what} has validation samples of its own: make them training samples, and set data.validation."
         )
     train_x, test_x = (x.detach().cpu().float().numpy() for x in (data.train_x, data.test_x))
     for split, x, labels in (("train", train_x, data.train_y), ("test", test_x, data.test_y)):

@@ -22,11 +22,11 @@ photographs."""
 CROPS = 3
 """Photo crops per digit (5391 images): one is not enough for a small network."""
 PAGES = (0, 130, 256, 386, 516, 646, 776, 906, 1029, 1157, 1287, 1415, 1545, 1667)
-"""Where the pages of the file begin, which stand for writers. UCI says that 13 writers, none of them in its larger
-training file, wrote these digits, and not who wrote which. But the labels repeat: each page has the same 130 digits in
-the same order, with at most 8 missing (and one other in all), as if each writer had filled in the same form. (There are 14 pages, so one
-writer may have two.)"""
+"""Where the pages of the file begin, which stand for writers.
 
+UCI says that 13 people wrote these digits, and not who wrote which. But the labels repeat: each page has the same 130
+digits in the same order, with at most 8 missing (and one other in all), as if each writer had filled in the same
+form. There are 14 pages, so one writer may have two."""
 DIGITS = 1797
 NAMES = tuple("0123456789")
 UCI = "UCI digits (Alpaydin & Kaynak 1998) of scikit-learn"

@@ -80,6 +80,8 @@ DOMAIN_METRICS = {
     "accuracy_seen": ("accuracy on seen domains", "seen domains"),
     "seen_accuracy": ("accuracy on seen domains, not adapted", "seen domains"),
     "unseen_accuracy": ("accuracy on unseen domains, not adapted", "unseen domains"),
+    "validation_accuracy": ("validation accuracy on seen domains", "validation"),
+    "validation_loss": ("validation loss on seen domains", "validation loss"),
     "loss": ("loss on unseen domains", "unseen domains' loss"),
     "train_loss": ("training loss", "training loss"),
 }
@@ -87,8 +89,8 @@ DOMAIN_METRICS = {
 
 CLIENT_METRICS = {
     "accuracy": ("accuracy, mean over clients", "mean over clients"),
-    "validation_accuracy": ("validation accuracy", "validation"),
-    "validation_loss": ("validation loss", "validation loss"),
+    "validation_accuracy": ("validation accuracy, mean over clients", "validation"),
+    "validation_loss": ("validation loss, mean over clients", "validation loss"),
     "loss": ("loss, mean over clients", "loss"),
     "train_loss": ("training loss", "training loss"),
     "client_accuracy_weighted": ("accuracy, mean over clients' samples", "mean over samples"),
