@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         revert,
         tent,
     )
+    from syncnorm.tasks import Task, register_task
     from syncnorm.training.metrics import register_metric
     from syncnorm.training.saved import LoadedRun, load_run
     from syncnorm.worlds import fit
@@ -58,6 +59,7 @@ _HOMES = {
     "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
     "syncnorm.models.registry": ["register_model"],
+    "syncnorm.tasks": ["Task", "register_task"],
     "syncnorm.training.metrics": ["register_metric"],
     "syncnorm.training.saved": ["LoadedRun", "load_run"],
     "syncnorm.moments": ["Moments"],
@@ -100,6 +102,7 @@ __all__ = [
     "Moments",
     "ReferenceBatchNorm",
     "SyncBatchNorm",
+    "Task",
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",
@@ -125,6 +128,7 @@ __all__ = [
     "register_partition",
     "register_plot",
     "register_policy",
+    "register_task",
     "revert",
     "stream",
     "tent",

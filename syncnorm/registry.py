@@ -118,6 +118,7 @@ REGISTRIES: dict[str, Registry[Any]] = {}
 HOMES = {
     "norm": ("syncnorm.norms.registry", "norm"),
     "model": ("syncnorm.models.registry", "model"),
+    "task": ("syncnorm.tasks", "task"),
     "policy": ("syncnorm.federated.policies", "federated policy"),
     "algorithm": ("syncnorm.federated.algorithms", "algorithm"),
     "partition": ("syncnorm.data", "partition method"),

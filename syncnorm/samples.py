@@ -1,7 +1,7 @@
-"""Each test sample's contribution to a run's accuracy, as a row carries it: short texts of plain data.
+"""Each test sample's contribution to a run's main metric, as a row carries it: short texts of plain data.
 
-A row's details["samples"] has "score", whose mean over the test samples is the row's `accuracy`, and, where they say
-something, "weight" and "origin" (see `Samples`). Its details["chance"] says what guessing would score.
+A row's details["samples"] has "score", whose mean over the test samples is the row's `accuracy` (or the metric that
+"metric" names), and, where they say something, "weight" and "origin" (see `Samples`). Its details["chance"] says what guessing would score.
 """
 
 import zlib
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+ACCURACY = "accuracy"
 BITS, FLOATS, NUMBERS = "bits", "float32", "uint32"
 """How an array is stored: eight yes-or-no values a byte, or little-endian numbers."""
 LEVEL = 0.01
@@ -25,11 +26,13 @@ class Samples:
     """The test samples of a run, each field an array (N,)."""
 
     score: NDArray[np.float64]
-    """Contributions to the accuracy: their mean is the accuracy."""
+    """Contributions to the metric: their mean is its value."""
     weight: NDArray[np.float64]
-    """Weights in the accuracy, with mean 1; all 1 where all samples count alike."""
+    """Weights in the metric, with mean 1; all 1 where all samples count alike."""
     origin: NDArray[np.int64]
     """Numbers of the originals that the samples show: samples of one original are not independent."""
+    metric: str = ACCURACY
+    """The metric that the scores add up to."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +58,34 @@ def _bound(samples: int, share: float) -> float:
 
 
 def sample_details(
-    score: ArrayLike, labels: ArrayLike, weight: ArrayLike | None = None, origin: ArrayLike | None = None
+    score: ArrayLike,
+    labels: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    origin: ArrayLike | None = None,
+    metric: str = ACCURACY,
 ) -> dict[str, Any]:
     """Return the details of a row that `samples_of` and `chance_of` read.
 
     Args:
         score: (N,) each test sample's contribution: 1 if right, else 0; with weights, times weight / mean weight.
-        labels: int (N,), the samples' classes.
+        labels: int (N,), the samples' classes; None if the task has none, so that nobody can guess one.
         weight: (N,) each sample's weight in the accuracy, up to a factor; None if all count alike.
         origin: int (N,), see `Samples`; None if each sample is its own.
+        metric: the metric whose value is the mean of the scores.
     """
-    classes = np.asarray(labels, dtype=np.int64)
-    given = np.ones(len(classes)) if weight is None else np.asarray(weight, dtype=np.float64)
+    values = np.asarray(score, dtype=np.float64)
+    given = np.ones(len(values)) if weight is None else np.asarray(weight, dtype=np.float64)
     share = given / given.sum()
-    packed = {"score": _packed(np.asarray(score, dtype=np.float64))}
+    packed = {"score": _packed(values)}
+    if metric != ACCURACY:
+        packed["metric"] = metric
     if np.ptp(share) > 1e-9 * share.max():
         packed["weight"] = _packed(share * len(share))
     if origin is not None:
         packed["origin"] = _text(NUMBERS, np.asarray(origin).astype("<u4"))
-    best = float(np.bincount(classes, weights=given).max() / given.sum())
+    if labels is None:
+        return {"samples": packed}
+    best = float(np.bincount(np.asarray(labels, dtype=np.int64), weights=given).max() / given.sum())
     return {"samples": packed, "chance": {"share": best, "samples": int(1 / np.square(share).sum() + 1e-6)}}
 
 
@@ -85,7 +97,13 @@ def samples_of(details: Mapping[str, Any]) -> Samples | None:
     score = _array(packed["score"])
     weight = _array(packed["weight"]) if "weight" in packed else np.ones(len(score))
     origin = _array(packed["origin"]) if "origin" in packed else np.arange(len(score))
-    return Samples(score, weight, origin.astype(np.int64))
+    return Samples(score, weight, origin.astype(np.int64), metric_of(details))
+
+
+def metric_of(details: Mapping[str, Any]) -> str:
+    """Return the metric whose value is the mean of the samples' scores, from a row's details."""
+    found: str = details.get("samples", {}).get("metric", ACCURACY)
+    return found
 
 
 def chance_of(details: Mapping[str, Any]) -> Chance | None:

@@ -154,7 +154,13 @@ def checkpoint_id(run: Run) -> str:
 
 def _names(run: Run) -> list[tuple[str, str]]:
     """Return what a run names, as pairs of a kind (a key of `registry.HOMES`) and a name."""
-    return [("model", run.model), ("norm", run.norm.name), ("data", run.data.name), *run.world.names()]
+    return [
+        ("task", run.task),
+        ("model", run.model),
+        ("norm", run.norm.name),
+        ("data", run.data.name),
+        *run.world.names(),
+    ]
 
 
 def check_names(run: Run) -> None:

@@ -39,6 +39,8 @@ class Run:
     select: Literal["last", "best"] = field(default="last", metadata=LATER)
     """Which epoch's or round's model is the result: the last one's, or that with the best validation accuracy (of
     several, the first). `evaluate_every` then says how often it looks; None: after every epoch or round."""
+    task: str = field(default="classification", metadata=LATER)
+    """What is learnt, with its loss and its metric: a name in syncnorm.tasks.TASKS."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
+from syncnorm.config.parts import LATER
 from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
@@ -77,6 +78,9 @@ class Devices(WorldConfig):
     """virtual: all ranks in one process, with exact results; torchrun: one process per rank."""
     buffers: Literal["rank0", "pooled"] = "rank0"
     """Running statistics for evaluation with unsynchronised BN: rank 0's, as in DDP, or pooled over all ranks."""
+    natural_skew: float = field(default=0.0, metadata=LATER)
+    """Percentage of the training data that is sorted by natural group (its site, writer, scene) before it is split
+    among ranks, in place of `skew`."""
 
     def complete(self, config: dict[str, Any]) -> None:
         """Fill in the missing one of ranks, per_device_batch and global_batch."""

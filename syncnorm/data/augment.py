@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
+from syncnorm.tasks import task_named
 
 Kind = Literal["none", "shift", "shift_flip"]
 
@@ -31,8 +32,13 @@ class Draw:
         return Draw(self.down[part], self.right[part], self.mirror[part], self.reach)
 
 
-def check_augment(kind: Kind, name: str, shape: Sequence[int]) -> None:
-    """Raise `UserError` if the samples of data set `name`, of `shape` without N, cannot be augmented."""
+def check_augment(kind: Kind, name: str, shape: Sequence[int], task: str = "classification") -> None:
+    """Raise `UserError` if the samples of data set `name`, of `shape` without N, cannot be augmented for a task."""
+    if kind != "none" and task_named(task).moves:
+        raise UserError(
+            f"augment '{kind}' moves the images alone, and the targets of {task} would have to move with them: write "
+            "none."
+        )
     if kind != "none" and len(shape) != 3:
         raise UserError(
             f"augment '{kind}' is for images, and data set '{name}' has signals of shape {tuple(shape)}: write none."

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from syncnorm.data.raw import Groups
+from syncnorm.tasks import task_named
 
 Scale = Literal["own", "fixed"]
 """own: normalise by the mean and standard deviation of the training samples; fixed: by numbers that do not depend on
 them."""
 KINDS = {3: "images", 2: "signals", 1: "feature vectors"}
 """Words for samples, by their number of dimensions."""
+CLASSES = "classification"
 LISTED = 5
 """Maximum number of class names in a summary."""
 
@@ -27,8 +29,9 @@ class Dataset:
     `train_x`, `validation_x`, `test_x`: float32, images (N, C, H, W), signals (N, C, L) or feature vectors (N, F),
     normalised with the mean and standard deviation of each channel over the training samples alone, or, with
     `scale="fixed"`, images with 0.5 and 0.5 and signals with their `centre` and `unit`; all parts use the same
-    numbers. `train_y`, `validation_y`, `test_y`: int64 (N,), values 0 .. classes-1. Without `data.validation` there
-    are no validation samples. `note` is a one-line description with the source.
+    numbers. `train_y`, `validation_y`, `test_y`: int64 (N,), values 0 .. classes-1; with another task than
+    classification they are its targets (N, ...), and `classes` is the number of outputs. Without `data.validation`
+    there are no validation samples. `note` is a one-line description with the source.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Dataset:
     """The domain of each sample, if the data set has this column in addition to `natural`."""
     scaled: bool = True
     """Whether the samples are normalised; False if the fixed scale was requested but the data have none."""
+    task: str = "classification"
+    """The task whose targets `train_y` and `test_y` are."""
     validation_x: Tensor = field(default_factory=lambda: torch.zeros(0))
     validation_y: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     origin: Tensor | None = None
@@ -61,6 +66,11 @@ class Dataset:
         return tuple(self.train_x.shape[1:])
 
     @cached_property
+    def strata(self) -> Tensor:
+        """What stratification and label skew go by in the training samples: int64 (N,), the labels of classes."""
+        return task_named(self.task).stratify(self.train_y, self.test_y)[0]
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the content, see `syncnorm.data.fingerprint`."""
         return content_hash(
@@ -69,30 +79,43 @@ class Dataset:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Dataset":
-        """Return the data set on `device`, with samples (but not labels) as `dtype`."""
+        """Return the data set on `device`, with samples and fractional targets (but not labels) as `dtype`."""
         return replace(
             self,
             train_x=self.train_x.to(device, dtype),
-            train_y=self.train_y.to(device),
+            train_y=targets_to(self.train_y, device, dtype),
             test_x=self.test_x.to(device, dtype),
-            test_y=self.test_y.to(device),
+            test_y=targets_to(self.test_y, device, dtype),
             validation_x=self.validation_x.to(device, dtype),
-            validation_y=self.validation_y.to(device),
+            validation_y=targets_to(self.validation_y, device, dtype),
         )
 
     def summary(self) -> str:
         """Return one line: numbers of samples and classes, and changes during loading."""
         size = sizes(self.train_y, self.validation_y, self.test_y)
-        said = f"{self.name}: {size} {KINDS.get(len(self.shape), 'samples')} {self.shape}, {self.classes} classes"
-        said += f", {spread(self.train_y, self.classes)}"
+        said = f"{self.name}: {size} {KINDS.get(len(self.shape), 'samples')} {self.shape}, "
+        said += targets_in_words(self.task, self.train_y, self.class_names)
         if self.natural:
             said += f", {len(self.natural.names)} natural clients"
         if self.domain:
             said += f", {len(self.domain.names)} domains"
-        return "; ".join((said, *untrained(self.train_y, self.test_y, self.class_names), *self.changes))
+        never = untrained(self.train_y, self.test_y, self.class_names) if self.task == CLASSES else []
+        return "; ".join((said, *never, *self.changes))
 
     def __repr__(self) -> str:
         return f"<Dataset {self.summary()}>"
+
+
+def targets_to(y: Tensor, device: torch.device | str, dtype: torch.dtype | None) -> Tensor:
+    """Return targets on `device`; fractional ones as `dtype`, whole numbers as they are."""
+    return y.to(device, dtype) if y.is_floating_point() else y.to(device)
+
+
+def targets_in_words(task: str, y: Tensor, names: Sequence[str]) -> str:
+    """Return the number of classes and of samples in each; of another task, the number of outputs and its name."""
+    if task == CLASSES:
+        return f"{len(names)} classes, {spread(y, len(names))}"
+    return f"{len(names)} output{'s' * (len(names) > 1)} for {task}"
 
 
 def sizes(train_y: Tensor, validation_y: Tensor, test_y: Tensor) -> str:

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from syncnorm.config import Data
-from syncnorm.data.dataset import KINDS, Dataset, Scale, content_hash, sizes, spread, untrained
+from syncnorm.data.dataset import (
+    CLASSES,
+    KINDS,
+    Dataset,
+    Scale,
+    content_hash,
+    sizes,
+    targets_in_words,
+    targets_to,
+    untrained,
+)
 from syncnorm.data.normalise import signal_moments
 from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.data.sources.har import is_har
@@ -19,6 +29,7 @@ from syncnorm.data.sources.local import TABLE_SUFFIXES
 from syncnorm.data.sources.registered import ON_REGISTRATION, SOURCES, is_registered
 from syncnorm.data.split import WHOLE, Parts, Share
 from syncnorm.errors import UserError, unknown
+from syncnorm.tasks import task_named
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,9 +37,9 @@ class Pool:
     """Training, validation and test samples of all domains, concatenated in the order of `names`.
 
     `x`, `validation_x`, `test_x`: images (N, C, H, W), signals (N, C, L) or feature vectors (N, F) on the device;
-    `y`, `validation_y`, `test_y`: int64 (N,) there. Domain d has the training samples `starts[d]` to `starts[d + 1]`,
-    and likewise the others. `natural` and `domain` have each domain's columns, if there are any. `scale` is the kind
-    of normalisation. Runs share pools, so do not modify them.
+    `y`, `validation_y`, `test_y`: int64 (N,) there, or the targets of another task. Domain d has the training samples
+    `starts[d]` to `starts[d + 1]`, and likewise the others. `natural` and `domain` have each domain's columns, if
+    there are any. `scale` is the kind of normalisation. Runs share pools, so do not modify them.
     """
 
     names: tuple[str, ...]
@@ -54,10 +65,38 @@ class Pool:
     """The same of the training samples."""
     measured: bool
     """Whether mean and standard deviation of training samples normalise the samples, and not fixed numbers."""
+    task: str = "classification"
+    """The task whose targets `y`, `validation_y` and `test_y` are."""
 
     def labels(self, domain: int) -> Tensor:
-        """Return the training labels of a domain: int64 (N,), on the CPU."""
-        return self.y[self.starts[domain] : self.starts[domain + 1]].cpu()
+        """Return the training labels of a domain: int64 (N,), on the CPU; of another task than classification, the
+        strata of its targets."""
+        return self.strata[self.starts[domain] : self.starts[domain + 1]].cpu()
+
+    @cached_property
+    def strata(self) -> Tensor:
+        """What stratification and label skew go by: int64 (N,) of `y`, the labels themselves if they are classes."""
+        return self._stratified[0]
+
+    @cached_property
+    def test_strata(self) -> Tensor:
+        """The strata of `test_y`, numbered as those of `y`."""
+        return self._stratified[1][: len(self.test_y)]
+
+    @cached_property
+    def validation_strata(self) -> Tensor:
+        """The strata of `validation_y`, likewise."""
+        return self._stratified[1][len(self.test_y) :]
+
+    @cached_property
+    def strata_names(self) -> tuple[str, ...]:
+        """The names of the strata; those of classes are the classes."""
+        return task_named(self.task).strata_names(self.class_names)
+
+    @cached_property
+    def _stratified(self) -> tuple[Tensor, Tensor]:
+        others = torch.cat([self.test_y, self.validation_y])
+        return task_named(self.task).stratify(self.y, others)
 
     def tests(self, domain: int) -> slice:
         """Return the index of a domain's test samples."""
@@ -78,9 +117,10 @@ class Pool:
         """Return one line: numbers of samples and classes, and changes during loading."""
         shape, size = tuple(self.x.shape[1:]), sizes(self.y, self.validation_y, self.test_y)
         names = self.names[0] if len(self.names) == 1 else f"{len(self.names)} domains ({', '.join(self.names)})"
-        said = f"{names}: {size} {KINDS.get(len(shape), 'samples')} {shape}, {len(self.class_names)} classes"
-        said += f", {spread(self.y, len(self.class_names))}"
-        return "; ".join((said, *untrained(self.y, self.test_y, self.class_names), *self.changes))
+        said = f"{names}: {size} {KINDS.get(len(shape), 'samples')} {shape}, "
+        said += targets_in_words(self.task, self.y, self.class_names)
+        never = untrained(self.y, self.test_y, self.class_names) if self.task == CLASSES else []
+        return "; ".join((said, *never, *self.changes))
 
     def __repr__(self) -> str:
         return f"<Pool {self.summary()}>"
@@ -95,6 +135,7 @@ def load_pool(
     dtype: torch.dtype,
     unseen: tuple[str, ...] = (),
     seed: int = 0,
+    task: str = "classification",
 ) -> Pool:
     """Load the domains `names` into one pool, split by the seed; the last two pools are cached.
 
@@ -113,7 +154,7 @@ def load_pool(
     """
     by_column = _are_values(data, names)
     scale: Scale = "own" if len(names) == 1 and not by_column else "fixed"
-    sets = _cut(data, names, seed) if by_column else _load_apart(data, names, apart, scale, seed)
+    sets = _cut(data, names, seed, task) if by_column else _load_apart(data, names, apart, scale, seed, task)
     if {one.shape[0] for one in sets if len(one.shape) == 3} == {1, 3}:
         sets = [_in_colour(one) for one in sets]
     for first, second in combinations(sets, 2):
@@ -123,9 +164,9 @@ def load_pool(
     return Pool(
         names=names,
         x=_together([one.train_x for one in sets]).to(device, dtype),
-        y=_together([one.train_y for one in sets]).to(device),
+        y=targets_to(_together([one.train_y for one in sets]), device, dtype),
         test_x=_together([one.test_x for one in sets]).to(device, dtype),
-        test_y=_together([one.test_y for one in sets]).to(device),
+        test_y=targets_to(_together([one.test_y for one in sets]), device, dtype),
         starts=tuple(accumulate((len(one.train_y) for one in sets), initial=0)),
         test_starts=tuple(accumulate((len(one.test_y) for one in sets), initial=0)),
         class_names=sets[0].class_names,
@@ -134,22 +175,24 @@ def load_pool(
         domain=tuple(one.domain for one in sets),
         changes=tuple(dict.fromkeys(change for one in sets for change in one.changes)),
         validation_x=_together([one.validation_x for one in sets]).to(device, dtype),
-        validation_y=_together([one.validation_y for one in sets]).to(device),
+        validation_y=targets_to(_together([one.validation_y for one in sets]), device, dtype),
         validation_starts=tuple(accumulate((len(one.validation_y) for one in sets), initial=0)),
         origin=_origins([(one.origin, len(one.test_y)) for one in sets]),
         train_origin=_origins([(one.train_origin, len(one.train_y)) for one in sets]),
         measured=measured,
+        task=task,
     )
 
 
 ON_REGISTRATION.append(load_pool.cache_clear)
 
 
-def _load_apart(data: Data, names: Sequence[str], apart: bool, scale: Scale, seed: int) -> list[Dataset]:
+def _load_apart(data: Data, names: Sequence[str], apart: bool, scale: Scale, seed: int, task: str) -> list[Dataset]:
     """Return one data set per name."""
     asked = [replace(data, name=name, path=_place(data.path, name) if apart else data.path) for name in names]
-    shares = _shares([read_config(one) for one in asked], data)
-    return [load_config(one, scale=scale, seed=seed, share=share) for one, share in zip(asked, shares, strict=True)]
+    shares = _shares([read_config(one, task) for one in asked], data)
+    pairs = zip(asked, shares, strict=True)
+    return [load_config(one, scale=scale, seed=seed, share=share, task=task) for one, share in pairs]
 
 
 def _shares(raws: Sequence[Pixels | Signals], data: Data) -> list[Share]:
@@ -170,9 +213,9 @@ def _are_values(data: Data, names: Sequence[str]) -> bool:
     return not any(name in SOURCES or (data.path and _found(Path(data.path).expanduser(), name)) for name in names)
 
 
-def _cut(data: Data, names: Sequence[str], seed: int) -> list[Dataset]:
+def _cut(data: Data, names: Sequence[str], seed: int, task: str) -> list[Dataset]:
     """Return the parts of one data set with the domains `names`; the limits apply to each."""
-    whole = read_config(data)
+    whole = read_config(data, task)
     column = whole.domain or whole.natural
     if column is None:
         raise UserError(

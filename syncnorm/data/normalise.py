@@ -49,6 +49,7 @@ def normalised(
         natural=_of_parts(raw.natural, parts),
         domain=_of_parts(raw.domain, parts),
         scaled=scaled,
+        task=raw.task,
         origin=torch.from_numpy(raw.origin.number[parts.test]) if raw.origin else None,
         train_origin=torch.from_numpy(raw.origin.number[parts.train]) if raw.origin else None,
     )

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Bytes = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Targets = NDArray[Any]
+"""Labels, or the targets of another task."""
 
 
 class Groups(NamedTuple):
@@ -36,19 +38,21 @@ class Pixels(NamedTuple):
     """Images as cached: uint8 or uint16 (N, C, H, W), labels int64 (N,), class names, a note.
 
     `changes` lists conversions and omissions during loading; `natural` is each sample's natural client, `domain` its
-    domain, `origin` what it shows (None: every sample is its own).
+    domain, `origin` what it shows (None: every sample is its own). `task` is the task whose targets the labels are:
+    those of another task than classification may have any shape (N, ...).
     """
 
     train_x: NDArray[Any]
-    train_y: Labels
+    train_y: Targets
     test_x: NDArray[Any]
-    test_y: Labels
+    test_y: Targets
     class_names: tuple[str, ...]
     note: str
     changes: tuple[str, ...] = ()
     natural: Groups | None = None
     domain: Groups | None = None
     origin: Origin | None = None
+    task: str = "classification"
 
 
 class Signals(NamedTuple):
@@ -60,9 +64,9 @@ class Signals(NamedTuple):
     """
 
     train_x: NDArray[Any]
-    train_y: Labels
+    train_y: Targets
     test_x: NDArray[Any]
-    test_y: Labels
+    test_y: Targets
     class_names: tuple[str, ...]
     note: str
     centre: NDArray[np.float32] | None = None
@@ -72,3 +76,4 @@ class Signals(NamedTuple):
     domain: Groups | None = None
     as_is: bool = False
     origin: Origin | None = None
+    task: str = "classification"

@@ -7,12 +7,14 @@ and validation samples do not depend on a domain's name: in domains that show th
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from syncnorm.config import Data
 from syncnorm.data.raw import Labels, Pixels, Signals
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive
+from syncnorm.tasks import task_named
 
 Indices = NDArray[np.int64]
 FIFTH = 5
@@ -55,7 +57,7 @@ def split_samples(raw: Pixels | Signals, data: Data, seed: int, name: str, share
     seed = seed_of(data, seed)
     whole = len(raw.test_y) == 0
     number, first = _numbers(raw)
-    strata = strata_of(raw.train_y, raw.natural.train if raw.natural else None)[first]
+    strata = _by_client(strata_of(raw)[0], raw.natural.train if raw.natural else None)[first]
     if data.split == "writers":
         test, validation = _by_writer(_writers(raw, name)[first], data.validation, seed, name, whole)
     else:
@@ -157,7 +159,17 @@ def validation_keys(numbers: NDArray[np.integer], seed: int) -> NDArray[np.int64
     return drawn
 
 
-def strata_of(labels: Labels, natural: Labels | None) -> Labels:
+def strata_of(raw: Pixels | Signals) -> tuple[Labels, Labels]:
+    """Return what stratification goes by in the training samples, and in those that `Parts.test` indexes: classes.
+
+    For another task than classification these are the strata of its targets.
+    """
+    targets = (torch.from_numpy(y) for y in (raw.train_y, raw.test_y))
+    train, test = (part.numpy() for part in task_named(raw.task).stratify(*targets))
+    return train, test if len(test) else train
+
+
+def _by_client(labels: Labels, natural: Labels | None) -> Labels:
     """Return a number for each class, or for each class of each natural client."""
     return labels if natural is None else natural * (int(labels.max()) + 1) + labels
 

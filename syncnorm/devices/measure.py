@@ -13,10 +13,11 @@ from syncnorm.devices.prepare import devices, goes_by_device
 from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
 from syncnorm.devices.virtual_ranks import rank_0
 from syncnorm.norms import SyncBatchNorm
-from syncnorm.samples import sample_details
+from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.convert import layers_with_statistics
+from syncnorm.tasks import task_named
 from syncnorm.training.classifier import Classifier
-from syncnorm.training.evaluation import accuracy_and_loss, evaluate, predict
+from syncnorm.training.evaluation import evaluate, predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 from syncnorm.training.selection import Best
 
@@ -28,25 +29,27 @@ class DevicesClassifier(Classifier):
     """
 
     def __init__(self, run: Run, model: nn.Module, data: Dataset) -> None:
-        super().__init__(model, optim=run.optim)
+        super().__init__(model, optim=run.optim, task=run.task)
         self._run, self._data = run, data
         self.best = Best()
         if run.evaluate_every:
-            self.history |= {"accuracy": [], "accuracy_at": []}
+            self.history |= {self.task.metric: [], "accuracy_at": []}
         if validated_at(run, 1, 1):
-            self.history["validation_accuracy"] = []
+            self.history[self.task.named("validation_accuracy")] = []
 
     def on_train_epoch_end(self) -> None:
-        """Record the epoch's mean loss, and the accuracy of a copy if it is due."""
+        """Record the epoch's mean loss, and the main metric of a copy if it is due."""
         super().on_train_epoch_end()
         if validated_at(self._run, self.epochs_done, self._run.optim.epochs):
-            accuracy = validate(self._run, rank_0(copy.deepcopy(self.model)), self._data)["validation_accuracy"]
-            self.history["validation_accuracy"].append(accuracy)
+            name = self.task.named("validation_accuracy")
+            score = validate(self._run, rank_0(copy.deepcopy(self.model)), self._data)[name]
+            self.history[name].append(score)
             if self._run.select == "best":
-                self.best.offer(self.epochs_done, accuracy, self.model)
+                self.best.offer(self.epochs_done, score, self.model)
         if evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
             metrics, *_ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
-            self.history["accuracy"].append(metrics["accuracy"])
+            name = self.task.metric
+            self.history[name].append(metrics[name])
             self.history["accuracy_at"].append(float(self.epochs_done))
 
     def remember(self) -> dict[str, Any]:
@@ -67,35 +70,37 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     statistics = statistics_by_rank(model)
     if statistics:
         use_statistics(model, statistics, devices(run).buffers)
-    found = torch.tensor(evaluate(model, data.validation_x, data.validation_y), dtype=torch.float64)
+    found = torch.tensor(evaluate(model, data.validation_x, data.validation_y, task=run.task), dtype=torch.float64)
     if dist.is_available() and dist.is_initialized():
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
         dist.broadcast(found, src=0)
-    accuracy, loss = found.tolist()
-    return {"validation_accuracy": accuracy, "validation_loss": loss}
+    score, loss = found.tolist()
+    return {task_named(run.task).named("validation_accuracy"): score, "validation_loss": loss}
 
 
 def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str, dict[str, Any]]:
-    """Return a trained model's metrics on the test set, which statistics gave `accuracy`, and each sample's score.
+    """Return a trained model's metrics on the test set, which statistics gave the main one, and each sample's score.
 
     If ranks have their own running statistics, both rank 0's and the pooled ones are evaluated.
     """
     metrics: dict[str, float] = {}
+    main = task_named(run.task).metric
     statistics = statistics_by_rank(model)
     chosen = devices(run).buffers
     if statistics:
         for whose in ("rank0", "pooled"):
             use_statistics(model, statistics, whose)
-            metrics[f"accuracy_{whose}"], _ = evaluate(model, data.test_x, data.test_y)
+            metrics[f"{main}_{whose}"], _ = evaluate(model, data.test_x, data.test_y, task=run.task)
         use_statistics(model, statistics, chosen)
-    logits = predict(model, data.test_x)
-    labels = data.test_y.to(logits.device)
-    metrics["accuracy"], metrics["loss"] = accuracy_and_loss(logits, labels)
-    metrics |= own_metrics(logits, labels)
+    outputs = predict(model, data.test_x)
+    targets = data.test_y.to(outputs.device)
+    metrics[main], metrics["loss"] = score_and_loss(run.task, outputs, targets)
+    metrics |= own_metrics(run, outputs, targets)
     squares = [p.detach().double().square().sum() for p in model.parameters()]
     metrics["parameter_norm"] = torch.stack(squares).sum().sqrt().item()
-    right = (logits.argmax(1) == labels).cpu()
-    details = sample_details(right, labels.cpu(), origin=data.origin)
+    scores = task_named(run.task).scores(outputs, targets).cpu()
+    labels = targets.cpu() if main == ACCURACY else None
+    details = sample_details(scores, labels, origin=data.origin, metric=main)
     return metrics, evaluated_by(run, model, chosen if statistics else "rank0"), details
 
 

@@ -15,7 +15,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_training, data_device
+from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
 from syncnorm.worlds import expect
 
 
@@ -37,13 +37,9 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
     norm_spec(run.norm.name)
-    skew = devices(run).skew
-    if not 0 <= skew <= 100:
-        raise UserError(f"world.skew is {skew}: it must be from 0 to 100.")
     _check_buffers(run, ranks)
-    data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision])
-    labels = data.train_y.cpu()
-    shards = partition(labels, "sorted", ranks, run.seed, percent=skew) if ranks > 1 else [_all(labels)]
+    data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision], run.task)
+    shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
     _check_layers(run, model, data, device)
@@ -74,6 +70,30 @@ def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
     return norm.name, {**options, "buffers": "pooled"} if spec.on_ranks == norm.name else options
 
 
+def shards_of(run: Run, data: Dataset) -> list[Tensor]:
+    """Return the training samples of each rank: indices, int64, on the CPU.
+
+    Raises:
+        UserError: skews out of range, both at once, or data without the natural groups that one goes by.
+    """
+    world, (ranks, _) = devices(run), layout(devices(run))
+    for name, percent in (("skew", world.skew), ("natural_skew", world.natural_skew)):
+        if not 0 <= percent <= 100:
+            raise UserError(f"world.{name} is {percent}: it must be from 0 to 100.")
+    if world.skew and world.natural_skew:
+        raise UserError("world.skew and world.natural_skew both sort the training data: set one of them to 0.")
+    if world.natural_skew and data.natural is None:
+        raise UserError(
+            f"world.natural_skew is {world.natural_skew:g}, and data set '{run.data.name}' has no column that says "
+            "where a sample is from: set data.natural to one, or natural_skew to 0."
+        )
+    by_group = data.natural if world.natural_skew else None
+    labels = data.strata.cpu() if by_group is None else torch.from_numpy(by_group.train)
+    if ranks == 1:
+        return [torch.arange(len(labels))]
+    return partition(labels, "sorted", ranks, run.seed, percent=world.natural_skew or world.skew)
+
+
 def statistics_are_kept_by_rank(norm: str) -> bool:
     """Return whether all ranks' running statistics are available, to evaluate with rank 0's and the pooled ones."""
     return norm_spec(norm).on_ranks is not None
@@ -97,16 +117,14 @@ def needs_virtual_ranks(norm: str, world: Devices) -> bool:
 
 
 @lru_cache(maxsize=2)
-def load_data(data: Data, seed: int, device: torch.device, dtype: torch.dtype) -> Dataset:
+def load_data(
+    data: Data, seed: int, device: torch.device, dtype: torch.dtype, task: str = "classification"
+) -> Dataset:
     """Load a run's data set, split by its seed, onto the device; the last two are cached."""
-    return load_config(data, seed=seed).to(device, dtype)
+    return load_config(data, seed=seed, task=task).to(device, dtype)
 
 
 ON_REGISTRATION.append(load_data.cache_clear)
-
-
-def _all(labels: Tensor) -> Tensor:
-    return torch.arange(len(labels))
 
 
 def _check_buffers(run: Run, ranks: int) -> None:
@@ -131,7 +149,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
     ]
     was_training = model.training
     try:
-        logits = model.eval()(data.train_x[:2].to(device))
+        outputs = model.eval()(data.train_x[:2].to(device))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -141,7 +159,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    check_logits(run.model, logits, min(2, len(data.train_x)), data.classes)
+    check_outputs(run, outputs, data.train_y[:2], data.classes)
     _check_values_per_channel(run, positions)
 
 

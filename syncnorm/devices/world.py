@@ -8,12 +8,13 @@ print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=1
 import copy
 import os
 import time
+from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from syncnorm.baselines import Problem
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id, validated_at
@@ -33,15 +34,22 @@ from syncnorm.devices.prepare import (
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
+from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
+from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
+from syncnorm.training.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.kept import LastTraining
-from syncnorm.training.metrics import METRICS
+from syncnorm.training.metrics import other_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 from syncnorm.training.small_groups import warn_of_small_groups
 from syncnorm.training.trainer import optimiser_steps, run_trainer
+
+PROFILED = 64
+"""Number of training steps over which effective samples are measured."""
+PROFILES = ("gradient_norm_initial", "gradient_norm_final", "effective_samples", "values_per_channel")
 
 
 def fit(run: Run, execution: Execution | None = None) -> Result:
@@ -54,7 +62,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     then covers the evaluation only. (A run that is evaluated while it trains shares with none.)
 
     With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
-    `gradient_profile` of the first training batch, before and after training.
+    `gradient_profile` of the first training batch, before and after training; and "effective_samples" and
+    "values_per_channel" of the trained model's norm layers over training batches (`effective_profiles`).
 
     With `data.validation`, the metrics include `validation_accuracy` and `validation_loss` of the resulting model,
     measured as on the test set. With `run.select` "best", that model is the one after the epoch with the best
@@ -100,13 +109,16 @@ _KEPT: LastTraining[tuple[DevicesClassifier, RankBatches, dict[str, Profile]]] =
 def _trained(
     run: Run, prepared: Prepared, rank: int | None, device: torch.device, execution: Execution | None
 ) -> tuple[DevicesClassifier, RankBatches, dict[str, Profile]]:
-    """Train a prepared run; return the module, its batches, and the gradient profiles around training."""
+    """Train a prepared run; return the module, its batches, and its profiles by layer."""
     first = _first_batch(run, prepared, device) if rank is None else None
-    initial = first and gradient_profile(prepared.model, *first)
+    initial = first and gradient_profile(prepared.model, *first, run.task)
     classifier, batches = train(run, prepared, rank, execution)
-    final = first and gradient_profile(classifier.model.to(device), *first)
+    final = first and gradient_profile(classifier.model.to(device), *first, run.task)
     classifier.model.to(device)
-    profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final} if initial and final else {}
+    profiles = {}
+    if initial and final:
+        profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
+        profiles |= _effective_profiles(run, prepared, classifier.model)
     return classifier, batches, profiles
 
 
@@ -154,6 +166,17 @@ def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Te
     x, y = (part.to(device) for part in next(_batches(run, prepared, rank=None).deal(epoch=0, first=0)))
     ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
     return x[::ranks], y[::ranks]
+
+
+def _effective_profiles(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, Any]:
+    """Return the profiles of effective samples, over the batches of the first epoch, at most `PROFILED` of them.
+
+    A batch is that of one device, or of all if the norm's statistics go over all.
+    """
+    dealt = islice(_batches(run, prepared, rank=None).deal(epoch=0, first=0), PROFILED)
+    device = next(model.parameters()).device
+    parts = 1 if norm_spec(run.norm.name).over_ranks else len(prepared.shards)
+    return effective_profiles(batch_moments(model, (x.to(device) for x, _ in dealt), parts))
 
 
 def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
@@ -204,7 +227,7 @@ class DevicesWorld:
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
-        return load_data(run.data, run.seed, torch.device("cpu"), DTYPES[run.precision])
+        return load_data(run.data, run.seed, torch.device("cpu"), DTYPES[run.precision], run.task)
 
     def pixels(self, run: Run) -> Problem:
         """Return all devices' training samples together, and the test set."""
@@ -214,16 +237,18 @@ class DevicesWorld:
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        whose = ["accuracy_rank0", "accuracy_pooled"]
-        return ["accuracy", "loss", *whose, "parameter_norm", "train_loss", "steps", *METRICS, *by_validation(run)]
+        main = task_named(run.task).metric
+        own = [main, "loss", f"{main}_rank0", f"{main}_pooled"]
+        return [*own, "parameter_norm", "train_loss", "steps", *other_metrics(run), *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        return ["train_loss", *(["validation_accuracy"] if validated_at(run, 1, 1) else [])]
+        chosen = [task_named(run.task).named("validation_accuracy")] if validated_at(run, 1, 1) else []
+        return ["train_loss", *chosen]
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: only runs on virtual ranks have them."""
-        return ["gradient_norm_initial", "gradient_norm_final"] if devices(run).engine == "virtual" else []
+        return list(PROFILES) if devices(run).engine == "virtual" else []
 
     def norm_layer(self, norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
         """Return the layer that computes `norm`."""

@@ -63,6 +63,8 @@ class Adaptation:
     """Whether it puts another layer in place of the norm."""
     gradients: bool = False
     """Whether it needs gradients; otherwise autograd is off."""
+    of_classes: bool = False
+    """Whether it reads the model's outputs as logits (b, classes)."""
 
 
 def as_trained(model: nn.Module, test: TargetBatches) -> Iterator[Tensor]:
@@ -126,7 +128,7 @@ BATCH = "each test batch's"
 ADAPTATIONS: Registry[Adaptation] = Registry("adaptation", {
     "none": Adaptation(as_trained, "all training domains' together"),
     "pooled": Adaptation(pooled, "all training domains' pooled", apart=True),
-    "ensemble": Adaptation(ensemble, "each training domain's, mixed", apart=True),
+    "ensemble": Adaptation(ensemble, "each training domain's, mixed", apart=True, of_classes=True),
     "adabn": Adaptation(adabn, "own domain's, re-estimated", ("normaliser", "estimator"), from_running=True),
     "prediction": Adaptation(of_each_batch("prediction_bn"), BATCH, replaces=True),
     "mix": Adaptation(
@@ -136,7 +138,7 @@ ADAPTATIONS: Registry[Adaptation] = Registry("adaptation", {
     "online": Adaptation(
         online, "all training domains' and own stream's", ("prior_count", "horizon"),
         from_running=True, replaces=True),
-    "tent": Adaptation(entropy, BATCH, ("lr", "steps"), replaces=True, gradients=True),
+    "tent": Adaptation(entropy, BATCH, ("lr", "steps"), replaces=True, gradients=True, of_classes=True),
 })
 # fmt: on
 """The row of each name; `syncnorm.register_adaptation` adds rows."""
@@ -223,7 +225,7 @@ def _theirs(adapt: str, row: Adaptation, model: nn.Module, test: TargetBatches) 
             "those of each batch, in their order."
         )
     for x, logits in zip(test.batches, given, strict=True):
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        if not isinstance(logits, Tensor) or logits.dim() < 1 or len(logits) != len(x):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else with_article(type(logits).__name__)
             raise UserError(
                 f"adaptation '{adapt}' gave {got} for a batch of {len(x)}: let it yield logits (b, classes)."
@@ -245,9 +247,11 @@ def statistics_of(adapt: str, model: nn.Module) -> str:
     return ADAPTATIONS[adapt].statistics
 
 
-def check_adaptation(world: Domains, norm: Norm, model: nn.Module) -> None:
-    """Raise `UserError` for an adaptation or option that is unknown, or that the model's norm does not allow."""
+def check_adaptation(world: Domains, norm: Norm, model: nn.Module, task: str) -> None:
+    """Raise `UserError` for an adaptation or option that is unknown, or that norm or task do not allow."""
     row = ADAPTATIONS[world.adapt]
+    if row.of_classes and task != "classification":
+        raise UserError(f"adaptation '{world.adapt}' reads logits of classes, which task {task} does not have.")
     for option in world.adapt_options:
         if option not in row.options:
             raise UserError(

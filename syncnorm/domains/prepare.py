@@ -4,15 +4,16 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from syncnorm.config import Domains, Run
 from syncnorm.data.domain_pool import Pool, load_pool
 from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_of
-from syncnorm.domains.batches import check_batch, deal
+from syncnorm.domains.batches import Batch, check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
-from syncnorm.training.building import DTYPES, build_model, check_logits, check_training, data_device
+from syncnorm.tasks import task_named
+from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
 from syncnorm.worlds import expect
 
 
@@ -49,16 +50,18 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     classes = len(pool.class_names)
     model = build_model(run, tuple(pool.x.shape[1:]), classes).to(device, DTYPES[run.precision])
     index, ids = deal(pool, seen, world, run.seed, epoch=0)[0]
-    _check_step(run, model, pool.x[index.to(pool.x.device)].to(device), ids, classes)
-    check_adaptation(world, run.norm, model)
-    _check_test(world, model, pool)
+    index = index.to(pool.x.device)
+    _check_step(run, model, (pool.x[index].to(device), pool.y[index].to(device), ids), classes)
+    check_adaptation(world, run.norm, model, run.task)
+    _check_test(run, model, pool)
     return Prepared(pool, model, seen, unseen)
 
 
 def load_domains(run: Run, device: torch.device) -> Pool:
     """Load a run's domains onto the device; the last two pools are cached."""
     world, by_folder = domains(run), bool(run.data.path)
-    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], world.unseen, run.seed)
+    options = world.unseen, run.seed, run.task
+    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], *options)
 
 
 def domains(run: Run) -> Domains:
@@ -88,23 +91,25 @@ def check_world(world: Domains) -> None:
 
 
 @torch.no_grad()
-def _check_step(run: Run, model: nn.Module, x: Tensor, ids: Tensor, classes: int) -> None:
+def _check_step(run: Run, model: nn.Module, batch: Batch, classes: int) -> None:
     """Raise what the first step would raise: run its batch through a copy of the model, in training mode."""
+    x, y, ids = batch
     try:
         with torch.random.fork_rng(devices=[]), domain(ids):
-            logits = copy.deepcopy(model).train()(x)
+            outputs = copy.deepcopy(model).train()(x)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"model '{run.model}' with norm '{run.norm.name}' cannot train on {len(x)} samples of shape "
             f"{tuple(x.shape[1:])} in a batch: {reason}"
         ) from error
-    check_logits(run.model, logits, len(x), classes)
+    check_outputs(run, outputs, y, classes)
 
 
-def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
+def _check_test(run: Run, model: nn.Module, pool: Pool) -> None:
     """Raise what the tests would raise: adapt a copy of the model to two samples, or to one if a batch has only
     one."""
+    world, classes = domains(run), len(pool.class_names)
     sizes = [pool.tests(index).stop - pool.tests(index).start for index in range(len(pool.names))]
     smallest = min((size - 1) % world.test_batch + 1 for size in sizes)  # size of the smallest last batch of a domain
     device = next(model.parameters()).device
@@ -113,9 +118,16 @@ def _check_test(world: Domains, model: nn.Module, pool: Pool) -> None:
         [pool.test_x[: min(smallest, 2)].to(device)], stream, None, world.test_batch, world.adapt_options
     )
     try:
-        logits_of(world.adapt, copy.deepcopy(model), test)
+        outputs = logits_of(world.adapt, copy.deepcopy(model), test)
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"adaptation '{world.adapt}' cannot work here: {reason}") from error
+    wanted = task_named(run.task).output_shape(pool.test_y[: len(outputs)], classes)
+    if outputs.shape != wanted:
+        form = "logits (b, classes)" if run.task == "classification" else f"outputs {wanted} for task {run.task}"
+        raise UserError(
+            f"adaptation '{world.adapt}' gave {tuple(outputs.shape)} for a batch of {len(outputs)}: let it yield "
+            f"{form}."
+        )

@@ -38,12 +38,13 @@ from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
-from syncnorm.samples import sample_details
+from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.seeds import derive
+from syncnorm.tasks import task_named
 from syncnorm.training import Classifier
-from syncnorm.training.evaluation import accuracy_and_loss
+from syncnorm.training.evaluation import score_and_loss
 from syncnorm.training.kept import LastTraining
-from syncnorm.training.metrics import METRICS, own_metrics
+from syncnorm.training.metrics import other_metrics, own_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import Best, by_validation
 from syncnorm.training.small_groups import warn_of_small_groups
@@ -114,14 +115,14 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 def _test(run: Run, prepared: Prepared, model: nn.Module) -> tuple[dict[str, float], dict[str, Any]]:
     """Return the metrics of a trained model on every domain, their means over the domains that count, and the scores
     of these domains' samples."""
-    by_domain: dict[str, list[float]] = {}
-    right = []
+    task, by_domain = task_named(run.task), dict[str, list[float]]()
+    main, scores = task.metric, []
     for index in range(len(prepared.pool.names)):
-        logits, y = predicted(run, prepared, model, index, domains(run).adapt)
-        accuracy, loss = accuracy_and_loss(logits, y)
-        for name, value in {"accuracy": accuracy, "loss": loss, **own_metrics(logits, y)}.items():
+        outputs, y = predicted(run, prepared, model, index, domains(run).adapt)
+        score, loss = score_and_loss(run.task, outputs, y)
+        for name, value in {main: score, "loss": loss, **own_metrics(run, outputs, y)}.items():
             by_domain.setdefault(name, []).append(value)
-        right.append((logits.argmax(1) == y).cpu())
+        scores.append(task.scores(outputs, y).cpu())
     tested = prepared.unseen or prepared.seen
     means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
     named = {
@@ -130,38 +131,39 @@ def _test(run: Run, prepared: Prepared, model: nn.Module) -> tuple[dict[str, flo
         if name != "loss"
         for domain, value in zip(prepared.pool.names, values, strict=True)
     }
-    seen = fmean(by_domain["accuracy"][index] for index in prepared.seen)
-    metrics = {"accuracy": means.pop("accuracy"), "accuracy_seen": seen, **named, **means}
-    return metrics, _samples(run, prepared, [(index, right[index]) for index in tested])
+    seen = fmean(by_domain[main][index] for index in prepared.seen)
+    metrics = {main: means.pop(main), f"{main}_seen": seen, **named, **means}
+    return metrics, _samples(run, prepared, [(index, scores[index]) for index in tested])
 
 
-def _samples(run: Run, prepared: Prepared, right: list[tuple[int, Tensor]]) -> dict[str, Any]:
-    """Return the details on the test samples of domains, given which were right, in the order of the test.
+def _samples(run: Run, prepared: Prepared, scores: list[tuple[int, Tensor]]) -> dict[str, Any]:
+    """Return the details on the test samples of domains, given their scores in the order of the test.
 
-    All domains count alike in the accuracy, so each sample has the weight 1 / its domain's size.
+    All domains count alike in the main metric, so each sample has the weight 1 / its domain's size.
     """
-    pool = prepared.pool
-    place = torch.cat([_tested(run, pool.names[index], pool.tests(index), pool.test_y) for index, _ in right])
-    weight = torch.cat([torch.full((len(one),), 1 / len(one), dtype=torch.float64) for _, one in right])
+    pool, main = prepared.pool, task_named(run.task).metric
+    place = torch.cat([_tested(run, pool.names[index], pool.tests(index), pool.test_strata) for index, _ in scores])
+    weight = torch.cat([torch.full((len(one),), 1 / len(one), dtype=torch.float64) for _, one in scores])
     weight = weight / weight.mean()
-    score = weight * torch.cat([one for _, one in right])
+    score = weight * torch.cat([one for _, one in scores])
+    labels = pool.test_y.cpu()[place] if main == ACCURACY else None
     origin = None if pool.origin is None else pool.origin[place]
-    return sample_details(score, pool.test_y.cpu()[place], weight, origin)
+    return sample_details(score, labels, weight, origin, main)
 
 
 class DomainClassifier(Classifier):
     """A classifier whose batches include each sample's domain; it is tested after epochs, without adaptation."""
 
     def __init__(self, run: Run, prepared: Prepared) -> None:
-        super().__init__(prepared.model, optim=run.optim)
+        super().__init__(prepared.model, optim=run.optim, task=run.task)
         self._run, self._prepared = run, prepared
         self.best = Best()
-        self._groups = {"seen_accuracy": prepared.seen}
+        self._groups = {f"seen_{self.task.metric}": prepared.seen}
         if prepared.unseen:
-            self._groups["unseen_accuracy"] = prepared.unseen
+            self._groups[f"unseen_{self.task.metric}"] = prepared.unseen
         self.history |= {name: [] for name in self._groups}
         if run.data.validation:
-            self.history["validation_accuracy"] = []
+            self.history[f"validation_{self.task.metric}"] = []
         if run.evaluate_every:
             self.history["accuracy_at"] = []
 
@@ -182,10 +184,11 @@ class DomainClassifier(Classifier):
             scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
             self.history[name].append(fmean(scores))
         if self._run.data.validation:
-            accuracy = _validation(self._run, self._prepared, self.model, "none")["validation_accuracy"]
-            self.history["validation_accuracy"].append(accuracy)
+            name = f"validation_{self.task.metric}"
+            score = _validation(self._run, self._prepared, self.model, "none")[name]
+            self.history[name].append(score)
             if self._run.select == "best":
-                self.best.offer(self.epochs_done, accuracy, self.model)
+                self.best.offer(self.epochs_done, score, self.model)
 
     def remember(self) -> dict[str, Any]:
         """Return the history and the best model so far, as plain data and tensors, for `recall`."""
@@ -215,21 +218,22 @@ def _validation(run: Run, prepared: Prepared, model: nn.Module, adapt: str | Non
         return {}
     adapt = domains(run).adapt if adapt is None else adapt
     scores = [
-        accuracy_and_loss(*predicted(run, prepared, model, index, adapt, validation=True)) for index in prepared.seen
+        score_and_loss(run.task, *predicted(run, prepared, model, index, adapt, validation=True))
+        for index in prepared.seen
     ]
     accuracies, losses = zip(*scores, strict=True)
-    return {"validation_accuracy": fmean(accuracies), "validation_loss": fmean(losses)}
+    return {task_named(run.task).named("validation_accuracy"): fmean(accuracies), "validation_loss": fmean(losses)}
 
 
 def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` on the test set of a domain, under an adaptation."""
-    return accuracy_and_loss(*predicted(run, prepared, model, index, adapt))
+    """Return `(main metric, loss)` of `model` on the test set of a domain, under an adaptation."""
+    return score_and_loss(run.task, *predicted(run, prepared, model, index, adapt))
 
 
 def predicted(
     run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str, validation: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return logits (n, classes) and labels (n,) of the test (or validation) set of a domain, under an adaptation.
+    """Return outputs (n, ...) and targets (n, ...) of the test (or validation) set of a domain, under an adaptation.
 
     The model does not change: a copy is adapted.
     """
@@ -237,8 +241,9 @@ def predicted(
     name, tests = pool.names[index], pool.validations(index) if validation else pool.tests(index)
     x, y = (pool.validation_x, pool.validation_y) if validation else (pool.test_x, pool.test_y)
     training = slice(pool.starts[index], pool.starts[index + 1])
-    order = _tested(run, pool.names[index], tests, y)
-    unlabelled = _order(world, pool.y[training].cpu(), derive("stream order", run.seed, name)) + training.start
+    strata = pool.validation_strata if validation else pool.test_strata
+    order = _tested(run, pool.names[index], tests, strata)
+    unlabelled = _order(world, pool.strata[training].cpu(), derive("stream order", run.seed, name)) + training.start
     held, device = pool.x.device, next(model.parameters()).device
     test = TargetBatches(
         batches=x[order.to(held)].to(device).split(world.test_batch),  # type: ignore[no-untyped-call]
@@ -297,13 +302,15 @@ class DomainsWorld:
 
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
-        named = [f"{metric}_{name}" for metric in ("accuracy", *METRICS) for name in domains(run).domains]
-        return ["accuracy", "accuracy_seen", *named, *METRICS, "loss", "train_loss", "steps", *by_validation(run)]
+        main, others = task_named(run.task).metric, other_metrics(run)
+        named = [f"{metric}_{name}" for metric in (main, *others) for name in domains(run).domains]
+        return [main, f"{main}_seen", *named, *others, "loss", "train_loss", "steps", *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        unseen = ["unseen_accuracy"] if domains(run).unseen else []
-        return ["train_loss", "seen_accuracy", *unseen, *(["validation_accuracy"] if run.data.validation else [])]
+        main = task_named(run.task).metric
+        unseen = [f"unseen_{main}"] if domains(run).unseen else []
+        return ["train_loss", f"seen_{main}", *unseen, *([f"validation_{main}"] if run.data.validation else [])]
 
     def profiles(self, run: Run) -> list[str]:
         """Return the names of the profiles that a run will have: none."""

@@ -18,6 +18,7 @@ from syncnorm.federated.models import Models
 from syncnorm.federated.policies import policy_named, policy_options
 from syncnorm.federated.schedule import Schedule
 from syncnorm.federated.validation import check_clients
+from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
 from syncnorm.worlds import expect
 
@@ -38,15 +39,17 @@ class Federation:
 
     def __init__(self, run: Run, device: torch.device | None = None) -> None:
         self.run, self.world = run, expect(run, Clients)
+        self.task = task_named(run.task)
         self.policy = policy_named(self.world.method)
         self.options = policy_options(self.world.method, self.world.method_options)
         self.algorithm = algorithm_of(self.world, self.policy, self.options)
         check_clients(run, self.policy, self.algorithm)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.population = make_federated_dataset(run.data, self.world, run.seed, self.device, DTYPES[run.precision])
+        dtype = DTYPES[run.precision]
+        self.population = make_federated_dataset(run.data, self.world, run.seed, self.device, dtype, run.task)
         shape, classes = self.population.shape, self.population.classes
         self.models = Models(run, self.policy, shape, classes, self.device)
-        inspect_model(self.models.template, self.population.x[:2], classes, run.model)
+        inspect_model(self.models.template, self.population.x[:2], self.population.y[:2], classes, run)
         self.layout = Layout(self.models.template, self.policy)
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 

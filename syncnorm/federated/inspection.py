@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from syncnorm.config import Run
 from syncnorm.errors import UserError
-from syncnorm.training.building import check_logits
+from syncnorm.training.building import check_outputs
 
 
 class _Statistics(TorchFunctionMode):
@@ -26,23 +27,23 @@ class _Statistics(TorchFunctionMode):
 
 
 @torch.no_grad()
-def inspect_model(model: nn.Module, images: Tensor, classes: int, name: str) -> None:
+def inspect_model(model: nn.Module, images: Tensor, targets: Tensor, classes: int, run: Run) -> None:
     """Run a few images through a model in evaluation mode, and check that clients can train it.
 
     Raises:
-        UserError: a model that returns anything but one logit per class; a model with a batch norm in a plain list or
+        UserError: a model whose output does not fit the task; a model with a batch norm in a plain list or
             dict, which no module registers: clients would share it, and no policy would apply to it.
     """
     was_training = model.training
     with _Statistics() as statistics:
-        logits = model.eval()(images)
+        outputs = model.eval()(images)
     model.train(was_training)
-    check_logits(name, logits, len(images), classes)
+    check_outputs(run, outputs, targets, classes)
     known = {buffer.data_ptr() for buffer in model.buffers()}
     hidden = [value for value in statistics.used if value.data_ptr() not in known]
     if hidden:
         raise UserError(
-            f"model '{name}' uses a batch norm of {len(hidden[0])} channels that none of its modules lists, kept in "
-            "a plain list or dict perhaps: keep it in an nn.ModuleList or nn.ModuleDict, or clients cannot have "
-            "their own."
+            f"model '{run.model}' uses a batch norm of {len(hidden[0])} channels that none of its modules lists, "
+            "kept in a plain list or dict perhaps: keep it in an nn.ModuleList or nn.ModuleDict, or clients cannot "
+            "have their own."
         )

@@ -84,7 +84,7 @@ class Step(nn.Module):
         self.classifier = classifier
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of images (N, C, H, W) and labels (N,)."""
+        """Return the loss of images (N, C, H, W) and labels (N,), or the targets of another task."""
         loss = self.classifier.training_step((x, y), 0)
         self.classifier.forget_losses()
         return loss

@@ -50,11 +50,12 @@ class Models:
     @cached_property
     def _classifier(self) -> Classifier:
         layer = Norm("reference_bn", self._run.norm.options) if self._policy.training == "running" else None
-        return Classifier(self.build(), norm=layer, optim=self._run.optim)
+        return Classifier(self.build(), norm=layer, optim=self._run.optim, task=self._run.task)
 
     @cached_property
     def _frozen_classifier(self) -> Classifier:
-        return Classifier(self.build(), norm=Norm("frozen_bn", self._run.norm.options), optim=self._run.optim)
+        frozen = Norm("frozen_bn", self._run.norm.options)
+        return Classifier(self.build(), norm=frozen, optim=self._run.optim, task=self._run.task)
 
     @cached_property
     def _fresh(self) -> dict[str, Tensor]:

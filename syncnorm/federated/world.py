@@ -29,15 +29,16 @@ from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
+from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
-from syncnorm.training.metrics import METRICS as OWN_METRICS
+from syncnorm.training.metrics import other_metrics
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 from syncnorm.training.small_groups import warn_of_small_groups
 from syncnorm.worlds import expect
 
-METRICS = [
+METRICS = [  # of classification; `Task.named` gives those of another task
     *("accuracy", "client_accuracy_worst", "client_accuracy_std", "client_accuracy_weighted", "loss"),
     *("reestimated_accuracy", "reestimated_accuracy_worst", "global_accuracy", "global_loss"),
     *("global_reestimated_accuracy", "global_batch_accuracy"),
@@ -174,7 +175,7 @@ class ClientsWorld:
     def data(self, run: Run) -> FederatedDataset:
         """Return a run's data."""
         cpu, dtype = torch.device("cpu"), DTYPES[run.precision]
-        return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype)
+        return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype, run.task)
 
     def pixels(self, run: Run) -> Problem:
         """Return all clients' training samples together, and the test samples of the clients that are evaluated.
@@ -198,12 +199,13 @@ class ClientsWorld:
     def metrics(self, run: Run) -> list[str]:
         """Return the names of the metrics that a run may have."""
         world = expect(run, Clients)
-        own = [name for metric in OWN_METRICS for name in (metric, f"global_{metric}")]
-        return [*METRICS, *own, *(f"accuracy_{name}" for name in world.domains), *by_validation(run)]
+        own = [name for metric in other_metrics(run) for name in (metric, f"global_{metric}")]
+        main = [*METRICS, *(f"accuracy_{name}" for name in world.domains)]
+        return [*map(task_named(run.task).named, main), *own, *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:
         """Return the names of the histories that a run will have."""
-        chosen = ["validation_accuracy"] if validated_at(run, 1, 1) else []
+        chosen = [task_named(run.task).named("validation_accuracy")] if validated_at(run, 1, 1) else []
         return ["train_loss", "left_out", *chosen]
 
     def profiles(self, run: Run) -> list[str]:

@@ -7,6 +7,7 @@ from syncnorm.models.registry import MODELS, ModelSpec, make_model, model_names,
 from syncnorm.models.resnet import ResNet, resnet18, thin_resnet
 from syncnorm.models.signal_cnn import SignalCNN
 from syncnorm.models.small import MLP, SmallCNN
+from syncnorm.models.unet import UNet
 
 __all__ = [
     "MLP",
@@ -18,6 +19,7 @@ __all__ = [
     "ResNet",
     "SignalCNN",
     "SmallCNN",
+    "UNet",
     "make_model",
     "model_names",
     "register_model",

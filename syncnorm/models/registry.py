@@ -22,6 +22,7 @@ from syncnorm.models.ic_mlp import IndependentComponentMLP
 from syncnorm.models.resnet import resnet18, thin_resnet
 from syncnorm.models.signal_cnn import SignalCNN
 from syncnorm.models.small import MLP, SmallCNN, StridedCNN
+from syncnorm.models.unet import UNet
 from syncnorm.norms import make_norm
 from syncnorm.registry import Registry, check_named
 
@@ -59,6 +60,7 @@ MODELS: Registry[ModelSpec] = Registry(
         "resnet20": ModelSpec(partial(thin_resnet, depth=20), positions=2),
         "resnet32": ModelSpec(partial(thin_resnet, depth=32), positions=2),
         "resnet56": ModelSpec(partial(thin_resnet, depth=56), positions=2),
+        "unet": ModelSpec(UNet, positions=2),
         "signal_cnn": ModelSpec(SignalCNN, positions=1),
         "mlp": ModelSpec(MLP, positions=0),
         "ic_mlp": ModelSpec(IndependentComponentMLP, positions=0),

@@ -14,7 +14,7 @@ from typing import Any
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
-from syncnorm.samples import chance_of
+from syncnorm.samples import ACCURACY, chance_of, metric_of
 from syncnorm.study.baselines import Scored, read_scores
 
 FORMAT = 1
@@ -150,9 +150,12 @@ def diverged(row: Row) -> bool:
 def at_chance(row: Row) -> bool | None:
     """Return whether a finished run's accuracy is no better than a guess; None for a row that cannot say.
 
-    It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores.
+    A task without classes has no guess. It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores.
     """
-    chance, accuracy = chance_of(row.get("details", {})), row["metrics"].get("accuracy")
+    details = row.get("details", {})
+    if metric_of(details) != ACCURACY:
+        return False
+    chance, accuracy = chance_of(details), row["metrics"].get(ACCURACY)
     return None if chance is None or accuracy is None else bool(accuracy <= chance.bound + 1e-9)
 
 

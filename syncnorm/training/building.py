@@ -1,4 +1,4 @@
-"""Preparation that all worlds share: building a run's model, and checks of optimiser and outputs."""
+"""Preparation that all worlds share: building a run's model, and checks of optimiser, outputs and task."""
 
 from itertools import chain
 from math import inf
@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from syncnorm.config import Optim, Run
-from syncnorm.errors import UserError
+from syncnorm.errors import UserError, where_raised
 from syncnorm.models import make_model
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
+from syncnorm.tasks import TASKS, task_named
 from syncnorm.worlds import world_of
 
 DTYPES = {
@@ -71,12 +72,32 @@ def _check_optim(optim: Optim) -> None:
             raise UserError(f"optim.{name} is {value}: it must be {rule}.")
 
 
-def check_logits(model: str, logits: Any, images: int, classes: int) -> None:
-    """Raise `UserError` if a model returned anything but one logit for each class and image."""
-    if isinstance(logits, Tensor) and logits.shape == (images, classes):
-        return
-    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    raise UserError(
-        f"model '{model}' returned {got} for {images} images: it must return one logit for each of {classes} "
-        f"classes, ({images}, {classes})."
-    )
+@torch.no_grad()
+def check_outputs(run: Run, outputs: Any, targets: Tensor, classes: int) -> None:
+    """Raise `UserError` if a model's output for samples with these targets is not what the run's task needs.
+
+    A task of one's own is also tried: it must give one loss and one score a sample.
+    """
+    task = task_named(run.task)
+    wanted = task.output_shape(targets, classes)
+    if not isinstance(outputs, Tensor) or outputs.shape != wanted:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        what = f"one logit for each of {classes} classes" if run.task == "classification" else f"for task {run.task}"
+        raise UserError(
+            f"model '{run.model}' returned {got} for {len(targets)} images: it must return {what}, {wanted}."
+        )
+    if TASKS.source(run.task) is not None:
+        _try_task(run.task, outputs, targets.to(outputs.device))
+
+
+def _try_task(name: str, outputs: Tensor, targets: Tensor) -> None:
+    for what in ("losses", "scores"):
+        try:
+            values = getattr(task_named(name), what)(outputs, targets)
+        except Exception as error:
+            raise UserError(
+                f"task '{name}', {what}: {where_raised(error)}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(values, Tensor) or values.shape != (len(targets),):
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise UserError(f"task '{name}', {what}: it returned {got}, and must return one number a sample, (N,).")

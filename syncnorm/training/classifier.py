@@ -7,13 +7,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
 from syncnorm.moments import acc_dtype
 from syncnorm.surgery import convert
+from syncnorm.tasks import task_named
 
 LossWeighting = Literal["rank_mean", "global_mean"]
 BY_DOMAIN = ("domain_weight", "domain_bias")
@@ -21,7 +21,7 @@ BY_DOMAIN = ("domain_weight", "domain_bias")
 
 
 class Classifier(pl.LightningModule):
-    """Cross-entropy training of `model`, on one device or under DDP.
+    """Training of `model` on the loss of a task, on one device or under DDP; the task is classification by default.
 
     DDP averages the ranks' gradients, so with `loss_weighting="rank_mean"` a sample on a rank with few samples has
     more weight than one on a rank with many; "global_mean" weights rank r's loss by n_r * W / N (n_r its samples, N
@@ -33,6 +33,7 @@ class Classifier(pl.LightningModule):
         norm: norm to which the model's batch norms are converted; None leaves them.
         optim: optimiser and schedule; the Trainer sets the number of epochs.
         loss_weighting: see above.
+        task: name of the task (`syncnorm.tasks.TASKS`), which has the loss: cross-entropy for classification.
     """
 
     def __init__(
@@ -41,29 +42,31 @@ class Classifier(pl.LightningModule):
         norm: Norm | str | None = None,
         optim: Optim | None = None,
         loss_weighting: LossWeighting = "rank_mean",
+        task: str = "classification",
     ) -> None:
         super().__init__()
         norm = Norm(norm) if isinstance(norm, str) else norm
         self.model = model if norm is None else convert(model, norm.name, **norm.options)
         self.optim = optim or Optim()
         self.loss_weighting = loss_weighting
+        self.task = task_named(task)
         self.history: dict[str, list[float]] = {"train_loss": []}
-        """One value per epoch: "train_loss" is the mean over the steps of this rank, in nats."""
+        """One value per epoch: "train_loss" is the mean over the steps of this rank, in nats for classification."""
         self.seconds_before = 0.0
         """Training time in seconds in earlier processes, from whose checkpoint this one resumed."""
         self._losses: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, classes) for images (N, C, H, W)."""
+        """Return logits (N, classes), or the outputs of another task, for images (N, C, H, W)."""
         logits: Tensor = self.model(x)
         return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of this rank's batch of images and labels."""
+        """Return the loss of this rank's batch of samples and targets."""
         x, y = batch
         logits = self(x)
         # Without samples there is no mean, but the other ranks wait for a gradient of zero.
-        loss = F.cross_entropy(logits, y) if len(x) else logits.sum()
+        loss = self.task.loss(logits, y) if len(x) else logits.sum()
         self._losses.append(loss.detach())
         if self.loss_weighting == "global_mean":
             return loss * share_of_batch(len(x), loss)

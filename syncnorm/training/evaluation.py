@@ -1,19 +1,25 @@
 """Evaluation of a model on a test set."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from syncnorm.tasks import task_named
 
-def evaluate(model: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of `model` in evaluation mode; samples (N, ...), labels (N,)."""
-    logits = predict(model, x, batch)
-    return accuracy_and_loss(logits, y.to(logits.device))
+
+def evaluate(
+    model: nn.Module, x: Tensor, y: Tensor, batch: int = 500, task: str = "classification"
+) -> tuple[float, float]:
+    """Return `(main metric, loss)` of `model` in evaluation mode, for samples (N, ...) and targets (N, ...).
+
+    They are accuracy and cross-entropy in nats for classification, whose targets are labels (N,).
+    """
+    outputs = predict(model, x, batch)
+    return score_and_loss(task, outputs, y.to(outputs.device))
 
 
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    """Return the logits (N, classes) of `model` in evaluation mode, on its device; its mode is restored."""
+    """Return the outputs (N, ...) of `model` in evaluation mode, on its device; its mode is restored."""
     was_training = model.training
     parameter = next(model.parameters(), x)
     model.eval()
@@ -23,14 +29,15 @@ def predict(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
         model.train(was_training)
 
 
-def accuracy_and_loss(logits: Tensor, y: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)`: means over samples, or sums weighted by `weights`.
+def score_and_loss(task: str, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+    """Return `(main metric, loss)` of a task: means over samples, or sums weighted by `weights`.
 
     Weights (N,) sum to 1; the sums are in float64.
     """
-    right = logits.argmax(1) == y
+    asked = task_named(task)
     if weights is None:
-        return right.double().mean().item(), F.cross_entropy(logits, y).item()
-    logits = logits.double()
-    weights = weights.to(logits)
-    return (weights * right).sum().item(), (weights * F.cross_entropy(logits, y, reduction="none")).sum().item()
+        return asked.scores(outputs, targets).double().mean().item(), asked.loss(outputs, targets).item()
+    outputs = outputs.double()
+    weights = weights.to(outputs)
+    scores, losses = asked.scores(outputs, targets), asked.losses(outputs, targets)
+    return (weights * scores).sum().item(), (weights * losses).sum().item()

@@ -5,20 +5,21 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.errors import UserError
+from syncnorm.tasks import task_named
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.RMSNorm)
 """Norms whose weights may have two dimensions but are not matrices."""
 
 
-def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+def gradient_norms(model: nn.Module, x: Tensor, y: Tensor, task: str = "classification") -> dict[str, float]:
     """Return ||dL / dz|| for the output z of every layer with a weight, in the order of their first calls.
 
-    L is the mean cross-entropy of the batch `x` (N, ...) with labels `y` (N,), in nats, in training mode. Layers are
+    L is the task's loss of the batch `x` (N, ...) with targets `y` (N, ...), in training mode: for classification the
+    mean cross-entropy with labels (N,), in nats. Layers are
     those whose weight has two or more dimensions (linear, convolutional; not norms), by their names in `model`. The
     norm is Euclidean, over all entries of z for the whole batch; if a layer is called more than once, over all of its
     outputs. Values that overflow are returned as inf or nan.
@@ -54,19 +55,21 @@ def gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         # The input requires a gradient too, so that frozen layers have gradients at their outputs.
-        loss = F.cross_entropy(twin(x.detach().requires_grad_()), y)
+        loss = task_named(task).loss(twin(x.detach().requires_grad_()), y)
         counting = True
         loss.backward()  # type: ignore[no-untyped-call]
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
-def gradient_profile(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, list[Any]] | None:
+def gradient_profile(
+    model: nn.Module, x: Tensor, y: Tensor, task: str = "classification"
+) -> dict[str, list[Any]] | None:
     """Return `gradient_norms` in the form that rows store: {"layers": names, "values": numbers}.
 
     JSON has no inf or nan, so values that overflowed become None. A model that cannot be copied has no profile.
     """
     try:
-        norms = gradient_norms(model, x, y)
+        norms = gradient_norms(model, x, y, task)
     except UserError:  # a missing diagnostic must not fail the run
         return None
     values = [value if math.isfinite(value) else None for value in norms.values()]

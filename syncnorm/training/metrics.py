@@ -1,4 +1,4 @@
-"""Users' own metrics, measured wherever accuracy is, in every world."""
+"""Metrics beside the main one, measured wherever it is, in every world: a task's further ones, and users' own."""
 
 import inspect
 import math
@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syncnorm.config import Run
 from syncnorm.errors import UserError, where_raised
 from syncnorm.registry import Registry, check_named
+from syncnorm.tasks import task_named
 
 Metric = Callable[..., float]
-"""Maps logits (N, classes) and labels (N,) to a number; it may have a parameter `client` for the client's number."""
+"""Maps outputs (N, classes) and targets (N,) to a number; it may have a parameter `client`, the client's number."""
 METRICS: Registry[Metric] = Registry("metric", {})
 
 
 def register_metric(name: str) -> Callable[[Metric], Metric]:
     """Register a metric: a function `(logits, labels) -> float`, which appears in every row under its name.
 
-    It gets logits (N, classes) and labels (N,) of a test set, both on the model's device, without gradients.
+    It gets logits (N, classes) and labels (N,) of a test set, both on the model's device, without gradients. Of
+    another task than classification it gets the outputs and targets.
 
     In the clients world it is measured at every client, on the client's test samples with weight above 0, and the row
     has the mean over clients; `global_NAME` is that of the global model. A function with a parameter `client` gets
@@ -56,17 +59,24 @@ def _check_call(name: str, function: Metric) -> None:
         raise UserError(f"metric '{name}' must be a function (logits, labels): {error}.") from None
 
 
+def other_metrics(run: Run) -> list[str]:
+    """Return the names of a run's metrics beside the main one: its task's further ones, and the registered ones."""
+    return [*task_named(run.task).also, *METRICS]
+
+
 @torch.no_grad()
 def own_metrics(
-    logits: Tensor, labels: Tensor, client: int | None = None, weights: Tensor | None = None
+    run: Run, outputs: Tensor, targets: Tensor, client: int | None = None, weights: Tensor | None = None
 ) -> dict[str, float]:
-    """Return the registered metrics of logits (N, classes) and labels (N,), by name; weights (N,) are a client's.
+    """Return the `other_metrics` of outputs (N, ...) and targets (N, ...), by name; weights (N,) are a client's.
 
-    They are nan where a logit is not finite: the run diverged, which is no mistake of a metric's.
+    They are nan where an output is not finite: the run diverged, which is no mistake of a metric's.
     """
-    if not logits.isfinite().all():
-        return dict.fromkeys(METRICS, math.nan)
-    return {name: _measured(name, METRICS[name], logits, labels, client, weights) for name in METRICS}
+    if not outputs.isfinite().all():
+        return dict.fromkeys(other_metrics(run), math.nan)
+    kept = slice(None) if weights is None else weights > 0
+    found = dict(task_named(run.task).more(outputs[kept], targets[kept]))
+    return found | {name: _measured(name, METRICS[name], outputs, targets, client, weights) for name in METRICS}
 
 
 def _measured(

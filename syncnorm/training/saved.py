@@ -19,6 +19,7 @@ from syncnorm.config import MODELS, Execution, Result, Run, run_from
 from syncnorm.errors import UserError
 from syncnorm.files import write_file
 from syncnorm.surgery import convert
+from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES, build_model
 from syncnorm.worlds import fingerprints, world_of
 
@@ -34,8 +35,8 @@ class LoadedRun:
     """The model in evaluation mode, on the CPU, with the statistics that evaluated it. For clients it is the global
     model; entries that clients keep are averaged in it, or pooled if the run says so."""
     accuracy: float
-    """Accuracy on the test data, as in the run's row: for domains with the run's adaptation, for clients the mean
-    over them."""
+    """Accuracy on the test data (of another task than classification, its main metric), as in the run's row: for
+    domains with the run's adaptation, for clients the mean over them."""
     run: Run
     metrics: dict[str, float]
     evaluated_by: str
@@ -146,7 +147,9 @@ def load_model(folder: str | Path) -> LoadedRun:
             client, _, name = path.partition(".")
             clients.setdefault(int(client), {})[name] = value
     metrics = config["metrics"]
-    return LoadedRun(model.eval(), metrics["accuracy"], run, metrics, config["evaluated_by"], clients)
+    return LoadedRun(
+        model.eval(), metrics[task_named(run.task).metric], run, metrics, config["evaluated_by"], clients
+    )
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -6,12 +6,14 @@ from typing import Any
 from torch import nn
 
 from syncnorm.config import Run
+from syncnorm.tasks import task_named
 from syncnorm.training.checkpoints import State, load_module_state, module_state
 
 
 def by_validation(run: Run) -> list[str]:
     """Return the names of the metrics that a run has because of its validation samples."""
-    measured = ["validation_accuracy", "validation_loss"] if run.data.validation else []
+    named = task_named(run.task).named("validation_accuracy")
+    measured = [named, "validation_loss"] if run.data.validation else []
     return [*measured, *([run.world.step] if run.select == "best" else [])]
 
 

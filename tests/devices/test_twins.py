@@ -6,20 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from processes import torchrun
-from twin_program import state_after, twin_run
+from twin_program import RUNS, state_after
 
-NORMS = ["bn", "sync_bn", "gn", "brn", "mabn"]
+NORMS = {
+    "classification": ["bn", "sync_bn", "gn", "brn", "mabn"],
+    "segmentation": ["bn", "sync_bn", "gn", "frozen_bn", "mabn"],
+}
 PROGRAM = Path(__file__).with_name("twin_program.py")
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_torchrun_and_virtual_ranks_train_the_same_model(ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("task", "ranks"), [("classification", 2), ("classification", 4), ("segmentation", 2)])
+def test_torchrun_and_virtual_ranks_train_the_same_model(task: str, ranks: int, tmp_path: Path) -> None:
     out = tmp_path / "states.pt"
-    torchrun(ranks, PROGRAM, str(out), json.dumps(NORMS))
+    torchrun(ranks, PROGRAM, str(out), json.dumps(NORMS[task]), task)
     real = torch.load(out, weights_only=True)
-    for norm in NORMS:
-        virtual = state_after(twin_run(norm, ranks, "virtual"), None)
+    for norm in NORMS[task]:
+        virtual = state_after(RUNS[task](norm, ranks, "virtual"), None)
         assert real[norm].keys() == virtual.keys()
         assert (norm == "bn") == any(name.endswith(".means") for name in virtual)
         for name, value in virtual.items():

@@ -7,7 +7,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from syncnorm.config import Devices, Norm, Optim, Run
+from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.devices.prepare import prepare
 from syncnorm.devices.rank_statistics import statistics_by_rank
 from syncnorm.devices.world import train
@@ -31,6 +31,24 @@ def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
     )
 
 
+def segmentation_run(norm: str, ranks: int, engine: str) -> Run:
+    """Return a short run of a U-Net on segmentation, likewise; a device has scenes of its own."""
+    world = Devices(ranks=ranks, per_device_batch=2, natural_skew=100, engine=engine)
+    return Run(
+        data=Data("shapes-photo", size=16),
+        model="unet",
+        norm=Norm(norm, OPTIONS.get(norm, {})),
+        world=world,
+        optim=Optim(epochs=1, lr=0.05),
+        precision="float64",
+        seed=3,
+        task="segmentation",
+    )
+
+
+RUNS = {"classification": twin_run, "segmentation": segmentation_run}
+
+
 def state_after(run: Run, rank: int | None) -> dict[str, torch.Tensor]:
     """Return parameters and running statistics: batch norm's of every rank, other norms' of rank 0."""
     prepared = prepare(run, torch.device("cpu"))
@@ -45,11 +63,15 @@ def state_after(run: Run, rank: int | None) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    """Train each norm on all ranks of this torchrun; rank 0 writes {norm: state} to the file named."""
+    """Train each norm on all ranks of this torchrun; rank 0 writes {norm: state} to the file named.
+
+    Arguments: the file, the norms as JSON, and the task.
+    """
     torch.set_num_threads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     norms = json.loads(sys.argv[2])
-    states = {norm: state_after(twin_run(norm, ranks, "torchrun"), rank) for norm in norms}
+    make = RUNS[sys.argv[3]]
+    states = {norm: state_after(make(norm, ranks, "torchrun"), rank) for norm in norms}
     if rank == 0:
         torch.save(states, sys.argv[1])
     dist.barrier()

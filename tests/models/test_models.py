@@ -28,7 +28,7 @@ def fitting_shape(name: str) -> tuple[int, ...]:
 def test_every_model_takes_every_norm(name: str, norm: str) -> None:
     shape = fitting_shape(name)
     model = make_model(name, shape, 7, norm)
-    assert model(torch.randn(2, *shape)).shape == (2, 7)
+    assert model(torch.randn(2, *shape)).shape == ((2, 7, 16, 16) if name == "unet" else (2, 7))
     assert bool(batch_norms(model)) == norm.endswith("bn")
 
 
@@ -66,6 +66,20 @@ def test_resnet18_converts_there_and_back(norm: str) -> None:
     before = model(x)
     assert len(batch_norms(model)) == 20
     assert torch.equal(revert(convert(model, norm))(x), before)
+
+
+def test_a_unet_uses_every_level_and_halves_its_images() -> None:
+    model = make_model("unet", (3, 16, 24), 5, width=4, depth=3)
+    seen = []
+    for layer in batch_norms(model).values():
+        layer.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape[1:])))
+    x = torch.randn(2, 3, 16, 24)
+    model(x).sum().backward()
+    assert [shape[1:] for shape in seen] == [(16, 24), (8, 12), (4, 6), (2, 3), (4, 6), (8, 12), (16, 24)]
+    assert [shape[0] for shape in seen] == [4, 8, 16, 16, 16, 8, 4]
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "0.bias" not in n
+    )
 
 
 def test_a_model_of_ones_own_gets_what_it_asks_for() -> None:
@@ -126,6 +140,7 @@ def test_samples_of_another_kind_get_a_sentence(name: str, shape: tuple[int, ...
         (":nothing", {}, "is no import path"),
         ("math:pi", {}, "model 'math:pi' is a float: name what builds a model"),
         ("small_cnn", {"width": -3}, "model 'small_cnn' cannot be built with width=-3"),
+        ("unet", {"depth": 5}, "model 'unet' cannot be built with depth=5: images of 16 x 16 cannot be halved"),
         ("signal_cnn", {"depth": 0}, "model 'signal_cnn' cannot be built with depth=0: depth is 0"),
     ],
 )

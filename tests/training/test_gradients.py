@@ -160,8 +160,11 @@ def test_a_run_has_its_profiles(norm: str) -> None:
     world = Devices(per_device_batch=8)
     result = fit(replace(SHORT, norm=Norm(norm), world=world))
     profiles = result.details["profiles"]
-    assert list(profiles) == ["gradient_norm_initial", "gradient_norm_final"]
-    for profile in profiles.values():
+    gradients, samples = list(profiles)[:2], list(profiles)[2:]
+    assert gradients == ["gradient_norm_initial", "gradient_norm_final"]
+    assert samples == ["effective_samples", "values_per_channel"]
+    assert profiles["values_per_channel"]["layers"] == ["features.1", "features.5", "features.9"]
+    for profile in map(profiles.__getitem__, gradients):
         assert profile["layers"] == ["features.0", "features.4", "features.8", "classifier"]
         assert all(value > 0 for value in profile["values"])
     assert profiles["gradient_norm_initial"] != profiles["gradient_norm_final"]

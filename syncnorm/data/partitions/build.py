@@ -31,6 +31,7 @@ def make_federated_dataset(
     seed: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    task: str = "classification",
 ) -> FederatedDataset:
     """Load the domains and distribute their samples among the clients.
 
@@ -39,6 +40,8 @@ def make_federated_dataset(
     limits of `data` apply to each. With the skew "natural", each value of the natural column is a client with its own
     test set; held-out clients are the last values. With the skew "resampled", clients may share samples, and nothing
     is stored per client.
+
+    With another `task` than classification, skews go by the strata of its targets.
 
     `data.validation` holds out a fraction of each training client's own samples. Then `world.equal_size` keeps the
     first of the others, which are in random order: this fraction of all samples of the smallest training client, or
@@ -53,7 +56,7 @@ def make_federated_dataset(
     apart = bool(world.domains or world.unseen)
     unseen = tuple(name for name in world.unseen if name not in trained)
     whole = replace(data, validation=0.0)  # each client holds out its own
-    pool = load_pool(whole, names, apart, torch.device(device), dtype, unseen, seed)
+    pool = load_pool(whole, names, apart, torch.device(device), dtype, unseen, seed, task)
     assignment = DomainAssignment(
         world.count, world.held_out, len(trained), tuple(names.index(name) for name in world.unseen)
     )

@@ -38,7 +38,7 @@ def partition_card(dataset: FederatedDataset) -> dict[str, Any]:
         "validation": dataset.data.validation,
         **({"without_validation": len(dataset.without_validation)} if dataset.data.validation else {}),
         "noise": world.noise,
-        "classes": list(pool.class_names),
+        "classes": list(pool.strata_names),
         "scale": pool.scale,
         "domains": [
             {

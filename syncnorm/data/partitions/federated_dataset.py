@@ -64,7 +64,7 @@ class FederatedDataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, or of outputs of another task."""
         return len(self.pool.class_names)
 
     @property
@@ -151,11 +151,12 @@ class FederatedDataset:
 
     def test_weights(self, client: int) -> Tensor:
         """Return only the weights of `test`."""
-        y = self.pool.test_y[self.test_index(client)]
+        y = self.pool.test_strata[self.test_index(client)]
         if self._labels_alike():
             return torch.full((len(y),), 1 / len(y), dtype=torch.float64, device=y.device)
-        tested = torch.bincount(y, minlength=self.classes)
-        share = self.histogram(client).double().to(y.device).where(tested > 0, 0)
+        share = self.histogram(client).double().to(y.device)
+        tested = torch.bincount(y, minlength=len(share))
+        share = share.where(tested > 0, 0)
         if share.sum() == 0:
             raise UserError(
                 f"no class that client {client} trains on has a test image in domain '{self.domain(client)}': use "
@@ -169,8 +170,9 @@ class FederatedDataset:
         return torch.arange(index.start, index.stop) if isinstance(index, slice) else index.cpu()
 
     def histogram(self, client: int) -> Tensor:
-        """Return the number of a client's training samples of each class: int64 (classes,)."""
-        return torch.bincount(self.y[self.train(client).to(self.y.device)], minlength=self.classes).cpu()
+        """Return the number of a client's training samples of each class, or stratum: int64 (classes,)."""
+        strata = self.pool.strata[self.train(client).to(self.y.device)]
+        return torch.bincount(strata, minlength=len(self.pool.strata_names)).cpu()
 
     def _split(self, client: int) -> tuple[Indices, Indices]:
         """Return training and validation samples, as indices in the client's domain."""
@@ -188,7 +190,7 @@ class FederatedDataset:
 
     @cached_property
     def _labels(self) -> Indices:
-        labels: Indices = self.y.cpu().numpy()
+        labels: Indices = self.pool.strata.cpu().numpy()
         return labels
 
     @cached_property

@@ -12,7 +12,7 @@ fifth is the test:
 A dict may have the columns `natural` and `domain`, with one value per sample, and, at the top level, `class_names`
 and `note`. Samples are images (C, H, W), or (H, W) of bytes, signals (C, L) or feature vectors (F,). Bytes and 16-bit
 numbers are pixels, with the type's largest value as white; other numbers are used unchanged. Channels in the last
-dimension are moved to the first.
+dimension are moved to the first. Labels are classes, (N,); with another task they are its targets (`syncnorm.tasks`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,11 @@ from torch.utils.data import IterableDataset
 
 from syncnorm.data.dataset import Dataset
 from syncnorm.data.raw import Pixels, Signals
-from syncnorm.data.sources.assemble import Split, Values, assemble, check_split, where
+from syncnorm.data.sources.assemble import Split, Values, assemble, check_split
 from syncnorm.data.sources.decode import SIXTEEN, pixels_of, stack
 from syncnorm.errors import UserError
+from syncnorm.tasks import task_named
+from syncnorm.tasks.task import where
 
 COLUMNS = ("x", "y", "natural", "domain")
 EXTRAS = ("class_names", "note")
@@ -42,15 +44,15 @@ CHANNELS = (1, 3, 4)
 """Possible numbers of channels of an image with channels last."""
 
 
-def from_registered(returned: Any, name: str) -> Pixels | Signals:
+def from_registered(returned: Any, name: str, task: str = "classification") -> Pixels | Signals:
     """Check and return the result of the function registered as `name`; see above for the possible forms.
 
     Raises `UserError` for any other form, for samples that are missing, not finite, of different sizes or of an
-    unsupported shape, and for labels that cannot be classes.
+    unsupported shape, and for labels that cannot be classes, or that `task` cannot learn.
     """
     what = f"data set '{name}'"
     if isinstance(returned, Dataset):
-        return _from_dataset(returned, what)
+        return _from_dataset(returned, what, task)
     extras: dict[str, Any] = {}
     if isinstance(returned, Mapping):
         extras = {key: returned[key] for key in EXTRAS if key in returned}
@@ -61,34 +63,43 @@ def from_registered(returned: Any, name: str) -> Pixels | Signals:
         changes.append(SIXTEEN)
     names = extras.get("class_names")
     note = str(extras.get("note", f"registered as {name}"))
-    return assemble(splits, what, note, tuple(map(str, names)) if names is not None else None, dict.fromkeys(changes))
+    given = tuple(map(str, names)) if names is not None else None
+    return assemble(splits, what, note, given, dict.fromkeys(changes), task)
 
 
-def _from_dataset(data: Dataset, what: str) -> Signals:
+def _from_dataset(data: Dataset, what: str, task: str) -> Signals:
     if len(data.validation_y):
         raise UserError(
             f"{what} has validation samples of its own: make them training samples, and set data.validation."
         )
     train_x, test_x = (x.detach().cpu().float().numpy() for x in (data.train_x, data.test_x))
-    for split, x, y in (("train", train_x, data.train_y), ("test", test_x, data.test_y)):
-        check_split(Split(x, y.cpu().numpy()), where(what, split))
-        if y.dtype != torch.int64 or y.min() < 0 or y.max() >= len(data.class_names):
+    for split, x, labels in (("train", train_x, data.train_y), ("test", test_x, data.test_y)):
+        check_split(Split(x, labels.cpu().numpy()), where(what, split))
+        if task == "classification" and _are_no_classes(labels, data.class_names):
             raise UserError(
                 f"{where(what, split)}: labels must be int64 from 0 to {len(data.class_names) - 1}, one number for "
                 "each of class_names."
             )
+    y = {"train": data.train_y.cpu().numpy(), "test": data.test_y.cpu().numpy()}
+    if task != "classification":
+        y, _ = task_named(task).read(y, what, data.class_names)
     return Signals(
         train_x,
-        data.train_y.cpu().numpy(),
+        y["train"],
         test_x,
-        data.test_y.cpu().numpy(),
+        y["test"],
         data.class_names,
         data.note,
         changes=data.changes,
         natural=data.natural,
         domain=data.domain,
         as_is=True,
+        task=task,
     )
+
+
+def _are_no_classes(y: Tensor, class_names: Sequence[str]) -> bool:
+    return y.dtype != torch.int64 or bool(y.min() < 0 or y.max() >= len(class_names))
 
 
 def _parts(returned: Any, what: str) -> dict[str, Any]:
@@ -159,7 +170,8 @@ def _read_torch(data: Any, where: str, changes: list[str]) -> Split:
             raise UserError(f"{where}: item {row} is {_described(item)}: each item must be (sample, label).")
         samples.append(item[0])
         labels.append(item[1].item() if isinstance(item[1], Tensor) and item[1].numel() == 1 else item[1])
-    return Split(_samples(_stacked(samples, where), where, changes), _array(labels, where, "y"))
+    y = _stacked(labels, where) if isinstance(labels[0], Tensor) else _array(labels, where, "y")
+    return Split(_samples(_stacked(samples, where), where, changes), y)
 
 
 def _stacked(samples: Sequence[Any], where: str) -> Values:

@@ -1,4 +1,4 @@
-"""Check samples and labels of any kind, and number classes from 0.
+"""Check samples and targets of any kind, and number classes from 0.
 
 All sources except generated ones use this, so that each mistake in labels gives the same message.
 """
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from syncnorm.data.raw import Groups, Labels, Pixels, Signals
+from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.errors import UserError
+from syncnorm.tasks import task_named
+from syncnorm.tasks.task import where
 
 Values = NDArray[Any]
-PER_CLASS = 2
-"""Minimum mean number of samples per class: labels with fewer are row numbers or measured values."""
 CHANGE_OF_LABELS = "labels that are whole numbers written as fractions are taken as classes"
 
 
@@ -33,20 +33,23 @@ def assemble(
     note: str,
     class_names: Sequence[str] | None = None,
     changes: Iterable[str] = (),
+    task: str = "classification",
 ) -> Pixels | Signals:
     """Return the splits "train" and "test", or the one called "whole" as training samples without test samples.
 
-    `what` names the data in errors. Without `class_names`, the classes are the sorted label values. Bytes and 16-bit
-    numbers of shape (N, C, H, W) become `Pixels`, anything else `Signals`.
+    `what` names the data in errors. Without `class_names`, the classes are the sorted label values. With another
+    `task` than classification, targets are what that task takes (`syncnorm.tasks`). Bytes and 16-bit numbers of shape
+    (N, C, H, W) become `Pixels`, anything else `Signals`.
 
     Raises `UserError` for splits that are empty or differ in shape, and for labels that cannot be classes.
     """
     for name, split in splits.items():
         check_split(split, where(what, name))
     changed = list(changes)
-    if any(split.y.dtype.kind == "f" for split in splits.values()):
+    if task == "classification" and any(split.y.dtype.kind == "f" for split in splits.values()):
         changed.append(CHANGE_OF_LABELS)
-    labels, names = class_indices({name: split.y for name, split in splits.items()}, what, class_names)
+    asked = task_named(task)
+    labels, names = asked.read({name: split.y for name, split in splits.items()}, what, class_names)
     natural = _groups({name: split.natural for name, split in splits.items()}, what, "natural")
     domain = _groups({name: split.domain for name, split in splits.items()}, what, "domain")
     if "whole" in splits:
@@ -67,48 +70,8 @@ def assemble(
             )
         samples = (splits["train"].x, labels["train"], splits["test"].x, labels["test"])
     if samples[0].ndim == 4 and samples[0].dtype in (np.uint8, np.uint16):
-        return Pixels(*samples, names, note, tuple(changed), natural, domain)
-    return Signals(*samples, names, note, changes=tuple(changed), natural=natural, domain=domain)
-
-
-def class_indices(
-    labels: Mapping[str, Values], what: str, class_names: Sequence[str] | None = None
-) -> tuple[dict[str, Labels], tuple[str, ...]]:
-    """Return labels as 0 .. classes-1, and the class names; without given names, these are the sorted label values.
-
-    Raises `UserError` for labels that are missing, not whole or negative, for one class alone, and for about as many
-    different labels as samples.
-    """
-    plain = {name: _plain(values, where(what, name)) for name, values in labels.items()}
-    kinds = {values.dtype.kind for values in plain.values()}
-    if len(kinds) > 1:
-        raise UserError(f"{what}: labels are numbers in one split and words in the other: write them alike.")
-    everything = np.concatenate(list(plain.values()))
-    found = np.unique(everything)
-    if found.dtype.kind == "i" and found[0] < 0:
-        raise UserError(f"{what}: label {found[0]} stands for no class; leave out the samples without a label.")
-    if len(found) > 2 and PER_CLASS * len(found) > len(everything):
-        raise UserError(
-            f"{what}: {len(found)} different labels on {len(everything)} samples look like numbers of rows or "
-            "measured values, not like classes: name the column of classes in data.label, or leave out classes with "
-            "one sample."
-        )
-    trained = np.unique(plain["whole" if "whole" in plain else "train"])
-    if len(trained) == 1:
-        raise UserError(
-            f"{what}: every training sample has the label '{_name(trained[0], class_names)}', and a classifier needs "
-            "two classes or more: give data of other classes too."
-        )
-    if class_names is None:
-        return {name: np.searchsorted(found, values).astype(np.int64) for name, values in plain.items()}, tuple(
-            str(value) for value in found
-        )
-    return {name: _named(values, tuple(class_names), what) for name, values in plain.items()}, tuple(class_names)
-
-
-def where(what: str, split: str) -> str:
-    """Return the words for a split of the data in messages."""
-    return what if split == "whole" else f"{what}, split {split}"
+        return Pixels(*samples, names, note, tuple(changed), natural, domain, task=task)
+    return Signals(*samples, names, note, changes=tuple(changed), natural=natural, domain=domain, task=task)
 
 
 def check_split(split: Split, where: str) -> None:
@@ -124,53 +87,6 @@ def check_split(split: Split, where: str) -> None:
         raise UserError(
             f"{where}: sample {row} has a value that is not finite (NaN or infinite): fill it or leave it out."
         )
-
-
-def _plain(values: Values, where: str) -> Values:
-    """Return labels as int64 or text."""
-    if values.ndim != 1:
-        raise UserError(
-            f"{where}: labels have shape {values.shape}: give one class a sample, its number or its name."
-        )
-    if values.dtype.kind == "O":
-        values = np.array(values.tolist())
-    if values.dtype.kind == "f":
-        _check_whole(values, where)
-    elif values.dtype.kind not in "biuUT":
-        raise UserError(f"{where}: labels are of type {values.dtype}: give the number or the name of a class.")
-    return values.astype(str) if values.dtype.kind in "UT" else values.astype(np.int64)
-
-
-def _check_whole(values: Values, where: str) -> None:
-    if np.isnan(values).any():
-        raise UserError(f"{where}: row {int(np.flatnonzero(np.isnan(values))[0])} has no label: leave such rows out.")
-    fractions = values[values != np.floor(values)]
-    if len(fractions):
-        raise UserError(
-            f"{where}: label {fractions[0]:g} is no whole number: labels must be classes, so turn measured values "
-            "into classes first."
-        )
-
-
-def _named(values: Values, class_names: tuple[str, ...], what: str) -> Labels:
-    """Return labels as positions in `class_names`; they are such positions or names."""
-    if values.dtype.kind == "i":
-        if values.max() >= len(class_names):
-            raise UserError(
-                f"{what}: label {values.max()} is beyond the {len(class_names)} class names: labels count from 0."
-            )
-        return values
-    strange = set(values.tolist()) - set(class_names)
-    if strange:
-        raise UserError(f"{what}: label '{min(strange)}' is not among the class names {', '.join(class_names)}.")
-    place = {name: index for index, name in enumerate(class_names)}
-    return np.array([place[value] for value in values.tolist()], dtype=np.int64)
-
-
-def _name(value: Any, class_names: Sequence[str] | None) -> str:
-    if class_names is None or isinstance(value, str) or not 0 <= value < len(class_names):
-        return str(value)
-    return str(class_names[value])
 
 
 def _groups(columns: Mapping[str, Values | None], what: str, called: str) -> Groups | None:

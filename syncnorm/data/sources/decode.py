@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncnorm.data.raw import Pixels
-from syncnorm.data.sources.assemble import Split, assemble, where
+from syncnorm.data.sources.assemble import Split, assemble
 from syncnorm.errors import UserError
+from syncnorm.tasks.task import where
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -62,13 +62,13 @@ def _noisy(digit: Image, size: int, rng: np.random.Generator) -> Image:
 
 def _photo(digit: Image, size: int, rng: np.random.Generator) -> Image:
     """Return |photo - digit|, as MNIST-M (arXiv 1505.07818), on a crop of one to four times the size."""
-    photos = _photographs()
+    photos = photographs()
     photo = photos[rng.integers(len(photos))]
     height, width = photo.shape[1:]
     side = int(rng.integers(size, 4 * size, endpoint=True))
     top, left = rng.integers(height - side, endpoint=True), rng.integers(width - side, endpoint=True)
     crop = photo[:, top : top + side, left : left + side]
-    return np.abs(np.stack([_resample(channel, size) for channel in crop]) - digit)
+    return np.abs(np.stack([resample(channel, size) for channel in crop]) - digit)
 
 
 def _of_uci(draw: Draw, purpose: str, note: str, copies: int = 1) -> Build:
@@ -81,7 +81,7 @@ def _of_uci(draw: Draw, purpose: str, note: str, copies: int = 1) -> Build:
         digits, labels = _uci(size)
         images = np.stack(
             [
-                _eight_bit(draw(digit, size, np.random.default_rng(derive(purpose, 0, i, copy))))
+                eight_bit(draw(digit, size, np.random.default_rng(derive(purpose, 0, i, copy))))
                 for copy in range(copies)
                 for i, digit in enumerate(digits)
             ]
@@ -102,7 +102,7 @@ def _build_fonts(size: int) -> Pixels:
     labels = np.arange(1800, dtype=np.int64) % 10
     streams = (np.random.default_rng(derive("digits-fonts", 0, i)) for i in range(len(labels)))
     drawn = zip(labels, streams, strict=True)
-    images = np.stack([_eight_bit(_grey(render_digit(int(y), fonts, size, rng))) for y, rng in drawn])
+    images = np.stack([eight_bit(_grey(render_digit(int(y), fonts, size, rng))) for y, rng in drawn])
     return _whole(images, labels, note)
 
 
@@ -115,18 +115,18 @@ def _uci(size: int) -> tuple[list[Image], NDArray[np.int64]]:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return [_resample(image / 16, size) for image in bunch.images], bunch.target.astype(np.int64)
+    return [resample(image / 16, size) for image in bunch.images], bunch.target.astype(np.int64)
 
 
 @cache
-def _photographs() -> list[Image]:
+def photographs() -> list[Image]:
     """Return scikit-learn's china.jpg and flower.jpg, both float (3, 427, 640) in [0, 1]."""
     from sklearn.datasets import load_sample_images
 
     return [photo.transpose(2, 0, 1) / 255 for photo in load_sample_images().images]
 
 
-def _resample(channel: Image, size: int) -> Image:
+def resample(channel: Image, size: int) -> Image:
     """Resample (H, W) to (size, size), bilinear and with antialiasing where it shrinks."""
     from PIL import Image as pil
 
@@ -138,9 +138,10 @@ def _grey(image: Image) -> Image:
     return np.broadcast_to(image, (3, *image.shape))
 
 
-def _eight_bit(image: Image) -> NDArray[np.uint8]:
-    eight_bit: NDArray[np.uint8] = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
-    return eight_bit
+def eight_bit(image: Image) -> NDArray[np.uint8]:
+    """Return an image in [0, 1] as bytes."""
+    rounded: NDArray[np.uint8] = np.rint(image.clip(0, 1) * 255).astype(np.uint8)
+    return rounded
 
 
 DOMAINS: dict[str, Build] = {

@@ -7,16 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from syncnorm.data.raw import Pixels, Signals
-from syncnorm.data.sources.assemble import Split, assemble, where
+from syncnorm.data.sources.assemble import Split, assemble
 from syncnorm.data.sources.tables import Columns, labels_of
 from syncnorm.errors import UserError
+from syncnorm.tasks.task import where
 
 INDEX_NAMES = ("", "id", "index", "row", "unnamed: 0", "__index_level_0__")
 """Names of columns with row numbers, in lower case."""
 LISTED = 8
 
 
-def to_features(tables: Mapping[str, Any], columns: Columns, what: str, note: str) -> Pixels | Signals:
+def to_features(
+    tables: Mapping[str, Any], columns: Columns, what: str, note: str, task: str = "classification"
+) -> Pixels | Signals:
     """Return tables by split ("train" and "test", or "whole") as feature vectors (N, F), float64.
 
     Columns of text, dates and the like, and of row numbers, are left out; `changes` says so. All splits use the
@@ -38,7 +41,7 @@ def to_features(tables: Mapping[str, Any], columns: Columns, what: str, note: st
         natural = np.asarray(table[columns.natural][:], dtype=object) if columns.natural else None
         x = np.stack([_numbers(table, name, place) for name in names], axis=1)
         splits[split] = Split(x, labels, natural)
-    return assemble(splits, what, note, class_names.pop() if len(class_names) == 1 else None, changes)
+    return assemble(splits, what, note, class_names.pop() if len(class_names) == 1 else None, changes, task)
 
 
 def _feature_names(table: Any, columns: Columns, where: str, changes: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from syncnorm.checks import check_fraction
 from syncnorm.config import Data
 from syncnorm.data.augment import Kind, check_augment
-from syncnorm.data.dataset import Dataset, Scale
+from syncnorm.data.dataset import CLASSES, Dataset, Scale
 from syncnorm.data.normalise import normalised
 from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources.cache import cached
@@ -22,8 +22,18 @@ from syncnorm.data.sources.memory import Memory
 from syncnorm.data.sources.registered import ON_REGISTRATION, SOURCES, Read, Request, is_registered, without_size
 from syncnorm.data.sources.signals import SYNOPSIS
 from syncnorm.data.sources.tables import Wanted, hub_splits, pick_splits
-from syncnorm.data.split import WHOLE, Parts, Share, check_validation, drawn_in_words, limited, split_samples
+from syncnorm.data.split import (
+    WHOLE,
+    Parts,
+    Share,
+    check_validation,
+    drawn_in_words,
+    limited,
+    split_samples,
+    strata_of,
+)
 from syncnorm.errors import UserError, unknown
+from syncnorm.tasks import task_named
 
 Split = Literal["random", "writers", "fixed"]
 """The values of `Data.split`."""
@@ -47,8 +57,9 @@ def load(
     options: Mapping[str, Any] | None = None,
     scale: Scale = "own",
     seed: int = 0,
+    task: str = "classification",
 ) -> Dataset:
-    """Return a data set by name; all arguments but `scale` and `seed` are fields of `config.Data`.
+    """Return a data set by name; all arguments but `scale`, `seed` and `task` are fields of `config.Data`.
 
     `name` is an embedded data set (`DOMAINS`, or a person's signals, `SIGNALS`), one that `register_data` registered,
     or any name for the data at `path` (a parquet or CSV file, a folder with train*.parquet and test*.parquet, or an
@@ -72,6 +83,8 @@ def load(
     unit of each channel that all persons share, so that domains can be compared. Other data have no fixed scale and
     are not changed (`Dataset.scaled` is False).
 
+    `task` is that of a run (`Run.task`): it says what the targets may be, in place of labels (N,).
+
     Raises:
         UserError: invalid names, paths, columns, sizes or files, and data that no classifier can learn.
     """
@@ -82,7 +95,7 @@ def load(
         raise unknown("data.split", split, get_args(Split))
     if scale not in get_args(Scale):
         raise unknown("scale", scale, get_args(Scale))
-    return dataset_of(_raw(_request(data)), data, name, scale, seed)
+    return dataset_of(_raw(_request(data, task)), data, name, scale, seed)
 
 
 def load_config(
@@ -92,6 +105,7 @@ def load_config(
     scale: Scale = "own",
     seed: int = 0,
     share: Share = WHOLE,
+    task: str = "classification",
 ) -> Dataset:
     """Return the data set of a run's `data` and seed; a given `name` or `path` overrides its own.
 
@@ -99,13 +113,13 @@ def load_config(
     another seed only draws another split.
     """
     data = replace(data, name=data.name if name is None else name, path=data.path if path is None else path)
-    return dataset_of(read_config(data), data, data.name, scale, seed, share)
+    return dataset_of(read_config(data, task), data, data.name, scale, seed, share)
 
 
-def read_config(data: Data) -> Pixels | Signals:
+def read_config(data: Data, task: str = "classification") -> Pixels | Signals:
     """Return the samples of a run's `data` before the split; the last ones are kept in memory."""
     check_data(data)
-    request = _request(data)
+    request = _request(data, task)
     key = repr((request, sorted(request.options.items())))
     return MEMORY.get(key, lambda: _raw(request))
 
@@ -124,14 +138,15 @@ def dataset_of(
     `keep` takes a domain's samples from the parts of a whole.
     """
     parts = keep(split_samples(raw, data, seed, name, share))
-    tested = raw.test_y if len(raw.test_y) else raw.train_y
-    labels = raw.train_y[parts.train], raw.train_y[parts.validation], tested[parts.test]
+    trained, tested = strata_of(raw)
+    labels = trained[parts.train], trained[parts.validation], tested[parts.test]
     kept = limited(labels, data, seed, name)
     parts = Parts(*(part[index] for part, index in zip(parts, kept, strict=True)))
-    what = f"data set '{name}'"
-    check_validation(data.validation, raw.train_y[parts.train], raw.train_y[parts.validation], raw.class_names, what)
+    if raw.task == CLASSES:
+        what = f"data set '{name}'"
+        check_validation(data.validation, trained[parts.train], trained[parts.validation], raw.class_names, what)
     made = normalised(name, raw, parts, scale, drawn_in_words(raw, data))
-    check_augment(data.augment, name, made.shape)
+    check_augment(data.augment, name, made.shape, raw.task)
     return made
 
 
@@ -143,19 +158,34 @@ def check_data(data: Data) -> None:
     check_fraction(data)
 
 
-def _request(data: Data) -> Request:
-    return Request(data.name, data.path, data.size, data.label, data.natural, data.options)
+def _request(data: Data, task: str) -> Request:
+    return Request(data.name, data.path, data.size, data.label, data.natural, data.options, task)
 
 
 def _raw(request: Request) -> Pixels | Signals:
     try:
-        return _read(request)
+        return _for_task(_read(request), request.name, request.task)
     except ImportError as error:
         if is_registered(request.name):  # raised in the user's own function, which knows what it needs
             raise
         raise UserError(
             f"loading data needs the package '{error.name}', which is not installed: pip install 'syncnorm[study]'."
         ) from error
+
+
+def _for_task(raw: Pixels | Signals, name: str, task: str) -> Pixels | Signals:
+    """Return the samples with the targets of `task`: those of a source that knows one task only are converted."""
+    if raw.task == task:
+        return raw
+    given = {"train": raw.train_y, "test": raw.test_y} if len(raw.test_y) else {"whole": raw.train_y}
+    count = len(raw.class_names)
+    try:
+        y, names = task_named(task).read(given, f"data set '{name}'")
+    except UserError as error:
+        raise UserError(f"{error} Its targets are those of the task {raw.task}.") from error
+    names = raw.class_names if len(names) == count else names
+    train, test = (y["train"], y["test"]) if len(y) > 1 else (y["whole"], y["whole"][:0])
+    return raw._replace(train_y=train, test_y=test, class_names=names, task=task)
 
 
 def _read(request: Request) -> Pixels | Signals:
@@ -203,12 +233,14 @@ def _read_tables(
 ) -> Pixels | Signals:
     """Return the samples of tables, from the cache if they are stored under `key`."""
     wanted = Wanted(request.label, request.natural)
+    if request.task != "classification":
+        key += f"-{request.task}"
     if any(wanted):
         key += f"-{sha256(repr(tuple(wanted)).encode()).hexdigest()[:8]}"
 
     def build() -> Pixels | Signals:
         tables = open_tables()
-        return read_tables(tables, columns_of(tables, what, wanted), request.size, what, note)
+        return read_tables(tables, columns_of(tables, what, wanted), request.size, what, note, request.task)
 
     return cached(key, build)
 

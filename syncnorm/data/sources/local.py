@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from syncnorm.data.raw import Pixels, Signals
-from syncnorm.data.sources.assemble import where
 from syncnorm.data.sources.decode import Raw, to_pixels
 from syncnorm.data.sources.features import to_features
 from syncnorm.data.sources.tables import (
@@ -24,6 +23,7 @@ from syncnorm.data.sources.tables import (
     raw_split,
 )
 from syncnorm.errors import UserError
+from syncnorm.tasks.task import where
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 TABLE_SUFFIXES = {".parquet": "parquet", ".csv": "CSV", ".tsv": "CSV"}
@@ -82,7 +82,14 @@ def columns_of(tables: dict[str, Any], what: str, wanted: Wanted) -> Columns:
     return next(iter(found.values()))
 
 
-def read_tables(tables: dict[str, Any], columns: Columns, size: int | None, what: str, note: str) -> Pixels | Signals:
+def read_tables(
+    tables: dict[str, Any],
+    columns: Columns,
+    size: int | None,
+    what: str,
+    note: str,
+    task: str = "classification",
+) -> Pixels | Signals:
     """Return tables by split as images, or as features if no column has images. `what` names them in errors."""
     note = f"{note} (columns {columns.named()})"
     if columns.image:
@@ -90,7 +97,7 @@ def read_tables(tables: dict[str, Any], columns: Columns, size: int | None, what
         return to_pixels(raws, size, what, note)
     if size is not None:
         raise UserError(f"data.size is {size}: size is for images, and {what} has a column of none: leave it out.")
-    return to_features(tables, columns, what, note)
+    return to_features(tables, columns, what, note, task)
 
 
 def find(path: str) -> Files:

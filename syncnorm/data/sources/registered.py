@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from typing import Any, TypeVar
 
 from syncnorm.data.raw import Pixels, Signals
+from syncnorm.data.sources import shapes
 from syncnorm.data.sources.arrays import from_registered
 from syncnorm.data.sources.cache import cached
 from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, ORIGINS, SIZE, SUMMARIES
@@ -20,7 +21,7 @@ OFFERED = ("path", "size")
 
 @dataclass(frozen=True)
 class Request:
-    """A request for data: the fields of `config.Data` that a source may read."""
+    """A request for data: the fields of `config.Data` that a source may read, and the task."""
 
     name: str
     path: str = ""
@@ -28,6 +29,8 @@ class Request:
     label: str = ""
     natural: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+    """The run's task, whose targets the data must have."""
 
     def refuse(self, *names: str, because: str) -> None:
         """Raise `UserError` if one of the fields `names` is given."""
@@ -49,6 +52,12 @@ def embedded_pixels(name: str, size: int = SIZE) -> Pixels:
 def _read_embedded(request: Request) -> Pixels:
     _check_embedded(request)
     return embedded_pixels(request.name, request.size or SIZE)
+
+
+def _read_shapes(request: Request) -> Pixels:
+    _check_embedded(request)
+    size = request.size or shapes.SIZE
+    return cached(f"{shapes.NAME}-{size}", lambda: shapes.build(size))
 
 
 def _read_generated(request: Request) -> Signals:
@@ -98,6 +107,7 @@ SOURCES: Registry[Read] = Registry(
     "data set",
     {
         **{name: BuiltIn(_read_embedded, SUMMARIES[name]) for name in DOMAINS},
+        shapes.NAME: BuiltIn(_read_shapes, shapes.SUMMARY),
         **{name: _generated(name) for name in SIGNALS},
     },
 )
@@ -170,4 +180,4 @@ def _read_registered(function: Callable[..., Any], request: Request) -> Pixels |
         signature(function).bind(**options)
     except TypeError as error:
         raise UserError(f"{what}: {error}; give it in data.options.") from error
-    return from_registered(function(**options), request.name)
+    return from_registered(function(**options), request.name, request.task)

@@ -140,8 +140,8 @@ def pack_score(score: Score) -> RecordDict:
     metrics: dict[str, Any] = {EXAMPLES: score.samples, "accuracy": score.accuracy, "loss": score.loss}
     if score.reestimated is not None:
         metrics["reestimated"] = score.reestimated
-    if score.right is not None:
-        metrics["right"] = score.right.int().tolist()
+    if score.by_sample is not None:
+        metrics["by_sample"] = score.by_sample.double().tolist()
     metrics |= {f"{REGISTERED}{name}": value for name, value in score.metrics.items()}
     return RecordDict({METRICS: MetricRecord(metrics), **pack_moments(score.moments)})
 
@@ -158,7 +158,7 @@ def unpack_score(client: int, content: RecordDict, device: torch.device) -> Scor
         reestimated=number(content, METRICS, "reestimated") if "reestimated" in metrics else None,
         moments=unpack_moments(content, device),
         metrics={name.removeprefix(REGISTERED): number(content, METRICS, name) for name in own},
-        right=torch.tensor(metrics["right"], dtype=torch.bool) if "right" in metrics else None,
+        by_sample=torch.tensor(metrics["by_sample"], dtype=torch.float64) if "by_sample" in metrics else None,
     )
 
 

@@ -22,7 +22,7 @@ from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
 from syncnorm.surgery import layer_moments
-from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 from syncnorm.worlds import expect
 
@@ -89,7 +89,8 @@ class Evaluator:
         clients = [client for client in self.clients if len(self.federation.population.validation(client))]
         found = self.network.validate(clients, lambda k: self.broadcast(round_, k), self.fallback())
         accuracies, losses = zip(*found, strict=True)
-        return {"validation_accuracy": fmean(accuracies), "validation_loss": fmean(losses)}
+        named = self.federation.task.named("validation_accuracy")
+        return {named: fmean(accuracies), "validation_loss": fmean(losses)}
 
     def measure(self, round_: int) -> tuple[dict[str, float], dict[str, Any]]:
         """Evaluate the model at clients, globally, and at held-out clients; return metrics and details."""
@@ -107,13 +108,13 @@ class Evaluator:
         return metrics, details
 
     def follow(self, round_: int) -> None:
-        """Append the accuracy at clients and the global model's to the history; nothing else changes."""
+        """Append the main metric at clients and the global model's to the history; nothing else changes."""
         trained, counts = self.server.state, dict(self._log.counts)
         self.gather(round_)
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
         metrics = summary(self.federation, scores) | self._global_scores()
         self._log.note("accuracy_at", float(round_))
-        for name in ("accuracy", "global_accuracy"):
+        for name in map(self.federation.task.named, ("accuracy", "global_accuracy")):
             if name in metrics:
                 self._log.note(name, metrics[name])
         self.server.state, self._log.counts = trained, counts
@@ -145,10 +146,10 @@ class Evaluator:
         if federation.policy.personal and federation.world.global_norm == "none":
             return {}
         x, y = federation.population.global_test
-        logits = predict(federation.models.with_state(self.global_state()), x, CHUNK)
-        accuracy, loss = accuracy_and_loss(logits, y, uniform(len(y)))
-        own = {f"global_{name}": value for name, value in own_metrics(logits, y).items()}
-        return {"global_accuracy": accuracy, "global_loss": loss, **own}
+        outputs = predict(federation.models.with_state(self.global_state()), x, CHUNK)
+        score, loss = score_and_loss(federation.run.task, outputs, y, uniform(len(y)))
+        own = {f"global_{name}": value for name, value in own_metrics(federation.run, outputs, y).items()}
+        return {federation.task.named("global_accuracy"): score, "global_loss": loss, **own}
 
     def _with_other_statistics(self) -> dict[str, float]:
         """Evaluate the global model with running statistics of all clients' training images, and of the test's own.
@@ -171,7 +172,8 @@ class Evaluator:
             model = federation.models.with_state(self.global_state())
             moments = layer_moments(model, images.tensor_split(-(-len(images) // CHUNK)))
             again = {**self.global_state(), **federation.layout.with_aliases(statistics_entries(moments))}
-            found[name], _ = weighted(federation.models.with_state(again), x, y, uniform(len(y)))
+            score, _ = weighted(federation.models.with_state(again), x, y, uniform(len(y)), federation.run.task)
+            found[federation.task.named(name)] = score
         return found
 
     def _held_out(self) -> dict[str, float]:
@@ -181,7 +183,8 @@ class Evaluator:
         scores = [score(self.federation, client, state) for client in ids]
         found = {"heldout_accuracy": fmean(one.accuracy for one in scores)}
         again = [one.reestimated for one in scores if one.reestimated is not None]
-        return found | ({"heldout_reestimated_accuracy": fmean(again)} if again else {})
+        found |= {"heldout_reestimated_accuracy": fmean(again)} if again else {}
+        return {self.federation.task.named(name): value for name, value in found.items()}
 
     def _average_kept(self, statistics: Reduction) -> dict[str, Tensor]:
         """Return the mean over clients of the model entries that they keep, weighted as in the rounds."""

@@ -69,12 +69,12 @@ class Rounds:
         """Note the validation accuracy; if the run selects by it, remember the first of the best rounds."""
         trained, counts = self.server.state, dict(self.log.counts)
         self.evaluator.gather(self.next)
-        metrics = self.evaluator.validate(self.next)
-        accuracy = metrics["validation_accuracy"]
-        self.log.note("validation_accuracy", accuracy)
+        metrics, name = self.evaluator.validate(self.next), self.federation.task.named("validation_accuracy")
+        accuracy = metrics[name]
+        self.log.note(name, accuracy)
         if self.federation.run.select != "best":
             self.log.counts = counts  # clients would not have to send anything
-        elif self._best is None or accuracy > self._best["metrics"]["validation_accuracy"]:
+        elif self._best is None or accuracy > self._best["metrics"][name]:
             kept, server = self.network.client_states(self.evaluator.clients), self.server.remember()
             self._best = {"metrics": metrics, "round": self.next, "server": server, "kept": kept}
         self.server.state = trained  # training continues from its own statistics, not from gathered ones

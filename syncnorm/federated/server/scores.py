@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
-from syncnorm.samples import sample_details
+from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery import layer_moments
-from syncnorm.training.evaluation import accuracy_and_loss, predict
+from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 
 State = Mapping[str, Tensor]
@@ -25,6 +25,7 @@ class Score:
 
     client: int
     accuracy: float
+    """Of another task than classification, its main metric."""
     loss: float
     samples: int
     """Number of the client's training samples."""
@@ -34,39 +35,41 @@ class Score:
     """Those statistics, by layer."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Registered metrics, by name."""
-    right: Tensor | None = None
-    """Which samples of the client's test set the model gets right: bool (n,); None if the client did not say."""
+    by_sample: Tensor | None = None
+    """Each test sample's score (`Task.scores`): (n,); 1 or 0 of classification. None if the client did not say."""
 
 
 def score(federation: Federation, client: int, state: State) -> Score:
     """Score a model with these entries at a client, unchanged and with re-estimated batch norms."""
     x, y, weights = federation.population.test(client)
-    logits = predict(federation.models.with_state(state), x, CHUNK)
-    accuracy, loss = accuracy_and_loss(logits, y, weights)
-    right = logits.argmax(1) == y
-    metrics = own_metrics(logits, y, client, weights.to(logits))
+    outputs = predict(federation.models.with_state(state), x, CHUNK)
+    accuracy, loss = score_and_loss(federation.run.task, outputs, y, weights)
+    scores = federation.task.scores(outputs, y)
+    metrics = own_metrics(federation.run, outputs, y, client, weights.to(outputs))
     own = federation.population.x[federation.population.train(client)]
     # With one sample, a linear layer's statistics have no variance.
     if not federation.layout.layers or len(own) < 2:
-        return Score(client, accuracy, loss, len(own), metrics=metrics, right=right)
+        return Score(client, accuracy, loss, len(own), metrics=metrics, by_sample=scores)
     # Equal parts: a last part with a single sample would have no variance in a linear layer.
     moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
-    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights)
-    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics, right)
+    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights, federation.run.task)
+    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics, scores)
 
 
 def validate(federation: Federation, client: int, state: State) -> tuple[float, float]:
-    """Return a model's accuracy and loss on a client's validation samples."""
+    """Return a model's main metric and loss on a client's validation samples."""
     index = federation.population.validation(client)
     x, y = federation.population.x[index], federation.population.y[index]
-    return weighted(federation.models.with_state(state), x, y, uniform(len(index)))
+    return weighted(federation.models.with_state(state), x, y, uniform(len(index)), federation.run.task)
 
 
 @torch.no_grad()
-def weighted(model: nn.Module, x: Tensor, y: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Return `(accuracy, cross-entropy in nats)` of a model in evaluation mode; weights (n,) sum to 1."""
-    return accuracy_and_loss(predict(model, x, CHUNK), y, weights)
+def weighted(
+    model: nn.Module, x: Tensor, y: Tensor, weights: Tensor, task: str = "classification"
+) -> tuple[float, float]:
+    """Return `(main metric, loss)` of a model in evaluation mode; weights (n,) sum to 1."""
+    return score_and_loss(task, predict(model, x, CHUNK), y, weights)
 
 
 def uniform(samples: int) -> Tensor:
@@ -85,34 +88,36 @@ def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]
         "client_accuracy_weighted": sum(one.samples * one.accuracy for one in scores) / samples,
         "loss": fmean(one.loss for one in scores),
     }
-    found |= {name: fmean(one.metrics[name] for one in scores) for name in scores[0].metrics}
     again = [one.reestimated for one in scores if one.reestimated is not None]
     if again:
         found |= {"reestimated_accuracy": fmean(again), "reestimated_accuracy_worst": min(again)}
     if len(federation.population.domains) > 1:
         found |= _by_domain(federation, scores)
-    return found
+    others = {name: fmean(one.metrics[name] for one in scores) for name in scores[0].metrics}
+    return {federation.task.named(name): value for name, value in found.items()} | others
 
 
 def scores_by_sample(federation: Federation, scores: Sequence[Score]) -> dict[str, Any]:
     """Return the details on the test samples that the mean accuracy over clients rests on.
 
     With n samples that have a weight at one of K clients, sample i has the weight n / K * sum_k w_ki and the score
-    n / K * sum_k w_ki * right_ki, so that the mean of the scores is the accuracy. Empty if a client did not say which
-    samples it got right.
+    n / K * sum_k w_ki * score_ki, so that the mean of the scores is the main metric. Empty if a client did not say
+    its samples' scores.
     """
     population, pool = federation.population, federation.population.pool
     weight, score = (torch.zeros(len(pool.test_y), dtype=torch.float64) for _ in range(2))
     for one in scores:
-        if one.right is None:
+        if one.by_sample is None:
             return {}
         place, own = population.test_places(one.client), population.test_weights(one.client).cpu()
         weight.index_add_(0, place, own)
-        score.index_add_(0, place, own * one.right.cpu())
+        score.index_add_(0, place, own * one.by_sample.cpu())
     tested = weight.nonzero()[:, 0]
     share = len(tested) / len(scores)
     origin = None if pool.origin is None else pool.origin.cpu()[tested]
-    return sample_details(share * score[tested], pool.test_y.cpu()[tested], share * weight[tested], origin)
+    main = federation.task.metric
+    labels = pool.test_y.cpu()[tested] if main == ACCURACY else None
+    return sample_details(share * score[tested], labels, share * weight[tested], origin, main)
 
 
 def _by_domain(federation: Federation, scores: Iterable[Score]) -> dict[str, float]:

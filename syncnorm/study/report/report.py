@@ -97,7 +97,7 @@ def _head(results: Results) -> str:
     about = results.about
     finished, failed, missing = len(results.finished), len(results.failed), len(results.missing)
     lost = sum(map(diverged, results.finished))
-    guesses = sum(bool(at_chance(row)) for row in results.finished if not diverged(row))
+    guesses = sum(bool(at_chance(row)) for row in results.reported.finished if not diverged(row))
     total = len(about.runs)
     state = f"{total - missing} of {total} runs so far." if missing else f"All {total} runs have ended."
     if results.orphans:

@@ -12,6 +12,7 @@ WORDS = {
     "global_batch": "samples per step",
     "ranks": "devices",
     "skew": "label-sorted data",
+    "natural_skew": "group-sorted data",
     "partition": "partition",
     "norm": "norm",
     "data": "data set",
@@ -39,7 +40,7 @@ WORDS = {
     "test_batch": "samples per test batch",
     "test_order": "test order",
 }
-UNITS = {"skew": "%", "size": "pixels", "participation": "%"}
+UNITS = {"skew": "%", "natural_skew": "%", "size": "pixels", "participation": "%"}
 PERCENT = {"participation"}
 """Fields with fractions that are shown in percent."""
 NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batches"}
@@ -51,8 +52,28 @@ ALL = {"adapt_samples", "train_limit", "test_limit"}
 PHRASES = {
     "gradient_norm_initial": "gradient norm before training",
     "gradient_norm_final": "gradient norm after training",
+    "effective_samples": "effective samples per channel",
+    "values_per_channel": "values per channel",
 }
 """Words for metrics that are not shown by name."""
+
+SCORES = {
+    "accuracy": "accuracy",
+    "mean_iou": "mean IoU",
+    "dataset_iou": "mean IoU of all images together",
+    "position_accuracy": "accuracy of positions",
+    "label_accuracy": "accuracy of labels",
+    "f1": "F1",
+    "r2": "R²",
+    "mse": "mean squared error",
+}
+"""Words for the metrics of syncnorm's tasks (`syncnorm.tasks`), which worlds use within longer names."""
+MAIN = ("accuracy", "mean_iou", "f1", "r2")
+"""Main metrics of tasks: where they stand in a name, accuracy would with classification."""
+FRACTIONS = ("mean_iou", "dataset_iou", "f1")
+"""Metrics that are shown in percent, beside accuracies and errors."""
+IN_NATS = ("classification", "segmentation", "multi_label")
+"""Tasks whose losses are in nats."""
 
 DOMAIN_METRICS = {
     "accuracy": ("accuracy on unseen domains", "unseen domains"),
@@ -150,19 +171,25 @@ class Metric:
         return f"Positive is {words} {reference}."
 
 
-def metric_label(name: str, kind: str = "devices", *, unseen: bool | None = True) -> Metric:
+def metric_label(name: str, kind: str = "devices", *, unseen: bool | None = True, nats: bool = True) -> Metric:
     """Return how to show a metric of a world ("devices", "clients", "domains").
 
-    `unseen` says whether runs of the domains world leave out domains in training; None if only some do. Accuracies
-    and errors are in percent, losses in nats, bytes in megabytes (10^6), others as stored.
+    `unseen` says whether runs of the domains world leave out domains in training; None if only some do. `nats`
+    says whether losses are in nats, as those of `IN_NATS` are. Accuracies, errors and a task's fractions (mean IoU,
+    F1) are in percent, losses in nats, bytes in megabytes (10^6), others as stored.
     """
     words, short = _metric_words(name, kind, unseen)
     if "loss" in name:
-        return Metric(words, short, "nats", "nats", 1.0, 3, higher_is_better=False)
-    if name.endswith("accuracy_std"):
+        unit = "nats" if nats else ""
+        return Metric(words, short, unit, unit, 1.0, 3, higher_is_better=False)
+    fraction = "accuracy" in name or "error" in name or any(_stands_in(part, name) for part in FRACTIONS)
+    if fraction and name.endswith("_std"):
         return Metric(words, short, "percentage points", "percentage points", 100.0, 1, higher_is_better=None)
-    if "accuracy" in name or "error" in name:
-        return Metric(words, short, "%", "percentage points", 100.0, 1, higher_is_better="accuracy" in name)
+    if fraction:
+        return Metric(words, short, "%", "percentage points", 100.0, 1, higher_is_better="error" not in name)
+    if _stands_in("r2", name) or name == "mse":
+        better = None if name.endswith("_std") else name != "mse"
+        return Metric(words, short, "", "", 1.0, 3, higher_is_better=better)
     if name.startswith("bytes"):
         return Metric(words, short, "MB", "MB", 1e-6, 2, higher_is_better=False)
     counted = kind == "clients" and name in COUNTS
@@ -170,6 +197,22 @@ def metric_label(name: str, kind: str = "devices", *, unseen: bool | None = True
 
 
 def _metric_words(name: str, kind: str, unseen: bool | None) -> tuple[str, str]:
+    """Return the words for a metric: those of accuracy, with the metric of the run's task in its place."""
+    if name in SCORES and name not in MAIN:
+        return SCORES[name], SCORES[name]
+    main = next((one for one in MAIN[1:] if _stands_in(one, name)), None)
+    if main is None:
+        return _words_of_accuracy(name, kind, unseen)
+    words, short = _words_of_accuracy(name.replace(main, "accuracy", 1), kind, unseen)
+    return words.replace("accuracy", SCORES[main]), short.replace("accuracy", SCORES[main])
+
+
+def _stands_in(part: str, name: str) -> bool:
+    """Return whether a metric's name has these words: "r2" is in "client_r2_worst", and not in "tier2"."""
+    return f"_{part}_" in f"_{name}_"
+
+
+def _words_of_accuracy(name: str, kind: str, unseen: bool | None) -> tuple[str, str]:
     plain = PHRASES.get(name, name.replace("_", " "))
     if kind == "devices":
         return plain, plain

@@ -9,13 +9,21 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar
 
-from syncnorm.samples import samples_of
+from syncnorm.samples import metric_of, samples_of
 from syncnorm.study.plan.spec import KIND
 from syncnorm.study.plot import Axis, Plot, View, names_of
 from syncnorm.study.report.analysis.across import Across, sample
 from syncnorm.study.report.analysis.agreement import without_repeats
 from syncnorm.study.report.analysis.comparisons import Comparison, Line, compared
-from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
+from syncnorm.study.report.analysis.labels import (
+    IN_NATS,
+    Metric,
+    field_label,
+    listing,
+    metric_label,
+    setting,
+    value_label,
+)
 from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
 from syncnorm.study.report.analysis.sampling import (
     Clusters,
@@ -75,6 +83,8 @@ class Points:
     """Number of finished runs with a metric that is missing or not finite, without diverged ones."""
     unseen: bool | None = True
     """Whether runs of the domains world leave out domains in training; None if only some do."""
+    nats: bool = True
+    """Whether losses of all runs are in nats."""
     cases: int = 1
     """Number of runs averaged to a seed's value."""
     diverged: dict[Place, tuple[int, int]] = field(default_factory=dict)
@@ -145,7 +155,7 @@ class Points:
 
     def metric(self, x: Any) -> Metric:
         """Return the metric at x and its format."""
-        return metric_label(self.across.metric(x), self.kind, unseen=self.unseen)
+        return metric_label(self.across.metric(x), self.kind, unseen=self.unseen, nats=self.nats)
 
     @cached_property
     def metrics(self) -> dict[Any, Metric]:
@@ -265,7 +275,7 @@ def gather(chart: Chart, results: Results) -> Points:
         without_value += len(found) < across.needed()
         for at, value in found.items():
             values[panel, name, at][row["config"]["seed"]][case] = value
-            if across.final and across.metric(at) == "accuracy":
+            if across.final and across.metric(at) == metric_of(row.get("details", {})):
                 measured[panel, name, at][row["config"]["seed"]].append(row)
     means = {spot: mean for spot, seeds in values.items() if (mean := _means(seeds, wanted))}
     spots = [place(chart, fields, about.base) for fields in runs.values()]
@@ -284,6 +294,7 @@ def gather(chart: Chart, results: Results) -> Points:
         evaluated_by=_evaluated_by(rows, names),
         without_value=without_value,
         unseen=unseen.pop() if len(unseen) == 1 else None,
+        nats=all(row["config"].get("task", IN_NATS[0]) in IN_NATS for row in rows),
         cases=len(wanted),
         diverged=_diverged(rows, places, names) if lost else {},
         tests={spot: tests for spot, mean in means.items() if (tests := _tests(measured.get(spot, {}), mean))},
