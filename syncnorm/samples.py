@@ -1,7 +1,8 @@
 """Each test sample's contribution to a run's main metric, as a row carries it: short texts of plain data.
 
 A row's details["samples"] has "score", whose mean over the test samples is the row's `accuracy` (or the metric that
-"metric" names), and, where they say something, "weight" and "origin" (see `Samples`). Its details["chance"] says what guessing would score.
+"metric" names), and, where they say something, "weight" and "origin" (see `Samples`). Its details["chance"] says what
+guessing would score.
 """
 
 import zlib

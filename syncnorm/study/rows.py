@@ -150,7 +150,8 @@ def diverged(row: Row) -> bool:
 def at_chance(row: Row) -> bool | None:
     """Return whether a finished run's accuracy is no better than a guess; None for a row that cannot say.
 
-    A task without classes has no guess. It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores.
+    It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores. A
+    task without classes has no guess.
     """
     details = row.get("details", {})
     if metric_of(details) != ACCURACY:

@@ -29,8 +29,9 @@ def main_table(results: Results, encoding: str | None = None) -> str:
         notes.append(f"{scores.caption.partition('. ')[0]}.")
     if lost := sum(diverged(row) for row in results.finished):
         notes.append(f"{lost} of {len(results.finished)} finished runs diverged: they are in no mean.")
-    if guesses := sum(bool(at_chance(row)) for row in results.reported.finished if not diverged(row)):
-        notes.append(f"{guesses} of {len(results.finished)} finished runs are at chance, no better than a guess.")
+    reported = results.reported.finished
+    if guesses := sum(bool(at_chance(row)) for row in reported if not diverged(row)):
+        notes.append(f"{guesses} of {len(reported)} reported runs are at chance, no better than a guess.")
     return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)
 
 
