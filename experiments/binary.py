@@ -10,26 +10,34 @@ training. Besides batch norm and none, there is layer norm, which takes its scal
 but binary layers divided by the square root of their number of inputs, a fixed scale instead of a measured one. If
 batch norm only keeps gradients from growing, these two should do equally well. Real networks of the same shape show
 the effect of the initialisations where scales matter. SGD is included besides Adam, since Adam's steps do not grow
-with the gradient.
+with the gradient. The learning rate is tuned on validation data for every combination.
 """
 
 from dataclasses import replace
 
 from syncnorm.config import Data, Devices, Optim, Run
-from syncnorm.study import Columns, Curve, Grid, Profile, Study
+from syncnorm.study import Columns, Curve, Grid, LogUniform, Profile, Study, Tune
 
 BINARY, INIT, SCALED = "model_options.binary", "model_options.init", "model_options.scaled"
 NORMS = ["bn", "ln", "none"]
-INITS = ["glorot", "he", "uniform"]
+INITS = ["glorot", "uniform"]
 LINE = ("norm", SCALED)
 SGD = Optim(name="sgd", lr=0.05, epochs=10, weight_decay=0.0)
 
 BASE = Run(
-    data=Data("digits", train_limit=1400),
+    data=Data("digits", validation=0.15),
     model="binary_mlp",
     model_options={"width": 128, "depth": 8, "init": "glorot", "binary": True, "scaled": False},
     world=Devices(per_device_batch=32),
     optim=Optim(name="adam", lr=0.003, epochs=10, weight_decay=0.0),
+)
+
+TUNE = Tune(
+    {"lr": LogUniform(0.0003, 0.3)},
+    per=("norm", INIT, BINARY, SCALED, "optim"),
+    trials=6,
+    seeds=2,
+    shared=False,
 )
 
 FIGURES = (
@@ -63,7 +71,8 @@ STUDY = Study(
     question="In binary networks, does batch norm matter because it keeps gradients from growing?",
     base=BASE,
     vary={"norm": NORMS, INIT: INITS, BINARY: [True, False]},
-    seeds=5,
+    seeds=10,
+    tune=TUNE,
     also=(
         Grid({"norm": ["none"], INIT: INITS, SCALED: [True]}),
         Grid({"norm": NORMS, "optim": [SGD]}),
@@ -74,6 +83,7 @@ STUDY = Study(
         "base": replace(BASE, optim=replace(BASE.optim, epochs=4)),
         "vary": {"norm": ["bn", "none"], INIT: ["glorot", "uniform"], BINARY: [True, False]},
         "seeds": 2,
+        "tune": replace(TUNE, trials=2, seeds=1),
         "also": (),
         "figures": FIGURES[:5],
     },
