@@ -20,7 +20,7 @@ from syncnorm.study import Choice, Columns, Curve, Effects, Grid, LogUniform, St
 
 CLASSES = [1, 2, 5]
 ALPHAS = [0.1]
-SKEW = ("skew", "skew_options", "alpha")
+SKEW = ("skew_options", "alpha")
 STEPS = 400
 LOCAL_STEPS = [1, 10, 100]
 NORMS = ["bn", "gn"]

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 ACCURACY = "accuracy"
+FURTHER = "further_samples"
+"""Key of the same details on further metrics, by metric."""
 BITS, FLOATS, NUMBERS = "bits", "float32", "uint32"
 """How an array is stored: eight yes-or-no values a byte, or little-endian numbers."""
 LEVEL = 0.01
@@ -104,6 +106,14 @@ def samples_of(details: Mapping[str, Any]) -> Samples | None:
 def metric_of(details: Mapping[str, Any]) -> str:
     """Return the metric whose value is the mean of the samples' scores, from a row's details."""
     found: str = details.get("samples", {}).get("metric", ACCURACY)
+    return found
+
+
+def details_on(details: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
+    """Return the part of a row's details on the samples behind a metric; None if no samples are behind it."""
+    if metric_of(details) == metric:
+        return details
+    found: Mapping[str, Any] | None = details.get(FURTHER, {}).get(metric)
     return found
 
 

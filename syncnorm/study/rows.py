@@ -14,7 +14,7 @@ from typing import Any
 
 from syncnorm.config import Result, Run, describe, run_id
 from syncnorm.errors import UserError
-from syncnorm.samples import ACCURACY, chance_of, metric_of
+from syncnorm.samples import ACCURACY, chance_of, details_on, metric_of
 from syncnorm.study.baselines import Scored, read_scores
 
 FORMAT = 1
@@ -147,7 +147,7 @@ def diverged(row: Row) -> bool:
     return bool(None in row["metrics"].values() if said is None else said)
 
 
-def at_chance(row: Row) -> bool | None:
+def at_chance(row: Row, metric: str = ACCURACY) -> bool | None:
     """Return whether a finished run's accuracy is no better than a guess; None for a row that cannot say.
 
     It is so if the accuracy is not above the 99 % quantile of what always answering the most frequent class scores. A
@@ -156,7 +156,7 @@ def at_chance(row: Row) -> bool | None:
     details = row.get("details", {})
     if metric_of(details) != ACCURACY:
         return False
-    chance, accuracy = chance_of(details), row["metrics"].get(ACCURACY)
+    chance, accuracy = chance_of(details_on(details, metric) or {}), row["metrics"].get(metric)
     return None if chance is None or accuracy is None else bool(accuracy <= chance.bound + 1e-9)
 
 

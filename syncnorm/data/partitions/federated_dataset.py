@@ -101,6 +101,13 @@ class FederatedDataset:
         end = self.pool.test_starts[self.assignment.domains]
         return self.pool.test_x[:end], self.pool.test_y[:end]
 
+    @property
+    def global_origin(self) -> Tensor | None:
+        """What each of these test images shows: int64 (N,); None if each is its own."""
+        return (
+            None if self.pool.origin is None else self.pool.origin[: self.pool.test_starts[self.assignment.domains]]
+        )
+
     def domain(self, client: int) -> str:
         """Return the name of a client's domain."""
         return self.pool.names[self.assignment.of(client)]

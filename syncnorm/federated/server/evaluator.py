@@ -20,6 +20,7 @@ from syncnorm.federated.server.network import Network
 from syncnorm.federated.server.scores import drift, score, scores_by_sample, summary, uniform, weighted
 from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
+from syncnorm.samples import ACCURACY, FURTHER, sample_details
 from syncnorm.seeds import derive
 from syncnorm.surgery import layer_moments
 from syncnorm.training.evaluation import predict, score_and_loss
@@ -102,7 +103,9 @@ class Evaluator:
         seen = [one for one in scores if one.moments]
         if seen:
             details["drift"] = drift(seen)
-        metrics |= self._global_scores() | self._with_other_statistics()
+        found, further = self._global_scores()
+        metrics |= found | self._with_other_statistics()
+        details |= {FURTHER: further} if further else {}
         if federation.world.held_out:
             metrics |= self._held_out()
         return metrics, details
@@ -112,7 +115,7 @@ class Evaluator:
         trained, counts = self.server.state, dict(self._log.counts)
         self.gather(round_)
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
-        metrics = summary(self.federation, scores) | self._global_scores()
+        metrics = summary(self.federation, scores) | self._global_scores()[0]
         self._log.note("accuracy_at", float(round_))
         for name in map(self.federation.task.named, ("accuracy", "global_accuracy")):
             if name in metrics:
@@ -140,16 +143,21 @@ class Evaluator:
         own = {client: section(known, "state") for client, known in kept.items()}
         return {client: state for client, state in own.items() if state}
 
-    def _global_scores(self) -> dict[str, float]:
-        """Evaluate the global model, if there is one, on all test data."""
+    def _global_scores(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """Evaluate the global model, if there is one, on all test data; return metrics, and details on the samples
+        behind the main one."""
         federation = self.federation
         if federation.policy.personal and federation.world.global_norm == "none":
-            return {}
+            return {}, {}
         x, y = federation.population.global_test
         outputs = predict(federation.models.with_state(self.global_state()), x, CHUNK)
         score, loss = score_and_loss(federation.run.task, outputs, y, uniform(len(y)))
         own = {f"global_{name}": value for name, value in own_metrics(federation.run, outputs, y).items()}
-        return {federation.task.named("global_accuracy"): score, "global_loss": loss, **own}
+        name, main = federation.task.named("global_accuracy"), federation.task.metric
+        labels = y.cpu() if main == ACCURACY else None
+        scores = federation.task.scores(outputs, y).cpu()
+        samples = sample_details(scores, labels, origin=federation.population.global_origin, metric=main)
+        return {name: score, "global_loss": loss, **own}, {name: samples}
 
     def _with_other_statistics(self) -> dict[str, float]:
         """Evaluate the global model with running statistics of all clients' training images, and of the test's own.

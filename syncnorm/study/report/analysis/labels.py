@@ -271,10 +271,11 @@ def choice_label(axis: Axis, values: Mapping[str, Any], base: Mapping[str, Any])
 
     If the first value is a self-explanatory name, such as a norm or a method, the label is that name plus the values
     that differ from `base`: "fedbn", "fedavg + gn"; numbers are always included: "fedavg + momentum 0.1". Otherwise
-    every value appears with its field, including the base's: "Dirichlet alpha 0.1, learning rate 0.0125".
+    every value that is set appears with its field, including the base's: "Dirichlet alpha 0.1, learning rate 0.0125".
     """
     if not _speaks(axis):
-        return ", ".join(setting(name, values[name]) for name in names_of(axis))
+        own = [name for name in names_of(axis) if values[name] not in (None, {}, [])] or names_of(axis)
+        return ", ".join(setting(name, values[name]) for name in own)
     first, *others = names_of(axis)
     words = [value_label(values[first], first)]
     for name in others:

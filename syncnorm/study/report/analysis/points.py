@@ -9,11 +9,12 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any, ClassVar
 
-from syncnorm.samples import metric_of, samples_of
+from syncnorm.samples import details_on
 from syncnorm.study.plan.spec import KIND
 from syncnorm.study.plot import Axis, Plot, View, names_of
 from syncnorm.study.report.analysis.across import Across, sample
 from syncnorm.study.report.analysis.agreement import without_repeats
+from syncnorm.study.report.analysis.behind import guesses, samples_behind
 from syncnorm.study.report.analysis.comparisons import Comparison, Line, compared
 from syncnorm.study.report.analysis.labels import (
     IN_NATS,
@@ -28,14 +29,13 @@ from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
 from syncnorm.study.report.analysis.sampling import (
     Clusters,
     Combined,
-    clusters_of,
     effects,
     over_both,
     over_test_samples,
 )
 from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
 from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
-from syncnorm.study.rows import Results, Row, at_chance, diverged
+from syncnorm.study.rows import Results, Row, diverged
 
 
 class Chart(Plot):
@@ -275,7 +275,7 @@ def gather(chart: Chart, results: Results) -> Points:
         without_value += len(found) < across.needed()
         for at, value in found.items():
             values[panel, name, at][row["config"]["seed"]][case] = value
-            if across.final and across.metric(at) == metric_of(row.get("details", {})):
+            if across.final and details_on(row.get("details", {}), across.metric(at)) is not None:
                 measured[panel, name, at][row["config"]["seed"]].append(row)
     means = {spot: mean for spot, seeds in values.items() if (mean := _means(seeds, wanted))}
     spots = [place(chart, fields, about.base) for fields in runs.values()]
@@ -297,9 +297,13 @@ def gather(chart: Chart, results: Results) -> Points:
         nats=all(row["config"].get("task", IN_NATS[0]) in IN_NATS for row in rows),
         cases=len(wanted),
         diverged=_diverged(rows, places, names) if lost else {},
-        tests={spot: tests for spot, mean in means.items() if (tests := _tests(measured.get(spot, {}), mean))},
+        tests={
+            at: tests
+            for at, mean in means.items()
+            if (tests := samples_behind(measured.get(at, {}), mean, across.metric(at[2])))
+        },
         ran=_ran(rows, places, names),
-        guessed={spot: _guessed(seeds) for spot, seeds in measured.items()},
+        guessed={at: guesses(seeds, across.metric(at[2])) for at, seeds in measured.items()},
         tuning=tuning_words(results),
     )
 
@@ -363,19 +367,6 @@ def _diverged(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]
         ended[panel, name, x] += 1
         lost[panel, name, x] += diverged(row)
     return {spot: (count, ended[spot]) for spot, count in lost.items() if count}
-
-
-def _tests(seeds: Mapping[int, Sequence[Row]], wanted: Iterable[int]) -> dict[int, Clusters]:
-    """Return the test samples of those seeds whose rows all have their scores."""
-    found = {seed: [samples_of(row.get("details", {})) for row in seeds.get(seed, ())] for seed in wanted}
-    return {
-        seed: clusters_of([one for one in some if one]) for seed, some in found.items() if some and None not in some
-    }
-
-
-def _guessed(seeds: Mapping[int, Sequence[Row]]) -> tuple[list[int], int]:
-    said = [(seed, one) for seed, rows in seeds.items() for row in rows if (one := at_chance(row)) is not None]
-    return [seed for seed, guessed in said if guessed], len(said)
 
 
 def _ran(rows: Sequence[Row], places: Sequence[Place], names: Sequence[str]) -> dict[Place, tuple[str, ...]]:

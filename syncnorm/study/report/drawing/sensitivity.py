@@ -23,6 +23,8 @@ def sensitivity_figure(lines: Sequence[Chosen], name: str, metric: Metric, title
     Trials of a line that tunes this field alone are joined. Crosses at the lower edge are trials that failed or
     diverged.
     """
+    from matplotlib.ticker import LogLocator, NullLocator
+
     groups = [lines[first : first + MOST_BANDS] for first in range(0, len(lines), MOST_BANDS)]
     kinds = {one.line.ranges[name]["kind"] for one in lines}
     values = list(dict.fromkeys(value_label(trial.values[name], name) for one in lines for trial in one.line.trials))
@@ -40,6 +42,8 @@ def sensitivity_figure(lines: Sequence[Chosen], name: str, metric: Metric, title
             ax.set_xlim(-0.5, len(named) - 0.5)
         elif kinds == {"log_uniform"}:
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            ax.xaxis.set_minor_locator(NullLocator())
             ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         grid(ax)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from syncnorm.errors import UserError
 from syncnorm.study.plot import Axis, Plot, Reads, View, agrees
+from syncnorm.study.report.analysis.across import sample
 from syncnorm.study.report.analysis.agreement import without_repeats
 from syncnorm.study.report.analysis.effects import Term, variance_terms
 from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 KIND = "world.kind"
 WIDTH, LINE, APART, ABOVE, BELOW = 7.4, 0.23, 0.16, 0.5, 0.95
 """Inches: the figure's width, the height of a line, the space after a factor, and the margins."""
+WIDEST = 3.0
+"""Maximum of inches for the names of levels."""
 
 Setting = tuple[str, ...]
 """A level of each factor, as text."""
@@ -65,7 +68,8 @@ class Effects(Plot):
             if self.fits(fields):
                 for known, level in zip(levels, _setting(self, fields), strict=True):
                     known[level] = None
-        metric = metric_label(self.metric, kinds.pop() if len(kinds) == 1 else "devices")
+        world = kinds.pop() if len(kinds) == 1 else "devices"
+        metric = metric_label(self.metric, world)
         return EffectsView(
             name=file_name("effects", self.metric, *map(joined, self.factors)),
             title=self.title or f"What moves the difference in {metric.words}",
@@ -75,6 +79,7 @@ class Effects(Plot):
             levels=[list(known) for known in levels],
             responses=responses,
             lost=lost,
+            world=world,
         )
 
     def check(self, planned: Results) -> None:
@@ -117,6 +122,8 @@ class EffectsView(View):
     """high - low, by setting and seed, as stored."""
     lost: int
     """Number of diverged runs, which are in no pair."""
+    world: str
+    """The world of its runs; "devices" if there are several."""
 
     def at(self, factor: int, level: str) -> Summary | None:
         """Return the mean response at a level: over settings for each seed, then over seeds."""
@@ -144,10 +151,10 @@ class EffectsView(View):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        names = [field_label(name) for name in self.effects.factors]
+        names = [self._label(name) for name in self.effects.factors]
         count = sum(map(len, self.levels))
         longest = max((len(level) for levels in self.levels for level in levels), default=1)
-        left = 0.3 + CHARACTER * max(longest, *map(len, names))
+        left = min(WIDEST, 0.3 + CHARACTER * max(longest, *map(len, names)))
         head = fill(self.title, int(10.5 * (WIDTH - left)))
         top = ABOVE + 0.2 * head.count("\n")
         height = top + count * LINE + len(names) * (LINE + APART) + BELOW
@@ -185,6 +192,10 @@ class EffectsView(View):
         unit = f" ({self.metric.difference_unit})" if self.metric.difference_unit else ""
         ax.set_xlabel(f"{self._words()}{unit}")
 
+    def _label(self, factor: Axis) -> str:
+        """Return a factor's words; of several fields, those of the first."""
+        return field_label(factor if isinstance(factor, str) else factor[0], sample(self.world))
+
     def _words(self) -> str:
         """Return "gn - bn", with all fields of both groups."""
         ends = (
@@ -206,7 +217,7 @@ class EffectsView(View):
                 records.append(
                     {"factor": joined(name), "level": level, "pairs": pairs, **statistics_columns("", summary)}
                 )
-            blocks.append((field_label(name), rows))
+            blocks.append((self._label(name), rows))
         return Table(
             name=self.name,
             title=self.title,
@@ -232,7 +243,7 @@ class EffectsView(View):
             name=f"{self.name}-settings",
             title=f"{self.title}: each setting",
             caption=f"{self._words()}, paired by seed: mean ± half width of the 95 % t interval over seeds.",
-            corner=listing(field_label(name) for name in self.effects.factors),
+            corner=listing(self._label(name) for name in self.effects.factors),
             span=self._words(),
             header=[self.metric.difference_unit or "difference", "seeds"],
             blocks=[
@@ -259,7 +270,7 @@ class EffectsView(View):
 
     def _variance(self) -> Table:
         terms = self.terms()
-        labels = {joined(factor): field_label(factor) for factor in self.effects.factors}
+        labels = {joined(factor): self._label(factor) for factor in self.effects.factors}
         lines, records = [], []
         for term in terms:
             words = " x ".join(labels.get(name, name) for name in term.names)
