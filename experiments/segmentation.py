@@ -7,7 +7,8 @@ Speaks to: In-place activated and synchronised batch norm for segmentation and d
 Run:       syncnorm run experiments/segmentation.py [--quick]
 
 A U-Net labels every pixel of 16x16 images: a digit and two of disc, square and triangle, blended into photographs.
-The global batch is fixed at 8, so the number of devices is 8 / images per device. "Group-sorted data 0 %" deals all
+The learning rate is tuned on validation images for every norm, number of images and deal; group norm's number of
+groups with it. The global batch is fixed at 8, so the number of devices is 8 / images per device. "Group-sorted data 0 %" deals all
 scenes to all devices; at 100 % a device's images share a scene or have similar ones: the photograph and its region,
 brightness and contrast. Test images show every scene, cut from other parts of the photographs.
 
@@ -20,7 +21,7 @@ from dataclasses import replace
 from typing import Any
 
 from syncnorm.config import Data, Devices, Norm, Optim, Run
-from syncnorm.study import Agreement, Curve, Grid, Profile, Study
+from syncnorm.study import Agreement, Choice, Curve, Grid, LogUniform, Profile, Study, Tune
 
 IMAGES = [1, 2, 4, 8]
 SKEWS = [0, 100]
@@ -71,11 +72,22 @@ FIGURES = (
 )
 
 BASE = Run(
-    data=Data("shapes-photo", size=16),
+    data=Data("shapes-photo", size=16, validation=0.15),
     model="unet",
     world=Devices(global_batch=8),
     optim=Optim(lr=0.1, epochs=5),
     task="segmentation",
+)
+
+TUNE = Tune(
+    {"lr": LogUniform(0.02, 1.0)},
+    own={"gn": {"norm.options.groups": Choice([1, 2, 4])}},
+    per=("norm", "per_device_batch", "natural_skew"),
+    at={"precision": ["float32"]},
+    trials=5,
+    seeds=2,
+    by="validation_mean_iou",
+    shared=False,
 )
 
 STUDY = Study(
@@ -84,6 +96,7 @@ STUDY = Study(
     base=BASE,
     vary={"norm": [name for name in NORMS if name != "mabn"], "per_device_batch": IMAGES, "natural_skew": SKEWS},
     seeds=5,
+    tune=TUNE,
     also=(
         *(
             Grid({"norm": [norm_at("mabn", images)], "per_device_batch": [images], "natural_skew": SKEWS})
@@ -97,6 +110,7 @@ STUDY = Study(
         "base": replace(BASE, optim=replace(BASE.optim, epochs=2)),
         "vary": {"norm": ["bn", "sync_bn"], "per_device_batch": [1, 8], "natural_skew": SKEWS},
         "seeds": 2,
-        "also": (Grid({**TWINS, "norm": ["bn"]}, seeds=1),),
+        "tune": replace(TUNE, trials=2, seeds=1),
+        "also": (),
     },
 )

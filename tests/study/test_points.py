@@ -24,7 +24,7 @@ def test_a_place_holds_the_metric_of_every_seed_there(study: Study, fill: Fill) 
         assert values == {run.seed: fake_metrics(run)["accuracy"] for run in here}
     assert len(points.values) == 3 * 5 * 6
     assert points.evaluation() == (
-        "Evaluated with statistics: own (rank 0) for bn; pooled for sync_bn; none for gn, ln and none."
+        "Evaluated with statistics: own (rank 0) for bn; pooled for sync_bn; none for gn, ln and none. Not tuned."
     )
 
 
@@ -95,7 +95,7 @@ def test_a_run_whose_metric_is_not_finite_diverged_and_is_in_no_mean(study: Stud
     points = gather(study.figures[0], read(folder))
     assert points.without_value == 0
     assert list(points.diverged.values()) == [(1, 1)]
-    assert points.evaluation().endswith("Diverged, and in no mean: 1 run.")
+    assert points.evaluation().endswith("Diverged, and in no mean: 1 run. Not tuned.")
     assert sum(len(values) for values in points.values.values()) == 2
 
 
