@@ -8,9 +8,9 @@ Run:       syncnorm run experiments/segmentation.py [--quick]
 
 A U-Net labels every pixel of 16x16 images: a digit and two of disc, square and triangle, blended into photographs.
 The learning rate is tuned on validation images for every norm, number of images and deal; group norm's number of
-groups with it. The global batch is fixed at 8, so the number of devices is 8 / images per device. "Group-sorted data 0 %" deals all
-scenes to all devices; at 100 % a device's images share a scene or have similar ones: the photograph and its region,
-brightness and contrast. Test images show every scene, cut from other parts of the photographs.
+groups with it. The global batch is fixed at 8, so the number of devices is 8 / images per device. "Group-sorted data
+0 %" deals all scenes to all devices; at 100 % a device's images share a scene or have similar ones: the photograph
+and its region, brightness and contrast. Test images show every scene, cut from other parts of the photographs.
 
 A layer of the U-Net gets images x positions values per channel: 4 at its lowest level to 256 at its highest with one
 image, 32 to 2,048 with eight. But the values of one image are alike, and so are images of one scene: they are worth

@@ -13,7 +13,8 @@ from syncnorm.config import Clients, Devices, Domains, Run, layout
 from syncnorm.data import DOMAINS
 from syncnorm.study.plan.about import about_study
 from syncnorm.study.plan.load import load_study
-from syncnorm.study.plan.spec import expand, quicker
+from syncnorm.study.plan.override import quicker
+from syncnorm.study.plan.spec import expand
 from syncnorm.study.report.plots.check import check_plots
 from syncnorm.tasks import task_named
 from syncnorm.worlds import fit

@@ -14,8 +14,8 @@ from syncnorm.commands.show import show
 from syncnorm.config import ClientEngine, Engine, Execution, Run
 from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
-from syncnorm.study.plan.override import refuse_varied, with_vary
-from syncnorm.study.plan.spec import Study, field_path, has_field, quicker, with_engine
+from syncnorm.study.plan.override import quicker, refuse_varied, with_vary
+from syncnorm.study.plan.spec import Study, field_path, has_field, with_engine
 from syncnorm.study.run.forecast import forecast
 from syncnorm.study.run.ranks import rank
 from syncnorm.study.run.runner import check_study, run_study

@@ -7,14 +7,13 @@ import pytest
 from syncnorm.config import Clients, Data, Devices, Norm, Run, describe, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.plan.about import about_study
-from syncnorm.study.plan.override import parse, refuse_varied, with_vary
+from syncnorm.study.plan.override import parse, quicker, refuse_varied, with_vary
 from syncnorm.study.plan.spec import (
     Agreement,
     Grid,
     Study,
     expand,
     has,
-    quicker,
     value_at,
     with_axis,
     with_engine,

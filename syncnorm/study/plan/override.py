@@ -51,6 +51,15 @@ def with_vary(study: Study, axes: Sequence[str]) -> Study:
     return without_varied(study, before)
 
 
+def quicker(study: Study) -> Study:
+    """Return the study that `--quick` runs, with the fields in `study.quick` replaced.
+
+    It tunes the lines and points that it still has.
+    """
+    quick = replace(study, **{"name": f"{study.name}-quick", **study.quick, "quick": {}})
+    return without_varied(quick, replace(study, tune=quick.tune))
+
+
 def without_varied(study: Study, before: Study) -> Study:
     """Return a study with changed axes that tunes what it does not vary, on the lines and points that it still has.
 

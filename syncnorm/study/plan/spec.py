@@ -70,11 +70,6 @@ class Study:
                 raise unknown("field of a study, in quick,", name, known)
 
 
-def quicker(study: Study) -> Study:
-    """Return the study that `--quick` runs, with the fields in `study.quick` replaced."""
-    return replace(study, **{"name": f"{study.name}-quick", **study.quick, "quick": {}})
-
-
 def expand(study: Study) -> list[Run]:
     """Return a study's runs without repeats, in a fixed order: all points of one seed before the next seed.
 
