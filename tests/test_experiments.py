@@ -73,6 +73,11 @@ def with_made_up_data(run: Run, folder: Path) -> Run:
     return replace(run, data=replace(run.data, path=str(folder), size=min(run.data.size or 32, 32)))
 
 
+def without_choice(run: Run) -> Run:
+    """Return a run without validation: cut data are too small to hold out a sample of each class."""
+    return replace(run, data=replace(run.data, validation=0.0), select="last")
+
+
 def what_is_tried(run: Run) -> tuple[str, ...]:
     """Return what one run is enough of."""
     if isinstance(run.world, Clients):
@@ -91,7 +96,7 @@ def test_two_steps(path: Path, tmp_path: Path) -> None:
     study = load_study(str(path))
     assert study.quick, "an experiment has a quick version"
     assert len(expand(quicker(study))) < len(expand(study))
-    for run in {what_is_tried(run): run for run in expand(study)}.values():
+    for run in map(without_choice, {what_is_tried(run): run for run in expand(study)}.values()):
         if isinstance(run.world, Clients):
             result = fit(with_made_up_data(two_rounds_of(run, run.world), tmp_path))
             assert len(result.history["train_loss"]) == 2
