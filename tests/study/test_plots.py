@@ -151,7 +151,7 @@ def test_a_history_is_the_metric_of_every_round(write: Any) -> None:
 
 def test_a_history_in_training_is_evaluated_by_nobody(write: Any) -> None:
     points = points_of(write, History("method", where={"alpha": 0.3, "norm": "bn"}))
-    assert footnote(points).endswith("Measured in training.")
+    assert footnote(points).endswith("Measured in training. Not tuned.")
 
 
 def test_a_trade_is_a_point_a_line_with_intervals_both_ways(write: Any) -> None:
