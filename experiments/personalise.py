@@ -84,7 +84,7 @@ def personalise(name: str, base: Run, folds: Sequence[tuple[str, ...]], samples:
             "vary": grid("bn", "mixed", ways, folds=folds[:1]).vary,
             "also": (grid("bn", "one_domain", adapted, folds=folds[:1]),),
             "seeds": 2,
-            "tune": replace(TUNE, trials=2, seeds=1, at=fold),
+            "tune": replace(TUNE, trials=2, seeds=1, at={**fold, "adapt": ["adabn"]}),
         },
     )
 

@@ -16,7 +16,7 @@ SUBJECTS = tuple(f"subject-{number}" for number in range(1, 31))
 STUDY = personalise(
     "personalise_har",
     Run(
-        data=Data("uci-har"),
+        data=Data("uci-har", validation=0.15),
         model="signal_cnn",
         world=Domains(domains=SUBJECTS, batch=32, test_batch=16),
         optim=Optim(lr=0.05, epochs=8),

@@ -33,6 +33,7 @@ from syncnorm.data.split import (
     strata_of,
 )
 from syncnorm.errors import UserError, unknown
+from syncnorm.fingerprint import files_fingerprint
 from syncnorm.tasks import task_named
 
 Split = Literal["random", "writers", "fixed"]
@@ -119,8 +120,9 @@ def load_config(
 def read_config(data: Data, task: str = "classification") -> Pixels | Signals:
     """Return the samples of a run's `data` before the split; the last ones are kept in memory."""
     check_data(data)
-    request = _request(data, task)
-    key = repr((request, sorted(request.options.items())))
+    request, place = _request(data, task), Path(data.path or data.name).expanduser()
+    state = files_fingerprint(place) if place.exists() else ""  # another content is other samples
+    key = repr((request, sorted(request.options.items()), state))
     return MEMORY.get(key, lambda: _raw(request))
 
 
