@@ -79,7 +79,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     prepared = prepare(run, device)
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
-    model = copy.deepcopy(classifier.model)  # its statistics are chosen in place, and another run may share them
+    model = _own_copy(classifier.model)
     metrics, evaluated_by, details = measure(run, model, prepared.data)
     if run.data.validation:
         metrics |= validate(run, model, prepared.data)
@@ -104,6 +104,18 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
 Profile = dict[str, list[Any]]
 _KEPT: LastTraining[tuple[DevicesClassifier, RankBatches, dict[str, Profile]]] = LastTraining()
+
+
+def _own_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a trained model: its statistics are chosen in place, and another run may share the training.
+
+    A model that cannot be copied is shared with none.
+    """
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError):
+        _KEPT.forget()
+        return model
 
 
 def _trained(

@@ -40,7 +40,10 @@ def small_groups(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int]]:
     """Return the layers of `model` with groups of at most `FEW` values, with channels a group and positions."""
     if not any(isinstance(layer, nn.GroupNorm | EvoNormS0) for layer in model.modules()):
         return {}
-    model, found = copy.deepcopy(model).eval(), {}
+    try:
+        model, found = copy.deepcopy(model).eval(), {}
+    except (RuntimeError, TypeError):  # a warning is no reason to refuse a model
+        return {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.GroupNorm | EvoNormS0):
             groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else layer.groups

@@ -132,7 +132,7 @@ def test_devices_are_validated_as_they_are_tested() -> None:
     prepared = prepare(run, torch.device("cpu"))
     classifier, _ = devices_world.train(run, prepared, None)
     data = prepared.data
-    metrics, _ = devices_world.measure(run, classifier.model, data)
+    metrics, *_ = devices_world.measure(run, classifier.model, data)
     expected = evaluate(classifier.model, data.validation_x, data.validation_y)  # `measure` has set the statistics
     result = fit(run)
     assert result.metrics["accuracy"] == metrics["accuracy"]
