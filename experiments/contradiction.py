@@ -5,12 +5,11 @@ Speaks to: published tables that disagree. CIFAR-10, two classes a client: group
            (Zhuang & Lyu, arXiv 2306.05879). Zhang et al. (arXiv 2308.09565) have group norm far above as well, but
            their rows of batch norm are not safe to use.
 Run:       syncnorm run experiments/contradiction.py [--quick]
-           syncnorm run experiments/contradiction_test.py     # the rule on settings that it was not made from
 
-Ten clients share the digits. Two factors are crossed: the skew (one, two or five classes a client, Dirichlet
-0.1 over each class), and the number of local steps between two averages, at 400 local steps in all. Learning
-rates are tuned on validation data for every norm in every setting; group norm's number of groups with them. The
-response is the accuracy of the one global model on the balanced test, group norm's minus batch norm's.
+Ten clients share the digits. Two factors are crossed: the skew (one, two or five classes a client, Dirichlet 0.1 over
+each class), and the number of local steps between two averages, at 400 local steps in all. Learning rates are tuned
+on validation data for every norm in every setting; group norm's number of groups with them. The response is the
+accuracy of the one global model on the balanced test, group norm's minus batch norm's.
 """
 
 from dataclasses import replace

@@ -14,6 +14,7 @@ WORDS = {
     "skew": "label-sorted data",
     "natural_skew": "group-sorted data",
     "partition": "partition",
+    "skew_options": "partition",
     "norm": "norm",
     "data": "data set",
     "lr": "learning rate",

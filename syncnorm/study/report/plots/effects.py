@@ -337,4 +337,4 @@ def _level(factor: Axis, fields: Mapping[str, Any]) -> str:
     """Return a run's level: its value, or its values that are set, of several fields."""
     if isinstance(factor, str):
         return value_label(fields[factor], factor)
-    return ", ".join(value_label(fields[name], name) for name in factor if fields[name] not in (None, {}, [], ()))
+    return ", ".join(setting(name, fields[name]) for name in factor if fields[name] not in (None, {}, [], ()))
