@@ -89,7 +89,7 @@ STUDY = Study(
     agreements=(Agreement(over="engine", tolerance=1e-8),),
     quick={
         "base": replace(BASE, optim=replace(BASE.optim, epochs=3)),
-        "vary": {"norm": NORMS, "per_device_batch": [1, 4, 32], "skew": [0, 100]},
+        "vary": {"norm": ["bn", "sync_bn"], "per_device_batch": [1, 8], "skew": SKEWS},
         "seeds": 2,
         "tune": replace(TUNE, trials=2, seeds=1, shared=False),
         "baselines": (),
