@@ -106,7 +106,7 @@ class Clients(WorldConfig):
     step: ClassVar[str] = "round"
     deals: ClassVar[tuple[str, ...]] = (
         *("count", "domains", "skew", "alpha", "skew_options", "noise"),
-        *("equal_size", "validation", "held_out", "unseen"),
+        *("equal_size", "held_out", "unseen"),
     )
     tests: ClassVar[tuple[str, ...]] = ("unsampled", "global_norm")
 

@@ -163,7 +163,7 @@ class DomainClassifier(Classifier):
             self._groups[f"unseen_{self.task.metric}"] = prepared.unseen
         self.history |= {name: [] for name in self._groups}
         if run.data.validation:
-            self.history[f"validation_{self.task.metric}"] = []
+            self.history[self.task.named("validation_accuracy")] = []
         if run.evaluate_every:
             self.history["accuracy_at"] = []
 
@@ -184,7 +184,7 @@ class DomainClassifier(Classifier):
             scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
             self.history[name].append(fmean(scores))
         if self._run.data.validation:
-            name = f"validation_{self.task.metric}"
+            name = self.task.named("validation_accuracy")
             score = _validation(self._run, self._prepared, self.model, "none")[name]
             self.history[name].append(score)
             if self._run.select == "best":
