@@ -31,6 +31,7 @@ def sensitivity_figure(lines: Sequence[Chosen], name: str, metric: Metric, title
     named = values if "choice" in kinds else []
 
     def paint(ax: "Axes", index: int, styles: Styles) -> None:
+        """Draw the trials of a panel's lines."""
         ax.set_xlabel(axis_label(name))
         if index == 0:
             for one in lines:  # the legend names the lines of all panels

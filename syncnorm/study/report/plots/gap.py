@@ -176,6 +176,7 @@ class GapView(ChartView):
         bounds = self._bounds()
 
         def paint(ax: "Axes", index: int, styles: Styles) -> None:
+            """Draw the shares of a panel."""
             panel = (points.panels or [None])[index]
             for end in (0, 100):
                 ax.axhline(end, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)

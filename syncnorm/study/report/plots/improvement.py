@@ -121,6 +121,7 @@ class ImprovementView(ChartView):
         others = [line for line in points.lines if line != self.reference]
 
         def paint(ax: "Axes", index: int, styles: Styles) -> None:
+            """Draw what the panel shows."""
             rows = {line: -number for number, line in enumerate(points.lines)}
             for line, row in rows.items():
                 one = self.aggregates.get(line)

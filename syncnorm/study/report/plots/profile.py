@@ -142,6 +142,7 @@ class ProfileView(ChartView):
         panels = points.panels or [None]
 
         def paint(ax: "Axes", index: int, styles: Styles) -> None:
+            """Draw the values of a panel by layer."""
             layers = self.layers.get(panels[index], [])
             places = list(range(1, len(layers) + 1))
             for line in points.lines:
