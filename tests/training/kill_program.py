@@ -73,7 +73,10 @@ def train(run: Run, checkpoint: Path | None, answer: Path) -> None:
 
     def slowly(self: Classifier, batch: Any, batch_idx: int) -> None:
         first.append(self.trainer.current_epoch * (STEPS // 3) + batch_idx)
-        answer.with_suffix(".first").write_text(str(first[0]))
+        if len(first) == 1:
+            draft = answer.with_suffix(".draft")  # renamed, so that a kill never leaves half of it
+            draft.write_text(str(first[0]))
+            draft.rename(answer.with_suffix(".first"))
         time.sleep(PAUSE if checkpoint else 0)
 
     def run_trainer(*args: Any, inner: Any, **options: Any) -> None:
