@@ -72,8 +72,8 @@ TUNE = Tune(
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "per_device_batch", "skew"),
     at={"precision": ["float32"], "buffers": ["rank0"]},
-    trials=6,
-    seeds=2,
+    trials=8,
+    halve=True,
 )
 
 STUDY = Study(

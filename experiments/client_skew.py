@@ -57,7 +57,7 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.01, 1.0)},
+    {"lr": LogUniform(0.005, 1.0)},
     own={
         "gn": {"norm.options.groups": Choice([1, 2, 4, 8])},
         "fixbn": {"method_options.frozen_from": Uniform(0.2, 0.8)},
@@ -65,8 +65,8 @@ TUNE = Tune(
         "fedadam": {"algorithm_options.lr": LogUniform(0.001, 0.1)},
     },
     per=(*LINE, "alpha", "domains"),
-    trials=6,
-    seeds=2,
+    trials=8,
+    halve=True,
     shared=False,
 )
 

@@ -32,8 +32,8 @@ TUNE = Tune(
     {"lr": LogUniform(0.005, 0.5)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "norm.options", "model_options"),
-    trials=6,
-    seeds=2,
+    trials=8,
+    halve=True,
     shared=False,
 )
 BATCHWISE = ["none", "prediction", "mix", "alpha", "tent"]

@@ -30,7 +30,7 @@ BASE = Run(
     optim=Optim(lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0),
 )
 
-TUNE = Tune({"lr": LogUniform(0.01, 1.0)}, per=("method", "participation"), trials=6, seeds=2, shared=False)
+TUNE = Tune({"lr": LogUniform(0.01, 2.0)}, per=("method", "participation"), trials=8, halve=True, shared=False)
 
 CORNERS = ("accuracy", "client_accuracy_worst", "reestimated_accuracy", "reestimated_accuracy_worst")
 FIGURES = (

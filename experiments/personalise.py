@@ -34,8 +34,8 @@ TUNE = Tune(
     {"lr": LogUniform(0.005, 0.5)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "batches"),
-    trials=6,
-    seeds=2,
+    trials=8,
+    halve=True,
     shared=False,
 )
 

@@ -80,11 +80,11 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.01, 0.8)},
+    {"lr": LogUniform(0.01, 1.0)},
     own={"gn": {"norm.options.groups": Choice([1, 2, 4])}},
     per=("norm", "per_device_batch"),
-    trials=6,
-    seeds=2,
+    trials=8,
+    halve=True,
     shared=False,
 )
 
