@@ -26,6 +26,8 @@ class Prepared:
     data: Dataset
     model: nn.Module
     shards: list[Tensor]
+    values_per_channel: int | None
+    """The fewest that share statistics in training (`_fewest_values`)."""
 
 
 def prepare(run: Run, device: torch.device) -> Prepared:
@@ -42,9 +44,9 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
     model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
-    _check_layers(run, model, data, device)
+    values = _check_layers(run, model, data, device)
     _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]].to(device))
-    return Prepared(data, model, shards)
+    return Prepared(data, model, shards, values)
 
 
 def devices(run: Run) -> Devices:
@@ -138,8 +140,11 @@ def _check_buffers(run: Run, ranks: int) -> None:
 
 
 @torch.no_grad()
-def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.device) -> None:
-    """Run two samples through the model in evaluation mode, and check the input of each batch norm."""
+def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.device) -> int | None:
+    """Run two samples through the model in evaluation mode, and check the input of each batch norm.
+
+    Return the fewest values per channel that a training batch gives to one of them (`_fewest_values`).
+    """
     positions: dict[str, int] = {}
     hooks = [
         layer.register_forward_pre_hook(
@@ -160,7 +165,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
         for hook in hooks:
             hook.remove()
     check_outputs(run, outputs, data.train_y[:2], data.classes)
-    _check_values_per_channel(run, positions)
+    return _fewest_values(run, positions)
 
 
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
@@ -180,10 +185,15 @@ def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
         ) from error
 
 
-def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
+def _fewest_values(run: Run, positions: dict[str, int]) -> int | None:
+    """Return the fewest values per channel that share statistics in training, over the layers with these positions.
+
+    None for a norm that does not see the batch, and for a model without batch norms. A single value raises
+    `UserError`: it has no variance.
+    """
     spec = norm_spec(run.norm.name)
-    if not spec.sees_batch:
-        return
+    if not spec.sees_batch or not positions:
+        return None
     samples = _sharing_samples(run.norm.name, devices(run))
     for name, count in positions.items():
         if samples * count == 1:
@@ -192,3 +202,4 @@ def _check_values_per_channel(run: Run, positions: dict[str, int]) -> None:
                 f"layer '{name}' of model '{run.model}' would get one value per channel {shared} (one sample of one "
                 "position), and a variance needs two: set per_device_batch to 2 or more, or norm to gn or ln."
             )
+    return samples * min(positions.values())

@@ -65,6 +65,9 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     `gradient_profile` of the first training batch, before and after training; and "effective_samples" and
     "values_per_channel" of the trained model's norm layers over training batches (`effective_profiles`).
 
+    The metric `values_per_channel` is the fewest values (samples x positions) that share statistics in training, over
+    all batch norms of the model; runs whose norm does not see the batch have none.
+
     With `data.validation`, the metrics include `validation_accuracy` and `validation_loss` of the resulting model,
     measured as on the test set. With `run.select` "best", that model is the one after the epoch with the best
     validation accuracy, `epoch`.
@@ -85,6 +88,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         metrics |= validate(run, model, prepared.data)
     if run.select == "best":
         metrics["epoch"] = float(classifier.best.epoch)
+    if prepared.values_per_channel:
+        metrics["values_per_channel"] = float(prepared.values_per_channel)
     train_loss = _mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
@@ -251,6 +256,8 @@ class DevicesWorld:
         """Return the names of the metrics that a run may have."""
         main = task_named(run.task).metric
         own = [main, "loss", f"{main}_rank0", f"{main}_pooled"]
+        if norm_spec(run.norm.name).sees_batch:
+            own.append("values_per_channel")
         return [*own, "parameter_norm", "train_loss", "steps", *other_metrics(run), *by_validation(run)]
 
     def histories(self, run: Run) -> list[str]:

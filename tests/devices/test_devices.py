@@ -49,6 +49,12 @@ def test_a_run_is_the_same_twice_and_says_what_evaluated_it() -> None:
     assert pooled.run_id != first.run_id
 
 
+@pytest.mark.parametrize(("norm", "values"), [("bn", 4), ("sync_bn", 16), ("gn", None)])
+def test_a_row_has_the_fewest_values_per_channel_that_share_statistics(norm: str, values: int | None) -> None:
+    run = replace(SHORT, norm=Norm(norm), model="strided_cnn", model_options={"width": 4})
+    assert fit(run).metrics.get("values_per_channel") == values, "8x8 images: the last of 4 layers has one position"
+
+
 @pytest.mark.parametrize(
     ("norm", "by"),
     [("sync_bn", "shared (all ranks)"), ("gn", "none"), ("none", "none"), ("ghost_bn", "own (rank 0)")],

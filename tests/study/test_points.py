@@ -1,5 +1,6 @@
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -112,3 +113,33 @@ def test_a_field_that_a_grid_adds_counts_as_planned(study: Study, fill: Fill) ->
 def test_an_agreement_over_the_figures_own_field_takes_nothing_away(study: Study, fill: Fill) -> None:
     study = replace(study, agreements=(Agreement("norm"), Agreement("engine")))
     assert len(gather(study.figures[0], read(fill(study))).values) == 3 * 5 * 6
+
+
+def measured(study: Study, fill: Fill, values: dict[int, float]) -> Curve:
+    """Write rows whose values per channel follow from the samples per device."""
+    curve = Curve("values_per_channel", "norm", "skew", measured=True)
+    study = replace(study, figures=(curve,), also=(), vary={**study.vary, "per_device_batch": list(values)})
+    folder = fill(study, keep=lambda run: False)
+    with Store.open(folder, study) as store:
+        for run in expand(study):
+            found = {"values_per_channel": values[run.world.per_device_batch]} if run.norm.name != "gn" else {}
+            store.append(fake_row(study.name, run, **fake_metrics(run), **found))
+    return curve
+
+
+def test_a_measured_x_places_each_run_at_its_metric(study: Study, fill: Fill, tmp_path: Path) -> None:
+    curve = measured(study, fill, {2: 8.0, 4: 4.0, 8: 4.5})
+    results = read(tmp_path / "results")
+    points = gather(curve, results)
+    assert points.xs == [4, 4.5, 8]
+    runs = [run for run in expand(study) if run.norm.name == "bn" and run.world.engine == "virtual"]
+    here = [run for run in runs if (run.world.per_device_batch, run.world.skew) == (2, 0.0)]
+    assert points.values[0.0, "bn", 8] == {run.seed: fake_metrics(run)["accuracy"] for run in here}
+    assert not any(line == "gn" for _, line, _ in points.values), "it has no values per channel"
+    assert points.x_label == "values per channel"
+
+
+def test_runs_at_the_same_measured_x_are_lines_of_their_own(study: Study, fill: Fill, tmp_path: Path) -> None:
+    curve = measured(study, fill, {2: 8.0, 4: 8.0})
+    lines = gather(curve, read(tmp_path / "results")).lines
+    assert lines[:2] == ["bn (samples per device 2)", "bn (samples per device 4)"]

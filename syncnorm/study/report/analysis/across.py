@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from syncnorm.study.plan.spec import WORLDS
 from syncnorm.study.plot import Axis, names_of
-from syncnorm.study.report.analysis.labels import Metric, axis_label, field_label, value_label
+from syncnorm.study.report.analysis.labels import PHRASES, Metric, axis_label, field_label, value_label
 from syncnorm.study.report.analysis.lines import Place, axis_value
 from syncnorm.study.rows import Row
 
@@ -32,6 +32,10 @@ class Across(ABC):
     def place(self, fields: Mapping[str, Any], base: Mapping[str, Any]) -> Any:
         """Return the x of a run with these fields; None if a run has several."""
         return None
+
+    def found(self, row: Row, at: Any) -> Any:
+        """Return the x of a finished run, `at` in the plan."""
+        return at
 
     def order(self, planned: Sequence[Any], seen: Sequence[Any]) -> list[Any]:
         """Return all x in order: numbers by size, others in order of appearance."""
@@ -115,6 +119,29 @@ class Field(Across):
     def columns(self, x: Any, kind: str) -> dict[str, Any]:
         """Return a column with the field's name in a run."""
         return {"+".join(names_of(self.axis)): x, "metric": self.names[0]}
+
+
+@dataclass(frozen=True)
+class Measured(Across):
+    """A metric as x: the second of `names`; every run is at its own value."""
+
+    def found(self, row: Row, at: Any) -> Any:
+        """Return the run's value of the metric that is x; None if it has none."""
+        x = row["metrics"].get(self.names[1])
+        return x if x is None or not x.is_integer() else int(x)
+
+    def values(self, row: Row, at: Any) -> Iterator[tuple[Any, float | None]]:
+        """Yield the run's value of x and its metric; nothing without an x."""
+        if at is not None:
+            yield at, row["metrics"].get(self.names[0])
+
+    def planned(self, spots: Sequence[Place], xs: Sequence[Any]) -> list[Place]:
+        """Return nothing: only a finished run says where it is."""
+        return []
+
+    def words(self, kind: str) -> str:
+        """Return the metric's words."""
+        return PHRASES.get(self.names[1], self.names[1].replace("_", " "))
 
 
 @dataclass(frozen=True)

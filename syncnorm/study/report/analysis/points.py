@@ -259,7 +259,7 @@ def gather(chart: Chart, results: Results) -> Points:
     about, across, over = results.about, chart.across(), chart.averaged()
     runs = {run: fields for run, fields in about.runs.items() if chart.fits(fields)}
     rows = rows_of(chart, results)
-    places = [place(chart, runs[row["run_id"]], about.base) for row in rows]
+    places = [_found(place(chart, runs[row["run_id"]], about.base), across, row) for row in rows]
     cases = [_case(over, runs[row["run_id"]]) for row in rows]
     names = line_names(rows, places, cases, tuned_fields(results))
     lost = {row["run_id"] for row in rows if diverged(row)}
@@ -312,6 +312,11 @@ def place(chart: Chart, fields: Mapping[str, Any], base: Mapping[str, Any]) -> P
     """Return (panel, line, x) from the values of a run's fields; x is None if it is not a field."""
     line = value_label(axis_value(chart.line, fields, base), chart.line)
     return axis_value(chart.panel, fields, base), line, chart.across().place(fields, base)
+
+
+def _found(at: Place, across: Across, row: Row) -> Place:
+    panel, line, x = at
+    return panel, line, across.found(row, x)
 
 
 def rows_of(plot: Plot, results: Results) -> list[Row]:

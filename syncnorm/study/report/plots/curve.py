@@ -1,11 +1,11 @@
-"""A metric against a field of the runs."""
+"""A metric against a field of the runs, or against another metric."""
 
 from dataclasses import dataclass
 from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from syncnorm.study.plot import Axis, Reads
-from syncnorm.study.report.analysis.across import Across, Field
+from syncnorm.study.plot import Axis, Reads, names_of
+from syncnorm.study.report.analysis.across import Across, Field, Measured
 from syncnorm.study.report.analysis.baselines import Marks, baseline_marks
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, joined, named
 from syncnorm.study.report.analysis.tables import with_differences
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class Curve(Chart):
     """A figure: `metric` against `x`, one line per value of `line`, one panel per value of `panel`.
 
-    Runs that differ only in the fields of `mean_over` are averaged.
+    Runs that differ only in the fields of `mean_over` are averaged. With `measured`, `x` is a metric instead of a
+    field, one with the same value for all seeds, such as "values_per_channel".
     """
 
     kind: ClassVar[str] = "curve"
@@ -43,6 +44,7 @@ class Curve(Chart):
     panel: Axis | None = None
     metric: str = "accuracy"
     mean_over: tuple[str, ...] = ()
+    measured: bool = False
 
     def collect(self, results: Results) -> "CurveView":
         """Collect the metric of every run, by panel, line and x."""
@@ -50,8 +52,8 @@ class Curve(Chart):
         return CurveView(**named(gather(self, results)), marks=marks)
 
     def axes(self) -> tuple[Axis | None, ...]:
-        """Return x, line and panel."""
-        return self.x, self.line, self.panel
+        """Return x, unless it is a metric, line and panel."""
+        return (None if self.measured else self.x), self.line, self.panel
 
     def averaged(self) -> tuple[str, ...]:
         """Return `mean_over`."""
@@ -59,11 +61,11 @@ class Curve(Chart):
 
     def reads(self) -> Reads:
         """Return the names that it reads from a row."""
-        return Reads(metrics=(self.metric,))
+        return Reads(metrics=(self.metric, *self._measured()))
 
     def across(self) -> Across:
-        """Return the field of x."""
-        return Field((self.metric,), self.x)
+        """Return the field of x, or its metric."""
+        return Measured((self.metric, *self._measured())) if self.measured else Field((self.metric,), self.x)
 
     def stem(self) -> tuple[str, ...]:
         """Return the metric and x."""
@@ -72,6 +74,9 @@ class Curve(Chart):
     def words(self, points: Points) -> str:
         """Return e.g. "Accuracy (%) by samples per device and norm"."""
         return f"{points.metric(None).title} by {points.x_and_line}"
+
+    def _measured(self) -> tuple[str, ...]:
+        return names_of(self.x) if self.measured else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +98,14 @@ class CurveView(ChartView):
     def _paint(self, ax: "Axes", panel: Any, styles: Styles) -> None:
         points = self.points
         scale = points.metric(None).scale
+        measured = isinstance(points.across, Measured)  # lines may have other x: no gaps between their own
         for line, places in x_axis(ax, points).items():
             summaries = [points.summary(panel, line, x) for x in points.xs]
             means = [one.mean * scale if one else nan for one in summaries]
             intervals = [one.interval if one else None for one in summaries]
-            draw_line(ax, line, styles, places, means, intervals, scale, joined=is_numeric(points.xs))
+            at = [i for i, x in enumerate(points.xs) if not measured or (panel, line, x) in points.values]
+            shown = [places[i] for i in at], [means[i] for i in at], [intervals[i] for i in at]
+            draw_line(ax, line, styles, *shown, scale, joined=is_numeric(points.xs))
             for x, place in zip(points.xs, places, strict=True):
                 values = [value * scale for value in points.values.get((panel, line, x), {}).values()]
                 color = styles[line].color
