@@ -80,6 +80,7 @@ FIGURES = (
         panel="local_steps",
         metrics=("global_accuracy", "global_reestimated_accuracy", "global_batch_accuracy"),
         where={"norm": "bn"},
+        rivals=False,
         title="Batch norm: averaged statistics, re-estimated on all clients' images, and of the test images",
     ),
 )

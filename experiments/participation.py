@@ -57,6 +57,7 @@ FIGURES = (
         line="participation",
         metrics=("never_sampled", "staleness"),
         where={"method": "fedavg"},
+        rivals=False,
         title="Clients that no round sampled, and rounds since the others were",
     ),
 )

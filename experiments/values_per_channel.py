@@ -42,10 +42,16 @@ FIGURES = (
     Curve(
         x="values_per_channel",
         measured=True,
+        rivals=False,
         line=LINE,
         title="Accuracy of batch norm against the fewest values per channel and device",
     ),
-    Curve(x="per_device_batch", line=LINE, title="Accuracy of batch norm against samples per device"),
+    Curve(
+        x="per_device_batch",
+        line=LINE,
+        rivals=False,
+        title="Accuracy of batch norm against samples per device",
+    ),
 )
 
 BASE = Run(

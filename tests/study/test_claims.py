@@ -247,6 +247,15 @@ def test_a_claim_that_is_found_names_the_better_line(pair: Study, tmp_path: Path
     assert (found.records[0]["verdict"], found.records[0]["better"]) == ("found", "line")
 
 
+def test_lines_that_do_not_compete_are_not_compared(pair: Study, tmp_path: Path) -> None:
+    chart = replace(pair.figures[0], rivals=False)  # type: ignore[type-var]
+    results = tuned(replace(pair, figures=(chart,)), tmp_path)
+    (means,) = chart.collect(results).tables()
+    assert not any(cell.bold for _, lines in means.blocks for line in lines for cell in line)
+    assert "Bold" not in means.caption
+    assert claims_table(results) is None
+
+
 def lucky(run: Run) -> bool:
     return run.norm.name == "gn" and run.seed < 2
 

@@ -68,7 +68,7 @@ def _view(one: tuple[int, object] | LeftOut, results: Results) -> tuple[int, Poi
     if isinstance(one, LeftOut):
         return None
     number, plot = one
-    if not isinstance(plot, Chart) or not plot.compares:
+    if not isinstance(plot, Chart) or not (plot.compares and plot.rivals):
         return None
     rendered = render(number, plot, results)
     if isinstance(rendered, LeftOut) or not isinstance(rendered[0], ChartView):

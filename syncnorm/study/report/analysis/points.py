@@ -43,6 +43,8 @@ class Chart(Plot):
 
     compares: ClassVar[bool] = False
     """Whether its tables compare lines with the first, so that there is a verdict on each comparison."""
+    rivals: bool = True
+    """Whether its lines compete; if not, no table compares them and none is best."""
     line: Axis
     panel: Axis | None
 

@@ -10,10 +10,12 @@ from syncnorm.study.report.analysis.records import records_of
 from syncnorm.study.report.analysis.statistics import Estimate, Summary, overlap
 from syncnorm.study.table import MINUS, NOTHING, Cell, Table
 
+BOLD = "Bold: best of its column, with an interval apart from all others in it. "
+
 
 def with_differences(points: Points) -> list[Table]:
-    """Return the table of means and, if there are several lines, that of the differences to the first."""
-    return [means(points), *([differences(points)] if len(points.lines) > 1 else [])]
+    """Return the table of means and, if several lines compete, that of the differences to the first."""
+    return [means(points), *([differences(points)] if len(points.lines) > 1 and points.chart.rivals else [])]
 
 
 def means(points: Points, shown: Sequence[Any] | None = None) -> Table:
@@ -27,15 +29,14 @@ def means(points: Points, shown: Sequence[Any] | None = None) -> Table:
         summary, metric = points.summary(panel, line, x), points.metric(x)
         text = mean_text(summary, metric) if summary else _nothing(points, panel, line, x)
         note = _note(points, summary, points.marks(panel, line, x))
-        return Cell(text, _stands_out(points, panel, line, x, metric.higher_is_better), note)
+        return Cell(text, points.chart.rivals and _stands_out(points, panel, line, x, metric.higher_is_better), note)
 
     xs = list(points.xs if shown is None else shown)
     return Table(
         name=points.name,
         title=points.title,
         caption=f"Mean ± half width of the 95 % t interval over seeds; {_usual(points)}. {spread_words(points)}"
-        "Bold: best of its column, with an interval apart from all others in it. "
-        f"{points.evaluation()}{_without(points)}",
+        f"{BOLD if points.chart.rivals else ''}{points.evaluation()}{_without(points)}",
         corner=points.line_label,
         span=points.across.span(points.metrics, points.kind),
         header=[points.x_text(x) for x in xs],

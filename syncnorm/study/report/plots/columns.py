@@ -16,7 +16,8 @@ from syncnorm.study.table import Table
 class Columns(Chart):
     """A table: one row per value of `line`, one column per metric, one block per value of `panel`.
 
-    Runs that differ only in the fields of `mean_over` are averaged.
+    Runs that differ only in the fields of `mean_over` are averaged. Lines that do not compete, such as two data sets,
+    are not compared: set `rivals` to False.
     """
 
     kind: ClassVar[str] = "columns"
@@ -26,6 +27,7 @@ class Columns(Chart):
     metrics: tuple[str, ...] = ("accuracy",)
     panel: Axis | None = None
     mean_over: tuple[str, ...] = ()
+    rivals: bool = True
 
     def collect(self, results: Results) -> "ColumnsView":
         """Collect the metrics of every run, by panel and line."""

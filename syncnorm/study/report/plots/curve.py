@@ -33,7 +33,8 @@ class Curve(Chart):
     """A figure: `metric` against `x`, one line per value of `line`, one panel per value of `panel`.
 
     Runs that differ only in the fields of `mean_over` are averaged. With `measured`, `x` is a metric instead of a
-    field, one with the same value for all seeds, such as "values_per_channel".
+    field, one with the same value for all seeds, such as "values_per_channel". Lines that do not compete, such as two
+    data sets, are not compared: set `rivals` to False.
     """
 
     kind: ClassVar[str] = "curve"
@@ -45,6 +46,7 @@ class Curve(Chart):
     metric: str = "accuracy"
     mean_over: tuple[str, ...] = ()
     measured: bool = False
+    rivals: bool = True
 
     def collect(self, results: Results) -> "CurveView":
         """Collect the metric of every run, by panel, line and x."""
