@@ -76,6 +76,7 @@ TUNE = Tune(
     at={"precision": ["float32"], "buffers": ["rank0"]},
     trials=8,
     halve=True,
+    shared=False,
 )
 
 STUDY = Study(
@@ -97,7 +98,7 @@ STUDY = Study(
         "base": replace(BASE, optim=replace(BASE.optim, epochs=3)),
         "vary": {"norm": ["bn", "sync_bn"], "per_device_batch": [1, 8], "skew": SKEWS},
         "seeds": 2,
-        "tune": replace(TUNE, trials=2, seeds=1, shared=False),
+        "tune": replace(TUNE, trials=2, seeds=1),
         "baselines": (),
         "also": (),
         "figures": FIGURES[:1],

@@ -24,10 +24,11 @@ from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.study import Agreement, Choice, Curve, Grid, LogUniform, Profile, Study, Tune
 
 IMAGES = [1, 2, 4, 8]
-SOME = [1, 4, 8]
-"""Images for norms that do not go by the device's batch."""
 SKEWS = [0, 100]
-NORMS = ["bn", "sync_bn", "gn", "frozen_bn", "mabn"]
+BY_SAMPLE = ["sync_bn", "gn", "frozen_bn"]
+NORMS = ["bn", *BY_SAMPLE, "mabn"]
+ENDS = [1, 8]
+"""Images for `BY_SAMPLE`, norms that do not go by the device's batch."""
 
 
 def norm_at(name: str, images: int) -> Norm:
@@ -86,7 +87,7 @@ TUNE = Tune(
     own={"gn": {"norm.options.groups": Choice([1, 2, 4])}},
     per=("norm", "per_device_batch", "natural_skew"),
     at={"precision": ["float32"]},
-    trials=6,
+    trials=5,
     halve=True,
     by="validation_mean_iou",
     shared=False,
@@ -100,7 +101,8 @@ STUDY = Study(
     seeds=5,
     tune=TUNE,
     also=(
-        Grid({"norm": ["sync_bn", "gn", "frozen_bn"], "per_device_batch": SOME, "natural_skew": SKEWS}),
+        Grid({"norm": BY_SAMPLE, "per_device_batch": ENDS, "natural_skew": SKEWS}),
+        Grid({"norm": BY_SAMPLE, "per_device_batch": [4], "natural_skew": [100]}),
         *(
             Grid({"norm": [norm_at("mabn", images)], "per_device_batch": [images], "natural_skew": SKEWS})
             for images in IMAGES

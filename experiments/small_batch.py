@@ -86,7 +86,6 @@ TUNE = Tune(
     per=("norm", "per_device_batch"),
     trials=8,
     halve=True,
-    shared=False,
 )
 
 STUDY = Study(
@@ -102,7 +101,7 @@ STUDY = Study(
     quick={
         "vary": {"norm": ["bn"], "per_device_batch": [2, 32]},
         "seeds": 2,
-        "tune": replace(TUNE, trials=2, seeds=1),
+        "tune": replace(TUNE, trials=2, seeds=1, shared=False),
         "baselines": (),
         "also": grids(["brn", "mabn", "gn"], [2, 32]),
     },

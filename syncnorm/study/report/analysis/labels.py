@@ -240,7 +240,7 @@ def field_label(axis: Axis, value: Any = None) -> str:
     label of an axis of several fields is that of the first, or of all if its values are not self-explanatory.
     """
     if not isinstance(axis, str) and not _speaks(axis):
-        return listing(field_label(name) for name in axis)
+        return listing(dict.fromkeys(field_label(name, value) for name in axis))
     name = _last(axis, value)
     return WORDS.get(name, name.replace("_", " "))
 

@@ -77,11 +77,12 @@ def x_axis(ax: "Axes", points: Points) -> dict[str, list[float]]:
     Lines are shifted sideways a little, by at most a fifth of a step, so that coinciding lines stay legible.
     """
     places = positions(points.xs)
-    step = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4])
+    step, share = 1.0, 0.5  # every category has an equal share of the width
+    if is_numeric(points.xs):
+        step, share = min([b - a for a, b in pairwise(places)] + [max(1.0, places[-1] - places[0]) / 4]), 0.4
     labels, turned = tick_labels(points)
     ax.set_xticks(places, labels, rotation=TURN if turned else 0)
-    margin = 0.4 * step
-    ax.set_xlim(places[0] - margin, places[-1] + margin)
+    ax.set_xlim(places[0] - share * step, places[-1] + share * step)
     ax.set_xlabel(points.x_label)
     shifts = [step * 0.36 * ((index + 0.5) / len(points.lines) - 0.5) for index in range(len(points.lines))]
     return {line: [place + shift for place in places] for line, shift in zip(points.lines, shifts, strict=True)}
