@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,10 +60,10 @@ def warn_of_foreign_norms(model: nn.Module, left: str) -> None:
         )
 
 
-def call(model: nn.Module, x: Any, what: str) -> Any:
-    """Return `model(x)`; whatever it raises becomes a `UserError` that says what `what` is."""
+def call(model: nn.Module, x: Any, what: str, how: Callable[[nn.Module, Any], Any] | None = None) -> Any:
+    """Return `model(x)`, or `how(model, x)`; whatever it raises becomes a `UserError` that says what `what` is."""
     try:
-        return model(x)
+        return model(x) if how is None else how(model, x)
     except UserError:
         raise
     except Exception as error:
