@@ -39,10 +39,13 @@ if TYPE_CHECKING:
         domain_ensemble,
         fold,
         fold_report,
+        freeze,
+        frozen_layers,
         layer_moments,
         recalibrate,
         revert,
         tent,
+        unfreeze,
     )
     from syncnorm.tasks import Task, register_task
     from syncnorm.training.metrics import register_metric
@@ -86,10 +89,13 @@ _HOMES = {
         "domain_ensemble",
         "fold",
         "fold_report",
+        "freeze",
+        "frozen_layers",
         "layer_moments",
         "recalibrate",
         "revert",
         "tent",
+        "unfreeze",
     ],
 }
 
@@ -112,6 +118,8 @@ __all__ = [
     "fit",
     "fold",
     "fold_report",
+    "freeze",
+    "frozen_layers",
     "keep_domain",
     "layer_moments",
     "load_run",
@@ -132,6 +140,7 @@ __all__ = [
     "revert",
     "stream",
     "tent",
+    "unfreeze",
 ]
 
 

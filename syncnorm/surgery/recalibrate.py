@@ -124,7 +124,12 @@ def recalibrate(
 
     found = _together(work, over_ranks, process_group)
     warn_of_foreign_norms(model, "its statistics stay as they are")
-    layers = batch_norms(model)
+    _set(batch_norms(model), found, estimator)
+    return model
+
+
+def _set(layers: dict[str, nn.Module], found: dict[str, Moments], estimator: Estimator) -> None:
+    """Set the running statistics of layers to the moments found; if one is not finite, none changes."""
     changes: list[tuple[Tensor, Tensor]] = []
     for name, moments in found.items():
         mean, var = _unbiased(name, moments) if estimator == "population" else moments.mean.chunk(2)
@@ -138,7 +143,6 @@ def recalibrate(
         start: Callable[[], None] | None = getattr(layers[name], "_start_ranks", None)
         if start is not None:
             start()
-    return model
 
 
 def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> dict[str, Moments]:
