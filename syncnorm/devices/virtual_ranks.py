@@ -20,7 +20,8 @@ from torch.func import functional_call
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.weight_standardization import CONVOLUTIONS
-from syncnorm.surgery.convert import converted_layers, replace_modules
+from syncnorm.surgery.convert import converted_layers
+from syncnorm.surgery.replace import reaches, replace_modules
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
@@ -137,7 +138,10 @@ class ModelCopies(nn.Module):
 def copy_sharing_parameters(module: nn.Module) -> nn.Module:
     """Return a copy of `module` that shares only the parameters."""
     try:
-        return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+        twin = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+        if reaches(twin, set(module.modules())):  # copying a model does not copy its functions
+            raise ValueError("a function in it holds its layers")
+        return twin
     except Exception as error:  # a user's module may contain anything
         kind = type(module).__name__
         raise UserError(

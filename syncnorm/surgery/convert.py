@@ -23,6 +23,7 @@ from syncnorm.norms.registry import spec_of
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
 from syncnorm.surgery.preconditions import check_changeable, warn_of_foreign_norms
+from syncnorm.surgery.replace import replace_modules
 
 _ORIGIN = "_syncnorm_origin"
 _AFFINE = ("weight", "bias")
@@ -31,7 +32,6 @@ _CARRIED = ("eps", "momentum", "affine", "track_running_stats")
 
 
 Place = tuple[torch.device, torch.dtype]
-_Held = list[Any] | tuple[Any, ...] | dict[Any, Any]
 
 
 @dataclass
@@ -253,34 +253,6 @@ def _hand_over(source: nn.Module, target: nn.Module) -> None:
     if start is not None:
         start()
     target.train(source.training)
-
-
-def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replace modules wherever modules of `model` hold them: as children, in attributes, in lists.
-
-    Returns the model, or its own swap.
-    """
-    if model in swaps:
-        return swaps[model]
-    for parent in list(model.modules()):
-        for name, value in list(vars(parent).items()):
-            if isinstance(value, list | dict) or type(value) is tuple:
-                _replace_within(parent, name, value, swaps)
-            elif isinstance(value, nn.Module) and value in swaps:
-                vars(parent)[name] = swaps[value]
-    return model
-
-
-def _replace_within(parent: nn.Module, name: str, held: _Held, swaps: dict[nn.Module, nn.Module]) -> None:
-    """Replace what a list, tuple or dict of `parent` holds; its children are such a dict."""
-    places = held.items() if isinstance(held, dict) else enumerate(held)
-    found = {key: swaps[value] for key, value in places if isinstance(value, nn.Module) and value in swaps}
-    if isinstance(held, tuple):
-        if found:
-            vars(parent)[name] = tuple(found.get(i, value) for i, value in enumerate(held))
-        return
-    for key, new in found.items():
-        held[key] = new
 
 
 def layers_with_statistics(model: nn.Module) -> list[nn.Module]:

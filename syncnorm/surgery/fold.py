@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from syncnorm._torch import assert_recorded, uncompiled_module
 from syncnorm.errors import UserError
-from syncnorm.surgery.convert import original, replace_modules
+from syncnorm.surgery.convert import original
 from syncnorm.surgery.fold_plan import FoldReport, fold_report, sequential_report
 from syncnorm.surgery.fold_values import folded
 from syncnorm.surgery.modes import evaluation
 from syncnorm.surgery.preconditions import call, check_changeable, warn_of_foreign_norms
+from syncnorm.surgery.replace import replace_modules
 
 # Largest allowed deviation from the unfolded output on the example, relative to that output's largest value.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}

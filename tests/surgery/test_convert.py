@@ -319,8 +319,8 @@ class TestScaledWeightStandardisation:
         torch.manual_seed(0)
         plain = nn.Conv2d(4, 6, (3, 5), padding=padding, dilation=2, groups=2, bias=False, padding_mode="reflect")
         x = torch.randn(2, 4, 12, 12)
-        model = convert(nn.Sequential(plain, nn.ConvTranspose2d(6, 6, 3)), "scaled_ws")
         expected = copy.deepcopy(plain)
+        model = convert(nn.Sequential(plain, nn.ConvTranspose2d(6, 6, 3)), "scaled_ws")
         with torch.no_grad():
             expected.weight.copy_(scaled_weight_standardization(plain.weight, torch.ones(6)))
         assert torch.equal(model[0](x), expected(x))
