@@ -59,13 +59,14 @@ def warn_of_foreign_norms(model: nn.Module, left: str) -> None:
         )
 
 
-def call(model: nn.Module, x: Any, what: str) -> Any:
-    """Return `model(x)`; whatever it raises becomes a `UserError` that says what `what` is."""
+def call(model: nn.Module, *inputs: Any, what: str) -> Any:
+    """Return `model(*inputs)`; whatever it raises becomes a `UserError` that says what `what` is."""
     try:
-        return model(x)
+        return model(*inputs)
     except UserError:
         raise
     except Exception as error:
+        x = inputs[0]
         given = f"{x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"the model fails on {what} ({given}): {in_a_line(error)}.") from error
 

@@ -33,7 +33,7 @@ _CLOSED = (set(sys.stdlib_module_names) - {"types", "argparse", "collections"}) 
     *("torch", "numpy", "lightning", "pytorch_lightning", "lightning_fabric")
 }
 # What a module's forward calls on itself, so that a bound forward that somebody kept is seen as well.
-_PASSED = ("forward", "_check_input_dim", "_conv_forward", "check", "_check")
+METHODS = ("forward", "_check_input_dim", "_conv_forward", "check", "_check")
 
 
 def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -82,13 +82,18 @@ def _retire(old: nn.Module, name: str, new: nn.Module) -> None:
         if name
         else f"this module was replaced ({kinds}): use the one that was returned instead."
     )
-    for method in _PASSED:
+    for method in METHODS:
         if hasattr(type(old), method) and not isinstance(vars(old).get(method), _Retired):
             vars(old)[method] = _Retired(sentence, vars(old).get(method))
 
 
+def is_retired(module: nn.Module) -> bool:
+    """Return whether `module` was replaced somewhere."""
+    return isinstance(vars(module).get("forward"), _Retired)
+
+
 def _revive(module: nn.Module) -> None:
-    for method in _PASSED:
+    for method in METHODS:
         found = vars(module).get(method)
         if isinstance(found, _Retired):
             del vars(module)[method]

@@ -1,5 +1,4 @@
 import copy
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -249,18 +248,6 @@ def test_mistakes_leave_the_model_untouched(trained: Net) -> None:
         assert type(trained.stem[1]) is MyNorm
     with pytest.raises(UserError, match="layer '0' does not know its channels yet"):
         convert(nn.Sequential(nn.LazyBatchNorm2d()), "gn")
-
-
-def test_a_forward_of_its_own_is_warned_about() -> None:
-    class WithActivation(nn.BatchNorm2d):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x).relu()
-
-    with pytest.warns(UserWarning, match="layer '0' is a WithActivation with a forward of its own"):
-        convert(nn.Sequential(WithActivation(3)), "gn")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        convert(convert(nn.Sequential(MyNorm(3)), "sync_bn"), "gn")
 
 
 class TestScaledWeightStandardisation:
