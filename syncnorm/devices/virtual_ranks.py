@@ -19,6 +19,7 @@ from torch.func import functional_call
 
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
+from syncnorm.norms.core.shapes import in_layout_of
 from syncnorm.norms.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.convert import converted_layers
 from syncnorm.surgery.fused import same_layer, without_rest
@@ -100,7 +101,7 @@ class RanksAsChannels(nn.Module):
         own = dict(self.layer.named_parameters())
         parameters = {name: own[name].repeat(self.ranks) for name, _ in self.wide.named_parameters()}
         wide: Tensor = functional_call(self.wide, parameters, (as_channels,))
-        y = wide.reshape(x.shape)
+        y = in_layout_of(wide.reshape(x.shape), x)
         return y if self._rest is None else self._rest(self.layer, y)
 
     @torch.no_grad()

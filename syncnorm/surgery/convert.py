@@ -13,12 +13,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
-from syncnorm.norms import DomainBatchNorm, norm_spec
+from syncnorm.norms import DomainBatchNorm, SyncBatchNorm, norm_spec
 from syncnorm.norms.make import check_options
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
 from syncnorm.surgery.fused import Rest, rest_of
 from syncnorm.surgery.own_parts import AFFINE, base_class
+from syncnorm.surgery.own_train import kept_in_evaluation, warn_of_thawed
 from syncnorm.surgery.preconditions import check_changeable, warn_of_foreign_norms
 from syncnorm.surgery.replace import replace_modules
 from syncnorm.surgery.substitute import ORIGIN, original, original_layer, place_of, substitute
@@ -63,8 +64,12 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
             or bias is parametrised or pruned; a layer with a forward of its own that is not batch norm with something
             after it; a model that is scripted, quantised or in DDP. The model is then unchanged.
 
-    Warns if a module has a running mean but is not a PyTorch batch norm, since it stays; and if the model has nothing
-    to replace.
+    "bn" in place of a layer that takes inputs of any dimensions (`nn.SyncBatchNorm`) becomes `nn.BatchNorm1d`, `2d`
+    or `3d` at its first input.
+
+    Warns if a module has a running mean but is not a PyTorch batch norm, since it stays; if the model has nothing to
+    replace; and if its own `train()` keeps layers in evaluation mode and does not find the new ones (it is called to
+    find out, and modes are restored).
     """
     check_changeable(model)
     check_options(name, options)
@@ -87,12 +92,15 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
     From a layer with statistics for each domain, it gets those of `domain`, or, without `domain`, those of all
     domains pooled (`DomainBatchNorm.pooled`).
 
+    Warns if the model has no converted layer, or synchronised ones that `convert` has not made, since these stay.
+
     Raises:
         UserError: a converted layer whose weight or bias has been parametrised or pruned since; a `domain` that is
             unknown, or that no layer of the model uses.
     """
     check_changeable(model)
     layers = converted_layers(model)
+    _warn_of_unconverted(model, layers)
     by_domain = [layer for layer in layers if isinstance(layer, DomainBatchNorm)]
     if domain is not None:
         known = min((layer.domains for layer in by_domain), default=0)
@@ -105,6 +113,24 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
     return model
 
 
+def _warn_of_unconverted(model: nn.Module, converted: dict[nn.Module, str]) -> None:
+    """Warn of what looks as if it was converted, but not by `convert`; and if nothing was."""
+    others = [
+        f"'{name}'"
+        for name, layer in batch_norms(model).items()
+        if isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm) and layer not in converted
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warnings.warn(
+            f"{', '.join(others[:3])}{more}: synchronised batch norm that syncnorm.convert has not put there, so it "
+            "stays: convert(model, 'bn') makes it batch norm.",
+            stacklevel=3,
+        )
+    elif not converted:
+        warnings.warn("the model has no layer from syncnorm.convert: it stays as it is.", stacklevel=3)
+
+
 def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
     """Return the layers of `model` that `convert` has put in place of others, with their names."""
     return {module: name for name, module in model.named_modules() if hasattr(module, ORIGIN)}
@@ -114,10 +140,12 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
     """Do what `convert` does, for these layers of `model` (with their names) only."""
     rests = {layer: _check(where, layer, name) for layer, where in layers.items()}
     swaps = {layer: substitute(original(layer, model), name, options, rest) for layer, rest in rests.items()}
+    frozen = kept_in_evaluation(model, layers) if norm_spec(name).sees_batch else set()
     model = replace_modules(model, swaps)
     for new in swaps.values():
         if hasattr(new, ORIGIN):
             getattr(new, ORIGIN).place = place_of(new, model)
+    warn_of_thawed(model, layers, swaps, frozen)
     return model
 
 

@@ -143,5 +143,5 @@ def _apply(model: nn.Module, report: FoldReport) -> Callable[[], None]:
 
 def _hand_rest(norm: nn.Module, new: nn.Module, name: str) -> None:
     """Let the layer in place of `norm` do what `norm` does besides."""
-    own_parts(original_layer(norm)).hand_over(norm, new)
+    own_parts(original_layer(norm)).free_in(new).hand_over(norm, new)
     with_rest(new, rest_of(norm, name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -27,23 +26,29 @@ class OwnParts:
     buffers: tuple[str, ...] = ()
     children: tuple[str, ...] = ()
 
-    def hand_over(self, source: nn.Module, target: nn.Module) -> None:
-        """Let `target` hold the same objects as `source`, where its class has no other use for the name."""
-        for name in self.attributes:
-            if name in vars(source) and (name in vars(target) or not hasattr(target, name)):
-                vars(target)[name] = vars(source)[name]
-        for name in self._free(self.parameters, source._parameters, target):
-            target._parameters[name] = source._parameters[name]
-        for name in self._free(self.buffers, source._buffers, target):
-            persistent = name not in source._non_persistent_buffers_set
-            target.register_buffer(name, source._buffers[name], persistent)
-        for name in self._free(self.children, source._modules, target):
-            target._modules[name] = source._modules[name]
+    def names(self) -> set[str]:
+        """Return all names."""
+        return {*self.attributes, *self.parameters, *self.buffers, *self.children}
 
-    @staticmethod
-    def _free(names: tuple[str, ...], held: Mapping[str, object], target: nn.Module) -> list[str]:
-        registered = {**target._parameters, **target._buffers, **target._modules}
-        return [name for name in names if name in held and (name in registered or not hasattr(target, name))]
+    def free_in(self, target: nn.Module) -> OwnParts:
+        """Return those that `target` has no other use for."""
+        return OwnParts(
+            *(tuple(name for name in names if not hasattr(target, name)) for names in vars(self).values())
+        )
+
+    def hand_over(self, source: nn.Module, target: nn.Module) -> None:
+        """Let `target` hold the same objects as `source`."""
+        for name in self.attributes:
+            if name in vars(source):
+                vars(target)[name] = vars(source)[name]
+        for name in self.parameters:
+            target._parameters[name] = source._parameters[name]
+        for name in self.buffers:
+            target._buffers[name] = source._buffers[name]
+            if name in source._non_persistent_buffers_set:
+                target._non_persistent_buffers_set.add(name)
+        for name in self.children:
+            target._modules[name] = source._modules[name]
 
 
 def base_class(kind: type[nn.Module]) -> type[nn.Module]:

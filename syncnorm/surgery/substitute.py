@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from syncnorm.errors import UserError
 from syncnorm.norms import DomainBatchNorm, NormSpec, make_norm, norm_options, norm_spec
 from syncnorm.norms.registry import spec_of
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.any_dimensions import BatchNorm
 from syncnorm.surgery.fused import Rest, with_rest
-from syncnorm.surgery.own_parts import AFFINE, STATISTICS, own_parts
+from syncnorm.surgery.own_parts import AFFINE, STATISTICS, OwnParts, own_parts
 
 ORIGIN = "_syncnorm_origin"
 _CARRIED = ("eps", "momentum", "affine", "track_running_stats")
@@ -28,12 +29,14 @@ Place = tuple[torch.device, torch.dtype]
 class Origin:
     """The original of a converted layer. (Not a module: it must not appear in state_dict or parameters.)
 
-    `norm` is the name of the norm that replaced it. The original's own tensors do not move with the model. `place` is
-    the replacement's first device and type, so that `revert` can tell whether the model has moved since.
+    `norm` is the name of the norm that replaced it, and `own` what the original has handed to the replacement. The
+    original's own tensors do not move with the model. `place` is the replacement's first device and type, so that
+    `revert` can tell whether the model has moved since.
     """
 
     layer: nn.Module
     norm: str
+    own: OwnParts
     place: Place | None = None
 
 
@@ -56,7 +59,7 @@ def original(module: nn.Module, model: nn.Module) -> nn.Module:
     origin: Origin | None = getattr(module, ORIGIN, None)
     if origin is None:
         return module
-    own = own_parts(origin.layer)
+    own = origin.own
     modes = [(part, part.training) for name in own.children for part in module._modules[name].modules()]  # type: ignore[union-attr]
     _hand_over(module, origin.layer)
     place = place_of(module, model)
@@ -83,9 +86,16 @@ def substitute(layer: nn.Module, name: str, options: dict[str, Any], rest: Rest 
         new = on_weight(layer, options)
     else:
         new = _norm_like(layer, name, options)
-    own_parts(layer).hand_over(layer, new)
+    own = own_parts(layer)
+    free = own.free_in(new)
+    if rest is not None and free != own:
+        raise UserError(
+            f"norm '{name}' has something of the same name as what {type(layer).__name__} holds for itself "
+            f"({', '.join(own.names() - free.names())}): rename that, or choose another norm."
+        )
+    free.hand_over(layer, new)
     with_rest(new, rest)
-    setattr(new, ORIGIN, Origin(layer, name))
+    setattr(new, ORIGIN, Origin(layer, name, free))
     return new
 
 
