@@ -23,6 +23,7 @@ from syncnorm.surgery.own_train import kept_in_evaluation, warn_of_thawed
 from syncnorm.surgery.preconditions import check_changeable, warn_of_foreign_norms
 from syncnorm.surgery.replace import replace_modules
 from syncnorm.surgery.substitute import ORIGIN, original, original_layer, place_of, substitute
+from syncnorm.surgery.where import Where, selected
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -33,8 +34,13 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
-def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
+def convert(model: nn.Module, name: str, *, where: Where | None = None, **options: Any) -> nn.Module:
     """Replace every batch norm of `model` by the norm `name`, in place, and return the model.
+
+    `where` chooses layers, which can then have a norm each; the others stay as they are: a pattern of names
+    ("layer1.*"), a class, a list of these, a slice of positions in the model's order (slice(4): the first four), or a
+    function of a layer's name and the layer (before any conversion). `convert_report` says in advance what happens to
+    each layer.
 
     Parameters stay the same objects, so an existing optimiser keeps working, and running statistics are kept if the
     new layer has any. eps, momentum, affine and track_running_stats are those of the replaced layer, unless given as
@@ -62,7 +68,8 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
         UserError: an unknown norm or option, a number of channels that the norm cannot handle, or a norm of weights
             for a model without convolutions; a lazy layer whose channels are not known yet, or a layer whose weight
             or bias is parametrised or pruned; a layer with a forward of its own that is not batch norm with something
-            after it; a model that is scripted, quantised or in DDP. The model is then unchanged.
+            after it; a `where` that selects nothing; a model that is scripted, quantised or in DDP. The model is then
+            unchanged.
 
     "bn" in place of a layer that takes inputs of any dimensions (`nn.SyncBatchNorm`) becomes `nn.BatchNorm1d`, `2d`
     or `3d` at its first input.
@@ -74,12 +81,16 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     check_changeable(model)
     check_options(name, options)
     warn_of_foreign_norms(model, "it stays as it is")
-    layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
-    if norm_spec(name).weight is not None:
-        layers |= _convolutions(model, name)
+    layers = selected(model, candidates(model, name), where)
     if not layers:
         warnings.warn(f"the model has no batch norm that '{name}' could replace: it stays as it is.", stacklevel=2)
     return convert_layers(model, layers, name, options)
+
+
+def candidates(model: nn.Module, name: str) -> dict[nn.Module, str]:
+    """Return the layers that `convert` to the norm `name` replaces, with their names."""
+    layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
+    return layers if norm_spec(name).weight is None else layers | _convolutions(model, name)
 
 
 def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
@@ -138,7 +149,7 @@ def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
 
 def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, options: dict[str, Any]) -> nn.Module:
     """Do what `convert` does, for these layers of `model` (with their names) only."""
-    rests = {layer: _check(where, layer, name) for layer, where in layers.items()}
+    rests = {layer: check_layer(where, layer, name) for layer, where in layers.items()}
     swaps = {layer: substitute(original(layer, model), name, options, rest) for layer, rest in rests.items()}
     frozen = kept_in_evaluation(model, layers) if norm_spec(name).sees_batch else set()
     model = replace_modules(model, swaps)
@@ -165,7 +176,7 @@ def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
     return {module: where for where, module in model.named_modules() if can_be_standardised(module)}
 
 
-def _check(where: str, module: nn.Module, name: str) -> Rest | None:
+def check_layer(where: str, module: nn.Module, name: str) -> Rest | None:
     """Raise if `module` cannot be converted to `name`; return what it does besides its norm."""
     layer = original_layer(module)
     _check_parameters(where, module)
