@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.shapes import check_channels
+from syncnorm.norms.core.shapes import check_channels, in_layout_of
 
 
 class GhostBatchNorm(_BatchNorm):
@@ -85,7 +85,7 @@ class GhostBatchNorm(_BatchNorm):
         y = F.batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps)
         if mean is not None and var is not None and not recomputing():
             self._update_running(mean, var)
-        return y.reshape(x.shape)
+        return in_layout_of(y.reshape(x.shape), x)
 
     def _check(self, x: Tensor) -> None:
         ranks, channels = self.virtual_ranks, self.num_features

@@ -89,7 +89,7 @@ def freeze(model: nn.Module, where: Where | None = None, *, affine: bool = False
     check_model(model)
     if from_step < 0:
         raise UserError(f"from_step is {from_step}: it must be at least 0.")
-    layers = selected(batch_norms(model), where)
+    layers = _selected(model, where)
     if not layers:
         raise UserError("the model has no batch norm to freeze.")
     for name, layer in layers.items():
@@ -116,11 +116,16 @@ def unfreeze(model: nn.Module, where: Where | None = None) -> nn.Module:
 
     They take the model's mode, training or evaluation, and their parameters train again if they did before.
     """
-    for layer in selected(batch_norms(model), where).values():
+    for layer in _selected(model, where).values():
         hold = getattr(layer, _HOLD, None)
         if isinstance(hold, _Hold) and hold.active:
             hold.release(layer, model.training)
     return model
+
+
+def _selected(model: nn.Module, where: Where | None) -> dict[str, nn.Module]:
+    names = {layer: name for name, layer in batch_norms(model).items()}
+    return {name: layer for layer, name in selected(model, names, where).items()}
 
 
 def frozen_layers(model: nn.Module) -> list[str]:

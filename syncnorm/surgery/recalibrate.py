@@ -6,7 +6,7 @@ moments = syncnorm.layer_moments(model, batches, "running")     # the same, to m
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +116,13 @@ def recalibrate(
     Sources: PreciseBN (Wu & Johnson, arXiv 2105.07576); AdaBN (Li et al., arXiv 1603.04779).
     """
 
+    def run(model: nn.Module, batch: Any) -> Any:
+        forward = model if call is None else partial(call, model)
+        return called(forward, batch, what="a batch to measure batch norms with")
+
     def work() -> Measured:
         if estimator not in list(_TAKES):
             raise unknown("estimator", str(estimator), _TAKES)
-        run = partial(called, what="a batch to measure batch norms with", how=call)
         return measure(model, batches, normaliser, _TAKES[estimator], run, tensors=call is None)
 
     found = _together(work, over_ranks, process_group)

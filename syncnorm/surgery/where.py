@@ -1,44 +1,55 @@
-"""Select layers of a model: by name, by type, or by a predicate."""
+"""Choose some of a model's layers: by name, type, depth or a function."""
 
-from collections.abc import Callable, Iterable, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
-from syncnorm.errors import UserError, unknown
+from syncnorm.errors import UserError
+from syncnorm.surgery.substitute import original_layer
 
-Rule = str | type[nn.Module] | Callable[[str, nn.Module], bool]
-Where = Rule | Iterable[Rule]
-"""A pattern of names, a type of layers, a predicate of name and layer, or several of them.
-
-"backbone" selects `backbone` and every layer within; "*.bn1" is a pattern as of file names. A layer is selected if
-any of several rules selects it.
-"""
+Where = str | type[nn.Module] | slice | Callable[[str, nn.Module], bool] | Iterable[str | type[nn.Module]]
+"""A pattern of names such as "*.bn1" (as in a shell: * and ? stand for any characters), or the name of a part, which
+selects everything within; a class; a list of these, of which one is enough; a slice of positions among the layers in
+the model's order; a function of name and layer.
+Class and function see a converted layer as it was before."""
 
 
-def selected(layers: Mapping[str, nn.Module], where: Where | None) -> dict[str, nn.Module]:
-    """Return those of `layers` that `where` selects, by name; None selects all.
+def selected(model: nn.Module, layers: dict[nn.Module, str], where: Where | None) -> dict[nn.Module, str]:
+    """Return those of `layers` (with their names) that `where` selects; all of them for None.
 
     Raises:
-        UserError: a rule that selects none of them.
+        UserError: `where` is none of what it may be, fails, or selects no layer although there are some.
     """
-    if where is None:
-        return dict(layers)
-    rules: list[Rule] = [where] if isinstance(where, str) or callable(where) else list(where)
-    names: set[str] = set()
-    for rule in rules:
-        found = {name for name, layer in layers.items() if _selects(rule, name, layer)}
-        if not found and isinstance(rule, str):
-            raise unknown("layer, in where,", rule, layers)
-        if not found:
-            raise UserError(f"where selects none of the {len(layers)} layers: {rule!r} is false for all of them.")
-        names |= found
-    return {name: layer for name, layer in layers.items() if name in names}
+    if where is None or not layers:
+        return layers
+    order = [module for module in model.modules() if module in layers]
+    if isinstance(where, slice):
+        chosen = {layer: layers[layer] for layer in order[where]}
+    else:
+        chosen = {layer: layers[layer] for layer in order if _selects(where, layers[layer], layer)}
+    if not chosen:
+        some = ", ".join(f"'{layers[layer]}'" for layer in order[:3])
+        raise UserError(f"where={where!r} selects none of the {len(order)} layers to choose from, such as {some}.")
+    return chosen
 
 
-def _selects(rule: Rule, name: str, layer: nn.Module) -> bool:
-    if isinstance(rule, str):
-        return fnmatchcase(name, rule) or fnmatchcase(name, f"{rule}.*")
-    if isinstance(rule, type):
-        return isinstance(layer, rule)
-    return bool(rule(name, layer))
+def _selects(where: Any, name: str, layer: nn.Module) -> bool:
+    if isinstance(where, str):
+        return fnmatchcase(name, where) or fnmatchcase(name, f"{where}.*")
+    if isinstance(where, type) and issubclass(where, nn.Module):
+        return isinstance(layer, where) or isinstance(original_layer(layer), where)
+    if isinstance(where, list | tuple | set | frozenset):
+        return any(_selects(part, name, layer) for part in where)
+    if not callable(where) or isinstance(where, type | nn.Module):
+        raise UserError(
+            f"where is {where!r}: give a pattern of names, a class of layers, a list of these, a slice, or a "
+            "function of a layer's name and the layer."
+        )
+    try:
+        return bool(where(name, original_layer(layer)))
+    except Exception as error:
+        raise UserError(f"where fails on layer '{name}' ({type(error).__name__}: {error}).") from error
