@@ -10,7 +10,7 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions, check_values
+from syncnorm.norms.core.shapes import by_channel, by_sample, check_divisor, check_positions, check_values
 from syncnorm.norms.per_sample import default_groups
 
 
@@ -49,9 +49,8 @@ class EvoNormS0(ChannelAffine):
             raise ValueError(f"{num_features} channels do not divide into {groups} groups: choose a divisor.")
         self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise each sample of `x` and apply the nonlinearity."""
-        self.check(x)
         if self.groups == self.num_features:
             check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
@@ -105,15 +104,15 @@ class EvoNormB0(ChannelAffine):
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` and apply the nonlinearity."""
-        self.check(x)
         check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
         if self.training:
             check_values(self, self.num_features, x)
             batch = Moments.of(values, (0, *range(2, x.dim())))
             var = batch.var()
+            check_divisor(self, self.num_features, var)
             if not recomputing():
                 self._update_running(batch)
         else:

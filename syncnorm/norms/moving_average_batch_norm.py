@@ -91,9 +91,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         # Not PyTorch's counter: a converted layer has no past steps in its rows, whatever batch norm had counted.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        self.check(x)
         values = x.to(acc_dtype(x.dtype))
         if not self.training:
             scale = torch.rsqrt(self.running_square.to(values.dtype) + self.eps)
@@ -131,12 +130,14 @@ class _MovingAverage(torch.autograd.Function):
     """r z = r x / sqrt(chi + eps), with the backward of MovingAverageBatchNorm."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor
-    ) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor) -> Tensor:
+        return x * by_channel(scale * r, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x, scale, r, gradients, slot, averages = inputs
         ctx.save_for_backward(x, scale, r, slot, averages)
         ctx.gradients = gradients  # other steps' backwards change it, which autograd would reject
-        return x * by_channel(scale * r, x)
 
     @staticmethod
     @once_differentiable
