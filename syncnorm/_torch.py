@@ -29,6 +29,11 @@ def in_backward() -> bool:
     return _graph_task() != -1
 
 
+def beta_samples(alpha: float, *shape: int) -> Tensor:
+    """Draw from Beta(alpha, alpha) what `torch.distributions.Beta` draws; transforms of torch.func take it too."""
+    return torch._sample_dirichlet(torch.full((*shape, 2), alpha))[..., 0]
+
+
 def key_value_store() -> Any:
     """Return the key-value store that the ranks of the default process group share."""
     from torch.distributed.distributed_c10d import _get_default_store

@@ -108,7 +108,7 @@ class GhostBatchNorm(BatchNormLayer):
             mean, var = self._each_ranks()
         newest = float(self.count()) if moves else 0.0
         per_rank = x.reshape(x.shape[0] // ranks, ranks * self.num_features, *x.shape[2:])
-        y = batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps).view(x.shape)
+        y = batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps).reshape(x.shape)
         if moves and mean is not None and var is not None:
             self._take_over(mean, var)
         return y if x.is_contiguous() else y.contiguous(memory_format=memory_format(x))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from syncnorm._torch import beta_samples
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.domain_context import current_domain, no_domain
@@ -78,8 +79,7 @@ class MixStyle(NormLayer):
         values = x.to(acc_dtype(x.dtype))
         own = Moments.of(values.detach(), tuple(range(2, x.dim())))
         deviation, mean = (own.var(correction=1) + self.eps).sqrt(), own.mean
-        drawn = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x), 1))
-        share = drawn.to(values)
+        share = beta_samples(self.alpha, len(x), 1).to(values)
         if apart is None:
             other = torch.randperm(len(x)).to(x.device)
         elif apart.any():

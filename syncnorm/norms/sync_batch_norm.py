@@ -165,8 +165,7 @@ class SyncBatchNorm(BatchNormLayer):
         Raises:
             UserError: a batch norm with a forward of its own, which would be lost, or one that is lazy.
         """
-        kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-        if isinstance(module, kinds):
+        if isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer):
             return cls._in_place_of(module, process_group)
         for name, child in module.named_children():
             module.add_module(name, cls.convert_sync_batchnorm(child, process_group))

@@ -25,7 +25,7 @@ class NormLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` of shape (N, C, ...), as the class says."""
         if isinstance(input, Proxy):
-            return _leaf(self, input)
+            return as_leaf(self, input)
         self.check(input)
         return self.normalised(input)
 
@@ -61,13 +61,10 @@ def check_flags(layer: nn.Module, channels: int, **flags: bool) -> None:
             )
 
 
-def _leaf(layer: nn.Module, input: Any) -> Any:
+def as_leaf(layer: nn.Module, input: Any) -> Any:
     """Record the layer as one call of a module, as torch.fx records torch's own layers."""
     tracer = input.tracer
-    try:
-        path = tracer.path_of_module(layer)
-    except NameError:
-        raise UserError(
-            f"{type(layer).__name__} cannot be traced by itself: trace a model that contains it."
-        ) from None
+    path = tracer.path_of_module(layer)
+    if not path:
+        raise UserError(f"{type(layer).__name__} cannot be traced by itself: trace a model that contains it.")
     return tracer.create_proxy("call_module", path, (input,), {})
