@@ -33,8 +33,8 @@ class DomainBatchNorm(NormLayer):
 
     Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics are
     updated as in PyTorch's layer: `momentum` is the weight of the new ones, and the variance is unbiased. A domain
-    without a sample in the batch keeps its statistics. Under DDP, each process uses the statistics of its own
-    samples, as in PyTorch's layer.
+    without a sample in the batch keeps its statistics; set `track_running_stats` to False, and all keep theirs. Under
+    DDP, each process uses the statistics of its own samples, as in PyTorch's layer.
 
     This is not a subclass of PyTorch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
     federated policies read running_mean, so they leave this layer alone.
@@ -89,6 +89,7 @@ class DomainBatchNorm(NormLayer):
             raise ValueError(f"fallback is {fallback!r}: write 'error' or 'pooled'.")
         self.num_features, self.domains, self.eps, self.momentum = num_features, domains, eps, momentum
         self.affine, self.domain_affine, self.fallback = affine, domain_affine, fallback
+        self.track_running_stats = True
         by_domain = (domains, num_features)
         shared, own = affine and not domain_affine, affine and domain_affine
         for name, shape, wanted in (
@@ -117,7 +118,7 @@ class DomainBatchNorm(NormLayer):
             share = batch.count.clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
             mean, var = batch.mean[ids], (batch.m2 / share)[ids]
             check_divisor(self, self.num_features, var)
-            if not recomputing():
+            if self.track_running_stats and not recomputing():
                 self._update_running(batch)
         else:
             mean, var = self.domain_mean[ids], self.domain_var[ids]

@@ -160,6 +160,13 @@ class EvalNorm(_SampleCorrectedBatchNorm):
             self.register_buffer(name, torch.zeros(num_features, device=device, dtype=dtype))
         self.register_buffer("spreads_seen", torch.zeros((), dtype=torch.long, device=device))
 
+    def start_statistics(self) -> None:
+        """Reset: mean 0, variance 1, and nothing seen of the variances within and between samples."""
+        super().start_statistics()
+        for name in ("running_within", "running_between", "spreads_seen"):
+            if (own := self._buffers.get(name)) is not None:
+                own.zero_()
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         own = [prefix + name for name in ("running_within", "running_between", "spreads_seen")]

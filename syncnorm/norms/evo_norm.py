@@ -70,7 +70,8 @@ class EvoNormB0(ChannelAffine):
     (H, W); v is learnt per channel, 1 at first. Evaluation uses the running variance as var_b. It is updated with
     `momentum`, from the unbiased variance, as in PyTorch's batch norm (timm does so; the source is not confirmed).
     The formula includes the nonlinearity: the layer is meant to replace batch norm and the ReLU after it, while
-    `convert` replaces the norm alone. There is no running mean, so this is not a subclass of PyTorch's batch norm.
+    `convert` replaces the norm alone. Set `track_running_stats` to False to keep the running variance as it is.
+    There is no running mean, so this is not a subclass of PyTorch's batch norm.
 
     Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
 
@@ -99,7 +100,7 @@ class EvoNormB0(ChannelAffine):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
-        self.momentum = momentum
+        self.momentum, self.track_running_stats = momentum, True
         self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
@@ -113,7 +114,7 @@ class EvoNormB0(ChannelAffine):
             batch = Moments.of(values, (0, *range(2, x.dim())))
             var = batch.var()
             check_divisor(self, self.num_features, var)
-            if not recomputing():
+            if self.track_running_stats and not recomputing():
                 self._update_running(batch)
         else:
             var = self.running_var.to(values.dtype)

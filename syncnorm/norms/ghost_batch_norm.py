@@ -15,8 +15,7 @@ from torch import Tensor
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
-from syncnorm.norms.core.functional import memory_format
-from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.shapes import check_divisor, in_layout_of
 
 
 class GhostBatchNorm(BatchNormLayer):
@@ -111,7 +110,7 @@ class GhostBatchNorm(BatchNormLayer):
         y = batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps).reshape(x.shape)
         if moves and mean is not None and var is not None:
             self._take_over(mean, var)
-        return y if x.is_contiguous() else y.contiguous(memory_format=memory_format(x))
+        return in_layout_of(y, x)
 
     def _each_ranks(self) -> tuple[Tensor, Tensor]:
         """Return the ranks' own running statistics, (R * C,) each, for the kernel to update."""

@@ -42,7 +42,8 @@ class MovingAverageBatchNorm(ChannelAffine):
     Statistics are those of the authors' code. That code does not cover a layer called twice before its backward; here
     each call is a step.
 
-    A converted layer starts from running_square = 1, since batch norm's statistics belong to uncentred convolutions:
+    Set `track_running_stats` to False to keep running_square as it is. A converted layer starts from
+    running_square = 1, since batch norm's statistics belong to uncentred convolutions:
     train before evaluating. There is no running mean, so this is not a subclass of PyTorch's batch norm.
 
     Source: Yan, Wan, Zhang, Zhang, Wei & Sun (ICLR 2020, arXiv 2001.06838).
@@ -84,6 +85,7 @@ class MovingAverageBatchNorm(ChannelAffine):
             if value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.track_running_stats = True
         self.momentum, self.buffer, self.warmup, self.renorm_after = momentum, buffer, warmup, renorm_after
         self.register_buffer("running_square", torch.ones(num_features, device=device, dtype=dtype))
         for kind in ("squares", "gradients"):  # chi and psi of the last steps
@@ -118,7 +120,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         chi = torch.where(averages, self.squares.to(own.dtype).mean(0), own)
         bounded = ((chi + self.eps).sqrt() / (self.running_square + self.eps).sqrt()).clamp(1 / 5, 5)
         r = torch.where(step > max(self.renorm_after, self.warmup), bounded, 1.0)
-        update_running(self.running_square, chi, newest_weight(self.momentum, step))
+        if self.track_running_stats:
+            update_running(self.running_square, chi, newest_weight(self.momentum, step))
         return torch.rsqrt(chi + self.eps), r, averages
 
     def extra_repr(self) -> str:

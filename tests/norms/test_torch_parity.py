@@ -310,6 +310,7 @@ def test_eps_is_checked() -> None:
         with domain(torch.zeros(4, dtype=torch.long)):
             if name in ("frozen_bn", "reference_bn", "hybrid_bn", "full_norm", "diminishing_bn"):
                 layer.running_var.zero_()
+                layer.running_mean.fill_(1)
             if name in ("frozen_bn", "reference_bn"):
                 continue  # they never divide by a batch's deviation
             with pytest.raises(ValueError, match="eps"):

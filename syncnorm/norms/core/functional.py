@@ -40,7 +40,7 @@ def batch_norm_native(
     the CPU.
     """
     # Copied here, where autograd records it: a second derivative must reach x through the copy.
-    x = x.contiguous(memory_format=memory_format(x))
+    x = x.contiguous(memory_format=_memory_format(x))
     y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, group)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
 
@@ -85,7 +85,7 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     dweight = sum(dy * xhat) and dbias = sum(dy) stay this rank's, for DDP to average.
     """
     x, weight, bias, count, mean, var = ctx.saved_tensors
-    x_, dy_ = x.to(mean.dtype), dy.to(mean.dtype).contiguous(memory_format=memory_format(x))
+    x_, dy_ = x.to(mean.dtype), dy.to(mean.dtype).contiguous(memory_format=_memory_format(x))
     dweight, dbias = _sums_of_rank(dy_, x_, mean, var, ctx.eps)
     dx = None
     if ctx.needs_input_grad[0]:
@@ -151,7 +151,7 @@ def _standardise(
     return y
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
+def _memory_format(x: Tensor) -> torch.memory_format:
     """Return the layout in which `x` lies, or the nearest one that the kernels know."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous():

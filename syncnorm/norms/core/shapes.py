@@ -18,6 +18,12 @@ def beside(values: Tensor, x: Tensor) -> Tensor:
     return by_channel(values, x) if values.dim() == 1 else by_sample(values, x)
 
 
+def in_layout_of(y: Tensor, x: Tensor) -> Tensor:
+    """Return `y` (N, C, ...) with its channels last in memory, if those of `x` are ("channels_last")."""
+    last = x.dim() > 3 and x.stride(1) == 1 and not x.is_contiguous()
+    return y.movedim(1, -1).contiguous().movedim(-1, 1) if last else y
+
+
 def check_channels(layer: nn.Module, channels: int, x: Tensor) -> None:
     """Raise `ValueError` if `x` is not (N, channels) with up to three more dimensions, or holds integers."""
     if problem := channels_problem(layer, channels, x):
