@@ -21,9 +21,17 @@ assert_recorded: Callable[..., None] = torch._assert
 """`assert_recorded(condition, message)`: an assertion that fx records, and that TorchScript accepts and omits."""
 
 
+_graph_task: Callable[[], int] = torch._C._current_graph_task_id  # found once: layers ask at every call
+
+
 def in_backward() -> bool:
     """Return whether this code runs inside a backward pass, for example in a checkpoint's recomputation."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return _graph_task() != -1
+
+
+def beta_samples(alpha: float, *shape: int) -> Tensor:
+    """Draw from Beta(alpha, alpha) what `torch.distributions.Beta` draws; transforms of torch.func take it too."""
+    return torch._sample_dirichlet(torch.full((*shape, 2), alpha))[..., 0]
 
 
 def key_value_store() -> Any:

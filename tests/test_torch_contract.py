@@ -66,6 +66,14 @@ def test_an_assertion_is_recorded_by_fx() -> None:
     torch.jit.script(Asserts())(torch.zeros(2, 2))
 
 
+def test_a_beta_distribution_is_drawn_as_torch_draws_it() -> None:
+    for alpha in (0.1, 2.0):
+        torch.manual_seed(0)
+        expected = torch.distributions.Beta(alpha, alpha).sample((7, 1))
+        torch.manual_seed(0)
+        assert torch.equal(_torch.beta_samples(alpha, 7, 1), expected)
+
+
 def test_a_compiled_model_holds_the_one_it_was_made_of() -> None:
     model = nn.Linear(2, 2)
     assert _torch.uncompiled_module(model) is model

@@ -6,17 +6,16 @@ model = syncnorm.convert(model, "brn", warmup=500, r_end=4000, d_end=2500)
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
+from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.running import moved, newest_weight, update_running
-from syncnorm.norms.core.shapes import check_channels, check_values
+from syncnorm.norms.core.running import moved, update_running
+from syncnorm.norms.core.shapes import check_divisor, check_values
 
 
-class BatchRenorm(_BatchNorm):
+class BatchRenorm(BatchNormLayer):
     """Batch norm corrected towards its running statistics, so that training and evaluation normalise alike.
 
     With the batch's mean m and standard deviation s = sqrt(var + eps) (biased), and the running mu and sigma,
@@ -54,6 +53,8 @@ class BatchRenorm(_BatchNorm):
             or step out of range; a recomputation under activation checkpointing, which would compute another r and d.
     """
 
+    needs_statistics = "corrects the batch towards running statistics"
+
     def __init__(
         self,
         num_features: int,
@@ -61,62 +62,60 @@ class BatchRenorm(_BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         r_max: float = 3.0,
         d_max: float = 5.0,
         warmup: int = 5000,
         r_end: int = 40000,
         d_end: int = 25000,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        if not track_running_stats:
-            raise ValueError("BatchRenorm corrects towards running statistics: write track_running_stats=True.")
         for name, value, least in (("r_max", r_max, 1), ("d_max", d_max, 0), ("warmup", warmup, 0)):
             if not value >= least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         for name, end in (("r_end", r_end), ("d_end", d_end)):
             if end < warmup:
                 raise ValueError(f"{name} is {end}, before the end of the warmup at {warmup}: write a later step.")
-        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.r_max, self.d_max = r_max, d_max
         self.warmup, self.r_end, self.d_end = warmup, r_end, d_end
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Return r_max and d_max for the next batch; num_batches_tracked gives its step."""
-        assert self.num_batches_tracked is not None
-        begun = self.num_batches_tracked.double() - self.warmup + 1
+        """Return r_max and d_max for the next batch; num_batches_tracked gives its step (without it: the last)."""
+        batches = self.num_batches_tracked
+        step = torch.tensor(max(self.r_end, self.d_end)) if batches is None else batches
+        begun = step.double() - self.warmup + 1
         r, d = ((begun / (end - self.warmup + 1)).clamp(0, 1) for end in (self.r_end, self.d_end))
         return 1 + (self.r_max - 1) * r, self.d_max * d
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        check_channels(self, self.num_features, x)
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return self.by_running(x)
         check_values(self, self.num_features, x)
+        check_divisor(self, self.num_features)
         refuse_recomputation("BatchRenorm")
         r, d = self._correct(x)
         # Written as batch norm with another weight and bias, so that one kernel does the forward and the backward.
         weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
         bias = bias if self.bias is None else self.bias + bias
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        return batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
     @torch.no_grad()
     def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return r and d, (C,) each, from the running statistics so far, and update the running statistics."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+        running_mean, running_var = self.running()
         batch = Moments.of(x, (0, *range(2, x.dim())))
-        deviation, running = (batch.var() + self.eps).sqrt(), (self.running_var + self.eps).sqrt()
-        r_max, d_max = (bound.to(deviation.dtype) for bound in self.bounds())
+        deviation, running = (batch.var() + self.eps).sqrt(), (running_var + self.eps).sqrt()
+        r_max, d_max = (bound.to(deviation) for bound in self.bounds())
         r = torch.clamp(deviation / running, 1 / r_max, r_max)
-        d = torch.clamp((batch.mean - self.running_mean) / running, -d_max, d_max)
-        self.num_batches_tracked.add_(1)
-        newest = newest_weight(self.momentum, self.num_batches_tracked)
-        update_running(self.running_mean, batch.mean, newest)
-        self.running_var.copy_((moved(running, deviation, newest).square() - self.eps).clamp(min=0))
+        d = torch.clamp((batch.mean - running_mean) / running, -d_max, d_max)
+        if self.moves():
+            newest = self.count()
+            update_running(running_mean, batch.mean, newest)
+            running_var.copy_((moved(running, deviation, newest).square() - self.eps).clamp(min=0))
         return r, d
 
     def extra_repr(self) -> str:

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import check_channels, check_values
+from syncnorm.norms.core.shapes import check_divisor, check_values
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class _Step:
         return self.mean + mean, self.var + var - mean.square()
 
 
-class CrossIterationBatchNorm(_BatchNorm):
+class CrossIterationBatchNorm(BatchNormLayer):
     """Batch norm with the statistics of the last `window` steps, corrected for the change of the preceding weight.
 
     The moments of steps s = t, t-1, ..., t-window+1 are extrapolated to the current weight W_t of the convolution or
@@ -96,33 +94,33 @@ class CrossIterationBatchNorm(_BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         window: int = 8,
         through_weight: bool = False,
         burn_in: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         for name, value, least in (("window", window, 1), ("burn_in", burn_in, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.window, self.through_weight, self.burn_in = window, through_weight, burn_in
         self._past: list[_Step] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        check_channels(self, self.num_features, x)
         if not self.training:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+            return self.by_running(x)
         check_values(self, self.num_features, x)
         refuse_recomputation("CrossIterationBatchNorm")
         values = x.to(acc_dtype(x.dtype))
         batch = Moments.of(values, (0, *range(2, x.dim())))
-        self._update_running(batch)
+        self.move(batch.mean, batch.var(correction=1))
         weight = self._weight_behind(x) if self._past_burn_in() else None
         mean, var = (batch.mean, batch.var()) if weight is None else self._over_window(batch, weight)
+        check_divisor(self, self.num_features, var)
         return normalise(x, mean.unsqueeze(0), var.unsqueeze(0), self.eps, self.weight, self.bias)
 
     def _past_burn_in(self) -> bool:
@@ -166,18 +164,9 @@ class CrossIterationBatchNorm(_BatchNorm):
         weight: Tensor = node.variable
         return weight
 
-    @torch.no_grad()
-    def _update_running(self, batch: Moments) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        newest = newest_weight(self.momentum, self.num_batches_tracked)
-        update_running(self.running_mean, batch.mean, newest)
-        update_running(self.running_var, batch.var(correction=1), newest)
-
-    def reset_running_stats(self) -> None:
+    def start_statistics(self) -> None:
         """Reset: mean 0, variance 1, and an empty window."""
-        super().reset_running_stats()
+        super().start_statistics()
         self._past = []
 
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:

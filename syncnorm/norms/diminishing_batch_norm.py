@@ -7,17 +7,16 @@ model = syncnorm.convert(model, "diminishing_bn", alpha=0.25, power=0)      # al
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
+from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
-from syncnorm.norms.core.shapes import check_channels, check_values
+from syncnorm.norms.core.shapes import check_divisor, check_values
 
 
-class DiminishingBatchNorm(_BatchNorm):
+class DiminishingBatchNorm(BatchNormLayer):
     """Batch norm that trains with its running statistics, which each batch moves by less than the one before.
 
     At step m = 1, 2, ... (num_batches_tracked counts them), with the batch's mean and its standard deviation
@@ -40,6 +39,9 @@ class DiminishingBatchNorm(_BatchNorm):
     Because the gradient treats the statistics as constants, nothing keeps the weights from growing, and training can
     stall or diverge. A batch whose statistics are not finite raises `ValueError` before it changes the running ones.
 
+    While somebody sets `momentum` to None to take the statistics anew, as `torch.optim.swa_utils.update_bn` does, all
+    batches weigh the same.
+
     A layer converted after training continues batch norm's step count.
 
     Source: Ma & Klabjan (arXiv 1705.08011).
@@ -47,7 +49,9 @@ class DiminishingBatchNorm(_BatchNorm):
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps: added to the variance.
+        momentum: not used here, but for None as above; a layer converted from this one takes it over.
         affine: learn weight and bias, shape (C,).
+        track_running_stats: must be True: the layer trains with them.
         alpha: factor of the schedule, above 0 and at most 1.
         power: how fast alpha_m diminishes, at least 0.
 
@@ -56,54 +60,65 @@ class DiminishingBatchNorm(_BatchNorm):
             another number of channels; a number out of range; a recomputation under activation checkpointing.
     """
 
+    needs_statistics = "trains with running statistics"
+
     def __init__(
         self,
         num_features: int,
         eps: float = 1e-5,
+        momentum: float | None = 0.1,
         affine: bool = True,
-        *,
-        alpha: float = 1.0,
-        power: float = 1.0,
+        track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        alpha: float = 1.0,
+        power: float = 1.0,
     ) -> None:
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha is {alpha}: it must be above 0 and at most 1.")
         if not power >= 0:
             raise ValueError(f"power is {power}: it must be at least 0, which keeps alpha as it is.")
-        super().__init__(num_features, eps, None, affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.alpha, self.power = alpha, power
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); in training, update the running statistics first."""
-        check_channels(self, self.num_features, x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        mean, var = self.running_mean, self.running_var
-        if self.training:
-            check_values(self, self.num_features, x)
-            refuse_recomputation("DiminishingBatchNorm")
-            self._update_running(x)
-            mean, var = mean.clone(), var.clone()  # the backward needs this step's values
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        if not self.training:
+            return self.by_running(x)
+        check_values(self, self.num_features, x)
+        refuse_recomputation("DiminishingBatchNorm")
+        mean, var = self.running()
+        if self.moves():
+            self._update_running(x, mean, var)
+        check_divisor(self, self.num_features, var)
+        # Copies, since the backward needs this step's values.
+        return batch_norm(x, mean.clone(), var.clone(), self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
-    def _update_running(self, x: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
+    def _update_running(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
         batch = Moments.of(x, (0, *range(2, x.dim())))
-        step = self.num_batches_tracked + 1
         if not (batch.mean.isfinite() & batch.m2.isfinite()).all():
+            step = "" if self.num_batches_tracked is None else f" of step {int(self.num_batches_tracked) + 1}"
             raise ValueError(
-                f"DiminishingBatchNorm({self.num_features}) diverged: the batch of step {int(step)} has statistics "
-                "that are not finite. Lower the learning rate, or let alpha diminish more slowly."
+                f"DiminishingBatchNorm({self.num_features}) diverged: the batch{step} has statistics that are not "
+                "finite. Lower the learning rate, or let alpha diminish more slowly."
             )
-        self.num_batches_tracked.copy_(step)
-        newest = self.alpha / step.double() ** self.power
-        update_running(self.running_mean, batch.mean, newest)
-        sigma = moved((self.running_var + self.eps).sqrt(), (batch.var() + self.eps).sqrt(), newest)
-        self.running_var.copy_((sigma.square() - self.eps).clamp(min=0))
+        newest = self._alpha_of_next_step()
+        update_running(running_mean, batch.mean, newest)
+        sigma = moved((running_var + self.eps).sqrt(), (batch.var() + self.eps).sqrt(), newest)
+        running_var.copy_((sigma.square() - self.eps).clamp(min=0))
+
+    def _alpha_of_next_step(self) -> float | Tensor:
+        """Count a step, and return alpha_m; without a counter a schedule that needs m stands still."""
+        plain = self.count()
+        step = self.num_batches_tracked
+        if self.refilling():
+            return plain
+        if step is None:
+            return self.alpha if self.power == 0 else 0.0
+        return self.alpha / step.double() ** self.power
 
     def extra_repr(self) -> str:
         """Show the schedule after what every batch norm shows."""

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.domain_context import current_domain, no_domain
+from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import check_channels
+from syncnorm.norms.core.shapes import check_divisor
 
 
-class DomainBatchNorm(nn.Module):
+class DomainBatchNorm(NormLayer):
     """Batch norm in which samples share statistics only within their domain.
 
     For a sample of domain d, with statistics of the batch's samples of d in training and the running statistics of d
@@ -32,8 +33,8 @@ class DomainBatchNorm(nn.Module):
 
     Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics are
     updated as in PyTorch's layer: `momentum` is the weight of the new ones, and the variance is unbiased. A domain
-    without a sample in the batch keeps its statistics. Under DDP, each process uses the statistics of its own
-    samples, as in PyTorch's layer.
+    without a sample in the batch keeps its statistics; set `track_running_stats` to False, and all keep theirs. Under
+    DDP, each process uses the statistics of its own samples, as in PyTorch's layer.
 
     This is not a subclass of PyTorch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
     federated policies read running_mean, so they leave this layer alone.
@@ -80,12 +81,15 @@ class DomainBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_eps(self, num_features, eps)
+        check_flags(self, num_features, affine=affine, domain_affine=domain_affine)
         if domains < 1:
             raise ValueError(f"domains is {domains}: it must be at least 1.")
         if fallback not in ("error", "pooled"):
             raise ValueError(f"fallback is {fallback!r}: write 'error' or 'pooled'.")
         self.num_features, self.domains, self.eps, self.momentum = num_features, domains, eps, momentum
         self.affine, self.domain_affine, self.fallback = affine, domain_affine, fallback
+        self.track_running_stats = True
         by_domain = (domains, num_features)
         shared, own = affine and not domain_affine, affine and domain_affine
         for name, shape, wanted in (
@@ -102,9 +106,8 @@ class DomainBatchNorm(nn.Module):
         for name in ("domain_count", "domain_batches"):
             self.register_buffer(name, torch.zeros(domains, device=device, dtype=torch.int64))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), each sample with its domain's statistics."""
-        check_channels(self, self.num_features, x)
         ids = self._ids(x)
         if ids is None:
             pooled = self.pooled()
@@ -114,7 +117,8 @@ class DomainBatchNorm(nn.Module):
             self._check_counts(x, batch.count)
             share = batch.count.clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
             mean, var = batch.mean[ids], (batch.m2 / share)[ids]
-            if not recomputing():
+            check_divisor(self, self.num_features, var)
+            if self.track_running_stats and not recomputing():
                 self._update_running(batch)
         else:
             mean, var = self.domain_mean[ids], self.domain_var[ids]

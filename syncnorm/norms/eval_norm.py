@@ -14,24 +14,23 @@ from torch import Tensor
 
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.running import moved, newest_weight
-from syncnorm.norms.core.shapes import check_channels
-from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
 
 
-class _SampleCorrectedBatchNorm(TrainsAsBatchNorm):
+class _SampleCorrectedBatchNorm(BatchNormLayer):
     """Batch norm that evaluates each sample with a mix of the running statistics and its own, (N, C) each.
 
     Training is PyTorch's batch norm. In evaluation a sample's output does not depend on its batch.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    needs_statistics = "corrects running statistics in evaluation"
+
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        check_channels(self, self.num_features, x)
         if self.training:
-            y = self.train_on(x)
-            if not recomputing():
+            y = self.by_batch(x)
+            if self.moves():
                 self._see(x)
             return y
         flat = _positions_last(x.to(acc_dtype(x.dtype)))
@@ -82,22 +81,23 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
-        *,
-        alpha: float = 0.1,
+        track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        alpha: float = 0.1,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: it is a share, from 0 to 1.")
-        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.alpha = alpha
 
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Return the moments that include the sample's share."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        away = mean - self.running_mean.to(mean.dtype)
-        common = torch.lerp(self.running_var.to(var.dtype), var, self.alpha)
+        running_mean, running_var = self.running()
+        away = mean - running_mean.to(mean.dtype)
+        common = torch.lerp(running_var.to(var.dtype), var, self.alpha)
         return mean - (1 - self.alpha) * away, common + self.alpha * (1 - self.alpha) * away.square()
 
     def extra_repr(self) -> str:
@@ -145,18 +145,27 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
-        *,
-        batch: int,
+        track_running_stats: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        batch: int,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}: it must be at least 1.")
-        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.batch = batch
         for name in ("running_within", "running_between"):
             self.register_buffer(name, torch.zeros(num_features, device=device, dtype=dtype))
         self.register_buffer("spreads_seen", torch.zeros((), dtype=torch.long, device=device))
+
+    def start_statistics(self) -> None:
+        """Reset: mean 0, variance 1, and nothing seen of the variances within and between samples."""
+        super().start_statistics()
+        for name in ("running_within", "running_between", "spreads_seen"):
+            if (own := self._buffers.get(name)) is not None:
+                own.zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -169,12 +178,11 @@ class EvalNorm(_SampleCorrectedBatchNorm):
 
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Return the expected moments of a batch that contains the sample."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        running_mean, running_var = self.running()
         own, others = 1 / self.batch, (self.batch - 1) / self.batch
-        away = mean - self.running_mean.to(mean.dtype)
+        away = mean - running_mean.to(mean.dtype)
         known = self.spreads_seen > 0
-        within = torch.where(known, self.running_within, self.running_var).to(var.dtype)
+        within = torch.where(known, self.running_within, running_var).to(var.dtype)
         expected = own * var + others * within + own * others * away.square()
         return mean - others * away, expected + others**2 * self.running_between.to(var.dtype)
 

@@ -10,7 +10,7 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions, check_values
+from syncnorm.norms.core.shapes import by_channel, by_sample, check_divisor, check_positions, check_values
 from syncnorm.norms.per_sample import default_groups
 
 
@@ -49,9 +49,8 @@ class EvoNormS0(ChannelAffine):
             raise ValueError(f"{num_features} channels do not divide into {groups} groups: choose a divisor.")
         self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise each sample of `x` and apply the nonlinearity."""
-        self.check(x)
         if self.groups == self.num_features:
             check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
@@ -71,7 +70,8 @@ class EvoNormB0(ChannelAffine):
     (H, W); v is learnt per channel, 1 at first. Evaluation uses the running variance as var_b. It is updated with
     `momentum`, from the unbiased variance, as in PyTorch's batch norm (timm does so; the source is not confirmed).
     The formula includes the nonlinearity: the layer is meant to replace batch norm and the ReLU after it, while
-    `convert` replaces the norm alone. There is no running mean, so this is not a subclass of PyTorch's batch norm.
+    `convert` replaces the norm alone. Set `track_running_stats` to False to keep the running variance as it is.
+    There is no running mean, so this is not a subclass of PyTorch's batch norm.
 
     Source: Liu, Brock, Simonyan & Le (arXiv 2004.02967).
 
@@ -100,21 +100,21 @@ class EvoNormB0(ChannelAffine):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
-        self.momentum = momentum
+        self.momentum, self.track_running_stats = momentum, True
         self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` and apply the nonlinearity."""
-        self.check(x)
         check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
         if self.training:
             check_values(self, self.num_features, x)
             batch = Moments.of(values, (0, *range(2, x.dim())))
             var = batch.var()
-            if not recomputing():
+            check_divisor(self, self.num_features, var)
+            if self.track_running_stats and not recomputing():
                 self._update_running(batch)
         else:
             var = self.running_var.to(values.dtype)

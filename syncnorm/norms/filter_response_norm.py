@@ -58,9 +58,8 @@ class FilterResponseNorm(ChannelAffine):
             values = torch.full((num_features,), start, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(values) if wanted else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Divide each channel of each sample of `x` by its root mean square, and threshold at tau."""
-        self.check(x)
         if self.extra_eps is None:
             check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))

@@ -6,18 +6,17 @@ model = syncnorm.convert(model, "full_norm")
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.running import moved, newest_weight
-from syncnorm.norms.core.shapes import check_channels, check_values
+from syncnorm.norms.core.running import moved
+from syncnorm.norms.core.shapes import check_divisor, check_values
 
 
-class FullNorm(_BatchNorm):
+class FullNorm(BatchNormLayer):
     """Batch norm that trains with the values of running moments and the gradients of the batch's moments.
 
     Batch norm's objective contains the batch's moments, so it depends on how batches are formed; this objective
@@ -48,28 +47,18 @@ class FullNorm(_BatchNorm):
             recomputation under activation checkpointing, which would see other estimates.
     """
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, device=device, dtype=dtype)
+    needs_statistics = "normalises with running moments"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); in training, update the running moments first."""
-        check_channels(self, self.num_features, x)
         if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+            return self.by_running(x)
         check_values(self, self.num_features, x)
         refuse_recomputation("FullNorm")
         values = x.to(acc_dtype(x.dtype))
         batch = Moments.of(values, (0, *range(2, x.dim())))
         mean, var = self._update_running(batch.mean.detach(), batch.var().detach())
+        check_divisor(self, self.num_features, var)
         # Zeros, with the derivatives of the batch's E[x] and E[x^2] - 2 u_1 E[x] = var_B + (mean_B - u_1)^2 - u_1^2.
         dmean = batch.mean - batch.mean.detach()
         dvar = batch.var() - batch.var().detach() + 2 * (batch.mean.detach() - mean) * dmean
@@ -79,14 +68,13 @@ class FullNorm(_BatchNorm):
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Update the running moments with a batch's, and return them in the batch's type."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        newest = torch.as_tensor(newest_weight(self.momentum, self.num_batches_tracked), dtype=mean.dtype)
-        away = mean - self.running_mean
-        new_mean = moved(self.running_mean, mean, newest)
-        new_var = moved(self.running_var, var, newest) + newest * (1 - newest) * away.square()
-        self.running_mean.copy_(new_mean)
-        self.running_var.copy_(new_var)
+        running_mean, running_var = self.running()
+        if not self.moves():
+            return running_mean.to(mean.dtype), running_var.to(mean.dtype)
+        newest = torch.as_tensor(self.count(), dtype=mean.dtype)
+        away = mean - running_mean
+        new_mean = moved(running_mean, mean, newest)
+        new_var = moved(running_var, var, newest) + newest * (1 - newest) * away.square()
+        running_mean.copy_(new_mean)
+        running_var.copy_(new_var)
         return new_mean, new_var

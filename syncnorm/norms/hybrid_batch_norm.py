@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.shapes import check_channels, check_values
+from syncnorm.norms.core.shapes import check_divisor, check_values
 from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm
 
 
@@ -46,11 +46,12 @@ class HybridBatchNorm(FrozenBatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.mix = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -59,17 +60,16 @@ class HybridBatchNorm(FrozenBatchNorm):
             _, _, missing_keys, *_ = args
             missing_keys[:] = [key for key in missing_keys if key != prefix + "mix"]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        if not self.training:
-            return super().forward(x)
-        check_channels(self, self.num_features, x)
+        if not self.training or self.refilling():
+            return super().normalised(x)
         if x.numel():
             check_values(self, self.num_features, x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        running_mean, running_var = self.running()
         batch = Moments.of(x, (0, *range(2, x.dim())))
         share = self.mix.to(batch.mean.dtype).sigmoid()
-        mean = torch.lerp(self.running_mean.to(share.dtype), batch.mean, share)
-        var = torch.lerp(self.running_var.to(share.dtype), batch.var(), share)
+        mean = torch.lerp(running_mean.to(share.dtype), batch.mean, share)
+        var = torch.lerp(running_var.to(share.dtype), batch.var(), share)
+        check_divisor(self, self.num_features, var)
         return normalise(x, mean, var, self.eps, self.weight, self.bias)

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import check_channels, check_positions
+from syncnorm.norms.core.batch_norm import BatchNormLayer
+from syncnorm.norms.core.shapes import check_divisor, check_positions
 
 
-class InstanceAwareBatchNorm(_BatchNorm):
+class InstanceAwareBatchNorm(BatchNormLayer):
     """Instance-aware batch norm, for streams in which neighbouring samples are similar.
 
     Let mu and s2 be the mean and variance of the batch in training, and the running ones in evaluation. With the mean
@@ -47,6 +45,8 @@ class InstanceAwareBatchNorm(_BatchNorm):
         ValueError: an input with another number of channels, or with fewer than two positions.
     """
 
+    needs_statistics = "evaluates by running statistics"
+
     def __init__(
         self,
         num_features: int,
@@ -54,23 +54,19 @@ class InstanceAwareBatchNorm(_BatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
-        k: float = 4.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        k: float = 4.0,
     ) -> None:
-        if not track_running_stats:
-            raise ValueError(
-                "InstanceAwareBatchNorm evaluates by running statistics: write track_running_stats=True."
-            )
         if not k >= 0:
             raise ValueError(f"k is {k}: it is a number of standard errors, at least 0.")
-        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.k = k
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), with at least two positions."""
-        check_channels(self, self.num_features, x)
         check_positions(self, self.num_features, x)
         positions = max(x[0:1, 0:1].numel(), 2)  # an empty batch has none
         values = x.to(acc_dtype(x.dtype))
@@ -79,22 +75,17 @@ class InstanceAwareBatchNorm(_BatchNorm):
         spread = var + self.eps
         mean_i = mean + _shrink(own.mean - mean, self.k * (spread / positions).sqrt())
         var_i = var + _shrink(own.var(correction=1) - var, self.k * spread * (2 / (positions - 1)) ** 0.5)
+        check_divisor(self, self.num_features, var_i)
         return normalise(x, mean_i, var_i, self.eps, self.weight, self.bias)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and variance that samples are compared with, (C,); in training, update the running ones."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
         if not self.training or x.numel() == 0:
-            return self.running_mean.to(x.dtype), self.running_var.to(x.dtype)
+            running_mean, running_var = self.running()
+            return running_mean.to(x.dtype), running_var.to(x.dtype)
         batch = Moments.of(x, (0, *range(2, x.dim())))
         var = batch.var(correction=1)
-        if not recomputing():
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            newest = newest_weight(self.momentum, self.num_batches_tracked)
-            update_running(self.running_mean, batch.mean, newest)
-            update_running(self.running_var, var, newest)
+        self.move(batch.mean, var)
         return batch.mean, var
 
     def extra_repr(self) -> str:

@@ -10,17 +10,19 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from syncnorm._torch import beta_samples
 from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.domain_context import current_domain, no_domain
-from syncnorm.norms.core.shapes import by_sample, check_channels, check_positions
-from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.layer import NormLayer
+from syncnorm.norms.core.shapes import by_sample, check_positions
 
 Partners = Literal["random", "cross_domain"]
 
 
-class MixStyle(nn.Module):
+class MixStyle(NormLayer):
     """MixStyle: in training, mix each sample's channel means and standard deviations with another sample's.
 
     For sample i and its partner j, with lambda_i ~ Beta(alpha, alpha),
@@ -66,9 +68,8 @@ class MixStyle(nn.Module):
             raise ValueError(f"mix is {mix!r}: write 'random' or 'cross_domain'.")
         self.num_features, self.p, self.alpha, self.eps, self.mix = num_features, p, alpha, eps, mix
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Mix the styles of `x` of shape (N, C, ...), or return it unchanged."""
-        check_channels(self, self.num_features, x)
         if not self.training:
             return x
         check_positions(self, self.num_features, x)
@@ -78,8 +79,7 @@ class MixStyle(nn.Module):
         values = x.to(acc_dtype(x.dtype))
         own = Moments.of(values.detach(), tuple(range(2, x.dim())))
         deviation, mean = (own.var(correction=1) + self.eps).sqrt(), own.mean
-        drawn = torch.distributions.Beta(self.alpha, self.alpha).sample((len(x), 1))
-        share = drawn.to(values)
+        share = beta_samples(self.alpha, len(x), 1).to(values)
         if apart is None:
             other = torch.randperm(len(x)).to(x.device)
         elif apart.any():
@@ -103,7 +103,7 @@ class MixStyle(nn.Module):
         return f"{self.num_features}, p={self.p}, alpha={self.alpha}, eps={self.eps}, mix={self.mix!r}"
 
 
-class MixStyleBatchNorm(TrainsAsBatchNorm):
+class MixStyleBatchNorm(BatchNormLayer):
     """Batch norm followed, in training, by `MixStyle`.
 
     Running statistics are batch norm's, of the input before mixing, and evaluation is batch norm's alone; so
@@ -130,21 +130,21 @@ class MixStyleBatchNorm(TrainsAsBatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         p: float = 0.5,
         alpha: float = 0.1,
         mix: Partners = "random",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.mixing = MixStyle(num_features, p, alpha, mix=mix)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); in training, mix the styles of the output."""
-        check_channels(self, self.num_features, x)
         if not self.training:
             return self.by_running(x)
         check_positions(self, self.num_features, x)
-        mixed: Tensor = self.mixing(self.train_on(x))
+        mixed: Tensor = self.mixing(self.by_batch(x))
         return mixed

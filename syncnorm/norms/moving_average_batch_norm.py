@@ -42,7 +42,8 @@ class MovingAverageBatchNorm(ChannelAffine):
     Statistics are those of the authors' code. That code does not cover a layer called twice before its backward; here
     each call is a step.
 
-    A converted layer starts from running_square = 1, since batch norm's statistics belong to uncentred convolutions:
+    Set `track_running_stats` to False to keep running_square as it is. A converted layer starts from
+    running_square = 1, since batch norm's statistics belong to uncentred convolutions:
     train before evaluating. There is no running mean, so this is not a subclass of PyTorch's batch norm.
 
     Source: Yan, Wan, Zhang, Zhang, Wei & Sun (ICLR 2020, arXiv 2001.06838).
@@ -84,6 +85,7 @@ class MovingAverageBatchNorm(ChannelAffine):
             if value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.track_running_stats = True
         self.momentum, self.buffer, self.warmup, self.renorm_after = momentum, buffer, warmup, renorm_after
         self.register_buffer("running_square", torch.ones(num_features, device=device, dtype=dtype))
         for kind in ("squares", "gradients"):  # chi and psi of the last steps
@@ -91,9 +93,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         # Not PyTorch's counter: a converted layer has no past steps in its rows, whatever batch norm had counted.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        self.check(x)
         values = x.to(acc_dtype(x.dtype))
         if not self.training:
             scale = torch.rsqrt(self.running_square.to(values.dtype) + self.eps)
@@ -119,7 +120,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         chi = torch.where(averages, self.squares.to(own.dtype).mean(0), own)
         bounded = ((chi + self.eps).sqrt() / (self.running_square + self.eps).sqrt()).clamp(1 / 5, 5)
         r = torch.where(step > max(self.renorm_after, self.warmup), bounded, 1.0)
-        update_running(self.running_square, chi, newest_weight(self.momentum, step))
+        if self.track_running_stats:
+            update_running(self.running_square, chi, newest_weight(self.momentum, step))
         return torch.rsqrt(chi + self.eps), r, averages
 
     def extra_repr(self) -> str:
@@ -131,12 +133,14 @@ class _MovingAverage(torch.autograd.Function):
     """r z = r x / sqrt(chi + eps), with the backward of MovingAverageBatchNorm."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor
-    ) -> Tensor:
+    def forward(x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor) -> Tensor:
+        return x * by_channel(scale * r, x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x, scale, r, gradients, slot, averages = inputs
         ctx.save_for_backward(x, scale, r, slot, averages)
         ctx.gradients = gradients  # other steps' backwards change it, which autograd would reject
-        return x * by_channel(scale * r, x)
 
     @staticmethod
     @once_differentiable

@@ -14,17 +14,16 @@ from dataclasses import replace
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
+from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.shapes import check_channels, check_values
-from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.shapes import check_values
 
 
-class OnlineBatchNorm(TrainsAsBatchNorm):
+class OnlineBatchNorm(BatchNormLayer):
     """Batch norm that, inside `syncnorm.stream`, evaluates with the statistics of the stream so far.
 
     Estimator: the running statistics (the source's), counted as N samples, merged with the moments of the stream so
@@ -53,6 +52,8 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
             recomputation under activation checkpointing inside a stream.
     """
 
+    needs_statistics = "starts from running statistics"
+
     def __init__(
         self,
         num_features: int,
@@ -60,40 +61,37 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
-        prior_count: float = 16.0,
-        horizon: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        prior_count: float = 16.0,
+        horizon: float | None = None,
     ) -> None:
-        if not track_running_stats:
-            raise ValueError("OnlineBatchNorm starts from running statistics: write track_running_stats=True.")
         if not 0 <= prior_count < float("inf"):
             raise ValueError(f"prior_count is {prior_count}: it is a number of samples, at least 0.")
         if horizon is not None and not horizon > 0:
             raise ValueError(f"horizon is {horizon}: it is a number of samples, above 0, or None.")
-        super().__init__(num_features, eps, momentum, affine, True, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.prior_count, self.horizon = prior_count, horizon
         self.streaming = False
         self.seen: Moments | None = None
         self.together: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        check_channels(self, self.num_features, x)
         if self.training:
-            return self.train_on(x)
+            return self.by_batch(x)
         if not self.streaming or x.numel() == 0:
             return self.by_running(x)
         refuse_recomputation("OnlineBatchNorm")
         mean, var = self._merge(x)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
     def _merge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Update the stream's moments; return the mean and variance of source and stream together, (C,) each."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        running_mean, running_var = self.running()
         if self.seen is None and self.prior_count == 0:
             check_values(self, self.num_features, x)
         batch = Moments.of(x, (0, *range(2, x.dim())))
@@ -102,17 +100,16 @@ class OnlineBatchNorm(TrainsAsBatchNorm):
             batch = _at_most(self.seen, self.horizon, positions).merge(batch)
         self.seen = batch
         count = torch.full_like(batch.count, self.prior_count * positions)
-        source_mean, source_var = self.running_mean.to(batch.mean.dtype), self.running_var.to(batch.mean.dtype)
+        source_mean, source_var = running_mean.to(batch.mean.dtype), running_var.to(batch.mean.dtype)
         together = Moments(count, source_mean, source_var * count.to(source_var.dtype)).merge(batch)
-        self.together = together.mean.to(self.running_mean.dtype), together.var().to(self.running_var.dtype)
+        self.together = together.mean.to(running_mean.dtype), together.var().to(running_var.dtype)
         return self.together
 
     @torch.no_grad()
     def leave_stream(self, keep: bool) -> None:
         """Forget the stream; with `keep`, first copy the last batch's statistics to the running ones."""
         if keep and self.together is not None:
-            for running, new in zip((self.running_mean, self.running_var), self.together, strict=True):
-                assert running is not None
+            for running, new in zip(self.running(), self.together, strict=True):
                 running.copy_(new)
         self.streaming, self.seen, self.together = False, None, None
 

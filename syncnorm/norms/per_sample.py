@@ -8,7 +8,8 @@ One formula with different numbers of groups G, and a weight and bias per channe
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norms.core.shapes import check_channels, check_positions
+from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
+from syncnorm.norms.core.shapes import check_positions
 
 
 def default_groups(channels: int) -> int:
@@ -33,19 +34,32 @@ def default_groups(channels: int) -> int:
     return max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or 2 * g <= channels))
 
 
-class _PerSampleNorm(nn.GroupNorm):
+class _PerSampleNorm(NormLayer, nn.GroupNorm):
     """PyTorch's group norm, with a clear error for an input that it cannot normalise.
 
     Raises:
         ValueError: an input with another number of channels; an input of shape (N, C) if each channel is a group.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def __init__(
+        self,
+        groups: int,
+        num_features: int,
+        eps: float,
+        affine: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        check_eps(self, num_features, eps)
+        check_flags(self, num_features, affine=affine)
+        super().__init__(groups, num_features, eps, affine, device, dtype)
+        self.num_features = num_features
+
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise each group of channels of each sample with its own moments."""
-        check_channels(self, self.num_channels, input)
         if self.num_groups == self.num_channels:
-            check_positions(self, self.num_channels, input)
-        return super().forward(input)
+            check_positions(self, self.num_channels, x)
+        return nn.GroupNorm.forward(self, x)
 
 
 class GroupNorm(_PerSampleNorm):
@@ -71,7 +85,7 @@ class GroupNorm(_PerSampleNorm):
             groups = default_groups(num_features)
         if groups < 1 or num_features % groups:
             raise ValueError(f"{num_features} channels do not divide into {groups} groups: choose a divisor.")
-        super().__init__(groups, num_features, eps, affine, device=device, dtype=dtype)
+        super().__init__(groups, num_features, eps, affine, device, dtype)
 
 
 class LayerNorm(_PerSampleNorm):
@@ -86,7 +100,7 @@ class LayerNorm(_PerSampleNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(1, num_features, eps, affine, device=device, dtype=dtype)
+        super().__init__(1, num_features, eps, affine, device, dtype)
 
 
 class InstanceNorm(_PerSampleNorm):
@@ -104,4 +118,4 @@ class InstanceNorm(_PerSampleNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, num_features, eps, affine, device=device, dtype=dtype)
+        super().__init__(num_features, num_features, eps, affine, device, dtype)

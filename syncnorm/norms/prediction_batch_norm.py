@@ -16,11 +16,10 @@ from torch import Tensor
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.shapes import check_channels
-from syncnorm.norms.core.trains_as_batch_norm import TrainsAsBatchNorm
+from syncnorm.norms.core.batch_norm import BatchNormLayer
 
 
-class _MixedBatchNorm(TrainsAsBatchNorm):
+class _MixedBatchNorm(BatchNormLayer):
     """Batch norm that evaluates with a mix of the running statistics (the source's) and the batch's.
 
         mean = s running_mean + (1 - s) batch_mean,   var = s running_var + (1 - s) batch_var
@@ -30,11 +29,10 @@ class _MixedBatchNorm(TrainsAsBatchNorm):
     statistics.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
-        check_channels(self, self.num_features, x)
         if self.training:
-            return self.train_on(x)
+            return self.by_batch(x)
         share = self.source_share(len(x)) if self.running_mean is not None else 0.0
         if share == 0.0:
             if x.numel() < 2 * self.num_features:
@@ -43,11 +41,10 @@ class _MixedBatchNorm(TrainsAsBatchNorm):
                     f"shape {tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
                 )
             return self.by_batch_alone(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        running_mean, running_var = self.running()
         batch = Moments.of(x, (0, *range(2, x.dim())))
-        mean = torch.lerp(batch.mean, self.running_mean.to(batch.mean.dtype), share)
-        var = torch.lerp(batch.var(), self.running_var.to(batch.mean.dtype), share)
+        mean = torch.lerp(batch.mean, running_mean.to(batch.mean.dtype), share)
+        var = torch.lerp(batch.var(), running_var.to(batch.mean.dtype), share)
         return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @abstractmethod
@@ -85,14 +82,15 @@ class PredictionBatchNorm(_MixedBatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
-        prior_count: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        prior_count: float = 0.0,
     ) -> None:
         if not 0 <= prior_count < float("inf"):
             raise ValueError(f"prior_count is {prior_count}: it is a number of samples, at least 0.")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.prior_count = prior_count
 
     def source_share(self, samples: int) -> float:
@@ -131,14 +129,15 @@ class AlphaBatchNorm(_MixedBatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        *,
-        alpha: float = 0.9,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        alpha: float = 0.9,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: it is the share of the running statistics, from 0 to 1.")
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.alpha = alpha
 
     def source_share(self, samples: int) -> float:

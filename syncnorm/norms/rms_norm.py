@@ -37,9 +37,8 @@ class RMSNorm(ChannelAffine):
     ) -> None:
         super().__init__(num_features, eps, affine, bias, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise each sample of `x` by its root mean square."""
-        self.check(x)
         values = x.to(acc_dtype(x.dtype))
         square = values.square().mean(tuple(range(1, x.dim())), keepdim=True)
         return self.scale_and_shift(values * torch.rsqrt(square + self.eps)).to(x.dtype)

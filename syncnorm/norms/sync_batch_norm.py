@@ -9,21 +9,21 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from syncnorm._torch import COMPILES_COLLECTIVES
+from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
+from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.collectives import agree, rank_and_size
 from syncnorm.norms.core.functional import announce_error, batch_norm_native, batch_norm_plain
-from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import channels_problem
+from syncnorm.norms.core.shapes import channels_problem, check_divisor
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(BatchNormLayer):
     """Batch norm over the joint batch of all ranks in `process_group`.
 
     Training normalises with the exact moments of the concatenated batch, N values per channel,
@@ -32,9 +32,10 @@ class SyncBatchNorm(_BatchNorm):
 
     whatever share of it each rank holds, even none. Running statistics are updated with `momentum` as in PyTorch (the
     weight of the new value; None: the mean of all batches), the running variance with the unbiased M2 / (N - 1); they
-    are the same on all ranks. There is one collective in the forward and one in the backward, and none in evaluation
-    or with one rank. The host synchronises only if this rank holds at most one value per channel. Statistics are
-    float32 for float16, bfloat16 and float32 input, float64 for float64.
+    are the same on all ranks. There is one collective in the forward and one in the backward, and none in evaluation.
+    With one rank the layer is `F.batch_norm`, with its derivatives and transforms of every kind. The host
+    synchronises only if this rank holds at most one value per channel. Statistics are float32 for float16, bfloat16
+    and float32 input, float64 for float64.
 
     Gradients are those of the sum over ranks of each rank's loss. As in every synchronised batch norm, the gradients
     of weight and bias are this rank's part: DDP averages them, as for all parameters.
@@ -44,9 +45,10 @@ class SyncBatchNorm(_BatchNorm):
         eps: added to the variance.
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
-        track_running_stats: keep running_mean and running_var, shape (C,). Without them, evaluation normalises with
-            this rank's own batch, without communication.
+        track_running_stats: keep running_mean and running_var, shape (C,). Set to False later, it freezes them.
+            Without them, evaluation normalises with this rank's own batch, without communication.
         process_group: the ranks that share statistics; None is all of them.
+        device, dtype, bias: as in torch's layers.
         skip_nonfinite: keep batches whose statistics are not finite (an overflow under AMP) out of the running ones.
 
     Raises:
@@ -66,39 +68,71 @@ class SyncBatchNorm(_BatchNorm):
         affine: bool = True,
         track_running_stats: bool = True,
         process_group: ProcessGroup | None = None,
-        *,
-        skip_nonfinite: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        skip_nonfinite: bool = False,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        if isinstance(process_group, str | torch.device):
+            raise ValueError(
+                f"SyncBatchNorm({num_features}): process_group is {process_group!r}: it must be a group of "
+                "torch.distributed, or None. The device comes after it: device=..."
+            )
         self.process_group = process_group
         self.skip_nonfinite = skip_nonfinite
         self._agreed = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor) -> None:
+        """Raise `ValueError` for an input that the layer cannot take: in training, on every rank."""
+        problem = channels_problem(self, self.num_features, x)
+        if problem:
+            if self.training and not torch.compiler.is_compiling():
+                self._raise_on_every_rank(problem, x)
+            raise ValueError(problem)
+
+    def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); N may be 0 if other ranks have samples."""
         if not self.training:
-            self._raise_if(channels_problem(self, self.num_features, x))
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(x, mean, var, self.weight, self.bias, mean is None, 0.0, self.eps)
+            return self.by_running(x)
+        if rank_and_size(self.process_group)[1] == 1:
+            return self._on_one_rank(x)
         compiling = torch.compiler.is_compiling()
         if compiling and COMPILES_COLLECTIVES:
-            self._raise_if(channels_problem(self, self.num_features, x))
-            if x.numel() == self.num_features and rank_and_size(self.process_group)[1] == 1:
-                raise ValueError(self._one_value(x))
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
         else:
             # Before torch 2.11, tracing reaches this line and must end here. (The decorator would import the
             # compiler.)
             eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly  # type: ignore[no-untyped-call]
             y, moments = eagerly(x)
-        if self.track_running_stats and not recomputing():
-            self._update_running(moments)
+        self._move(moments.mean, moments.var(correction=1), moments.count > 0)
         return y
 
+    def _on_one_rank(self, x: Tensor) -> Tensor:
+        """Do what PyTorch's batch norm does, with its kernel and its derivatives of every kind."""
+        values = x.numel()
+        if values == self.num_features:
+            raise ValueError(self._one_value(x))
+        if values == 0:
+            return self.by_batch_alone(x)
+        if not (self.skip_nonfinite and self.moves()):
+            return self.by_batch(x)
+        check_divisor(self, self.num_features)
+        mean, var = torch.zeros(2, self.num_features, dtype=acc_dtype(x.dtype), device=x.device).unbind(0)
+        y = batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)  # the batch's own take their places
+        self._move(mean, var, torch.ones_like(mean[0], dtype=torch.bool))
+        return y
+
+    def _move(self, mean: Tensor, var: Tensor, counts: Tensor) -> None:
+        """Move the running statistics where `counts`; with skip_nonfinite, only towards finite ones."""
+        if self.skip_nonfinite:
+            counts = counts & mean.isfinite().all() & var.isfinite().all()
+        self.move(mean, var, where=counts)
+
     def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
-        self._raise_on_every_rank(channels_problem(self, self.num_features, x), x)
+        self._raise_on_every_rank("", x)
+        check_divisor(self, self.num_features)
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group)
         # Reading the count stalls the device, so only a rank that may be affected does it.
         if x.numel() <= self.num_features and moments.count == 1:
@@ -111,10 +145,6 @@ class SyncBatchNorm(_BatchNorm):
             f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
         )
 
-    def _raise_if(self, problem: str) -> None:
-        if problem:
-            raise ValueError(problem)
-
     def _raise_on_every_rank(self, problem: str, x: Tensor) -> None:
         """Raise the problem of any rank on all: at the first step through the store, later in the peers' gather."""
         if not self._agreed and rank_and_size(self.process_group)[1] > 1:
@@ -126,20 +156,44 @@ class SyncBatchNorm(_BatchNorm):
             self._agreed = not problem
         elif problem and x.device.type == "cpu":
             announce_error(self.num_features, x, self.process_group)
-        self._raise_if(problem)
 
-    @torch.no_grad()
-    def _update_running(self, batch: Moments) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        counts = batch.count > 0
-        if self.skip_nonfinite:
-            counts = counts & batch.mean.isfinite().all() & batch.m2.isfinite().all()
-        self.num_batches_tracked.add_(counts)
-        newest = newest_weight(self.momentum, self.num_batches_tracked)
-        update_running(self.running_mean, batch.mean, newest, where=counts)
-        update_running(self.running_var, batch.var(correction=1), newest, where=counts)
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
+        """Replace PyTorch's batch norms within `module` by this layer, and return the module, as PyTorch's method.
+
+        Parameters and statistics stay the same tensors. `syncnorm.convert(model, "sync_bn")` does the same, and can
+        be undone. Layers of syncnorm stay as they are.
+
+        Raises:
+            UserError: a batch norm with a forward of its own, which would be lost, or one that is lazy.
+        """
+        if isinstance(module, _BatchNorm) and not isinstance(module, BatchNormLayer):
+            return cls._in_place_of(module, process_group)
+        for name, child in module.named_children():
+            module.add_module(name, cls.convert_sync_batchnorm(child, process_group))
+        return module
+
+    @classmethod
+    def _in_place_of(cls, layer: Any, group: ProcessGroup | None) -> SyncBatchNorm:
+        kind = type(layer).__name__
+        if type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward) or is_lazy(layer.weight):
+            raise UserError(
+                f"{kind} is not PyTorch's own batch norm, or does not know its channels yet: convert_sync_batchnorm "
+                "would lose what it does. Run one batch through a lazy layer first; leave others out."
+            )
+        holds = layer.running_mean is not None
+        new = cls(layer.num_features, layer.eps, layer.momentum, layer.affine, holds, group)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(new, name, getattr(layer, name))
+        new.track_running_stats = layer.track_running_stats
+        if hasattr(layer, "qconfig"):
+            new.qconfig = layer.qconfig
+        return new.train(layer.training)
+
+    def extra_repr(self) -> str:
+        """Show skip_nonfinite, where it is on, after what every batch norm shows."""
+        shown: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{shown}, skip_nonfinite=True" if self.skip_nonfinite else shown
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
         """Copy everything but the process group, which the copy shares."""

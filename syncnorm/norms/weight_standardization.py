@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from syncnorm.moments import Moments
+from syncnorm.norms.core.layer import as_leaf
 
 EPS = 1e-4
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,6 +49,8 @@ class _ScaledWS:
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` with the standardised weight, and add the bias."""
+        if isinstance(x, Proxy):
+            return as_leaf(self, x)
         weight = scaled_weight_standardization(self.weight, self.gain)  # type: ignore[attr-defined]
         y: Tensor = self._conv_forward(x, weight, self.bias)  # type: ignore[attr-defined]
         return y

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.norms.core.shapes import beside, check_channels
+from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
+from syncnorm.norms.core.shapes import beside
 
 
 def normalise(x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -55,7 +56,7 @@ def _as_affine(norm: Any, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     return scale, shift if norm.bias is None else shift + norm.bias.double()
 
 
-class ChannelAffine(nn.Module):
+class ChannelAffine(NormLayer):
     """A layer of C channels that ends in `y * weight + bias`; both have shape (C,), 1 and 0 at first, or are None."""
 
     weight: nn.Parameter | None
@@ -72,14 +73,12 @@ class ChannelAffine(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_eps(self, num_features, eps)
+        check_flags(self, num_features, affine=affine, bias=bias)
         self.num_features, self.eps, self.affine = num_features, eps, affine
         for name, start, wanted in (("weight", 1.0, affine), ("bias", 0.0, affine and bias)):
             values = torch.full((num_features,), start, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(values) if wanted else None)
-
-    def check(self, x: Tensor) -> None:
-        """Raise `ValueError` unless `x` is (N, C, ...)."""
-        check_channels(self, self.num_features, x)
 
     def scale_and_shift(self, y: Tensor) -> Tensor:
         """Return `y` (N, C, ...) times weight, plus bias, in the type of `y`."""

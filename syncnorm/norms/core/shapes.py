@@ -32,13 +32,16 @@ def check_channels(layer: nn.Module, channels: int, x: Tensor) -> None:
 
 def channels_problem(layer: nn.Module, channels: int, x: Tensor) -> str:
     """Return the message that `check_channels` would raise; an empty string if there is none."""
+    shape = x.shape
+    if 2 <= len(shape) <= 5 and shape[1] == channels and x.is_floating_point():
+        return ""
     name = f"{type(layer).__name__}({channels})"
-    if not 2 <= x.dim() <= 5 or x.shape[1] != channels:
-        shape = tuple(x.shape)
-        return f"{name} got an input of shape {shape}: it needs (N, {channels}) and up to three more dimensions."
-    if not x.is_floating_point():  # the output has the input's type, and would be truncated to integers
-        return f"{name} got an input of type {x.dtype}: it needs real numbers, for example x.float()."
-    return ""
+    if not 2 <= len(shape) <= 5 or shape[1] != channels:
+        return (
+            f"{name} got an input of shape {tuple(shape)}: it needs (N, {channels}) and up to three more dimensions."
+        )
+    # The output has the input's type, and would be truncated to integers.
+    return f"{name} got an input of type {x.dtype}: it needs real numbers, for example x.float()."
 
 
 def check_values(layer: nn.Module, channels: int, x: Tensor) -> None:
@@ -48,6 +51,18 @@ def check_values(layer: nn.Module, channels: int, x: Tensor) -> None:
         raise ValueError(
             f"{type(layer).__name__}({channels}) got {values} per channel (input of shape {tuple(x.shape)}): a "
             "variance needs two. Give it more samples, or call .eval()."
+        )
+
+
+def check_divisor(layer: nn.Module, channels: int, var: Tensor | None = None) -> None:
+    """Raise `ValueError` if training with eps 0 divides by 0: where `var` is 0, or, without `var`, where it may be.
+
+    PyTorch's kernel refuses eps 0 in training; a formula here can look, which stalls the device with eps 0 alone.
+    """
+    if layer.training and not layer.eps > 0 and (var is None or bool((var == 0).any())):  # type: ignore[operator]
+        raise ValueError(
+            f"{type(layer).__name__}({channels}) trains with eps={layer.eps}: a constant channel has no variance, so "
+            "give it an eps above 0."
         )
 
 
