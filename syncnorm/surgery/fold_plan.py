@@ -18,7 +18,7 @@ from syncnorm.errors import UserError, where_raised
 from syncnorm.norms import NORMS
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.surgery.fold_values import TRANSPOSED, as_affine, folded
-from syncnorm.surgery.fused import norm_class, rest_of
+from syncnorm.surgery.fused import Rest, norm_class, rest_of
 from syncnorm.surgery.modes import evaluation
 from syncnorm.surgery.own_parts import base_class
 from syncnorm.surgery.preconditions import check_model, uncompiled
@@ -270,16 +270,29 @@ def _unfit_source(source: nn.Module, name: str, norm: nn.Module) -> str:
     return problem
 
 
+def rest_to_keep(norm: nn.Module) -> Rest | None:
+    """Return what `norm` does besides a norm that is known to fold.
+
+    Raises:
+        UserError: it does something else.
+    """
+    known = _foldable_classes(norm)
+    if type(norm) is norm_class(norm) and _has_forward_of(norm, known):
+        return None
+    rest = rest_of(norm, "")
+    base = norm_class(norm) if type(norm) is not norm_class(norm) else base_class(type(norm))
+    if all(base.forward is not kind.forward for kind in known):
+        raise UserError(_own_forward(norm, "it"))
+    return rest
+
+
 def _unknown_forward(norm: nn.Module) -> str:
     """Say that a norm does something else than what it is known for, with or without something after it."""
-    if _has_forward_of(norm, _foldable_classes(norm)):
-        return ""
     try:
-        base = base_class(type(norm)) if rest_of(norm, "") else type(norm)
+        rest_to_keep(norm)
     except UserError:
-        base = type(norm)
-    known = any(base.forward is kind.forward for kind in _foldable_classes(norm))
-    return "" if known and base is not type(norm) else _own_forward(norm, "it")
+        return _own_forward(norm, "it")
+    return ""
 
 
 def _has_forward_of(layer: nn.Module, known: tuple[type[nn.Module], ...]) -> bool:

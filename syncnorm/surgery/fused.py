@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.moments import acc_dtype
-from syncnorm.norms import SyncBatchNorm
+from syncnorm.norms import NORMS, SyncBatchNorm
 from syncnorm.surgery.own_parts import AFFINE, STATISTICS, OwnParts, base_class, own_parts
 from syncnorm.surgery.replace import METHODS, is_retired
 
@@ -74,7 +74,7 @@ _CLASSES: dict[Any, type[nn.Module]] = {}
 def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _CLASSES:
         names = {"__doc__": base.__doc__, "__module__": __name__}
-        _CLASSES[base] = type(f"Fused{base.__name__}", (_WithRest, base), names)
+        _CLASSES[base] = type(f"Fused{base.__name__.lstrip('_')}", (_WithRest, base), names)
     return _CLASSES[base]
 
 
@@ -122,9 +122,10 @@ def same_layer(layer: nn.Module) -> nn.Module:
 
 
 def rest_of(layer: nn.Module, where: str) -> Rest | None:
-    """Return what the forward of a batch norm does with the normalised input; None if it is batch norm alone.
+    """Return what the forward of a batch norm does with the normalised input; None if it is its norm alone.
 
-    It is tried out on made-up inputs and statistics, in evaluation and in training, on a copy of the layer.
+    It is tried out on made-up inputs and statistics, in evaluation and in training, on a copy of the layer. A class
+    that is registered as a norm is its norm alone.
 
     Raises:
         UserError: a forward that is not that of a batch norm and then something else.
@@ -133,13 +134,15 @@ def rest_of(layer: nn.Module, where: str) -> Rest | None:
         return layer._rest
     base, kind = base_class(type(layer)), type(layer)
     patched = "forward" in vars(layer) and not is_retired(layer)
-    if kind.forward is base.forward and not patched:
+    norms = [own for spec in NORMS.values() for own in (spec.layer, *spec.by_ndim.values())]
+    if not patched and (kind.forward is base.forward or kind in norms):
         return None
     own = own_parts(layer)
     foreign = base.__module__.startswith("syncnorm.") and bool(layer._modules)
     if not patched and not foreign:
-        chain, alone = Rest(own), Rest(own, _stand_in(layer))
-        for rest in ([chain] if own.children else []) + [alone]:
+        if _is_rest(Rest(OwnParts()), layer, base):
+            return None
+        for rest in ([Rest(own)] if own.children else []) + [Rest(own, _stand_in(layer))]:
             if _is_rest(rest, layer, base):
                 return rest
     raise UserError(

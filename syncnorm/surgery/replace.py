@@ -5,6 +5,7 @@ model = replace_modules(model, {old: new})
 
 from __future__ import annotations
 
+import copy
 import sys
 import weakref
 from collections import deque
@@ -15,6 +16,7 @@ from types import (
     BuiltinMethodType,
     CellType,
     FunctionType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -54,6 +56,18 @@ def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.M
         if all(old is not inner for inner in new.modules()):
             _retire(old, names.get(old, ""), new)
     return swaps.get(model, model)
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return `copy.deepcopy(model, memo)`, whose functions hold the layers of the copy.
+
+    Python does not copy functions: those in a plain copy would go on running the original's layers.
+    """
+    memo = dict(memo or {})
+    twin = copy.deepcopy(model, memo)
+    if reaches(twin, set(model.modules())):
+        _Copy({module: memo[id(module)] for module in model.modules() if id(module) in memo}, memo).run(twin)
+    return twin
 
 
 def reaches(model: nn.Module, modules: set[nn.Module]) -> bool:
@@ -117,6 +131,9 @@ class _Search:
     def run(self, model: nn.Module) -> None:
         for module in list(model.modules()):
             self.renewed(module)
+        self.finish()
+
+    def finish(self) -> None:
         while self.pending:
             self._look_into(self.pending.pop())
 
@@ -144,13 +161,15 @@ class _Search:
             return self._method(value)
         if issubclass(kind, partial):
             return self._partial(value)
+        if kind is MappingProxyType:
+            options = {key: self.renewed(part) for key, part in value.items()}
+            return value if all(options[key] is part for key, part in value.items()) else MappingProxyType(options)
         if kind is weakref.ref:
             target = value()
             return weakref.ref(self.swaps[id(target)]) if id(target) in self.swaps else value
         if kind in (BuiltinMethodType, MethodWrapperType):
-            self.renewed(value.__self__)
-        else:
-            self.pending.append(value)
+            return self._builtin(value)
+        self.pending.append(value)
         return value
 
     def _tuple(self, value: Any) -> Any:
@@ -165,6 +184,10 @@ class _Search:
             return getattr(owner, value.__func__.__name__, value)
         return value if function is value.__func__ else MethodType(function, owner)
 
+    def _builtin(self, value: Any) -> Any:
+        self.renewed(value.__self__)  # such as a dict, which is changed in place
+        return value
+
     def _partial(self, value: Any) -> Any:
         function, args = self.renewed(value.func), self.renewed(value.args)
         options = {key: self.renewed(part) for key, part in value.keywords.items()}
@@ -177,8 +200,8 @@ class _Search:
 
     def _function(self, value: Any) -> Any:
         held = [] if value.__closure__ is None else [self._cell(cell) for cell in value.__closure__]
-        defaults, by_name = self.renewed(value.__defaults__), value.__kwdefaults__ or {}
-        options = {key: self.renewed(part) for key, part in by_name.items()}
+        defaults, by_name = self._held(value.__defaults__), value.__kwdefaults__ or {}
+        options = {key: self._held(part) for key, part in by_name.items()}
         self._dict(vars(value))
         same = defaults is value.__defaults__ and all(options[key] is part for key, part in by_name.items())
         if same and all(new is old for new, old in zip(held, value.__closure__ or (), strict=True)):
@@ -195,12 +218,16 @@ class _Search:
         vars(new).update(vars(value))
         return new
 
+    def _held(self, value: Any) -> Any:
+        """Return what takes the place of `value`, which a function holds."""
+        return self.renewed(value)
+
     def _cell(self, cell: CellType) -> CellType:
         """Return the cell, or one with other contents, the same for all functions that share it."""
         if id(cell) not in self.seen:
             self.seen[id(cell)] = (cell, cell)
             old = _contents(cell)
-            new = self.renewed(old)
+            new = self._held(old)
             if new is not old:
                 self.seen[id(cell)] = (cell, CellType(new))
         found: CellType = self.seen[id(cell)][1]
@@ -233,13 +260,37 @@ class _Search:
                         slot.__set__(value, new)
 
     def _dict(self, value: dict[Any, Any]) -> None:
-        found = [(self.renewed(key), self.renewed(held)) for key, held in list(value.items())]
+        found = [(self.renewed(key), self.renewed(held)) for key, held in list(dict.items(value))]
         if any(new is not old for (new, _), old in zip(found, list(value), strict=True)):
             value.clear()
             value.update(found)
-        for key, new in found:
-            if value[key] is not new:
-                value[key] = new
+        for (key, new), old in zip(found, list(dict.values(value)), strict=True):
+            if new is not old:
+                dict.__setitem__(value, key, new)
+
+
+class _Copy(_Search):
+    """Builds anew, for a copied model, functions that hold modules of the original, with copies of what they hold."""
+
+    def __init__(self, swaps: dict[nn.Module, nn.Module], memo: dict[int, Any]) -> None:
+        super().__init__(swaps)
+        self.seen.clear()  # the copies are looked into as well
+        self.memo = memo
+
+    def _function(self, value: Any) -> Any:
+        return super()._function(value) if self._reached_from(value) else value
+
+    def _builtin(self, value: Any) -> Any:
+        return getattr(self._held(value.__self__), value.__name__) if self._reached_from(value) else value
+
+    def _reached_from(self, value: Any) -> bool:
+        search = _Search({})
+        search.renewed(value)
+        search.finish()
+        return not self.swaps.keys().isdisjoint(search.seen)
+
+    def _held(self, value: Any) -> Any:
+        return self.renewed(copy.deepcopy(value, self.memo))
 
 
 def _contents(cell: CellType) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import warnings
 from typing import Any
 
@@ -558,3 +559,26 @@ def test_a_refused_fold_leaves_converted_layers_as_they_were() -> None:
     assert [type(layer) for layer in model.modules()] == kinds
     assert [id(p) for p in model.parameters()] == parameters
     assert torch.equal(revert(model)(x), before)
+
+
+class Noisy(nn.Module):
+    """A forward whose numbers come from Python, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + random.random()
+
+
+def test_a_random_output_says_nothing() -> None:
+    model, x = trained(Noisy()).double(), noise(2, 3, 6, 6)
+    random.seed(0)
+    before = model(x)
+    with pytest.raises(UserError, match="the model's output on the example is random, so it cannot be compared"):
+        fold(model, example=x)
+    assert list(batch_norms(model)) == ["norm"]
+    quietly(model)
+    random.seed(0)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)

@@ -258,6 +258,27 @@ def test_recalibrated_and_adapted(kind: str) -> None:
     assert not torch.equal(out(model), out(right))
 
 
+class PassedOn(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class InFloat32(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", [PassedOn, InFloat32])
+def test_a_forward_that_adds_nothing_is_batch_norm(kind: type[nn.Module]) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), kind(4)), X.float()
+    model(x)
+    before = out(model.eval(), x)
+    assert type(convert(model, "sync_bn")[1]) is SyncBatchNorm
+    assert torch.equal(out(model, x), before)
+    assert type(revert(model)[1]) is kind
+    torch.testing.assert_close(out(fold(model), x), before, rtol=1e-5, atol=1e-5)
+
+
 class Residual(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + x
