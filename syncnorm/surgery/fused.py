@@ -51,7 +51,10 @@ class Rest:
             _parameters={**holder._parameters, "weight": None, "bias": None},
             _buffers={**holder._buffers, "running_mean": mean, "running_var": var, "num_batches_tracked": None},
         )
-        done: Tensor = type(self.layer).forward(self.layer, y)
+        try:
+            done: Tensor = type(self.layer).forward(self.layer, y)
+        finally:  # it keeps nothing of a call, which may have been one of a compiler
+            vars(self.layer).update(_modules={}, _parameters={}, _buffers={})
         return done
 
 
@@ -73,7 +76,7 @@ _CLASSES: dict[Any, type[nn.Module]] = {}
 
 def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _CLASSES:
-        names = {"__doc__": base.__doc__, "__module__": __name__}
+        names = {"__doc__": base.__doc__, "__module__": base.__module__}  # fx and others go by the module's name
         _CLASSES[base] = type(f"Fused{base.__name__.lstrip('_')}", (_WithRest, base), names)
     return _CLASSES[base]
 
