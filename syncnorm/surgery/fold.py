@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 from syncnorm._torch import assert_recorded, uncompiled_module
 from syncnorm.errors import UserError
 from syncnorm.surgery.fold_check import Inputs, checked, made_up_inputs, takes
-from syncnorm.surgery.fold_plan import FoldReport, rest_to_keep, sequential_report, traced_report
+from syncnorm.surgery.fold_plan import FoldReport, rest_to_keep, traced_report
+from syncnorm.surgery.fold_run import run_report
 from syncnorm.surgery.fold_values import folded
 from syncnorm.surgery.fused import with_rest
 from syncnorm.surgery.modes import evaluation
@@ -52,9 +53,9 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
 
     Args:
         model: any module.
-        example: a batch to compare outputs on. With it, a model that cannot be traced is folded too, but only
-            neighbours in an `nn.Sequential`. (If the forward branches on its input, only the example's branch is
-            compared.)
+        example: a batch to compare outputs on. With it, a model that cannot be traced is folded too: neighbours in
+            an `nn.Sequential`, and layers one right after the other in a run on the example. (If the forward branches
+            on its input, only the example's branch is compared.)
 
     Raises:
         UserError: a forward that cannot be traced (without an example), outputs that differ, an example on which
@@ -68,7 +69,7 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
     except UserError:
         if example is None:
             raise
-        report = sequential_report(inner)
+        report = run_report(inner, example)
     warn_of_foreign_norms(inner, "it is not folded")
 
     def change() -> Callable[[], None]:

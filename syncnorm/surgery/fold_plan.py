@@ -119,7 +119,7 @@ def sequential_report(model: nn.Module) -> FoldReport:
                 report.left[name] = "no convolution or linear layer comes right before it in an nn.Sequential"
             elif places[layer] > 1 or places[source] > 1:
                 report.left[name] = "it or the layer before it stands in more than one place"
-            elif problem := _unfit_norm(layer) or _unfit_source(source, names[source], layer):
+            elif problem := unfit(layer, source, names[source]):
                 report.left[name] = problem
             else:
                 report.folded[name] = (names[source],)
@@ -244,6 +244,11 @@ def _shared(source: nn.Module, name: str, calls: list[fx.Node], trace: _Trace) -
 def _read_elsewhere(layer: nn.Module, what: str, trace: _Trace) -> str:
     read = any(id(tensor) in trace.read for tensor in (*layer.parameters(), *layer.buffers()))
     return f"{what} are read elsewhere in the forward" if read else ""
+
+
+def unfit(norm: nn.Module, source: nn.Module, name: str) -> str:
+    """Say why `norm` must not be folded into `source`, called `name`; an empty string if it can be."""
+    return _unfit_norm(norm) or _unfit_source(source, name, norm)
 
 
 def _unfit_norm(layer: nn.Module) -> str:

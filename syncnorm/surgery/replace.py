@@ -92,7 +92,7 @@ def _retire(old: nn.Module, name: str, new: nn.Module) -> None:
     kinds = f"{type(old).__name__}, by {type(new).__name__}"
     sentence = (
         f"layer '{name}' was replaced ({kinds}), and the forward still reaches the old one, through a global "
-        "variable, a class or another model: let the forward take it from the model's own attributes."
+        "variable, a class, a cache or another model: let the forward take it from the model's own attributes."
         if name
         else f"this module was replaced ({kinds}): use the one that was returned instead."
     )

@@ -582,3 +582,34 @@ def test_a_random_output_says_nothing() -> None:
     quietly(model)
     random.seed(0)
     torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+
+
+class Pairs(nn.Module):
+    """Layers that stand in no Sequential, in a forward that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(3, 4, 3)
+        self.second, self.twice, self.in_place = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.third, self.shared, self.rare = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.fourth, self.branch = nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if x.sum() > 1e9:
+            return self.branch[0](self.branch[1](self.rare(x)))
+        for _ in range(2):
+            x = self.twice(self.second(x)).relu()
+        x = self.third(self.in_place(x).relu_())
+        y = self.shared(x)
+        return self.fourth(y) + y
+
+
+def test_a_run_on_the_example_shows_pairs() -> None:
+    model, x = trained(Pairs()).double(), noise(2, 3, 6, 6)
+    before = model(x)
+    with pytest.warns(UserWarning, match=r"4 of 6 batch norms are not folded .*the example does not reach it"):
+        fold(model, example=x)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert list(batch_norms(model)) == ["third", "rare", "fourth", "branch.1"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
