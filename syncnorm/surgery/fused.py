@@ -143,11 +143,10 @@ def rest_of(layer: nn.Module, where: str) -> Rest | None:
     own = own_parts(layer)
     foreign = base.__module__.startswith("syncnorm.") and bool(layer._modules)
     if not patched and not foreign:
-        if _is_rest(Rest(OwnParts()), layer, base):
-            return None
-        for rest in ([Rest(own)] if own.children else []) + [Rest(own, _stand_in(layer))]:
+        nothing = Rest(OwnParts())
+        for rest in ([Rest(own)] if own.children else []) + [nothing, Rest(own, _stand_in(layer))]:
             if _is_rest(rest, layer, base):
-                return rest
+                return None if rest is nothing else rest
     raise UserError(
         f"layer '{where}' is a {kind.__name__} with a forward of its own, which is not {base.__name__} with "
         "something after it, and would be lost: put a torch.nn batch norm in its place, and what else it does in a "

@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 
 _LEAVES = (Tensor, type, ModuleType, str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
+# Most of what there is, told by a look at its exact type.
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None), Tensor, nn.Parameter})
 # Objects of these packages hold much and no layers of a model (a logger knows all loggers, a loader all samples).
 _CLOSED = (set(sys.stdlib_module_names) - {"types", "argparse", "collections"}) | {
     *("torch", "numpy", "lightning", "pytorch_lightning", "lightning_fabric")
@@ -124,8 +126,9 @@ class _Search:
 
     def __init__(self, swaps: dict[nn.Module, nn.Module]) -> None:
         self.swaps = {id(old): new for old, new in swaps.items()}
-        # By id: the object, which must live as long as its id counts, and what takes its place.
-        self.seen: dict[int, tuple[Any, Any]] = {id(new): (new, new) for new in swaps.values()}
+        # By id: what takes the place of an object. What is replaced is kept, since its id counts as long as it lives.
+        self.seen: dict[int, Any] = {id(new): new for new in swaps.values()}
+        self.kept: list[Any] = []
         self.pending: list[Any] = []
 
     def run(self, model: nn.Module) -> None:
@@ -140,18 +143,28 @@ class _Search:
     def renewed(self, value: Any) -> Any:
         """Return what takes the place of `value`: mostly itself."""
         kind = type(value)
-        if issubclass(kind, _LEAVES):
+        if kind in _PLAIN or issubclass(kind, _LEAVES):
             return value
-        if id(value) in self.swaps:
-            return self.swaps[id(value)]
-        if id(value) not in self.seen:
-            self.seen[id(value)] = (value, value)  # a circle ends here
-            self.seen[id(value)] = (value, self._built_anew(value, kind))
-        return self.seen[id(value)][1]
+        if kind in (tuple, list) and all(type(part) in _PLAIN for part in value):
+            return value
+        key = id(value)
+        if key in self.swaps:
+            return self.swaps[key]
+        if key in self.seen:
+            return self.seen[key]
+        self.seen[key] = value  # a circle ends here
+        new = self._built_anew(value, kind)
+        if new is not value:
+            self.seen[key] = new
+            self.kept.append(value)
+        return new
 
     def _built_anew(self, value: Any, kind: type) -> Any:
         if issubclass(kind, tuple):
             return self._tuple(value)
+        if kind in (dict, list):
+            self.pending.append(value)
+            return value
         if kind is frozenset:
             found = frozenset(map(self.renewed, value))
             return value if found == value else found
@@ -225,12 +238,13 @@ class _Search:
     def _cell(self, cell: CellType) -> CellType:
         """Return the cell, or one with other contents, the same for all functions that share it."""
         if id(cell) not in self.seen:
-            self.seen[id(cell)] = (cell, cell)
+            self.seen[id(cell)] = cell
             old = _contents(cell)
             new = self._held(old)
             if new is not old:
-                self.seen[id(cell)] = (cell, CellType(new))
-        found: CellType = self.seen[id(cell)][1]
+                self.seen[id(cell)] = CellType(new)
+                self.kept.append(cell)
+        found: CellType = self.seen[id(cell)]
         return found
 
     def _look_into(self, value: Any) -> None:
@@ -246,6 +260,8 @@ class _Search:
             if found != value:
                 value.clear()
                 value.update(found)
+        if kind in (dict, list, set):
+            return
         if issubclass(kind, nn.Module) or kind.__module__.partition(".")[0] not in _CLOSED:
             self._attributes(value, kind)
 
@@ -260,12 +276,13 @@ class _Search:
                         slot.__set__(value, new)
 
     def _dict(self, value: dict[Any, Any]) -> None:
-        found = [(self.renewed(key), self.renewed(held)) for key, held in list(dict.items(value))]
-        if any(new is not old for (new, _), old in zip(found, list(value), strict=True)):
+        held = list(dict.items(value))
+        if any(type(key) is not str and self.renewed(key) is not key for key, _ in held):
+            held = [(self.renewed(key), old) for key, old in held]
             value.clear()
-            value.update(found)
-        for (key, new), old in zip(found, list(dict.values(value)), strict=True):
-            if new is not old:
+            value.update(held)
+        for key, old in held:
+            if type(old) not in _PLAIN and (new := self.renewed(old)) is not old:
                 dict.__setitem__(value, key, new)
 
 
