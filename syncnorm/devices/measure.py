@@ -1,6 +1,5 @@
 """Evaluation of a model trained on devices, with rank 0's or pooled statistics, at the end and during training."""
 
-import copy
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from syncnorm.devices.virtual_ranks import rank_0
 from syncnorm.norms import SyncBatchNorm
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.convert import layers_with_statistics
+from syncnorm.surgery.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import evaluate, predict, score_and_loss
@@ -42,12 +42,12 @@ class DevicesClassifier(Classifier):
         super().on_train_epoch_end()
         if validated_at(self._run, self.epochs_done, self._run.optim.epochs):
             name = self.task.named("validation_accuracy")
-            score = validate(self._run, rank_0(copy.deepcopy(self.model)), self._data)[name]
+            score = validate(self._run, rank_0(copied(self.model)), self._data)[name]
             self.history[name].append(score)
             if self._run.select == "best":
                 self.best.offer(self.epochs_done, score, self.model)
         if evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
-            metrics, *_ = measure(self._run, rank_0(copy.deepcopy(self.model)), self._data)
+            metrics, *_ = measure(self._run, rank_0(copied(self.model)), self._data)
             name = self.task.metric
             self.history[name].append(metrics[name])
             self.history["accuracy_at"].append(float(self.epochs_done))

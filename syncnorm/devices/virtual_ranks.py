@@ -11,8 +11,6 @@ then the mean of the ranks' gradients, as in DDP on R devices without `broadcast
 gradients stores 1 / R of those on a device.) Evaluation uses rank 0's statistics, which DDP would save.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -23,7 +21,7 @@ from syncnorm.norms.core.shapes import in_layout_of
 from syncnorm.norms.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.convert import converted_layers
 from syncnorm.surgery.fused import same_layer, without_rest
-from syncnorm.surgery.replace import reaches, replace_modules
+from syncnorm.surgery.replace import copied, replace_modules
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
@@ -144,10 +142,7 @@ class ModelCopies(nn.Module):
 def copy_sharing_parameters(module: nn.Module) -> nn.Module:
     """Return a copy of `module` that shares only the parameters."""
     try:
-        twin = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-        if reaches(twin, set(module.modules())):  # copying a model does not copy its functions
-            raise ValueError("a function in it holds its layers")
-        return twin
+        return copied(module, {id(parameter): parameter for parameter in module.parameters()})
     except Exception as error:  # a user's module may contain anything
         kind = type(module).__name__
         raise UserError(

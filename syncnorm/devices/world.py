@@ -5,7 +5,6 @@ from syncnorm.devices import fit
 print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=100))).metrics)
 """
 
-import copy
 import os
 import time
 from itertools import islice
@@ -36,6 +35,7 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
+from syncnorm.surgery.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
 from syncnorm.training.effective_samples import batch_moments, effective_profiles
@@ -117,7 +117,7 @@ def _own_copy(model: nn.Module) -> nn.Module:
     A model that cannot be copied is shared with none.
     """
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except (RuntimeError, TypeError):
         _KEPT.forget()
         return model

@@ -1,6 +1,5 @@
 """Preparation of a run of domains before its first step, including checks for users' mistakes."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_
 from syncnorm.domains.batches import Batch, check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
+from syncnorm.surgery.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
 from syncnorm.worlds import expect
@@ -96,7 +96,7 @@ def _check_step(run: Run, model: nn.Module, batch: Batch, classes: int) -> None:
     x, y, ids = batch
     try:
         with torch.random.fork_rng(devices=[]), domain(ids):
-            outputs = copy.deepcopy(model).train()(x)
+            outputs = copied(model).train()(x)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -118,7 +118,7 @@ def _check_test(run: Run, model: nn.Module, pool: Pool) -> None:
         [pool.test_x[: min(smallest, 2)].to(device)], stream, None, world.test_batch, world.adapt_options
     )
     try:
-        outputs = logits_of(world.adapt, copy.deepcopy(model), test)
+        outputs = logits_of(world.adapt, copied(model), test)
     except UserError:
         raise
     except (RuntimeError, ValueError) as error:

@@ -6,7 +6,6 @@ world = Domains(("digits", "digits-inverted", "digits-noisy"), unseen=("digits-n
 print(fit(Run(norm=Norm("bn"), world=world)).metrics)
 """
 
-import copy
 import time
 from dataclasses import dataclass
 from statistics import fmean
@@ -40,6 +39,7 @@ from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.seeds import derive
+from syncnorm.surgery.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training import Classifier
 from syncnorm.training.evaluation import score_and_loss
@@ -252,7 +252,7 @@ def predicted(
         chunk=world.test_batch,
         options=world.adapt_options if adapt == world.adapt else {},
     )
-    return logits_of(adapt, copy.deepcopy(model), test), y[order.to(held)].to(device)
+    return logits_of(adapt, copied(model), test), y[order.to(held)].to(device)
 
 
 def _tested(run: Run, name: str, tests: slice, labels: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Batch norm in place of a layer that does not say how many dimensions its input has."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -23,5 +24,5 @@ class BatchNorm(_BatchNorm):
                 f"BatchNorm({self.num_features}) got an input of shape {tuple(input.shape)}: it needs (N, C) and up "
                 "to three more dimensions."
             )
-        become(self, _BY_DIMENSIONS[input.dim()])
-        self._check_input_dim(input)
+        if not torch.compiler.is_compiling():  # compiled code cannot change a class
+            become(self, _BY_DIMENSIONS[input.dim()])

@@ -183,7 +183,7 @@ def check_layer(where: str, module: nn.Module, name: str) -> Rest | None:
     if isinstance(layer, LazyModuleMixin) or any(is_lazy(p) for p in layer.parameters()):
         raise UserError(f"layer '{where}' does not know its channels yet: run one batch through the model first.")
     if not isinstance(layer, CONVOLUTIONS):
-        return rest_of(module, where)
+        return rest_of(layer, where)
     if type(layer).forward is not base_class(type(layer)).forward and norm_spec(name).weight is not None:
         raise UserError(
             f"layer '{where}' is a {type(layer).__name__} with a forward of its own, which norm '{name}' would leave "

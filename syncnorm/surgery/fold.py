@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from syncnorm._torch import assert_recorded, uncompiled_module
 from syncnorm.errors import UserError
 from syncnorm.surgery.fold_check import Inputs, checked, made_up_inputs, takes
-from syncnorm.surgery.fold_plan import FoldReport, sequential_report, traced_report
+from syncnorm.surgery.fold_plan import FoldReport, rest_to_keep, traced_report
+from syncnorm.surgery.fold_run import run_report
 from syncnorm.surgery.fold_values import folded
-from syncnorm.surgery.fused import rest_of, with_rest
+from syncnorm.surgery.fused import with_rest
 from syncnorm.surgery.modes import evaluation
 from syncnorm.surgery.own_parts import own_parts
 from syncnorm.surgery.preconditions import check_changeable, uncompiled, warn_of_foreign_norms
@@ -52,9 +53,9 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
 
     Args:
         model: any module.
-        example: a batch to compare outputs on. With it, a model that cannot be traced is folded too, but only
-            neighbours in an `nn.Sequential`. (If the forward branches on its input, only the example's branch is
-            compared.)
+        example: a batch to compare outputs on. With it, a model that cannot be traced is folded too: neighbours in
+            an `nn.Sequential`, and layers one right after the other in a run on the example. (If the forward branches
+            on its input, only the example's branch is compared.)
 
     Raises:
         UserError: a forward that cannot be traced (without an example), outputs that differ, an example on which
@@ -68,7 +69,7 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
     except UserError:
         if example is None:
             raise
-        report = sequential_report(inner)
+        report = run_report(inner, example)
     warn_of_foreign_norms(inner, "it is not folded")
 
     def change() -> Callable[[], None]:
@@ -122,7 +123,7 @@ def _apply(model: nn.Module, report: FoldReport) -> Callable[[], None]:
         for where in sources:
             source = model.get_submodule(where)
             weight, bias = folded(source, norm)
-            biases = [p for p in (source.bias, norm.bias) if isinstance(p, Tensor)]
+            biases = [p for p in (source.bias, getattr(norm, "bias", None)) if isinstance(p, Tensor)]
             learnt = any(p.requires_grad for p in biases)
             # Without the parametrization of `convert`: the folded weight includes it.
             plain: Any = original(source, model)
@@ -130,7 +131,9 @@ def _apply(model: nn.Module, report: FoldReport) -> Callable[[], None]:
             plain.weight = nn.Parameter(weight, requires_grad=plain.weight.requires_grad)
             plain.bias = nn.Parameter(bias, requires_grad=learnt)
             swaps |= {source: plain, norm: _Folded(weight.dim()).eval()}
-        _hand_rest(norm, swaps[norm], name)
+        new = swaps[norm]
+        own_parts(original_layer(norm)).free_in(new).hand_over(norm, new)
+        with_rest(new, rest_to_keep(norm))
     replace_modules(model, swaps)
 
     def undo() -> None:
@@ -139,9 +142,3 @@ def _apply(model: nn.Module, report: FoldReport) -> Callable[[], None]:
             setattr(layer, key, parameter)
 
     return undo
-
-
-def _hand_rest(norm: nn.Module, new: nn.Module, name: str) -> None:
-    """Let the layer in place of `norm` do what `norm` does besides."""
-    own_parts(original_layer(norm)).free_in(new).hand_over(norm, new)
-    with_rest(new, rest_of(norm, name))

@@ -29,8 +29,8 @@ Inputs = tuple[Any, ...]
 def checked(model: nn.Module, change: Change, inputs: Inputs, what: str) -> None:
     """Make the change, and undo it and raise `UserError` if it moves the outputs of `model` on `inputs`.
 
-    Outputs are compared in the model's own type, and in float64 if the model runs in it. Both runs draw the same
-    random numbers.
+    Outputs are compared in the model's own type, and in float64 if the model runs in it. All runs draw the same
+    random numbers of PyTorch.
 
     Args:
         model: a module, which is run in evaluation mode.
@@ -44,6 +44,8 @@ def checked(model: nn.Module, change: Change, inputs: Inputs, what: str) -> None
             raise UserError(f"there is no number in the model's output on {what} to compare: give a larger batch.")
         if not all(right.isfinite().all() for right in before):
             raise UserError(f"the model's output on {what} is not finite, so it says nothing: give another batch.")
+        if _moved(before, _outputs(model, inputs, what), alone=True):
+            raise UserError(f"the model's output on {what} is random, so it cannot be compared: make it repeatable.")
         exact = _moved_in_double(model, change, inputs)
         undo = change()
         try:
@@ -77,13 +79,14 @@ def made_up_inputs(model: nn.Module, graph: fx.Graph | None) -> Iterator[Inputs]
 
 
 def takes(model: nn.Module, inputs: Inputs) -> bool:
-    """Return whether the outputs of `model` on `inputs` can be compared."""
+    """Return whether the outputs of `model` on `inputs` can be compared: they are numbers, and the same again."""
     with torch.no_grad(), evaluation(model):
         try:
-            found = _outputs(model, inputs, "")
+            found, again = (_outputs(model, inputs, "") for _ in range(2))
         except UserError:
             return False
-    return any(part.numel() for part in found) and all(bool(part.isfinite().all()) for part in found)
+    numbers = any(part.numel() for part in found) and all(bool(part.isfinite().all()) for part in found)
+    return numbers and not _moved(found, again, alone=True)
 
 
 def _first_layer(model: nn.Module, start: fx.Node) -> nn.Module | None:

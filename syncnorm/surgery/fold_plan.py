@@ -18,7 +18,7 @@ from syncnorm.errors import UserError, where_raised
 from syncnorm.norms import NORMS
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.surgery.fold_values import TRANSPOSED, as_affine, folded
-from syncnorm.surgery.fused import norm_class, rest_of
+from syncnorm.surgery.fused import Rest, norm_class, rest_of
 from syncnorm.surgery.modes import evaluation
 from syncnorm.surgery.own_parts import base_class
 from syncnorm.surgery.preconditions import check_model, uncompiled
@@ -119,7 +119,7 @@ def sequential_report(model: nn.Module) -> FoldReport:
                 report.left[name] = "no convolution or linear layer comes right before it in an nn.Sequential"
             elif places[layer] > 1 or places[source] > 1:
                 report.left[name] = "it or the layer before it stands in more than one place"
-            elif problem := _unfit_norm(layer) or _unfit_source(source, names[source], layer):
+            elif problem := unfit(layer, source, names[source]):
                 report.left[name] = problem
             else:
                 report.folded[name] = (names[source],)
@@ -246,6 +246,11 @@ def _read_elsewhere(layer: nn.Module, what: str, trace: _Trace) -> str:
     return f"{what} are read elsewhere in the forward" if read else ""
 
 
+def unfit(norm: nn.Module, source: nn.Module, name: str) -> str:
+    """Say why `norm` must not be folded into `source`, called `name`; an empty string if it can be."""
+    return _unfit_norm(norm) or _unfit_source(source, name, norm)
+
+
 def _unfit_norm(layer: nn.Module) -> str:
     """Say why `layer` must not be folded, whatever comes before it; an empty string if it can be."""
     spec = spec_of_layer(layer)
@@ -270,16 +275,29 @@ def _unfit_source(source: nn.Module, name: str, norm: nn.Module) -> str:
     return problem
 
 
+def rest_to_keep(norm: nn.Module) -> Rest | None:
+    """Return what `norm` does besides a norm that is known to fold.
+
+    Raises:
+        UserError: it does something else.
+    """
+    known = _foldable_classes(norm)
+    if type(norm) is norm_class(norm) and _has_forward_of(norm, known):
+        return None
+    rest = rest_of(norm, "")
+    base = norm_class(norm) if type(norm) is not norm_class(norm) else base_class(type(norm))
+    if all(base.forward is not kind.forward for kind in known):
+        raise UserError(_own_forward(norm, "it"))
+    return rest
+
+
 def _unknown_forward(norm: nn.Module) -> str:
     """Say that a norm does something else than what it is known for, with or without something after it."""
-    if _has_forward_of(norm, _foldable_classes(norm)):
-        return ""
     try:
-        base = base_class(type(norm)) if rest_of(norm, "") else type(norm)
+        rest_to_keep(norm)
     except UserError:
-        base = type(norm)
-    known = any(base.forward is kind.forward for kind in _foldable_classes(norm))
-    return "" if known and base is not type(norm) else _own_forward(norm, "it")
+        return _own_forward(norm, "it")
+    return ""
 
 
 def _has_forward_of(layer: nn.Module, known: tuple[type[nn.Module], ...]) -> bool:

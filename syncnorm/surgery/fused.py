@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.moments import acc_dtype
-from syncnorm.norms import SyncBatchNorm
+from syncnorm.norms import NORMS, SyncBatchNorm
 from syncnorm.surgery.own_parts import AFFINE, STATISTICS, OwnParts, base_class, own_parts
 from syncnorm.surgery.replace import METHODS, is_retired
 
@@ -51,7 +51,10 @@ class Rest:
             _parameters={**holder._parameters, "weight": None, "bias": None},
             _buffers={**holder._buffers, "running_mean": mean, "running_var": var, "num_batches_tracked": None},
         )
-        done: Tensor = type(self.layer).forward(self.layer, y)
+        try:
+            done: Tensor = type(self.layer).forward(self.layer, y)
+        finally:  # it keeps nothing of a call, which may have been one of a compiler
+            vars(self.layer).update(_modules={}, _parameters={}, _buffers={})
         return done
 
 
@@ -73,8 +76,8 @@ _CLASSES: dict[Any, type[nn.Module]] = {}
 
 def _fused_class(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _CLASSES:
-        names = {"__doc__": base.__doc__, "__module__": __name__}
-        _CLASSES[base] = type(f"Fused{base.__name__}", (_WithRest, base), names)
+        names = {"__doc__": base.__doc__, "__module__": base.__module__}  # fx and others go by the module's name
+        _CLASSES[base] = type(f"Fused{base.__name__.lstrip('_')}", (_WithRest, base), names)
     return _CLASSES[base]
 
 
@@ -122,9 +125,10 @@ def same_layer(layer: nn.Module) -> nn.Module:
 
 
 def rest_of(layer: nn.Module, where: str) -> Rest | None:
-    """Return what the forward of a batch norm does with the normalised input; None if it is batch norm alone.
+    """Return what the forward of a batch norm does with the normalised input; None if it is its norm alone.
 
-    It is tried out on made-up inputs and statistics, in evaluation and in training, on a copy of the layer.
+    It is tried out on made-up inputs and statistics, in evaluation and in training, on a copy of the layer. A class
+    that is registered as a norm is its norm alone.
 
     Raises:
         UserError: a forward that is not that of a batch norm and then something else.
@@ -133,15 +137,16 @@ def rest_of(layer: nn.Module, where: str) -> Rest | None:
         return layer._rest
     base, kind = base_class(type(layer)), type(layer)
     patched = "forward" in vars(layer) and not is_retired(layer)
-    if kind.forward is base.forward and not patched:
+    norms = [own for spec in NORMS.values() for own in (spec.layer, *spec.by_ndim.values())]
+    if not patched and (kind.forward is base.forward or kind in norms):
         return None
     own = own_parts(layer)
     foreign = base.__module__.startswith("syncnorm.") and bool(layer._modules)
     if not patched and not foreign:
-        chain, alone = Rest(own), Rest(own, _stand_in(layer))
-        for rest in ([chain] if own.children else []) + [alone]:
+        nothing = Rest(OwnParts())
+        for rest in ([Rest(own)] if own.children else []) + [nothing, Rest(own, _stand_in(layer))]:
             if _is_rest(rest, layer, base):
-                return rest
+                return None if rest is nothing else rest
     raise UserError(
         f"layer '{where}' is a {kind.__name__} with a forward of its own, which is not {base.__name__} with "
         "something after it, and would be lost: put a torch.nn batch norm in its place, and what else it does in a "

@@ -5,6 +5,7 @@ model = replace_modules(model, {old: new})
 
 from __future__ import annotations
 
+import copy
 import sys
 import weakref
 from collections import deque
@@ -15,6 +16,7 @@ from types import (
     BuiltinMethodType,
     CellType,
     FunctionType,
+    MappingProxyType,
     MemberDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -28,6 +30,8 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 
 _LEAVES = (Tensor, type, ModuleType, str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
+# Most of what there is, told by a look at its exact type.
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None), Tensor, nn.Parameter})
 # Objects of these packages hold much and no layers of a model (a logger knows all loggers, a loader all samples).
 _CLOSED = (set(sys.stdlib_module_names) - {"types", "argparse", "collections"}) | {
     *("torch", "numpy", "lightning", "pytorch_lightning", "lightning_fabric")
@@ -56,6 +60,18 @@ def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.M
     return swaps.get(model, model)
 
 
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return `copy.deepcopy(model, memo)`, whose functions hold the layers of the copy.
+
+    Python does not copy functions: those in a plain copy would go on running the original's layers.
+    """
+    memo = dict(memo or {})
+    twin = copy.deepcopy(model, memo)
+    if reaches(twin, set(model.modules())):
+        _Copy({module: memo[id(module)] for module in model.modules() if id(module) in memo}, memo).run(twin)
+    return twin
+
+
 def reaches(model: nn.Module, modules: set[nn.Module]) -> bool:
     """Return whether `model` holds any of `modules`, in any of the places that `replace_modules` looks into."""
     search = _Search({})
@@ -78,7 +94,7 @@ def _retire(old: nn.Module, name: str, new: nn.Module) -> None:
     kinds = f"{type(old).__name__}, by {type(new).__name__}"
     sentence = (
         f"layer '{name}' was replaced ({kinds}), and the forward still reaches the old one, through a global "
-        "variable, a class or another model: let the forward take it from the model's own attributes."
+        "variable, a class, a cache or another model: let the forward take it from the model's own attributes."
         if name
         else f"this module was replaced ({kinds}): use the one that was returned instead."
     )
@@ -110,31 +126,45 @@ class _Search:
 
     def __init__(self, swaps: dict[nn.Module, nn.Module]) -> None:
         self.swaps = {id(old): new for old, new in swaps.items()}
-        # By id: the object, which must live as long as its id counts, and what takes its place.
-        self.seen: dict[int, tuple[Any, Any]] = {id(new): (new, new) for new in swaps.values()}
+        # By id: what takes the place of an object. What is replaced is kept, since its id counts as long as it lives.
+        self.seen: dict[int, Any] = {id(new): new for new in swaps.values()}
+        self.kept: list[Any] = []
         self.pending: list[Any] = []
 
     def run(self, model: nn.Module) -> None:
         for module in list(model.modules()):
             self.renewed(module)
+        self.finish()
+
+    def finish(self) -> None:
         while self.pending:
             self._look_into(self.pending.pop())
 
     def renewed(self, value: Any) -> Any:
         """Return what takes the place of `value`: mostly itself."""
         kind = type(value)
-        if issubclass(kind, _LEAVES):
+        if kind in _PLAIN or issubclass(kind, _LEAVES):
             return value
-        if id(value) in self.swaps:
-            return self.swaps[id(value)]
-        if id(value) not in self.seen:
-            self.seen[id(value)] = (value, value)  # a circle ends here
-            self.seen[id(value)] = (value, self._built_anew(value, kind))
-        return self.seen[id(value)][1]
+        if kind in (tuple, list) and all(type(part) in _PLAIN for part in value):
+            return value
+        key = id(value)
+        if key in self.swaps:
+            return self.swaps[key]
+        if key in self.seen:
+            return self.seen[key]
+        self.seen[key] = value  # a circle ends here
+        new = self._built_anew(value, kind)
+        if new is not value:
+            self.seen[key] = new
+            self.kept.append(value)
+        return new
 
     def _built_anew(self, value: Any, kind: type) -> Any:
         if issubclass(kind, tuple):
             return self._tuple(value)
+        if kind in (dict, list):
+            self.pending.append(value)
+            return value
         if kind is frozenset:
             found = frozenset(map(self.renewed, value))
             return value if found == value else found
@@ -144,13 +174,15 @@ class _Search:
             return self._method(value)
         if issubclass(kind, partial):
             return self._partial(value)
+        if kind is MappingProxyType:
+            options = {key: self.renewed(part) for key, part in value.items()}
+            return value if all(options[key] is part for key, part in value.items()) else MappingProxyType(options)
         if kind is weakref.ref:
             target = value()
             return weakref.ref(self.swaps[id(target)]) if id(target) in self.swaps else value
         if kind in (BuiltinMethodType, MethodWrapperType):
-            self.renewed(value.__self__)
-        else:
-            self.pending.append(value)
+            return self._builtin(value)
+        self.pending.append(value)
         return value
 
     def _tuple(self, value: Any) -> Any:
@@ -165,6 +197,10 @@ class _Search:
             return getattr(owner, value.__func__.__name__, value)
         return value if function is value.__func__ else MethodType(function, owner)
 
+    def _builtin(self, value: Any) -> Any:
+        self.renewed(value.__self__)  # such as a dict, which is changed in place
+        return value
+
     def _partial(self, value: Any) -> Any:
         function, args = self.renewed(value.func), self.renewed(value.args)
         options = {key: self.renewed(part) for key, part in value.keywords.items()}
@@ -177,8 +213,8 @@ class _Search:
 
     def _function(self, value: Any) -> Any:
         held = [] if value.__closure__ is None else [self._cell(cell) for cell in value.__closure__]
-        defaults, by_name = self.renewed(value.__defaults__), value.__kwdefaults__ or {}
-        options = {key: self.renewed(part) for key, part in by_name.items()}
+        defaults, by_name = self._held(value.__defaults__), value.__kwdefaults__ or {}
+        options = {key: self._held(part) for key, part in by_name.items()}
         self._dict(vars(value))
         same = defaults is value.__defaults__ and all(options[key] is part for key, part in by_name.items())
         if same and all(new is old for new, old in zip(held, value.__closure__ or (), strict=True)):
@@ -195,15 +231,20 @@ class _Search:
         vars(new).update(vars(value))
         return new
 
+    def _held(self, value: Any) -> Any:
+        """Return what takes the place of `value`, which a function holds."""
+        return self.renewed(value)
+
     def _cell(self, cell: CellType) -> CellType:
         """Return the cell, or one with other contents, the same for all functions that share it."""
         if id(cell) not in self.seen:
-            self.seen[id(cell)] = (cell, cell)
+            self.seen[id(cell)] = cell
             old = _contents(cell)
-            new = self.renewed(old)
+            new = self._held(old)
             if new is not old:
-                self.seen[id(cell)] = (cell, CellType(new))
-        found: CellType = self.seen[id(cell)][1]
+                self.seen[id(cell)] = CellType(new)
+                self.kept.append(cell)
+        found: CellType = self.seen[id(cell)]
         return found
 
     def _look_into(self, value: Any) -> None:
@@ -219,6 +260,8 @@ class _Search:
             if found != value:
                 value.clear()
                 value.update(found)
+        if kind in (dict, list, set):
+            return
         if issubclass(kind, nn.Module) or kind.__module__.partition(".")[0] not in _CLOSED:
             self._attributes(value, kind)
 
@@ -233,13 +276,38 @@ class _Search:
                         slot.__set__(value, new)
 
     def _dict(self, value: dict[Any, Any]) -> None:
-        found = [(self.renewed(key), self.renewed(held)) for key, held in list(value.items())]
-        if any(new is not old for (new, _), old in zip(found, list(value), strict=True)):
+        held = list(dict.items(value))
+        if any(type(key) is not str and self.renewed(key) is not key for key, _ in held):
+            held = [(self.renewed(key), old) for key, old in held]
             value.clear()
-            value.update(found)
-        for key, new in found:
-            if value[key] is not new:
-                value[key] = new
+            value.update(held)
+        for key, old in held:
+            if type(old) not in _PLAIN and (new := self.renewed(old)) is not old:
+                dict.__setitem__(value, key, new)
+
+
+class _Copy(_Search):
+    """Builds anew, for a copied model, functions that hold modules of the original, with copies of what they hold."""
+
+    def __init__(self, swaps: dict[nn.Module, nn.Module], memo: dict[int, Any]) -> None:
+        super().__init__(swaps)
+        self.seen.clear()  # the copies are looked into as well
+        self.memo = memo
+
+    def _function(self, value: Any) -> Any:
+        return super()._function(value) if self._reached_from(value) else value
+
+    def _builtin(self, value: Any) -> Any:
+        return getattr(self._held(value.__self__), value.__name__) if self._reached_from(value) else value
+
+    def _reached_from(self, value: Any) -> bool:
+        search = _Search({})
+        search.renewed(value)
+        search.finish()
+        return not self.swaps.keys().isdisjoint(search.seen)
+
+    def _held(self, value: Any) -> Any:
+        return self.renewed(copy.deepcopy(value, self.memo))
 
 
 def _contents(cell: CellType) -> Any:

@@ -1,6 +1,5 @@
 """Gradient norms at every layer, which show whether the gradient grows or vanishes on its way back."""
 
-import copy
 import math
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.errors import UserError
+from syncnorm.surgery.replace import copied
 from syncnorm.tasks import task_named
 
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.RMSNorm)
@@ -78,7 +78,7 @@ def gradient_profile(
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:  # a user's module may contain anything
         kind = type(model).__name__
         raise UserError(f"gradients are measured on a copy, and {kind} cannot be copied: {error}") from error

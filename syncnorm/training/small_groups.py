@@ -1,6 +1,5 @@
 """A warning about groups of so few values that a norm of each sample by itself leaves little of the sample."""
 
-import copy
 import warnings
 from math import prod
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from syncnorm.config import Run
 from syncnorm.norms.evo_norm import EvoNormS0
 from syncnorm.progress import counted
+from syncnorm.surgery.replace import copied
 
 FEW = 4
 """Groups of up to this many values are warned of."""
@@ -41,7 +41,7 @@ def small_groups(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int]]:
     if not any(isinstance(layer, nn.GroupNorm | EvoNormS0) for layer in model.modules()):
         return {}
     try:
-        model, found = copy.deepcopy(model).eval(), {}
+        model, found = copied(model).eval(), {}
     except (RuntimeError, TypeError):  # a warning is no reason to refuse a model
         return {}
     for name, layer in model.named_modules():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import warnings
 from typing import Any
 
@@ -558,3 +559,57 @@ def test_a_refused_fold_leaves_converted_layers_as_they_were() -> None:
     assert [type(layer) for layer in model.modules()] == kinds
     assert [id(p) for p in model.parameters()] == parameters
     assert torch.equal(revert(model)(x), before)
+
+
+class Noisy(nn.Module):
+    """A forward whose numbers come from Python, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) + random.random()
+
+
+def test_a_random_output_says_nothing() -> None:
+    model, x = trained(Noisy()).double(), noise(2, 3, 6, 6)
+    random.seed(0)
+    before = model(x)
+    with pytest.raises(UserError, match="the model's output on the example is random, so it cannot be compared"):
+        fold(model, example=x)
+    assert list(batch_norms(model)) == ["norm"]
+    quietly(model)
+    random.seed(0)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+
+
+class Pairs(nn.Module):
+    """Layers that stand in no Sequential, in a forward that cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(3, 4, 3)
+        self.second, self.twice, self.in_place = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.third, self.shared, self.rare = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+        self.fourth, self.branch = nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        if x.sum() > 1e9:
+            return self.branch[0](self.branch[1](self.rare(x)))
+        for _ in range(2):
+            x = self.twice(self.second(x)).relu()
+        x = self.third(self.in_place(x).relu_())
+        y = self.shared(x)
+        return self.fourth(y) + y
+
+
+def test_a_run_on_the_example_shows_pairs() -> None:
+    model, x = trained(Pairs()).double(), noise(2, 3, 6, 6)
+    before = model(x)
+    with pytest.warns(UserWarning, match=r"4 of 6 batch norms are not folded .*the example does not reach it"):
+        fold(model, example=x)
+    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
+    assert list(batch_norms(model)) == ["third", "rare", "fourth", "branch.1"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import ok, run_ranks
 from torch import Tensor, nn
 
 from syncnorm import SyncBatchNorm, batch_norms, convert, fold, fold_report, norm_names, recalibrate, revert, tent
@@ -258,6 +259,27 @@ def test_recalibrated_and_adapted(kind: str) -> None:
     assert not torch.equal(out(model), out(right))
 
 
+class PassedOn(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class InFloat32(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", [PassedOn, InFloat32])
+def test_a_forward_that_adds_nothing_is_batch_norm(kind: type[nn.Module]) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 1), kind(4)), X.float()
+    model(x)
+    before = out(model.eval(), x)
+    assert type(convert(model, "sync_bn")[1]) is SyncBatchNorm
+    assert torch.equal(out(model, x), before)
+    assert type(revert(model)[1]) is kind
+    torch.testing.assert_close(out(fold(model), x), before, rtol=1e-5, atol=1e-5)
+
+
 class Residual(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + x
@@ -333,6 +355,49 @@ def test_finding_out_draws_no_random_numbers_and_changes_nothing() -> None:
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     on_meta = convert(trained("children").to("meta"), "sync_bn")
     assert {p.device.type for p in revert(on_meta).parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ["synchronised", "ours", "children"])
+def test_finding_out_waits_for_no_rank(kind: str) -> None:
+    def work(rank: int) -> list[str]:
+        model = trained_once[rank]
+        if rank == 0:  # alone
+            convert(revert(convert(model, "gn")), "sync_bn")
+        return [type(layer).__name__ for layer in batch_norms(model).values()]
+
+    trained_once = [trained(kind) for _ in range(2)]
+    own = type(LAYERS[kind](4)).__name__
+    assert ok(run_ranks(2, work)) == [["FusedSyncBatchNorm"] * 2, [own] * 2]
+
+
+class DropsWhenSynchronised(nn.SyncBatchNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+def test_what_only_several_ranks_could_tell_is_refused() -> None:
+    def work(rank: int) -> None:
+        with pytest.raises(UserError, match="layer '0' is a DropsWhenSynchronised with a forward of its own"):
+            convert(nn.Sequential(DropsWhenSynchronised(4)), "sync_bn")
+
+    ok(run_ranks(2, work))
+
+
+@pytest.mark.parametrize("kind", ["children", "functional", "own tensors"])
+@pytest.mark.parametrize("name", ["bn", "sync_bn", "ghost_bn"])
+def test_compiled_exported_and_stacked(kind: str, name: str) -> None:
+    model = convert(trained(kind), name, **OPTIONS.get(name, {}))
+    before = out(model)
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(X), before)
+    torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), before, rtol=1e-12, atol=1e-12)
+    twins = [model, copy.deepcopy(model)]
+    nn.init.uniform_(twins[1][1].weight, 0.5, 1.5)
+    stacked = torch.func.stack_module_state(twins)
+    rows = torch.vmap(lambda p, b: torch.func.functional_call(model, (p, b), (X,)))(*stacked)
+    torch.testing.assert_close(rows, torch.stack([twin(X) for twin in twins]), rtol=1e-12, atol=1e-12)
+    if name == "bn":
+        assert torch.equal(torch.fx.symbolic_trace(model)(X), before)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")

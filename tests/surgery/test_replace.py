@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from syncnorm import convert, fold, revert, tent
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
+from syncnorm.surgery.replace import copied
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -249,8 +250,23 @@ def test_a_function_that_others_hold_too_stays_theirs() -> None:
     assert torch.equal(run(X), before)
 
 
-def test_copies_of_a_model_on_virtual_ranks_are_refused_if_they_share_layers() -> None:
-    net = trained("lambda")
-    convert(net, "cbn")
-    with pytest.raises(UserError, match=r"Net cannot be copied \(a function in it holds its layers\)"):
-        on_virtual_ranks(net, "cbn", 2)
+@pytest.mark.parametrize("how", [*HIDDEN, *METHODS])
+def test_copies_run_layers_of_their_own(how: str) -> None:
+    net = trained(how).train()
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    twin = copied(net)
+    assert twin(X).shape == (4, 4, 4, 4)
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+    assert not torch.equal(twin.bn.running_mean, net.bn.running_mean)
+    net(X)
+    assert torch.equal(twin.bn.running_mean, net.bn.running_mean)
+    assert {id(p) for p in net.parameters()}.isdisjoint(map(id, twin.parameters()))
+
+
+@pytest.mark.parametrize("how", ["lambda", "circle", "tuple of lists", "forward"])
+def test_copies_of_a_model_on_virtual_ranks(how: str) -> None:
+    models = [on_virtual_ranks(convert(trained(kind), "cbn"), "cbn", 2).train() for kind in (how, "frozen")]
+    for _ in range(3):
+        found, right = (model(X) for model in models)
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+    assert torch.equal(*(rank_0(model).bn.running_mean for model in models))
