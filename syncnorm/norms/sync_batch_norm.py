@@ -33,9 +33,9 @@ class SyncBatchNorm(BatchNormLayer):
     whatever share of it each rank holds, even none. Running statistics are updated with `momentum` as in PyTorch (the
     weight of the new value; None: the mean of all batches), the running variance with the unbiased M2 / (N - 1); they
     are the same on all ranks. There is one collective in the forward and one in the backward, and none in evaluation.
-    With one rank the layer is `F.batch_norm`, with its derivatives and transforms of every kind. The host synchronises
-    only if this rank holds at most one value per channel. Statistics are float32 for float16, bfloat16 and float32
-    input, float64 for float64.
+    With one rank the layer is `F.batch_norm`, with its derivatives and transforms of every kind. The host
+    synchronises only if this rank holds at most one value per channel. Statistics are float32 for float16, bfloat16
+    and float32 input, float64 for float64.
 
     Gradients are those of the sum over ranks of each rank's loss. As in every synchronised batch norm, the gradients
     of weight and bias are this rank's part: DDP averages them, as for all parameters.
@@ -45,8 +45,8 @@ class SyncBatchNorm(BatchNormLayer):
         eps: added to the variance.
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
-        track_running_stats: keep running_mean and running_var, shape (C,). Set to False later, it freezes them. Without
-            them, evaluation normalises with this rank's own batch, without communication.
+        track_running_stats: keep running_mean and running_var, shape (C,). Set to False later, it freezes them.
+            Without them, evaluation normalises with this rank's own batch, without communication.
         process_group: the ranks that share statistics; None is all of them.
         device, dtype, bias: as in torch's layers.
         skip_nonfinite: keep batches whose statistics are not finite (an overflow under AMP) out of the running ones.
