@@ -85,8 +85,8 @@ def main() -> None:
         channels = shape[1]
         bare, milliseconds = compare(Bare(channels), shape)
         sync, _ = compare(SyncBatchNorm(channels), shape)
-        row = f"{' x '.join(map(str, shape)):20}{milliseconds:8.3f}{bare:9.2f}"
-        row += f"{sync:7.2f}{'*' if sync > SYNC_TARGET else ' '}"
+        above = "*" if sync > SYNC_TARGET else " "
+        row = f"{' x '.join(map(str, shape)):20}{milliseconds:8.3f}{bare:9.2f}{sync:7.2f}{above}"
         for ranks in RANKS:
             if shape[0] < 2 * ranks and len(shape) == 2:
                 row += f"{'-':>10}"

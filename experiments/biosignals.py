@@ -9,7 +9,7 @@ Speaks to: Giri et al. (arXiv 1610.01757): 62 people, 24 handcrafted features, l
            norm on or off, epoch by epoch.
 Run:       syncnorm run experiments/biosignals.py [--quick]
 
-The signals are GENERATED (see `syncnorm.data.sources.biosignal`): nothing here says anything about people.
+The signals are GENERATED (see `syncnorm.data.embedded.biosignal`): nothing here says anything about people.
 """
 
 from dataclasses import replace

@@ -16,7 +16,7 @@ run: running statistics re-estimated on the client's own images, without labels,
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Optim, Run
-from syncnorm.study import Columns, Curve, Grid, LogUniform, Study, Tune
+from syncnorm.study import Columns, Curve, Evaluations, Grid, LogUniform, Study, Tune
 
 DOMAINS = ("digits", "digits-fonts", "digits-rotated", "digits-inverted", "digits-noisy")
 METHODS = ["fedavg", "stats_shared", "silobn", "fedbn"]
@@ -39,6 +39,12 @@ FIGURES = (
         metrics=CORNERS,
         panel="participation",
         title="Mean and worst client, as trained and with re-estimated statistics",
+    ),
+    Evaluations(
+        x="participation",
+        metrics=("accuracy", "reestimated_accuracy"),
+        where={"method": "fedavg"},
+        title="FedAvg with averaged statistics, and with those of each client's own images",
     ),
     Curve(
         x="participation",

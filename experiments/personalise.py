@@ -12,9 +12,9 @@ Speaks to: Mazankiewicz et al. (arXiv 2005.12178): batches of one user each in t
 Run:       syncnorm run experiments/personalise.py [--quick]
            (on UCI HAR: experiments/personalise_har.py)
 
-The signals are GENERATED (see `syncnorm.data.sources.activity`): by construction, persons differ in properties that a
-channel's statistics can remove (gain, offset) and in others that they cannot (placement, tempo, style, noise), so the
-size of a gain compares methods, and says nothing about people.
+The signals are GENERATED (see `syncnorm.data.embedded.activity`): by construction, persons differ in properties that
+a channel's statistics can remove (gain, offset) and in others that they cannot (placement, tempo, style, noise), so
+the size of a gain compares methods, and says nothing about people.
 """
 
 from collections.abc import Sequence

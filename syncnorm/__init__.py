@@ -35,14 +35,18 @@ if TYPE_CHECKING:
         adaptive_gradient_clip,
         batch_norms,
         convert,
+        convert_report,
         domain_embeddings,
         domain_ensemble,
         fold,
         fold_report,
+        freeze,
+        frozen_layers,
         layer_moments,
         recalibrate,
         revert,
         tent,
+        unfreeze,
     )
     from syncnorm.tasks import Task, register_task
     from syncnorm.training.metrics import register_metric
@@ -82,14 +86,18 @@ _HOMES = {
         "adaptive_gradient_clip",
         "batch_norms",
         "convert",
+        "convert_report",
         "domain_embeddings",
         "domain_ensemble",
         "fold",
         "fold_report",
+        "freeze",
+        "frozen_layers",
         "layer_moments",
         "recalibrate",
         "revert",
         "tent",
+        "unfreeze",
     ],
 }
 
@@ -106,12 +114,15 @@ __all__ = [
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",
+    "convert_report",
     "domain",
     "domain_embeddings",
     "domain_ensemble",
     "fit",
     "fold",
     "fold_report",
+    "freeze",
+    "frozen_layers",
     "keep_domain",
     "layer_moments",
     "load_run",
@@ -132,6 +143,7 @@ __all__ = [
     "revert",
     "stream",
     "tent",
+    "unfreeze",
 ]
 
 

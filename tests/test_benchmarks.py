@@ -82,3 +82,18 @@ def test_a_contender_that_fails_says_why() -> None:
 
     with Contender("absent") as contender, pytest.raises(RuntimeError, match="No module named"):
         contender.wait()
+
+
+def test_surgery_is_measured_on_any_model_by_the_same_rules() -> None:
+    import architectures
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.randn(4, 3, 8, 8)
+    before = architectures.outputs(model, x)
+    for norm in ("sync_bn", "ghost_bn", "gn", "ws"):
+        assert architectures.through(model, norm, x, before) == ""
+    assert architectures.through(model, "sync_bn", x, before + 1e-6) == "different"
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8))
+    assert architectures.through(flat, "ws", x, architectures.outputs(flat, x)).startswith("refused: ")

@@ -93,10 +93,18 @@ def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
 def test_layers(names: dict[str, Any]) -> None:
-    convert, synchronise, lightning, domains, rest = blocks(DOCS / "layers.md", "python")
+    convert, some, synchronise, lightning, domains, rest = blocks(DOCS / "layers.md", "python")
     before = names["model"].eval()(names["x"])
     run_block(convert, names)
     assert torch.equal(names["model"](names["x"]), before)
+    parts = {"stem": nn.BatchNorm2d(4), "layer1": nn.Sequential(nn.BatchNorm2d(128)), "head": nn.BatchNorm1d(128)}
+    chosen = {**names, "model": nn.ModuleDict(parts)}
+    run_block(some, chosen)
+    assert [type(layer).__name__ for layer in chosen["model"].values()] == [
+        "FrozenBatchNorm",
+        "Sequential",
+        "GroupNorm",
+    ]
     run_block(synchronise, names)
     assert type(names["model"][1]) is nn.BatchNorm2d
     run_block(lightning, names)  # Lightning refuses a plugin that it cannot use

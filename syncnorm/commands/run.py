@@ -124,7 +124,7 @@ def changed(study: Study, options: RunOptions, given: Sequence[Given]) -> Study:
     if options.trials is not None and (study.tune is None or options.no_tune):
         raise UserError("the study tunes nothing, so there are no trials to count: leave --trials out.")
     if study.tune and options.trials is not None:
-        study = replace(study, tune=replace(study.tune, trials=options.trials))
+        study = replace(study, tune=replace(study.tune, trials=options.trials, total=None))
     study = with_vary(replace(study, tune=None) if options.no_tune else study, options.vary)
     return with_engine(study, options.engine) if options.engine else study
 

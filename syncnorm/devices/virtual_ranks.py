@@ -19,8 +19,11 @@ from torch.func import functional_call
 
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
+from syncnorm.norms.core.shapes import in_layout_of
 from syncnorm.norms.weight_standardization import CONVOLUTIONS
-from syncnorm.surgery.convert import converted_layers, replace_modules
+from syncnorm.surgery.convert import converted_layers
+from syncnorm.surgery.fused import same_layer, without_rest
+from syncnorm.surgery.replace import reaches, replace_modules
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
@@ -37,7 +40,7 @@ def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:
 
 def check_by_channel(model: nn.Module, norm: str) -> None:
     """Raise `UserError` if the layers of `norm` in `model` do not have the properties that `by_channel` promises."""
-    for layer in _norms(model):
+    for layer in (without_rest(layer)[0] for layer in _norms(model)):
         channels = getattr(layer, "num_features", None)
         shapes = {name: p.shape for name, p in layer.named_parameters() if p.shape != (channels,)}
         shapes |= {name: b.shape for name, b in layer.named_buffers() if b.dim() and b.shape[-1] != channels}
@@ -79,11 +82,12 @@ class RanksAsChannels(nn.Module):
 
     def __init__(self, layer: nn.Module, ranks: int) -> None:
         super().__init__()
-        self.layer, self.ranks = layer, ranks
+        self.layer, self.ranks = same_layer(layer), ranks  # `layer` itself is replaced, and must not run
         self.channels = int(layer.num_features)  # type: ignore[arg-type]
-        self.wide = copy_sharing_parameters(layer)
+        norm, self._rest = without_rest(layer)
+        self.wide = copy_sharing_parameters(norm)
         self.wide.num_features = ranks * self.channels  # type: ignore[assignment]
-        for name, buffer in layer.named_buffers():
+        for name, buffer in norm.named_buffers():
             if buffer.dim():
                 setattr(self.wide, name, buffer.repeat(*[1] * (buffer.dim() - 1), ranks))
 
@@ -94,16 +98,19 @@ class RanksAsChannels(nn.Module):
             return y
         check_samples(x, self.ranks)
         as_channels = x.reshape(len(x) // self.ranks, self.ranks * self.channels, *x.shape[2:])
-        parameters = {name: parameter.repeat(self.ranks) for name, parameter in self.layer.named_parameters()}
+        own = dict(self.layer.named_parameters())
+        parameters = {name: own[name].repeat(self.ranks) for name, _ in self.wide.named_parameters()}
         wide: Tensor = functional_call(self.wide, parameters, (as_channels,))
-        return wide.reshape(x.shape)
+        y = in_layout_of(wide.reshape(x.shape), x)
+        return y if self._rest is None else self._rest(self.layer, y)
 
     @torch.no_grad()
     def rank_0(self) -> nn.Module:
         """Return the layer with rank 0's statistics."""
         seen = dict(self.wide.named_buffers())
         for name, buffer in self.layer.named_buffers():
-            buffer.copy_(seen[name][..., : self.channels] if buffer.dim() else seen[name])
+            if name in seen:
+                buffer.copy_(seen[name][..., : self.channels] if buffer.dim() else seen[name])
         return self.layer
 
 
@@ -137,7 +144,10 @@ class ModelCopies(nn.Module):
 def copy_sharing_parameters(module: nn.Module) -> nn.Module:
     """Return a copy of `module` that shares only the parameters."""
     try:
-        return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+        twin = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+        if reaches(twin, set(module.modules())):  # copying a model does not copy its functions
+            raise ValueError("a function in it holds its layers")
+        return twin
     except Exception as error:  # a user's module may contain anything
         kind = type(module).__name__
         raise UserError(

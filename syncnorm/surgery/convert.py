@@ -5,46 +5,25 @@ model = syncnorm.revert(model)
 """
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError
-from syncnorm.norms import DomainBatchNorm, NormSpec, make_norm, norm_options, norm_spec
+from syncnorm.norms import DomainBatchNorm, SyncBatchNorm, norm_spec
 from syncnorm.norms.make import check_options
-from syncnorm.norms.registry import spec_of
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
+from syncnorm.surgery.fused import Rest, rest_of
+from syncnorm.surgery.own_parts import AFFINE, base_class
+from syncnorm.surgery.own_train import kept_in_evaluation, warn_of_thawed
 from syncnorm.surgery.preconditions import check_changeable, warn_of_foreign_norms
-
-_ORIGIN = "_syncnorm_origin"
-_AFFINE = ("weight", "bias")
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_CARRIED = ("eps", "momentum", "affine", "track_running_stats")
-
-
-Place = tuple[torch.device, torch.dtype]
-_Held = list[Any] | tuple[Any, ...] | dict[Any, Any]
-
-
-@dataclass
-class _Origin:
-    """The original of a converted layer. (Not a module: it must not appear in state_dict or parameters.)
-
-    `norm` is the name of the norm that replaced it. The original's own tensors do not move with the model. `place` is
-    the replacement's first device and type, so that `revert` can tell whether the model has moved since.
-    """
-
-    layer: nn.Module
-    norm: str
-    place: Place | None = None
+from syncnorm.surgery.replace import replace_modules
+from syncnorm.surgery.substitute import ORIGIN, original, original_layer, place_of, substitute
+from syncnorm.surgery.where import Where, selected
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -55,14 +34,27 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
 
 
-def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
+def convert(model: nn.Module, name: str, *, where: Where | None = None, **options: Any) -> nn.Module:
     """Replace every batch norm of `model` by the norm `name`, in place, and return the model.
+
+    `where` chooses layers, which can then have a norm each; the others stay as they are: a pattern of names
+    ("layer1.*"), a class, a list of these, a slice of positions in the model's order (slice(4): the first four), or a
+    function of a layer's name and the layer (before any conversion). `convert_report` says in advance what happens to
+    each layer.
 
     Parameters stay the same objects, so an existing optimiser keeps working, and running statistics are kept if the
     new layer has any. eps, momentum, affine and track_running_stats are those of the replaced layer, unless given as
     options. A layer used in several places stays one layer. Converted layers are converted again from their
     originals. Hooks stay with the replaced layer. (If `model` itself is a batch norm, it is replaced: use the return
     value.)
+
+    What a class of batch norms does after the norm (an activation, dropout) goes on with the new norm: it is tried
+    out on a copy of the layer. Attributes, parameters, buffers and children that such a layer has of its own go along
+    under their names.
+
+    Layers are replaced wherever the model holds them: as children, in lists, dicts, plain objects, closures. A
+    replaced layer that the forward reaches all the same (through a global variable, say) raises a `UserError` that
+    names it.
 
     "gn" gets 32 groups by default, and fewer on layers of less than 64 channels. Where a layer has one position, that
     leaves few values a group, of which little can be learned: give `groups` (`norms.per_sample.default_groups`).
@@ -75,21 +67,30 @@ def convert(model: nn.Module, name: str, **options: Any) -> nn.Module:
     Raises:
         UserError: an unknown norm or option, a number of channels that the norm cannot handle, or a norm of weights
             for a model without convolutions; a lazy layer whose channels are not known yet, or a layer whose weight
-            or bias is parametrised or pruned; a model that is scripted, quantised or in DDP. The model is then
+            or bias is parametrised or pruned; a layer with a forward of its own that is not batch norm with something
+            after it; a `where` that selects nothing; a model that is scripted, quantised or in DDP. The model is then
             unchanged.
 
-    Warns if a replaced layer's class overrides forward, since its additions are lost; if a module has a running mean
-    but is not a PyTorch batch norm, since it stays; and if the model has nothing to replace.
+    "bn" in place of a layer that takes inputs of any dimensions (`nn.SyncBatchNorm`) becomes `nn.BatchNorm1d`, `2d`
+    or `3d` at its first input.
+
+    Warns if a module has a running mean but is not a PyTorch batch norm, since it stays; if the model has nothing to
+    replace; and if its own `train()` keeps layers in evaluation mode and does not find the new ones (it is called to
+    find out, and modes are restored).
     """
     check_changeable(model)
     check_options(name, options)
     warn_of_foreign_norms(model, "it stays as it is")
-    layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
-    if norm_spec(name).weight is not None:
-        layers |= _convolutions(model, name)
+    layers = selected(model, candidates(model, name), where)
     if not layers:
         warnings.warn(f"the model has no batch norm that '{name}' could replace: it stays as it is.", stacklevel=2)
     return convert_layers(model, layers, name, options)
+
+
+def candidates(model: nn.Module, name: str) -> dict[nn.Module, str]:
+    """Return the layers that `convert` to the norm `name` replaces, with their names."""
+    layers = {layer: where for where, layer in batch_norms(model).items()} | converted_layers(model)
+    return layers if norm_spec(name).weight is None else layers | _convolutions(model, name)
 
 
 def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
@@ -102,12 +103,15 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
     From a layer with statistics for each domain, it gets those of `domain`, or, without `domain`, those of all
     domains pooled (`DomainBatchNorm.pooled`).
 
+    Warns if the model has no converted layer, or synchronised ones that `convert` has not made, since these stay.
+
     Raises:
         UserError: a converted layer whose weight or bias has been parametrised or pruned since; a `domain` that is
             unknown, or that no layer of the model uses.
     """
     check_changeable(model)
     layers = converted_layers(model)
+    _warn_of_unconverted(model, layers)
     by_domain = [layer for layer in layers if isinstance(layer, DomainBatchNorm)]
     if domain is not None:
         known = min((layer.domains for layer in by_domain), default=0)
@@ -116,32 +120,43 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
             raise UserError(f"the model cannot be reverted to domain {domain!r}: {has}.")
     model = revert_layers(model, layers)
     for layer in by_domain:
-        layer.hand_to(getattr(layer, _ORIGIN).layer, domain)
+        layer.hand_to(getattr(layer, ORIGIN).layer, domain)
     return model
+
+
+def _warn_of_unconverted(model: nn.Module, converted: dict[nn.Module, str]) -> None:
+    """Warn of what looks as if it was converted, but not by `convert`; and if nothing was."""
+    others = [
+        f"'{name}'"
+        for name, layer in batch_norms(model).items()
+        if isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm) and layer not in converted
+    ]
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        warnings.warn(
+            f"{', '.join(others[:3])}{more}: synchronised batch norm that syncnorm.convert has not put there, so it "
+            "stays: convert(model, 'bn') makes it batch norm.",
+            stacklevel=3,
+        )
+    elif not converted:
+        warnings.warn("the model has no layer from syncnorm.convert: it stays as it is.", stacklevel=3)
 
 
 def converted_layers(model: nn.Module) -> dict[nn.Module, str]:
     """Return the layers of `model` that `convert` has put in place of others, with their names."""
-    return {module: name for name, module in model.named_modules() if hasattr(module, _ORIGIN)}
-
-
-def spec_of_layer(layer: nn.Module) -> NormSpec | None:
-    """Return the row of a norm layer: of the norm it was converted to, else of its class; None if there is none."""
-    origin: _Origin | None = getattr(layer, _ORIGIN, None)
-    if isinstance(layer, CONVOLUTIONS):
-        return None
-    return spec_of(layer) if origin is None else norm_spec(origin.norm)
+    return {module: name for name, module in model.named_modules() if hasattr(module, ORIGIN)}
 
 
 def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, options: dict[str, Any]) -> nn.Module:
     """Do what `convert` does, for these layers of `model` (with their names) only."""
-    for layer, where in layers.items():
-        _check(where, layer)
-    swaps = {layer: _substitute(original(layer, model), name, options) for layer in layers}
+    rests = {layer: check_layer(where, layer, name) for layer, where in layers.items()}
+    swaps = {layer: substitute(original(layer, model), name, options, rest) for layer, rest in rests.items()}
+    frozen = kept_in_evaluation(model, layers) if norm_spec(name).sees_batch else set()
     model = replace_modules(model, swaps)
     for new in swaps.values():
-        if hasattr(new, _ORIGIN):
-            getattr(new, _ORIGIN).place = _place(new, model)
+        if hasattr(new, ORIGIN):
+            getattr(new, ORIGIN).place = place_of(new, model)
+    warn_of_thawed(model, layers, swaps, frozen)
     return model
 
 
@@ -161,126 +176,29 @@ def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
     return {module: where for where, module in model.named_modules() if can_be_standardised(module)}
 
 
-def original(module: nn.Module, model: nn.Module) -> nn.Module:
-    """Return the original of `module`, moved to its current device and type; `module` itself if never converted."""
-    origin: _Origin | None = getattr(module, _ORIGIN, None)
-    if origin is None:
-        return module
-    _hand_over(module, origin.layer)
-    place = _place(module, model)
-    if place is not None and place != origin.place:
-        origin.layer.to(*place)
-    return origin.layer
-
-
-def _place(module: nn.Module, model: nn.Module) -> Place | None:
-    """Return the device and type of the tensors of `module`, or of its model if it has none."""
-    tensors = chain(module.parameters(), module.buffers(), model.parameters(), model.buffers())
-    return next(((tensor.device, tensor.dtype) for tensor in tensors if tensor.is_floating_point()), None)
-
-
-def _check(where: str, module: nn.Module) -> None:
-    """Raise if `module` cannot be converted; warn if converting it would lose something."""
-    origin: _Origin | None = getattr(module, _ORIGIN, None)
-    layer = module if origin is None else origin.layer
+def check_layer(where: str, module: nn.Module, name: str) -> Rest | None:
+    """Raise if `module` cannot be converted to `name`; return what it does besides its norm."""
+    layer = original_layer(module)
     _check_parameters(where, module)
     if isinstance(layer, LazyModuleMixin) or any(is_lazy(p) for p in layer.parameters()):
         raise UserError(f"layer '{where}' does not know its channels yet: run one batch through the model first.")
-    known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, *CONVOLUTIONS)
-    own = type(layer).forward
-    if not type(layer).__module__.startswith("syncnorm.") and all(own is not base.forward for base in known):
-        warnings.warn(
-            f"layer '{where}' is a {type(layer).__name__} with a forward of its own: converting it keeps "
-            "what its base class does and leaves out whatever else that forward does.",
-            stacklevel=4,
+    if not isinstance(layer, CONVOLUTIONS):
+        return rest_of(module, where)
+    if type(layer).forward is not base_class(type(layer)).forward and norm_spec(name).weight is not None:
+        raise UserError(
+            f"layer '{where}' is a {type(layer).__name__} with a forward of its own, which norm '{name}' would leave "
+            f"out: put a {base_class(type(layer)).__name__} in its place, or choose a norm that leaves convolutions."
         )
+    return None
 
 
 def _check_parameters(where: str, module: nn.Module) -> None:
-    for key in _AFFINE:
+    for key in AFFINE:
         if not isinstance(raw_parameter(module, key), nn.Parameter | None):
             raise UserError(
                 f"layer '{where}' computes its {key} from something else (it is parametrised or pruned): make that "
                 "permanent first, with remove_parametrizations or prune.remove."
             )
-
-
-def _substitute(layer: nn.Module, name: str, options: dict[str, Any]) -> nn.Module:
-    """Build the replacement of `layer` for the norm `name`, with its parameters and statistics."""
-    if isinstance(layer, CONVOLUTIONS):
-        on_weight = norm_spec(name).weight
-        if on_weight is None:
-            return layer
-        convolution = on_weight(layer, options)
-        setattr(convolution, _ORIGIN, _Origin(layer, name))
-        return convolution
-    carried = {key: getattr(layer, key) for key in _CARRIED}
-    like = next((t for t in (layer.running_mean, layer.weight) if isinstance(t, Tensor)), None)
-    if like is not None:
-        carried |= {"device": like.device, "dtype": like.dtype}
-    carried = {key: value for key, value in carried.items() if key in norm_options(name)}
-    channels = int(layer.num_features)  # type: ignore[arg-type]
-    new = make_norm(name, channels, _spatial_dimensions(layer), **{**carried, **options})
-    if like is not None and not carried.keys() >= {"device", "dtype"}:
-        new.to(like.device, like.dtype)  # its class does not take device and dtype
-    _hand_over(layer, new)
-    if layer.weight is not None and layer.bias is None and getattr(new, "bias", None) is not None:
-        new.bias = None  # the original layer learnt no bias
-    setattr(new, _ORIGIN, _Origin(layer, name))
-    return new
-
-
-def _spatial_dimensions(layer: nn.Module) -> int:
-    for ndim, kind in ((1, nn.BatchNorm1d), (3, nn.BatchNorm3d)):
-        if isinstance(layer, kind):
-            return ndim
-    return 2
-
-
-def _hand_over(source: nn.Module, target: nn.Module) -> None:
-    """Copy parameters, statistics and mode from `source` to `target`, where both have them in the same shape."""
-    held = {key: raw_parameter(source, key) for key in _AFFINE}
-    held |= {key: getattr(source, key, None) for key in _STATISTICS}
-    for key, value in held.items():
-        own = getattr(target, key, None)
-        if isinstance(value, Tensor) and isinstance(own, Tensor) and (own.shape == value.shape or is_lazy(own)):
-            setattr(target, key, value)
-    if isinstance(source, DomainBatchNorm):
-        source.hand_to(target)
-    if isinstance(target, DomainBatchNorm):
-        target.start_from(source)
-    start: Callable[[], None] | None = getattr(target, "_start_ranks", None)
-    if start is not None:
-        start()
-    target.train(source.training)
-
-
-def replace_modules(model: nn.Module, swaps: dict[nn.Module, nn.Module]) -> nn.Module:
-    """Replace modules wherever modules of `model` hold them: as children, in attributes, in lists.
-
-    Returns the model, or its own swap.
-    """
-    if model in swaps:
-        return swaps[model]
-    for parent in list(model.modules()):
-        for name, value in list(vars(parent).items()):
-            if isinstance(value, list | dict) or type(value) is tuple:
-                _replace_within(parent, name, value, swaps)
-            elif isinstance(value, nn.Module) and value in swaps:
-                vars(parent)[name] = swaps[value]
-    return model
-
-
-def _replace_within(parent: nn.Module, name: str, held: _Held, swaps: dict[nn.Module, nn.Module]) -> None:
-    """Replace what a list, tuple or dict of `parent` holds; its children are such a dict."""
-    places = held.items() if isinstance(held, dict) else enumerate(held)
-    found = {key: swaps[value] for key, value in places if isinstance(value, nn.Module) and value in swaps}
-    if isinstance(held, tuple):
-        if found:
-            vars(parent)[name] = tuple(found.get(i, value) for i, value in enumerate(held))
-        return
-    for key, new in found.items():
-        held[key] = new
 
 
 def layers_with_statistics(model: nn.Module) -> list[nn.Module]:

@@ -82,7 +82,7 @@ def _as_from(model: nn.Module, layers: list[DomainBatchNorm], x: Tensor, d: int)
     hooks = [layer.register_forward_pre_hook(measure) for layer in layers]
     try:
         with domain(d):
-            output = call(model, x, "the batch")
+            output = call(model, x, what="the batch")
     finally:
         for hook in hooks:
             hook.remove()

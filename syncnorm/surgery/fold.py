@@ -6,24 +6,24 @@ report = syncnorm.fold_report(model)        # the same in advance, layer by laye
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from syncnorm._torch import assert_recorded, uncompiled_module
 from syncnorm.errors import UserError
-from syncnorm.surgery.convert import original, replace_modules
-from syncnorm.surgery.fold_plan import FoldReport, fold_report, sequential_report
+from syncnorm.surgery.fold_check import Inputs, checked, made_up_inputs, takes
+from syncnorm.surgery.fold_plan import FoldReport, sequential_report, traced_report
 from syncnorm.surgery.fold_values import folded
+from syncnorm.surgery.fused import rest_of, with_rest
 from syncnorm.surgery.modes import evaluation
-from syncnorm.surgery.preconditions import call, check_changeable, warn_of_foreign_norms
-
-# Largest allowed deviation from the unfolded output on the example, relative to that output's largest value.
-_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+from syncnorm.surgery.own_parts import own_parts
+from syncnorm.surgery.preconditions import check_changeable, uncompiled, warn_of_foreign_norms
+from syncnorm.surgery.replace import replace_modules
+from syncnorm.surgery.substitute import original, original_layer
 
 
 def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
@@ -41,37 +41,58 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
     The forward is traced, with its required arguments only, to find what can be folded; parts without batch norms
     need not be traceable. A batch norm stays if anything but such a layer comes before it, as in a norm-first block;
     if that layer is used again, feeds something else too, or computes its weights; if the batch norm has no finite
-    running statistics, has hooks, or overrides forward; or if its evaluation depends on the sample, its batch or its
-    domain. One warning names those that stay. A batch norm used in several places is folded only if it can be folded
-    in all of them. Norms from `convert` fold like all others and are then not reverted; "mabn" (mean square, with
-    mean 0) folds together with the centring of the weight before it.
+    running statistics, has hooks, or a forward that is not batch norm and something after it (which the new layer
+    does as well); or if its evaluation depends on the sample, its batch or its domain. One warning names those that
+    stay. A batch norm used in several places is folded only if it can be folded in all of them. Norms from `convert`
+    fold like all others and are then not reverted; "mabn" (mean square, with mean 0) folds together with the centring
+    of the weight before it. The new bias requires gradients if one of the biases that it is made of does.
+
+    Outputs before and after are compared, on the example or on a made-up batch of a shape that the model takes, if
+    one is found: to rounding, and in float64 too where the model runs in it.
 
     Args:
         model: any module.
-        example: a batch on which the outputs before and after folding are compared. With it, a model that cannot be
-            traced is folded too, but only neighbours in an `nn.Sequential`. (If the forward branches on its input,
-            only the example's branch is compared.)
+        example: a batch to compare outputs on. With it, a model that cannot be traced is folded too, but only
+            neighbours in an `nn.Sequential`. (If the forward branches on its input, only the example's branch is
+            compared.)
 
     Raises:
-        UserError: a forward that cannot be traced (without an example), outputs on the example that differ or cannot
-            be compared, or a model that is scripted, quantised or in DDP; the model is then unchanged.
+        UserError: a forward that cannot be traced (without an example), outputs that differ, an example on which
+            they cannot be compared, or a model that is scripted, quantised or in DDP; the model is then unchanged.
     """
     check_changeable(model)
     inner = uncompiled_module(model)
+    graph = None
     try:
-        report = fold_report(inner)
+        report, graph = traced_report(inner)
     except UserError:
         if example is None:
             raise
         report = sequential_report(inner)
-    if example is not None:
-        _compare(inner, report, example)
     warn_of_foreign_norms(inner, "it is not folded")
-    with evaluation(inner):
-        _apply(inner, report)
+
+    def change() -> Callable[[], None]:
+        with evaluation(inner):
+            return _apply(inner, report)
+
+    with uncompiled():
+        inputs, what = ((example,), "the example") if example is not None else _made_up(inner, report, graph)
+        if inputs is not None:
+            checked(inner, change, inputs, what)
+        else:
+            change()
     if report.left:
         warnings.warn(str(report), stacklevel=2)
     return model.eval()
+
+
+def _made_up(model: nn.Module, report: FoldReport, graph: fx.Graph | None) -> tuple[Inputs | None, str]:
+    """Return inputs that the model takes, if any can be made up, and what they are."""
+    if report.folded:
+        for inputs in made_up_inputs(model, graph):
+            if takes(model, inputs):
+                return inputs, f"a made-up batch of shape {', '.join(str(tuple(x.shape)) for x in inputs)}"
+    return None, ""
 
 
 class _Folded(nn.Identity):
@@ -92,46 +113,35 @@ class _Folded(nn.Identity):
 
 
 @torch.no_grad()
-def _apply(model: nn.Module, report: FoldReport) -> None:
+def _apply(model: nn.Module, report: FoldReport) -> Callable[[], None]:
+    """Fold what the report says; return a function that undoes it."""
     swaps: dict[nn.Module, nn.Module] = {}
+    held: list[tuple[Any, str, nn.Parameter | None]] = []
     for name, sources in report.folded.items():
-        norm = model.get_submodule(name)
+        norm: Any = model.get_submodule(name)
         for where in sources:
             source = model.get_submodule(where)
             weight, bias = folded(source, norm)
+            biases = [p for p in (source.bias, norm.bias) if isinstance(p, Tensor)]
+            learnt = any(p.requires_grad for p in biases)
             # Without the parametrization of `convert`: the folded weight includes it.
             plain: Any = original(source, model)
-            for key, value in (("weight", weight), ("bias", bias)):
-                setattr(plain, key, nn.Parameter(value, requires_grad=plain.weight.requires_grad))
+            held += [(plain, "weight", plain.weight), (plain, "bias", plain.bias)]
+            plain.weight = nn.Parameter(weight, requires_grad=plain.weight.requires_grad)
+            plain.bias = nn.Parameter(bias, requires_grad=learnt)
             swaps |= {source: plain, norm: _Folded(weight.dim()).eval()}
+        _hand_rest(norm, swaps[norm], name)
     replace_modules(model, swaps)
 
+    def undo() -> None:
+        replace_modules(model, {new: old for old, new in swaps.items()})
+        for layer, key, parameter in held:
+            setattr(layer, key, parameter)
 
-def _compare(model: nn.Module, report: FoldReport, example: Any) -> None:
-    """Raise `UserError` if outputs on the example would change or cannot be compared."""
-    twin = copy.deepcopy(model)
-    _apply(twin, report)
-    with torch.no_grad(), evaluation(model):
-        before, after = (list(_tensors(call(m, example, "the example"))) for m in (model, twin.eval()))
-    if not any(right.numel() for right in before):
-        raise UserError("there is no number in the model's output on the example to compare: give a larger batch.")
-    if not all(right.isfinite().all() for right in before):
-        raise UserError("the model's output on the example is not finite, so it says nothing: give another batch.")
-    for right, found in zip(before, after, strict=True):
-        deviation = (found.double() - right.double()).abs().max().item() if right.numel() else 0.0
-        largest = max(right.double().abs().max().item(), 1.0) if right.numel() else 1.0
-        if not deviation <= _TOLERANCE.get(right.dtype, 5e-2) * largest:
-            raise UserError(
-                f"folding would change the model's output on the example by {deviation:.2g}: its forward uses the "
-                "layers in another way than their order says (or is random), so all batch norms stay as they are."
-            )
+    return undo
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors of an output, however nested."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, dict | list | tuple):
-        for part in output.values() if isinstance(output, dict) else output:
-            yield from _tensors(part)
+def _hand_rest(norm: nn.Module, new: nn.Module, name: str) -> None:
+    """Let the layer in place of `norm` do what `norm` does besides."""
+    own_parts(original_layer(norm)).free_in(new).hand_over(norm, new)
+    with_rest(new, rest_of(norm, name))

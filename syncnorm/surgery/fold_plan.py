@@ -17,10 +17,13 @@ from torch.nn.parameter import is_lazy
 from syncnorm.errors import UserError, where_raised
 from syncnorm.norms import NORMS
 from syncnorm.norms.weight_side import raw_parameter
-from syncnorm.surgery.convert import spec_of_layer
 from syncnorm.surgery.fold_values import TRANSPOSED, as_affine, folded
+from syncnorm.surgery.fused import norm_class, rest_of
 from syncnorm.surgery.modes import evaluation
+from syncnorm.surgery.own_parts import base_class
 from syncnorm.surgery.preconditions import check_model, uncompiled
+from syncnorm.surgery.replace import is_retired
+from syncnorm.surgery.substitute import spec_of_layer
 
 LINEAR_MAPS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 _NOTHING_BEFORE = "what comes right before it is no convolution or linear layer"
@@ -58,15 +61,21 @@ def fold_report(model: nn.Module) -> FoldReport:
     Raises:
         UserError: a forward that cannot be traced; a model that is scripted or quantised, or has no weights yet.
     """
+    return traced_report(model)[0]
+
+
+def traced_report(model: nn.Module) -> tuple[FoldReport, fx.Graph | None]:
+    """Return the report of `fold_report`, and the graph that it follows, if there is anything to fold."""
     check_model(model)
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the meta device, where it has no weights to fold into: load them first.")
     if _is_reported(model):
-        return FoldReport(left={"": _NOTHING_BEFORE})
+        return FoldReport(left={"": _NOTHING_BEFORE}), None
     if not norms_with_statistics(model):
-        return FoldReport()
+        return FoldReport(), None
     with evaluation(model), uncompiled():
-        return _traced_report(model, _trace(model))
+        trace = _trace(model)
+        return _report_of(model, trace), trace.graph
 
 
 def norms_with_statistics(model: nn.Module) -> dict[str, nn.Module]:
@@ -190,7 +199,7 @@ def _untraceable(where: str, error: Exception) -> UserError:
     )
 
 
-def _traced_report(model: nn.Module, trace: _Trace) -> FoldReport:
+def _report_of(model: nn.Module, trace: _Trace) -> FoldReport:
     modules = dict(model.named_modules(remove_duplicate=False))
     names = {module: name for name, module in model.named_modules()}
     calls: dict[nn.Module, list[fx.Node]] = defaultdict(list)
@@ -246,7 +255,7 @@ def _unfit_norm(layer: nn.Module) -> str:
         return "it keeps no running statistics"
     if layer.training:
         return "it stays in training mode when the model is put into evaluation"
-    problem = _unfit(layer, "it", _foldable_classes(layer))
+    problem = _unfit(layer, "it") or _unknown_forward(layer)
     if not problem and not all(values.isfinite().all() for values in as_affine(layer)):
         problem = "its statistics are not finite, or its variance is negative"
     return problem
@@ -254,15 +263,35 @@ def _unfit_norm(layer: nn.Module) -> str:
 
 def _unfit_source(source: nn.Module, name: str, norm: nn.Module) -> str:
     """Say why `norm` must not be folded into `source`; an empty string if it can be."""
-    problem = _unfit(source, f"'{name}'", LINEAR_MAPS)
+    problem = "" if _has_forward_of(source, LINEAR_MAPS) else _own_forward(source, f"'{name}'")
+    problem = problem or _unfit(source, f"'{name}'")
     if not problem and not all(values.isfinite().all() for values in folded(source, norm)):
         problem = f"the weight or bias of '{name}' would not be finite in {source.weight.dtype}"
     return problem
 
 
-def _unfit(layer: nn.Module, called: str, known: tuple[type[nn.Module], ...]) -> str:
-    if "forward" in vars(layer) or all(type(layer).forward is not base.forward for base in known):
-        return f"{called} is a {type(layer).__name__} with a forward of its own"
+def _unknown_forward(norm: nn.Module) -> str:
+    """Say that a norm does something else than what it is known for, with or without something after it."""
+    if _has_forward_of(norm, _foldable_classes(norm)):
+        return ""
+    try:
+        base = base_class(type(norm)) if rest_of(norm, "") else type(norm)
+    except UserError:
+        base = type(norm)
+    known = any(base.forward is kind.forward for kind in _foldable_classes(norm))
+    return "" if known and base is not type(norm) else _own_forward(norm, "it")
+
+
+def _has_forward_of(layer: nn.Module, known: tuple[type[nn.Module], ...]) -> bool:
+    patched = "forward" in vars(layer) and not is_retired(layer)
+    return not patched and any(norm_class(layer).forward is kind.forward for kind in known)
+
+
+def _own_forward(layer: nn.Module, called: str) -> str:
+    return f"{called} is a {type(layer).__name__} with a forward of its own"
+
+
+def _unfit(layer: nn.Module, called: str) -> str:
     if any(is_lazy(p) for p in layer.parameters()):
         return f"{called} does not know its channels yet"
     if any(not isinstance(raw_parameter(layer, key), nn.Parameter | None) for key in ("weight", "bias")):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norms.core.affine import running_affine
-from syncnorm.surgery.convert import spec_of_layer
+from syncnorm.surgery.substitute import spec_of_layer
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

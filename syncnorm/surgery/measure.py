@@ -22,7 +22,7 @@ from syncnorm.surgery.preconditions import check_model, in_a_line, uncompiled
 
 Normaliser = Literal["batch", "running"]
 Take = Callable[[str, Moments], Moments]
-Run = Callable[[nn.Module, Tensor], Any]
+Run = Callable[[nn.Module, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Measured:
     problem: one sentence; empty if all went well.
     """
 
-    samples: int = 0
+    batches: int = 0
     moments: dict[str, Moments] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
     problem: str = ""
@@ -45,15 +45,16 @@ class Measured:
             name: Moments(part.count.cpu(), part.mean.double().cpu(), part.m2.double().cpu())
             for name, part in self.moments.items()
         }
-        return Measured(self.samples, moments, self.channels)
+        return Measured(self.batches, moments, self.channels)
 
 
 def measure(
-    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, take: Take, run: Run = nn.Module.__call__
+    model: nn.Module, batches: Iterable[Any], normaliser: Normaliser, take: Take, run: Run, *, tensors: bool
 ) -> Measured:
     """Run `batches` through `model`, and merge `take(name, moments)` over all inputs of each batch norm.
 
-    `run(model, batch)` runs each batch.
+    `run(model, batch)` runs each batch. With `tensors`, batches must be tensors, and those without samples are left
+    out.
     """
     found: dict[str, Moments] = {}
 
@@ -61,8 +62,8 @@ def measure(
         taken = take(name, moments)
         found[name] = found[name].merge(taken) if name in found else taken
 
-    samples = _run(model, batches, normaliser, see, run)
-    return Measured(samples, found, {name: layer.num_features for name, layer in batch_norms(model).items()})  # type: ignore[misc]
+    count = _run(model, batches, normaliser, see, run, tensors)
+    return Measured(count, found, {name: layer.num_features for name, layer in batch_norms(model).items()})  # type: ignore[misc]
 
 
 def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None) -> Measured:
@@ -88,7 +89,7 @@ def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None)
             )
     parts = {name: [told.moments[name] for told in ranks if name in told.moments] for name in first}
     moments = {name: Moments.pool(found) for name, found in parts.items() if found}
-    return Measured(sum(told.samples for told in ranks), moments, first)
+    return Measured(sum(told.batches for told in ranks), moments, first)
 
 
 def no_variance(name: str) -> UserError:
@@ -101,31 +102,42 @@ def no_variance(name: str) -> UserError:
 
 @torch.no_grad()
 def _run(
-    model: nn.Module, batches: Iterable[Tensor], normaliser: Normaliser, see: Callable[[str, Moments], None], run: Run
+    model: nn.Module,
+    batches: Iterable[Any],
+    normaliser: Normaliser,
+    see: Callable[[str, Moments], None],
+    run: Run,
+    tensors: bool,
 ) -> int:
-    """Run `batches` through `model`, and call `see` at each use of a batch norm; return the number of samples."""
+    """Run `batches` through `model`, and call `see` at each use of a batch norm; return the number of batches."""
     if normaliser not in ("batch", "running"):
         raise unknown("normaliser", str(normaliser), ("batch", "running"))
     check_model(model)
-    if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+    if isinstance(batches, Tensor | dict) or not isinstance(batches, Iterable):
         raise UserError(f"the batches are a {type(batches).__name__}: give a list of them, or a loader; of one, [x].")
     if not batch_norms(model):
         return 0
     # DDP exchanges buffers before each forward, but ranks may have different numbers of batches.
     forward = model.module if isinstance(model, DistributedDataParallel) else model
-    samples = 0
+    count = 0
     with _watched(model, normaliser, see), uncompiled():
-        for x in batches:
-            if not isinstance(x, Tensor) or x.dim() == 0:
-                what = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-                raise UserError(
-                    f"a batch to measure batch norms with is {what}: give the inputs alone, as tensors, for example "
-                    "(x for x, _ in loader)."
-                )
-            if len(x):
-                samples += len(x)
-                run(forward, x)
-    return samples
+        for batch in _checked(batches) if tensors else batches:
+            run(forward, batch)
+            count += 1
+    return count
+
+
+def _checked(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the batches that have samples; one that is no tensor raises `UserError`."""
+    for x in batches:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            what = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise UserError(
+                f"a batch to measure batch norms with is {what}: give the inputs alone, as tensors, for example "
+                "(x for x, _ in loader), or say with call=lambda model, batch: ... how the model is called."
+            )
+        if len(x):
+            yield x
 
 
 @contextmanager
@@ -134,6 +146,8 @@ def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Momen
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *options.values())
+        if not x.numel():
+            return  # a batch without samples says nothing
         moments = Moments.of(x, (0, *range(2, x.dim())))
         see(name, moments)
         if normaliser == "batch" and isinstance(layer.running_mean, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from syncnorm._torch import compiler_is_loaded
 from syncnorm.errors import UserError
 
+FOREIGN = "keeps a running mean, but is no torch.nn batch norm (it may call F.batch_norm)"
 _QUANTISED = re.compile(r"torch\.ao\.nn\..*(quantized|qat)")
 
 
@@ -41,31 +43,33 @@ def check_changeable(model: Any) -> None:
         )
 
 
-def warn_of_foreign_norms(model: nn.Module, left: str) -> None:
-    """Warn of modules with a running mean that are not a PyTorch batch norm: own classes, or users of
+def foreign_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Return modules with a running mean that are not a PyTorch batch norm: own classes, or users of
     F.batch_norm."""
-    found = [
-        f"'{name}' ({type(module).__name__})"
+    return {
+        name: module
         for name, module in model.named_modules()
         if any("running_mean" in key and value is not None for key, value in module._buffers.items())
         and not isinstance(module, _BatchNorm | _InstanceNorm)
-    ]
+    }
+
+
+def warn_of_foreign_norms(model: nn.Module, left: str) -> None:
+    """Warn of `foreign_norms`, which are `left` as they are."""
+    found = [f"'{name}' ({type(module).__name__})" for name, module in foreign_norms(model).items()]
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        warnings.warn(
-            f"{', '.join(found[:3])}{more}: keeps a running mean, but is no torch.nn batch norm (it may call "
-            f"F.batch_norm), so {left}.",
-            stacklevel=3,
-        )
+        warnings.warn(f"{', '.join(found[:3])}{more}: {FOREIGN}, so {left}.", stacklevel=3)
 
 
-def call(model: nn.Module, x: Any, what: str) -> Any:
-    """Return `model(x)`; whatever it raises becomes a `UserError` that says what `what` is."""
+def call(model: Callable[..., Any], *inputs: Any, what: str) -> Any:
+    """Return `model(*inputs)`; whatever it raises becomes a `UserError` that says what `what` is."""
     try:
-        return model(x)
+        return model(*inputs)
     except UserError:
         raise
     except Exception as error:
+        x = inputs[0]
         given = f"{x.dtype}, {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"the model fails on {what} ({given}): {in_a_line(error)}.") from error
 

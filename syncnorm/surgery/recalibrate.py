@@ -6,7 +6,7 @@ moments = syncnorm.layer_moments(model, batches, "running")     # the same, to m
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.measure import Measured, Normaliser, Take, measure, measure_over_ranks, no_variance
-from syncnorm.surgery.preconditions import call, warn_of_foreign_norms
+from syncnorm.surgery.measure import Measured, Normaliser, Run, Take, measure, measure_over_ranks, no_variance
+from syncnorm.surgery.preconditions import call as called
+from syncnorm.surgery.preconditions import warn_of_foreign_norms
 
 Estimator = Literal["population", "mean_of_batches"]
 
@@ -27,6 +28,7 @@ def layer_moments(
     batches: Iterable[Tensor],
     normaliser: Normaliser = "batch",
     *,
+    call: Run | None = None,
     over_ranks: bool = False,
     process_group: ProcessGroup | None = None,
 ) -> dict[str, Moments]:
@@ -52,9 +54,11 @@ def layer_moments(
     as in training with unsynchronised batch norm.
 
     Args:
-        model: any model that takes a batch as its only argument.
-        batches: inputs (N, ...) on the model's device; batches without samples are ignored. An iterator is consumed.
+        model: any model; without `call`, one that takes a batch as its only argument.
+        batches: inputs (N, ...) on the model's device, or with `call` batches of any kind; those without samples are
+            ignored. An iterator is consumed: `itertools.islice(loader, 100)` limits it, and `tqdm(...)` shows it.
         normaliser: as above.
+        call: how the model runs a batch, e.g. `lambda model, batch: model(batch["image"].cuda(), batch["mask"])`.
         over_ranks: merge over the ranks of torch.distributed, if it is initialised.
         process_group: those ranks; None is all of them.
 
@@ -67,7 +71,9 @@ def layer_moments(
             ranks: an error on any rank (every rank raises a UserError that names the rank), and models whose batch
             norms differ. With a single process, the model's own errors pass unchanged.
     """
-    return _together(partial(measure, model, batches, normaliser, _all_values), over_ranks, process_group)
+    run = nn.Module.__call__ if call is None else call
+    work = partial(measure, model, batches, normaliser, _all_values, run, tensors=call is None)
+    return _together(work, over_ranks, process_group)
 
 
 def recalibrate(
@@ -76,6 +82,7 @@ def recalibrate(
     normaliser: Normaliser = "batch",
     estimator: Estimator = "population",
     *,
+    call: Run | None = None,
     over_ranks: bool = True,
     process_group: ProcessGroup | None = None,
 ) -> nn.Module:
@@ -95,6 +102,9 @@ def recalibrate(
                             sorted data), n / (n - 1) does not compensate for it, and the variance is too small, more
                             so for smaller batches. A short last batch counts as much as a full one.
 
+    `call(model, batch)` runs a batch that is more than one tensor (see `layer_moments`). Under `torch.autocast` the
+    model runs in mixed precision, and the moments are taken of what the layers then get.
+
     For both, inputs of deeper layers depend on `normaliser` (see `layer_moments`), and dropout is off. Frozen layers
     get new statistics too: this is the way to change them. Layers without running statistics, layers that the forward
     does not reach, and batch counters do not change.
@@ -106,15 +116,23 @@ def recalibrate(
     Sources: PreciseBN (Wu & Johnson, arXiv 2105.07576); AdaBN (Li et al., arXiv 1603.04779).
     """
 
+    def run(model: nn.Module, batch: Any) -> Any:
+        forward = model if call is None else partial(call, model)
+        return called(forward, batch, what="a batch to measure batch norms with")
+
     def work() -> Measured:
         if estimator not in list(_TAKES):
             raise unknown("estimator", str(estimator), _TAKES)
-        run = partial(call, what="a batch to measure batch norms with")
-        return measure(model, batches, normaliser, _TAKES[estimator], run)
+        return measure(model, batches, normaliser, _TAKES[estimator], run, tensors=call is None)
 
     found = _together(work, over_ranks, process_group)
     warn_of_foreign_norms(model, "its statistics stay as they are")
-    layers = batch_norms(model)
+    _set(batch_norms(model), found, estimator)
+    return model
+
+
+def _set(layers: dict[str, nn.Module], found: dict[str, Moments], estimator: Estimator) -> None:
+    """Set the running statistics of layers to the moments found; if one is not finite, none changes."""
     changes: list[tuple[Tensor, Tensor]] = []
     for name, moments in found.items():
         mean, var = _unbiased(name, moments) if estimator == "population" else moments.mean.chunk(2)
@@ -128,14 +146,13 @@ def recalibrate(
         start: Callable[[], None] | None = getattr(layers[name], "_start_ranks", None)
         if start is not None:
             start()
-    return model
 
 
 def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> dict[str, Moments]:
     """Return the moments that `work` measures, here or over all ranks."""
     several = over_ranks and rank_and_size(group)[1] > 1
     measured = measure_over_ranks(work, group) if several else work()
-    if measured.channels and not measured.samples:
+    if measured.channels and not measured.batches:
         raise UserError("there is no sample to measure batch norms with: give at least one batch.")
     return measured.moments
 

@@ -43,7 +43,7 @@ class Tent:
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
             for _ in range(self.steps):
-                logits = call(self.model, x, "the batch to adapt to")
+                logits = call(self.model, x, what="the batch to adapt to")
                 if not isinstance(logits, Tensor) or logits.dim() != 2:
                     what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
                     raise UserError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import evaluate
+from syncnorm.training.freezing import FreezeNorms
 from syncnorm.training.layer_sync import SyncNorm
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     fit: Callable[..., Result]
 
-__all__ = ["Classifier", "SyncNorm", "evaluate", "fit"]
+__all__ = ["Classifier", "FreezeNorms", "SyncNorm", "evaluate", "fit"]
 
 
 def __getattr__(name: str) -> Any:

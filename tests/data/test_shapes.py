@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from syncnorm.data import load
-from syncnorm.data.sources import shapes
+from syncnorm.data.embedded import shapes
 from syncnorm.errors import UserError
 
 

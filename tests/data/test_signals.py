@@ -17,10 +17,10 @@ from sklearn.preprocessing import StandardScaler
 from syncnorm.config import Clients, Data, Run
 from syncnorm.data import augment, load, make_federated_dataset, partition_card
 from syncnorm.data.domain_pool import load_pool
+from syncnorm.data.embedded import activity, biosignal
+from syncnorm.data.embedded.signals import SIGNALS, activity_signals, biosignal_signals
 from syncnorm.data.normalise import normalised
 from syncnorm.data.raw import Signals
-from syncnorm.data.sources import activity, biosignal
-from syncnorm.data.sources.signals import SIGNALS, activity_signals, biosignal_signals
 from syncnorm.data.split import Parts, stratified_fifth
 from syncnorm.errors import UserError
 from syncnorm.training import fit
@@ -109,7 +109,7 @@ def test_every_person_is_the_same_in_a_fresh_process():
     names = ("activity-01", "activity-24", "biosignal-05")
     code = (
         "import hashlib, sys\n"
-        "from syncnorm.data.sources.signals import SIGNALS\n"
+        "from syncnorm.data.embedded.signals import SIGNALS\n"
         "for name in sys.argv[1:]:\n"
         "    print(hashlib.sha256(b''.join(part.tobytes() for part in SIGNALS[name]()[:4])).hexdigest())"
     )

@@ -14,7 +14,7 @@ import syncnorm
 from syncnorm.config import Clients, Data
 from syncnorm.data import Dataset, load, load_config, make_federated_dataset, partition_card
 from syncnorm.data.domain_pool import Pool, load_pool
-from syncnorm.data.sources.digits import DOMAINS, PAGES
+from syncnorm.data.embedded.digits import DOMAINS, PAGES
 from syncnorm.data.sources.load import MEMORY
 from syncnorm.data.sources.registered import embedded_pixels
 from syncnorm.data.split import Share, split_samples, stratified_order

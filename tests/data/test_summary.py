@@ -11,7 +11,7 @@ import torch
 from syncnorm.config import Clients, Data
 from syncnorm.data import fingerprint, load, make_federated_dataset
 from syncnorm.data.domain_pool import load_pool
-from syncnorm.data.sources.fonts import font_files
+from syncnorm.data.embedded.fonts import font_files
 from syncnorm.errors import UserError
 
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -53,7 +54,7 @@ def state_after(run: Run, rank: int | None) -> dict[str, torch.Tensor]:
     """Return parameters and running statistics: batch norm's of every rank, other norms' of rank 0."""
     prepared = prepare(run, torch.device("cpu"))
     kept = [shard[:24] for shard in prepared.shards]
-    classifier, _ = train(run, type(prepared)(prepared.data, prepared.model, kept), rank)
+    classifier, _ = train(run, replace(prepared, shards=kept), rank)
     state = {name: p.detach() for name, p in classifier.model.named_parameters()}
     for name, (means, variances) in statistics_by_rank(classifier.model).items():
         state |= {f"{name}.means": means, f"{name}.variances": variances}

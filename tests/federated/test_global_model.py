@@ -37,3 +37,17 @@ def test_the_samples_behind_the_global_accuracy_add_up_to_it() -> None:
     assert chance is not None
     assert chance.samples == len(samples.score)
     assert details_on(play(small_run(method="fedbn")).result(0.0).details, "global_accuracy") is None
+
+
+def test_the_samples_behind_the_worst_client_and_re_estimated_accuracies_add_up_to_them() -> None:
+    result = play(small_run(method="fedbn")).result(0.0)
+    worst = min(result.details["accuracy_by_client"].values())
+    assert result.metrics["client_accuracy_worst"] == worst
+    for name in ("client_accuracy_worst", "reestimated_accuracy", "reestimated_accuracy_worst"):
+        behind = details_on(result.details, name)
+        assert behind is not None
+        samples, chance = samples_of(behind), chance_of(behind)
+        assert samples is not None
+        assert chance is not None
+        assert samples.score.mean() == pytest.approx(result.metrics[name], abs=1e-6)
+        assert samples.weight.mean() == pytest.approx(1.0)

@@ -138,3 +138,15 @@ def test_virtual_ranks_within_real_ranks() -> None:
     torch.testing.assert_close(
         y.flatten(0, 1), GhostBatchNorm(C, virtual_ranks=4).double()(x), rtol=1e-12, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("training", [True, False])
+def test_channels_stay_where_they_are_in_memory(layout: torch.memory_format, training: bool) -> None:
+    layer, x = GhostBatchNorm(3, virtual_ranks=2).train(training), torch.randn(4, 3, 5, 6)
+    right, y = layer(x), layer(x.to(memory_format=layout))
+    torch.testing.assert_close(y, right)
+    assert y.is_contiguous(memory_format=layout)
+    volume = torch.randn(4, 3, 2, 5, 6).to(memory_format=torch.channels_last_3d)
+    assert layer(volume).is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.vmap(layer.eval(), randomness="different")(x[None].expand(2, -1, -1, -1, -1)).shape == (2, *x.shape)

@@ -15,11 +15,11 @@ from syncnorm.config import Run, run_id
 from syncnorm.samples import sample_details
 from syncnorm.study import Columns, Curve, Study
 from syncnorm.study.plan.spec import expand
-from syncnorm.study.report.analysis.comparisons import Line, compared, holm
 from syncnorm.study.report.analysis.evidence import evidence
 from syncnorm.study.report.analysis.points import gather
-from syncnorm.study.report.analysis.verdict import verdict, verdicts
 from syncnorm.study.report.claims import claims_table
+from syncnorm.study.report.inference.comparisons import Line, compared, holm
+from syncnorm.study.report.inference.verdict import verdict, verdicts
 from syncnorm.study.report.report import write_report
 from syncnorm.study.rows import Results, read
 from syncnorm.study.run.store import Store

@@ -14,8 +14,8 @@ from syncnorm.config import Devices, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study import Effects, Study
 from syncnorm.study.plan.spec import expand
-from syncnorm.study.report.analysis.effects import variance_terms
 from syncnorm.study.report.drawing.style import STYLE
+from syncnorm.study.report.inference.effects import variance_terms
 from syncnorm.study.report.plots.check import check_plots
 from syncnorm.study.report.plots.effects import EffectsView
 from syncnorm.study.rows import read

@@ -16,8 +16,8 @@ from syncnorm.config import Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.plan.spec import Grid, Study, expand
 from syncnorm.study.plot import Plot, as_plain
-from syncnorm.study.report.analysis.statistics import geometric, share_closed, summarise
 from syncnorm.study.report.drawing.style import STYLE
+from syncnorm.study.report.inference.statistics import geometric, share_closed, summarise
 from syncnorm.study.report.plots import Gap, Profile, from_plain
 from syncnorm.study.report.plots.gap import GapView
 from syncnorm.study.report.plots.profile import ProfileView

@@ -13,7 +13,7 @@ from scipy import stats
 from syncnorm.study import Improvement, Study
 from syncnorm.study.plan.spec import expand
 from syncnorm.study.plot import as_plain
-from syncnorm.study.report.analysis.improvement import aggregate
+from syncnorm.study.report.inference.improvement import aggregate
 from syncnorm.study.report.plots import from_plain
 from syncnorm.study.report.plots.improvement import ImprovementView
 from syncnorm.study.report.report import write_report

@@ -20,12 +20,12 @@ from syncnorm.config import Clients, Run
 from syncnorm.study.plan.spec import Study, expand
 from syncnorm.study.plot import Plot, View, as_plain
 from syncnorm.study.report.analysis.points import ChartView, Points, gather
-from syncnorm.study.report.analysis.statistics import summarise
 from syncnorm.study.report.analysis.tables import differences, means
 from syncnorm.study.report.console import layers_found
 from syncnorm.study.report.drawing.figures import footnote
 from syncnorm.study.report.drawing.panels import positions
 from syncnorm.study.report.drawing.style import STYLE
+from syncnorm.study.report.inference.statistics import summarise
 from syncnorm.study.report.partitions import partitions
 from syncnorm.study.report.plots import Columns, Curve, Drift, History, Trade, from_plain
 from syncnorm.study.report.plots.drift import DriftView

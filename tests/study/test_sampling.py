@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from syncnorm.samples import Samples
-from syncnorm.study.report.analysis.sampling import (
+from syncnorm.study.report.inference.sampling import (
     Effects,
     clusters_of,
     effects,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from syncnorm.study.report.analysis.statistics import (
+from syncnorm.study.report.inference.statistics import (
     Estimate,
     Share,
     Summary,

@@ -105,3 +105,21 @@ def test_a_dry_run_says_what_tuning_costs(tmp_path: Path) -> None:
     assert "48 runs, 36 finished, 12 to train" in after
     assert "3 of the lines are tuned" in after
     assert "12 of 12 differ in the seed and what is tuned alone" in after
+
+
+def test_a_total_is_shared_equally_by_the_lines_and_must_pay_for_a_trial_of_each() -> None:
+    def trials(total: int, **changes: Any) -> tuple[set[int], int]:
+        plan = plan_of(make(tune=replace(TUNE, trials=None, total=total, **changes)))
+        runs = sum(len(runs) for members in plan.lines for runs in members.trials)
+        return {len(members.trials) for members in plan.lines}, runs
+
+    each = sum(len(members.trials[0]) for members in plan_of(make(tune=TUNE)).lines)  # one trial of every line
+    assert trials(3 * each) == ({3}, 3 * each)
+    assert trials(4 * each - 1) == ({3}, 3 * each)
+    assert trials(3 * each, halve=True, seeds=2)[0] == {4}, "4 trials on the first seed, 2 of them on the second"
+    with pytest.raises(UserError, match=rf"tune\.total is {each - 1}, and one trial of each of the .* {each} runs"):
+        trials(each - 1)
+    with pytest.raises(UserError, match="both trials and total"):
+        replace(TUNE, total=100)
+    after, _ = with_options("--trials 2", tune=replace(TUNE, trials=None, total=3 * each))
+    assert {len(members.trials) for members in plan_of(after).lines} == {2}

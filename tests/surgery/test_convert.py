@@ -1,5 +1,4 @@
 import copy
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -251,18 +250,6 @@ def test_mistakes_leave_the_model_untouched(trained: Net) -> None:
         convert(nn.Sequential(nn.LazyBatchNorm2d()), "gn")
 
 
-def test_a_forward_of_its_own_is_warned_about() -> None:
-    class WithActivation(nn.BatchNorm2d):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x).relu()
-
-    with pytest.warns(UserWarning, match="layer '0' is a WithActivation with a forward of its own"):
-        convert(nn.Sequential(WithActivation(3)), "gn")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        convert(convert(nn.Sequential(MyNorm(3)), "sync_bn"), "gn")
-
-
 class TestScaledWeightStandardisation:
     """What "scaled_ws" does beside taking the batch norms out."""
 
@@ -319,8 +306,8 @@ class TestScaledWeightStandardisation:
         torch.manual_seed(0)
         plain = nn.Conv2d(4, 6, (3, 5), padding=padding, dilation=2, groups=2, bias=False, padding_mode="reflect")
         x = torch.randn(2, 4, 12, 12)
-        model = convert(nn.Sequential(plain, nn.ConvTranspose2d(6, 6, 3)), "scaled_ws")
         expected = copy.deepcopy(plain)
+        model = convert(nn.Sequential(plain, nn.ConvTranspose2d(6, 6, 3)), "scaled_ws")
         with torch.no_grad():
             expected.weight.copy_(scaled_weight_standardization(plain.weight, torch.ones(6)))
         assert torch.equal(model[0](x), expected(x))

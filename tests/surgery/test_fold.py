@@ -206,9 +206,9 @@ def test_only_what_can_be_is_folded(kind: str, reason: str) -> None:
     assert bool(batch_norms(model)) == bool(reason)
 
 
-class WithActivation(nn.BatchNorm2d):
+class WithResidual(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).relu()
+        return super().forward(x) + x
 
 
 def pair(conv: nn.Module, norm: nn.Module) -> nn.Module:
@@ -242,7 +242,7 @@ def hooked(index: int) -> nn.Module:
             lambda: pair(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
             "keeps no running statistics",
         ),
-        (lambda: pair(nn.Conv2d(3, 3, 1), WithActivation(3)), "it is a WithActivation with a forward of its own"),
+        (lambda: pair(nn.Conv2d(3, 3, 1), WithResidual(3)), "it is a WithResidual with a forward of its own"),
         (lambda: pair(ScaledWSConv2d(3, 3, 3), nn.BatchNorm2d(3)), "'0' is a ScaledWSConv2d with a forward"),
         (lambda: pair(weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)), "'0' computes its weight or bias"),
         (lambda: pruned(1), "it computes its weight or bias"),
@@ -476,3 +476,85 @@ def test_nothing_to_fold() -> None:
     assert str(fold_report(model)) == ""
     with pytest.warns(UserWarning, match="no convolution or linear layer"):
         assert isinstance(fold(nn.BatchNorm2d(3)), nn.BatchNorm2d)
+
+
+class OtherwiseTraced(nn.Module):
+    """A forward that does something else than what a trace of it shows."""
+
+    def __init__(self, faint: float = 1.0) -> None:
+        super().__init__()
+        self.conv, self.norm, self.faint = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), faint
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, torch.fx.Proxy):
+            return self.norm(self.conv(x))
+        return self.conv(self.norm(x)) * self.faint
+
+
+@pytest.mark.parametrize("faint", [1.0, 1e-9])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_outputs_are_compared_without_an_example_too(faint: float, dtype: torch.dtype) -> None:
+    model, x = trained(OtherwiseTraced(faint)).to(dtype), noise(2, 3, 6, 6, dtype=dtype)
+    before, state = model(x), copy.deepcopy(model.state_dict())
+    for given in ({}, {"example": x}):
+        with pytest.raises(UserError, match=r"would change the model's output on (the example|a made-up batch)"):
+            fold(model, **given)
+        assert torch.equal(model(x), before)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert list(batch_norms(model)) == ["norm"]
+
+
+class Tokens(nn.Module):
+    """Two inputs, integers and numbers of another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(7, 6), nn.Conv1d(6, 4, 1)
+        self.norm, self.other = nn.BatchNorm1d(4), nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        y = self.norm(self.mix(self.embed(ids).transpose(1, 2)))
+        return y + self.other(x)[..., None]
+
+
+def test_inputs_are_made_up_for_every_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = trained(Tokens()).double(), []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append([tuple(x.shape) for x in inputs]))
+    inputs = torch.tensor([[1, 2], [3, 4]]), noise(2, 5)
+    before = model(*inputs)
+    seen.clear()
+    torch.testing.assert_close(quietly(model)(*inputs), before, rtol=1e-12, atol=1e-12)
+    assert seen[0] == [(2, 32), (2, 5)]
+    fixed = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5))).double()
+    fixed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    quietly(fixed)
+    assert seen[-1] == (2, 3, 6, 6)
+
+
+@pytest.mark.parametrize("weight", [False, True])
+@pytest.mark.parametrize("first", [None, False, True])
+@pytest.mark.parametrize("second", [None, False, True])
+def test_a_new_bias_learns_if_one_that_it_is_made_of_does(
+    weight: bool, first: bool | None, second: bool | None
+) -> None:
+    model = pair(nn.Conv2d(3, 3, 1, bias=first is not None), nn.BatchNorm2d(3, affine=second is not None))
+    model[0].weight.requires_grad_(weight)
+    for layer, learns in zip(model, (first, second), strict=True):
+        if learns is not None:
+            layer.bias.requires_grad_(learns)
+    quietly(model)
+    assert model[0].weight.requires_grad is weight
+    assert model[0].bias.requires_grad is bool(first or second)
+
+
+def test_a_refused_fold_leaves_converted_layers_as_they_were() -> None:
+    model, x = trained(OtherwiseTraced()).double(), noise(2, 3, 6, 6)
+    before = model(x)
+    kinds = [type(layer) for layer in convert(model, "ws").modules()]
+    convert(revert(model), "mabn")
+    kinds, parameters = [type(layer) for layer in model.modules()], [id(p) for p in model.parameters()]
+    with pytest.raises(UserError, match="folding would change"):
+        fold(model)
+    assert [type(layer) for layer in model.modules()] == kinds
+    assert [id(p) for p in model.parameters()] == parameters
+    assert torch.equal(revert(model)(x), before)

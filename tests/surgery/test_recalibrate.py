@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -208,3 +209,46 @@ def test_mistakes_get_a_sentence() -> None:
             call()
         assert sentence in str(caught.value)
     assert layer_moments(net, one * 3, "running")["first"].count == 3
+
+
+class Masked(nn.Module):
+    """A model of two inputs, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, image: Tensor, *, weight: Tensor) -> Tensor:
+        return self.net(image * weight)
+
+
+def test_call_says_how_a_batch_of_several_inputs_runs() -> None:
+    whole, masked = network(), Masked()
+    loader = [{"image": x, "weight": torch.tensor(2.0)} for x in batches((5, 0, 8))]
+
+    def run(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return model(batch["image"], weight=batch["weight"])
+
+    recalibrate(whole, [2 * x for x in batches((5, 0, 8))])
+    recalibrate(masked, iter(loader), call=run)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(masked.net.state_dict()[name], value, **CLOSE)
+    found = layer_moments(masked, islice(loader, 1), call=run)
+    assert found["net.first"].count == 5 * 4
+    with pytest.raises(UserError, match=r"the model fails on a batch .* \(dict\): KeyError: 'depth'"):
+        recalibrate(masked, loader, call=lambda model, batch: model(batch["depth"]))
+    with pytest.raises(UserError, match="no sample to measure"):
+        recalibrate(masked, [], call=run)
+    with pytest.raises(UserError, match="or say with call=lambda model, batch: "):
+        recalibrate(masked, loader)  # type: ignore[arg-type]
+
+
+def test_mixed_precision_measures_what_the_layers_get() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    x = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        recalibrate(model, [x])
+        values = model[0](x).double()
+    torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)).float())
+    var = values.transpose(0, 1).flatten(1).var(1)
+    torch.testing.assert_close(model[1].running_var, var.float())

@@ -1,1 +1,1 @@
-"""Sources of samples: embedded, generated, local files, the Hugging Face hub."""
+"""Sources of samples by name or path: embedded and registered data, local files, the Hugging Face hub."""

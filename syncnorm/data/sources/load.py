@@ -12,15 +12,15 @@ from syncnorm.checks import check_fraction
 from syncnorm.config import Data
 from syncnorm.data.augment import Kind, check_augment
 from syncnorm.data.dataset import CLASSES, Dataset, Scale
+from syncnorm.data.embedded.digits import DOMAINS
+from syncnorm.data.embedded.signals import SYNOPSIS
 from syncnorm.data.normalise import normalised
 from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources.cache import cached
-from syncnorm.data.sources.digits import DOMAINS
 from syncnorm.data.sources.har import har_signals, is_har
 from syncnorm.data.sources.local import columns_of, find, read_tables
 from syncnorm.data.sources.memory import Memory
 from syncnorm.data.sources.registered import ON_REGISTRATION, SOURCES, Read, Request, is_registered, without_size
-from syncnorm.data.sources.signals import SYNOPSIS
 from syncnorm.data.sources.tables import Wanted, hub_splits, pick_splits
 from syncnorm.data.split import (
     WHOLE,

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
+from syncnorm.data.embedded import shapes
+from syncnorm.data.embedded.digits import DOMAINS, MAX_SIZE, MIN_SIZE, ORIGINS, SIZE, SUMMARIES
+from syncnorm.data.embedded.signals import SIGNALS
 from syncnorm.data.raw import Pixels, Signals
-from syncnorm.data.sources import shapes
 from syncnorm.data.sources.arrays import from_registered
 from syncnorm.data.sources.cache import cached
-from syncnorm.data.sources.digits import DOMAINS, MAX_SIZE, MIN_SIZE, ORIGINS, SIZE, SUMMARIES
-from syncnorm.data.sources.signals import SIGNALS
 from syncnorm.errors import UserError, unknown, with_article
 from syncnorm.registry import Registry, check_named
 

@@ -28,6 +28,8 @@ REGISTERED = "metric."
 """Prefix of the name of a registered metric."""
 ARRAYS, CONFIG, EXTRA, METRICS, FALLBACK, OWN = "arrays", "config", "extra", "metrics", "fallback", "own"
 ROUND, RUN, EXAMPLES, IDLE, SMALL = "server-round", "run", "num-examples", "idle", "small-batches"
+BY_SAMPLE = ("by_sample", "again_by_sample")
+"""Fields of a score with a value for each test sample."""
 MOMENTS = ("count", "mean", "m2")
 
 
@@ -140,8 +142,9 @@ def pack_score(score: Score) -> RecordDict:
     metrics: dict[str, Any] = {EXAMPLES: score.samples, "accuracy": score.accuracy, "loss": score.loss}
     if score.reestimated is not None:
         metrics["reestimated"] = score.reestimated
-    if score.by_sample is not None:
-        metrics["by_sample"] = score.by_sample.double().tolist()
+    for name in BY_SAMPLE:
+        if (values := getattr(score, name)) is not None:
+            metrics[name] = values.double().tolist()
     metrics |= {f"{REGISTERED}{name}": value for name, value in score.metrics.items()}
     return RecordDict({METRICS: MetricRecord(metrics), **pack_moments(score.moments)})
 
@@ -158,7 +161,7 @@ def unpack_score(client: int, content: RecordDict, device: torch.device) -> Scor
         reestimated=number(content, METRICS, "reestimated") if "reestimated" in metrics else None,
         moments=unpack_moments(content, device),
         metrics={name.removeprefix(REGISTERED): number(content, METRICS, name) for name in own},
-        by_sample=torch.tensor(metrics["by_sample"], dtype=torch.float64) if "by_sample" in metrics else None,
+        **{name: torch.tensor(metrics[name], dtype=torch.float64) for name in BY_SAMPLE if name in metrics},
     )
 
 

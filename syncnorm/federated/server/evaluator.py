@@ -105,7 +105,8 @@ class Evaluator:
             details["drift"] = drift(seen)
         found, further = self._global_scores()
         metrics |= found | self._with_other_statistics()
-        details |= {FURTHER: further} if further else {}
+        if further:
+            details[FURTHER] = details.get(FURTHER, {}) | further
         if federation.world.held_out:
             metrics |= self._held_out()
         return metrics, details

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
-from syncnorm.samples import ACCURACY, sample_details
+from syncnorm.samples import ACCURACY, FURTHER, sample_details
 from syncnorm.surgery import layer_moments
 from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
@@ -37,6 +37,8 @@ class Score:
     """Registered metrics, by name."""
     by_sample: Tensor | None = None
     """Each test sample's score (`Task.scores`): (n,); 1 or 0 of classification. None if the client did not say."""
+    again_by_sample: Tensor | None = None
+    """The same with re-estimated statistics."""
 
 
 def score(federation: Federation, client: int, state: State) -> Score:
@@ -53,8 +55,19 @@ def score(federation: Federation, client: int, state: State) -> Score:
     # Equal parts: a last part with a single sample would have no variance in a linear layer.
     moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
-    reestimated, _ = weighted(federation.models.with_state(again), x, y, weights, federation.run.task)
-    return Score(client, accuracy, loss, len(own), reestimated, moments, metrics, scores)
+    outputs = predict(federation.models.with_state(again), x, CHUNK)
+    reestimated, _ = score_and_loss(federation.run.task, outputs, y, weights)
+    return Score(
+        client,
+        accuracy,
+        loss,
+        len(own),
+        reestimated,
+        moments,
+        metrics,
+        by_sample=scores,
+        again_by_sample=federation.task.scores(outputs, y),
+    )
 
 
 def validate(federation: Federation, client: int, state: State) -> tuple[float, float]:
@@ -98,20 +111,41 @@ def summary(federation: Federation, scores: Sequence[Score]) -> dict[str, float]
 
 
 def scores_by_sample(federation: Federation, scores: Sequence[Score]) -> dict[str, Any]:
-    """Return the details on the test samples that the mean accuracy over clients rests on.
+    """Return the details on the test samples that the mean accuracy over clients rests on, and, as `FURTHER`, on
+    those of the worst client and of re-estimated statistics.
+
+    The worst client's samples are those of the client that is worst in this run, as if it had been chosen before.
+    """
+    worst = min(scores, key=lambda one: one.accuracy)
+    chosen: dict[str, list[tuple[int, Tensor | None]]] = {
+        "client_accuracy_worst": [(worst.client, worst.by_sample)],
+    }
+    again = [one for one in scores if one.reestimated is not None]
+    if again:
+        worst = min(again, key=lambda one: one.reestimated or 0.0)
+        chosen["reestimated_accuracy"] = [(one.client, one.again_by_sample) for one in again]
+        chosen["reestimated_accuracy_worst"] = [(worst.client, worst.again_by_sample)]
+    named = {federation.task.named(name): some for name, some in chosen.items()}
+    further = {name: found for name, some in named.items() if (found := _behind(federation, some))}
+    main = _behind(federation, [(one.client, one.by_sample) for one in scores])
+    return main | ({FURTHER: further} if further else {})
+
+
+def _behind(federation: Federation, scores: Sequence[tuple[int, Tensor | None]]) -> dict[str, Any]:
+    """Return the details on the test samples behind a mean over clients, given each client's scores.
 
     With n samples that have a weight at one of K clients, sample i has the weight n / K * sum_k w_ki and the score
-    n / K * sum_k w_ki * score_ki, so that the mean of the scores is the main metric. Empty if a client did not say
-    its samples' scores.
+    n / K * sum_k w_ki * score_ki, so that the mean of the scores is the metric. Empty if a client did not say its
+    samples' scores.
     """
     population, pool = federation.population, federation.population.pool
     weight, score = (torch.zeros(len(pool.test_y), dtype=torch.float64) for _ in range(2))
-    for one in scores:
-        if one.by_sample is None:
+    for client, by_sample in scores:
+        if by_sample is None:
             return {}
-        place, own = population.test_places(one.client), population.test_weights(one.client).cpu()
+        place, own = population.test_places(client), population.test_weights(client).cpu()
         weight.index_add_(0, place, own)
-        score.index_add_(0, place, own * one.by_sample.cpu())
+        score.index_add_(0, place, own * by_sample.cpu())
     tested = weight.nonzero()[:, 0]
     share = len(tested) / len(scores)
     origin = None if pool.origin is None else pool.origin.cpu()[tested]

@@ -62,7 +62,13 @@ def lines_of(study: Study, tune: Tune, points: Points) -> list[Members]:
         grouped.setdefault(name, []).append((run, seeds))
         fields[name] = own
     _check_own(tune, list(fields.values()))
-    return [_members(study, tune, name, fields[name], tuple(members)) for name, members in grouped.items()]
+    ranges = {name: _ranges(tune, fields[name], members) for name, members in grouped.items()}
+    at = {name: _tried(tune, name, members) for name, members in grouped.items() if ranges[name]}
+    tune = tune.paid([len(runs) for runs in at.values()])
+    return [
+        _members(study, tune, Named(name, fields[name], ranges[name]), tuple(members), at.get(name, []))
+        for name, members in grouped.items()
+    ]
 
 
 def line_values(study: Study, tune: Tune) -> list[str]:
@@ -72,19 +78,40 @@ def line_values(study: Study, tune: Tune) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-def _members(study: Study, tune: Tune, name: str, fields: dict[str, Any], points: Points) -> Members:
-    """Return a line with its trials' runs; one without ranges has nothing to try."""
+@dataclass(frozen=True)
+class Named:
+    """What distinguishes a line."""
+
+    name: str
+    fields: dict[str, Any]
+    """The values of the fields that make it a line."""
+    ranges: dict[str, Range]
+    """What it tunes."""
+
+
+def _ranges(tune: Tune, fields: dict[str, Any], points: Points) -> dict[str, Range]:
+    """Return the ranges of a line: those of every line and its own, as far as all its points have the field."""
     texts = [_text(value) for value in fields.values()]
     more = [ranges for value, ranges in tune.own.items() if value in texts]
     ranges = {field: one for given in (tune.ranges, *more) for field, one in given.items()}
-    ranges = {field: one for field, one in ranges.items() if all(has_field(run, field) for run, _ in points)}
-    if not ranges:  # one trial without runs, which is chosen at once
-        return Members(Line(name, fields, {}, (Trial({}, ((),) * tune.seeds),), len(points)), points, ((),), ())
+    return {field: one for field, one in ranges.items() if all(has_field(run, field) for run, _ in points)}
+
+
+def _tried(tune: Tune, name: str, points: Points) -> list[Run]:
+    """Return the points at which a line's trials train."""
     chosen = [run for run, _ in points if _is_at(run, tune.at)]
     if not chosen:
         raise UserError(
             f"no point of the line with {name} has the values of tune.at ({tune.at}): name some that every line has."
         )
+    return chosen
+
+
+def _members(study: Study, tune: Tune, named: Named, points: Points, chosen: list[Run]) -> Members:
+    """Return a line with its trials' runs; one without ranges has nothing to try."""
+    name, fields, ranges = named.name, named.fields, named.ranges
+    if not ranges:  # one trial without runs, which is chosen at once
+        return Members(Line(name, fields, {}, (Trial({}, ((),) * tune.seeds),), len(points)), points, ((),), ())
     values = tune.trial_values(study.name, ranges)
     seeds = range(tune.first_seed, tune.first_seed + tune.seeds)
     runs = [

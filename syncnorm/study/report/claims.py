@@ -7,7 +7,7 @@ from syncnorm.study.report.analysis.evidence import evidence
 from syncnorm.study.report.analysis.labels import setting
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points
 from syncnorm.study.report.analysis.tables import mean_text
-from syncnorm.study.report.analysis.verdict import Record, Verdict, verdicts
+from syncnorm.study.report.inference.verdict import Record, Verdict, verdicts
 from syncnorm.study.report.render import LeftOut, render, stored_plots
 from syncnorm.study.rows import Results
 from syncnorm.study.table import Cell, Table

@@ -1,6 +1,6 @@
 """What a study tunes: ranges of fields, and the budget that every line gets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from math import prod
@@ -30,7 +30,8 @@ class Tune:
     ranges: dict[str, Range]
     """Ranges of the fields that every line tunes, by field (as in `vary`)."""
     trials: int | None = None
-    """Number of trials of a line; None: every combination of ranges that are all `Choice`."""
+    """Number of trials of a line; None: what `total` pays for, else every combination of ranges that are all
+    `Choice`."""
     per: tuple[str, ...] = ()
     """Fields whose values make a line. With the x of a figure among them, every point gets its own choice."""
     own: dict[str, dict[str, Range]] = field(default_factory=dict)
@@ -48,6 +49,8 @@ class Tune:
     """Successive halving: all trials train on the first seed, the better half of them on the next, and so on."""
     shared: bool = True
     """Also train every point at the base run's own values, for the report's comparison."""
+    total: int | None = None
+    """Number of runs that tuning may train in all, instead of `trials`: every line gets equally many trials of it."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -59,12 +62,14 @@ class Tune:
                 raise UserError(f"tune has {value!r} for {name}: write {kinds}.")
         if not self.fields():
             raise UserError("tune has no ranges: write Tune({FIELD: RANGE}), or leave tune out.")
-        for name, number in (("trials", self.trials), ("seeds", self.seeds)):
+        if self.trials is not None and self.total is not None:
+            raise UserError("tune has both trials and total: set trials, of each line, or total, of all runs.")
+        for name, number in (("trials", self.trials), ("seeds", self.seeds), ("total", self.total)):
             if number is not None and number < 1:
                 raise UserError(f"tune.{name} is {number}: it must be at least 1.")
         if self.first_seed < 0:
             raise UserError(f"tune.first_seed is {self.first_seed}: it must be at least 0.")
-        if self.trials is None:
+        if self.trials is None and self.total is None:
             self._check_combinations()
 
     @property
@@ -104,6 +109,23 @@ class Tune:
             total += trials
             trials = half(trials) if self.halve else trials
         return total
+
+    def paid(self, points: Sequence[int]) -> "Tune":
+        """Return the same with the number of trials that `total` pays for, for lines that try at so many points.
+
+        A total that pays for no trial of each line raises `UserError`.
+        """
+        if self.total is None or not points:
+            return self
+        trials, each = 0, sum(points)
+        while self.budget(trials + 1) * each <= self.total:
+            trials += 1
+        if not trials:
+            raise UserError(
+                f"tune.total is {self.total}, and one trial of each of the {len(points)} lines takes "
+                f"{self.budget(1) * each} runs: set it to that or more, or tune fewer lines."
+            )
+        return replace(self, trials=trials, total=None)
 
     def _all(self) -> list[tuple[str, Range]]:
         own = [pair for more in self.own.values() for pair in more.items()]

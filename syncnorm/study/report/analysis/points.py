@@ -14,8 +14,6 @@ from syncnorm.study.plan.spec import KIND
 from syncnorm.study.plot import Axis, Plot, View, names_of
 from syncnorm.study.report.analysis.across import Across, sample
 from syncnorm.study.report.analysis.agreement import without_repeats
-from syncnorm.study.report.analysis.behind import guesses, samples_behind
-from syncnorm.study.report.analysis.comparisons import Comparison, Line, compared
 from syncnorm.study.report.analysis.labels import (
     IN_NATS,
     Metric,
@@ -26,15 +24,17 @@ from syncnorm.study.report.analysis.labels import (
     value_label,
 )
 from syncnorm.study.report.analysis.lines import Place, axis_value, line_names
-from syncnorm.study.report.analysis.sampling import (
+from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
+from syncnorm.study.report.inference.behind import guesses, samples_behind
+from syncnorm.study.report.inference.comparisons import Comparison, Line, compared
+from syncnorm.study.report.inference.sampling import (
     Clusters,
     Combined,
     effects,
     over_both,
     over_test_samples,
 )
-from syncnorm.study.report.analysis.statistics import Summary, paired, summarise
-from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
+from syncnorm.study.report.inference.statistics import Summary, paired, summarise
 from syncnorm.study.rows import Results, Row, diverged
 
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from syncnorm.study.plot import Axis, names_of
-from syncnorm.study.report.analysis.comparisons import Comparison
 from syncnorm.study.report.analysis.lines import Place
 from syncnorm.study.report.analysis.points import Points
-from syncnorm.study.report.analysis.statistics import Summary
+from syncnorm.study.report.inference.comparisons import Comparison
+from syncnorm.study.report.inference.statistics import Summary
 
 
 def records_of(points: Points) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from syncnorm.study.report.analysis.captions import SURVIVES, comparisons_words,
 from syncnorm.study.report.analysis.labels import Metric, setting
 from syncnorm.study.report.analysis.points import Points
 from syncnorm.study.report.analysis.records import records_of
-from syncnorm.study.report.analysis.statistics import Estimate, Summary, overlap
+from syncnorm.study.report.inference.statistics import Estimate, Summary, overlap
 from syncnorm.study.table import MINUS, NOTHING, Cell, Table
 
 BOLD = "Bold: best of its column, with an interval apart from all others in it. "

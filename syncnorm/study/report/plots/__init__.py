@@ -11,6 +11,7 @@ from syncnorm.study.report.plots.columns import Columns
 from syncnorm.study.report.plots.curve import Curve
 from syncnorm.study.report.plots.drift import Drift
 from syncnorm.study.report.plots.effects import Effects
+from syncnorm.study.report.plots.evaluations import Evaluations
 from syncnorm.study.report.plots.gap import Gap
 from syncnorm.study.report.plots.history import History
 from syncnorm.study.report.plots.improvement import Improvement
@@ -23,6 +24,7 @@ __all__ = [
     "Curve",
     "Drift",
     "Effects",
+    "Evaluations",
     "Gap",
     "History",
     "Improvement",
@@ -34,7 +36,18 @@ __all__ = [
 
 Kind = TypeVar("Kind", bound=type[Plot])
 
-BUILT_IN: tuple[type[Plot], ...] = (Curve, History, Trade, Columns, Drift, Effects, Gap, Profile, Improvement)
+BUILT_IN: tuple[type[Plot], ...] = (
+    Curve,
+    History,
+    Trade,
+    Columns,
+    Drift,
+    Effects,
+    Evaluations,
+    Gap,
+    Profile,
+    Improvement,
+)
 PLOTS: Registry[type[Plot]] = Registry("plot", {plot.kind: plot for plot in BUILT_IN})
 """The kinds of plots, by their names in `study.json`."""
 

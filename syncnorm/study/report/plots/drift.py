@@ -11,11 +11,11 @@ from syncnorm.study.plot import Axis, Plot, View, names_of
 from syncnorm.study.report.analysis.labels import Metric, field_label, short_setting
 from syncnorm.study.report.analysis.lines import axis_value, line_names
 from syncnorm.study.report.analysis.points import file_name, rows_of, said_diverged
-from syncnorm.study.report.analysis.statistics import summarise
 from syncnorm.study.report.analysis.tables import mean_text
 from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
 from syncnorm.study.report.drawing.panels import clip
 from syncnorm.study.report.drawing.style import CHARACTER, FAINT, INK
+from syncnorm.study.report.inference.statistics import summarise
 from syncnorm.study.rows import Results, diverged
 from syncnorm.study.table import NOTHING, Cell, Table
 

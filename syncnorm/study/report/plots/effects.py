@@ -10,13 +10,13 @@ from syncnorm.errors import UserError
 from syncnorm.study.plot import Axis, Plot, Reads, View, agrees
 from syncnorm.study.report.analysis.across import sample
 from syncnorm.study.report.analysis.agreement import without_repeats
-from syncnorm.study.report.analysis.effects import Term, variance_terms
 from syncnorm.study.report.analysis.labels import Metric, field_label, listing, metric_label, setting, value_label
 from syncnorm.study.report.analysis.points import file_name, joined
 from syncnorm.study.report.analysis.records import statistics_columns
-from syncnorm.study.report.analysis.statistics import Summary, summarise
 from syncnorm.study.report.analysis.tables import mean_text
 from syncnorm.study.report.drawing.style import CHARACTER, FAINT, INK
+from syncnorm.study.report.inference.effects import Term, variance_terms
+from syncnorm.study.report.inference.statistics import Summary, summarise
 from syncnorm.study.rows import Results, Row, diverged
 from syncnorm.study.table import MINUS, NOTHING, Cell, Table
 

@@ -15,11 +15,11 @@ from syncnorm.study.report.analysis.labels import listing, setting
 from syncnorm.study.report.analysis.lines import Place
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, joined, named, place, usual
 from syncnorm.study.report.analysis.records import place_columns, statistics_columns
-from syncnorm.study.report.analysis.statistics import Share, Summary, paired, share_closed
 from syncnorm.study.report.analysis.tables import blocks_of, interval_text, mean_text
 from syncnorm.study.report.drawing.figures import Sheet, below, compose, panel_titles
 from syncnorm.study.report.drawing.panels import Styles, draw_line, grid, is_numeric, positions, x_axis
 from syncnorm.study.report.drawing.style import FAINT
+from syncnorm.study.report.inference.statistics import Share, Summary, paired, share_closed
 from syncnorm.study.rows import Results, Row, diverged
 from syncnorm.study.table import MINUS, NOTHING, Cell, Table
 

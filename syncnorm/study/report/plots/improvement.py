@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from syncnorm.study.plot import Axis, Reads
 from syncnorm.study.report.analysis.across import Across, Field
-from syncnorm.study.report.analysis.improvement import Aggregate, aggregate
 from syncnorm.study.report.analysis.labels import Metric, field_label, listing
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named
-from syncnorm.study.report.analysis.statistics import Estimate
 from syncnorm.study.report.analysis.tables import interval_text
 from syncnorm.study.report.drawing.figures import Sheet, compose
 from syncnorm.study.report.drawing.panels import Styles, clip
 from syncnorm.study.report.drawing.style import FAINT, GRID
+from syncnorm.study.report.inference.improvement import Aggregate, aggregate
+from syncnorm.study.report.inference.statistics import Estimate
 from syncnorm.study.rows import Results
 from syncnorm.study.table import NOTHING, Cell, Table
 

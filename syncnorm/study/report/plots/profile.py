@@ -11,10 +11,10 @@ from syncnorm.study.report.analysis.labels import listing
 from syncnorm.study.report.analysis.lines import Place, axis_value
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named, rows_of
 from syncnorm.study.report.analysis.records import place_columns
-from syncnorm.study.report.analysis.statistics import Estimate, geometric, summarise
 from syncnorm.study.report.analysis.tables import blocks_of, interval_text
 from syncnorm.study.report.drawing.figures import Sheet, compose, panel_titles, slanted
 from syncnorm.study.report.drawing.panels import SPAN, TURN, Styles, clip, draw_line, grid
+from syncnorm.study.report.inference.statistics import Estimate, geometric, summarise
 from syncnorm.study.rows import Results
 from syncnorm.study.table import NOTHING, Cell, Table
 

@@ -17,8 +17,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from syncnorm.data.embedded.digits import UCI, Image, eight_bit, photographs, resample
 from syncnorm.data.raw import Groups, Pixels
-from syncnorm.data.sources.digits import UCI, Image, eight_bit, photographs, resample
 from syncnorm.data.split import stratified_fifth
 from syncnorm.errors import UserError
 from syncnorm.seeds import derive

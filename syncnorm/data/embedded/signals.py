@@ -1,7 +1,7 @@
 """The generated signals: one data set per person, so that persons are domains of one task.
 
-`activity-01` to `activity-24` are described in `syncnorm.data.sources.activity`, `biosignal-01` to `biosignal-16` in
-`syncnorm.data.sources.biosignal`. A person's windows depend only on the person's number, not on the number of
+`activity-01` to `activity-24` are described in `syncnorm.data.embedded.activity`, `biosignal-01` to `biosignal-16` in
+`syncnorm.data.embedded.biosignal`. A person's windows depend only on the person's number, not on the number of
 persons.
 """
 
@@ -10,8 +10,8 @@ from functools import partial
 
 import numpy as np
 
+from syncnorm.data.embedded import activity, biosignal
 from syncnorm.data.raw import Signals
-from syncnorm.data.sources import activity, biosignal
 
 ACTIVITY_PERSONS, BIOSIGNAL_PERSONS = 24, 16
 ACTIVITY_WINDOWS, BIOSIGNAL_WINDOWS = 55, 90

@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from syncnorm.data.embedded.fonts import font_files, render_digit
 from syncnorm.data.raw import Labels, Origin, Pixels
-from syncnorm.data.sources.fonts import font_files, render_digit
 from syncnorm.seeds import derive
 
 SIZE = 16

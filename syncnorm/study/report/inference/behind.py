@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from syncnorm.samples import details_on, samples_of
-from syncnorm.study.report.analysis.sampling import Clusters, clusters_of
+from syncnorm.study.report.inference.sampling import Clusters, clusters_of
 from syncnorm.study.rows import Row, at_chance
 
 

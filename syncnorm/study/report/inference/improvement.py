@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from syncnorm.seeds import derive
-from syncnorm.study.report.analysis.statistics import Estimate
+from syncnorm.study.report.inference.statistics import Estimate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from syncnorm.study.report.analysis.comparisons import LEVEL
+from syncnorm.study.report.inference.comparisons import LEVEL
 
 SEEDS = 5
 """The smallest number of seeds for a claim."""

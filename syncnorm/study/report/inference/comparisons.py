@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import TypeVar
 
-from syncnorm.study.report.analysis.sampling import Clusters, Combined, effects, over_both, over_test_samples
-from syncnorm.study.report.analysis.statistics import Summary, paired
+from syncnorm.study.report.inference.sampling import Clusters, Combined, effects, over_both, over_test_samples
+from syncnorm.study.report.inference.statistics import Summary, paired
 
 LEVEL = 0.05
 """Probability of any false difference in a table, by Holm's correction."""

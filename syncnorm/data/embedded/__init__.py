@@ -1,0 +1,1 @@
+"""Data that comes with the package: embedded digits and shapes, generated signals."""

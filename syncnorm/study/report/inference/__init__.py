@@ -1,0 +1,1 @@
+"""What numbers can carry: intervals, corrected comparisons, effects, and the rule of what is found."""

@@ -1,0 +1,134 @@
+"""Keep batch norms from changing while the rest of a model trains.
+
+model = syncnorm.freeze(model, "backbone")                      # statistics stay; survives model.train()
+model = syncnorm.freeze(model, affine=True, from_step=1000)     # gamma and beta too, after 1,000 steps
+model = syncnorm.unfreeze(model)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from syncnorm.errors import UserError
+from syncnorm.surgery.convert import batch_norms
+from syncnorm.surgery.preconditions import check_model
+from syncnorm.surgery.where import Where, selected
+
+_HOLD = "_syncnorm_hold"
+
+
+class _Clock:
+    """A model's hook that counts its forward passes in training."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, model: nn.Module, inputs: Any) -> None:
+        if model.training:
+            self.left -= 1
+
+    @property
+    def due(self) -> bool:
+        """Whether the passes before the freeze are over."""
+        return self.left < 0
+
+
+class _Hold:
+    """A layer's hook that puts it into evaluation mode before every forward pass, however often it is put back."""
+
+    def __init__(self, clock: _Clock, affine: bool) -> None:
+        self.clock = clock
+        self.affine = affine
+        self.active = True
+        self.stopped: list[nn.Parameter] = []
+        """Parameters that trained before."""
+
+    def __call__(self, layer: nn.Module, inputs: Any) -> None:
+        if self.active and layer.training and self.clock.due:
+            self.hold(layer)
+
+    def hold(self, layer: nn.Module) -> None:
+        """Freeze the layer."""
+        layer.training = False
+        for parameter in layer.parameters(recurse=False) if self.affine else ():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                self.stopped.append(parameter)
+            parameter.grad = None  # an optimiser passes over parameters without gradient, momentum and decay included
+
+    def release(self, layer: nn.Module, training: bool) -> None:
+        """Let the layer train again."""
+        self.active = False
+        layer.training = training
+        for parameter in self.stopped:
+            parameter.requires_grad_(True)
+
+
+def freeze(model: nn.Module, where: Where | None = None, *, affine: bool = False, from_step: int = 0) -> nn.Module:
+    """Freeze the running statistics of batch norms of `model`, in place, and return it.
+
+    A frozen layer normalises with its running mean and variance and updates neither, in training too. This survives
+    `model.train()`, copies and `load_state_dict`; `unfreeze` undoes it. `convert`, `revert` and `fold` replace a
+    frozen layer by one that is not frozen: freeze afterwards. Gradients flow through a frozen layer as through any
+    fixed affine map. A layer that is frozen already gets the new settings.
+
+    Args:
+        model: any model.
+        where: which batch norms, of those in `batch_norms(model)`; None is all (see `Where`).
+        affine: freeze weight and bias as well: they lose `requires_grad` and their gradient, so that an optimiser
+            passes over them. DistributedDataParallel has to wrap the model afterwards, or find unused parameters.
+        from_step: number of forward passes of `model` in training, from now on, before the freeze begins.
+
+    Raises:
+        UserError: no batch norm, or none that `where` selects; a layer without running statistics; a negative step.
+
+    Sources: FixBN freezes for the second part of training (Zhong et al., arXiv 2303.06530).
+    """
+    check_model(model)
+    if from_step < 0:
+        raise UserError(f"from_step is {from_step}: it must be at least 0.")
+    layers = _selected(model, where)
+    if not layers:
+        raise UserError("the model has no batch norm to freeze.")
+    for name, layer in layers.items():
+        if layer.running_mean is None or layer.running_var is None:
+            raise UserError(
+                f"layer '{name}' ({type(layer).__name__}) keeps no running statistics, so it cannot be frozen: leave "
+                "it out with where, or let it track them."
+            )
+    unfreeze(model, where)
+    clock = _Clock(from_step if from_step else -1)
+    if from_step:
+        model.register_forward_pre_hook(clock)
+    for layer in layers.values():
+        hold = _Hold(clock, affine)
+        layer.register_forward_pre_hook(hold)
+        setattr(layer, _HOLD, hold)
+        if clock.due:
+            hold.hold(layer)
+    return model
+
+
+def unfreeze(model: nn.Module, where: Where | None = None) -> nn.Module:
+    """Undo `freeze` for the batch norms that `where` selects, in place, and return the model.
+
+    They take the model's mode, training or evaluation, and their parameters train again if they did before.
+    """
+    for layer in _selected(model, where).values():
+        hold = getattr(layer, _HOLD, None)
+        if isinstance(hold, _Hold) and hold.active:
+            hold.release(layer, model.training)
+    return model
+
+
+def _selected(model: nn.Module, where: Where | None) -> dict[str, nn.Module]:
+    names = {layer: name for name, layer in batch_norms(model).items()}
+    return {name: layer for layer, name in selected(model, names, where).items()}
+
+
+def frozen_layers(model: nn.Module) -> list[str]:
+    """Return the names of the batch norms that `freeze` holds, or will from a later step."""
+    holds = {name: getattr(layer, _HOLD, None) for name, layer in batch_norms(model).items()}
+    return [name for name, hold in holds.items() if isinstance(hold, _Hold) and hold.active]
