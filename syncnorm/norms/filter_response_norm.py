@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.layer import check_flags
 from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions
 
 
@@ -54,6 +55,7 @@ class FilterResponseNorm(ChannelAffine):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        check_flags(self, num_features, tlu=tlu, learn_eps=learn_eps)
         for name, start, wanted in (("tau", 0.0, tlu), ("extra_eps", 1e-4, learn_eps)):
             values = torch.full((num_features,), start, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(values) if wanted else None)

@@ -16,7 +16,7 @@ from syncnorm._torch import beta_samples
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.domain_context import current_domain, no_domain
-from syncnorm.norms.core.layer import NormLayer
+from syncnorm.norms.core.layer import NormLayer, check_eps
 from syncnorm.norms.core.shapes import by_sample, check_positions
 
 Partners = Literal["random", "cross_domain"]
@@ -60,6 +60,7 @@ class MixStyle(NormLayer):
         self, num_features: int, p: float = 0.5, alpha: float = 0.1, eps: float = 1e-6, *, mix: Partners = "random"
     ) -> None:
         super().__init__()
+        check_eps(self, num_features, eps)
         if not 0 <= p <= 1:
             raise ValueError(f"p is {p}: it is a probability.")
         if not alpha > 0:

@@ -116,8 +116,9 @@ class SyncBatchNorm(BatchNormLayer):
             raise ValueError(self._one_value(x))
         if values == 0:
             return self.by_batch_alone(x)
-        if not (self.skip_nonfinite and self.moves()):
+        if not ((self.skip_nonfinite or self.momentum is None) and self.moves()):
             return self.by_batch(x)
+        # The kernel's own update takes a number, for which a count has to be read from the device, and anything.
         check_divisor(self, self.num_features)
         mean, var = torch.zeros(2, self.num_features, dtype=acc_dtype(x.dtype), device=x.device).unbind(0)
         y = batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)  # the batch's own take their places

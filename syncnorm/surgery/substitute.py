@@ -61,14 +61,31 @@ def original(module: nn.Module, model: nn.Module) -> nn.Module:
         return module
     own = origin.own
     modes = [(part, part.training) for name in own.children for part in module._modules[name].modules()]  # type: ignore[union-attr]
-    _hand_over(module, origin.layer)
     place = place_of(module, model)
+    if place is not None:
+        _leave_meta(origin.layer, place[0])
+    _hand_over(module, origin.layer)
     if place is not None and place != origin.place:
         origin.layer.to(*place)
     own.hand_over(module, origin.layer)
     for part, training in modes:
         part.training = training
     return origin.layer
+
+
+def _leave_meta(layer: nn.Module, device: torch.device) -> None:
+    """Start what a layer built on the meta device holds and its replacement does not: there are no values to move."""
+    for name, start in (
+        ("weight", 1),
+        ("bias", 0),
+        ("running_mean", 0),
+        ("running_var", 1),
+        ("num_batches_tracked", 0),
+    ):
+        held = getattr(layer, name, None)
+        if isinstance(held, Tensor) and held.is_meta and device.type != "meta":
+            value = torch.full_like(held, start, device=device, requires_grad=False)
+            setattr(layer, name, nn.Parameter(value) if isinstance(held, nn.Parameter) else value)
 
 
 def place_of(module: nn.Module, model: nn.Module) -> Place | None:

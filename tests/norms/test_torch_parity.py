@@ -148,7 +148,10 @@ def test_one_rank_is_torchs_layer_in_whatever_state(
         layer(batch(6, C, 4, 3, seed=9))
         change(layer)
     for a, b in zip(seen(ours), seen(theirs), strict=True):
-        assert torch.equal(a, b)
+        if ours.momentum is None:  # 1 / n of a batch is a tensor here, so that no device waits, and rounds otherwise
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        else:
+            assert torch.equal(a, b)
 
 
 def test_the_mean_of_all_batches_is_as_exact_as_float64() -> None:
@@ -239,6 +242,9 @@ def test_exports_compiles_and_traces(training: bool) -> None:
     torch.testing.assert_close(torch.compile(compiled, backend="aot_eager", fullgraph=True)(x), expected)
     torch.testing.assert_close(compiled.running_mean, theirs.running_mean)
     assert compiled.num_batches_tracked == theirs.num_batches_tracked
+    averaging = SyncBatchNorm(C, momentum=None).double().train(training)
+    torch.compile(averaging, backend="aot_eager", fullgraph=True)(x)
+    assert averaging.num_batches_tracked == int(training)
     if not training:
         torch.testing.assert_close(torch.jit.trace(layer.eval(), x)(x), expected)
 
@@ -324,6 +330,8 @@ def test_a_value_in_a_wrong_position_is_refused() -> None:
         LayerNorm(C, 1e-5, 0.1)
     with pytest.raises(ValueError, match=r"affine is 0\.1"):
         make_norm("diminishing_bn", C).__class__(C, 1e-5, 0.1, 0.1)
+    with pytest.raises(ValueError, match=r"tlu is 0\.1"):
+        NORMS["frn"].layer(C, 1e-6, True, 0.1)
     with pytest.raises(ValueError, match="process_group is 'cpu': it must be a group"):
         SyncBatchNorm(C, 1e-5, 0.1, True, True, "cpu")
     with pytest.raises(ValueError, match=r"affine is 0\.1"):
