@@ -11,7 +11,7 @@ from syncnorm.config import Norm, Run
 from syncnorm.federated.policies import Policy, rules
 from syncnorm.surgery import convert
 from syncnorm.training import Classifier
-from syncnorm.training.building import DTYPES, build_model
+from syncnorm.training.building import build_model, in_precision
 
 
 class Models:
@@ -27,7 +27,8 @@ class Models:
 
     def build(self) -> nn.Module:
         """Build a new model: closures of a copy, if any, would still refer to the original."""
-        model = build_model(self._run, self._shape, self._classes).to(self._device, DTYPES[self._run.precision])
+        model = build_model(self._run, self._shape, self._classes)
+        model = in_precision(model, self._run.precision, self._device)
         if self._policy.training != "hybrid":
             return model
         rules(model, self._policy)  # `convert` would put batch norm back into a model that no longer has any
