@@ -16,8 +16,8 @@ class Spectral(nn.Module):
         self.register_buffer("version", torch.tensor(3, dtype=torch.uint16))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, classes) for images (N, C, 8, 8)."""
-        flat = x.mean(1).flatten(1).to(self.spectrum.dtype)
+        """Return logits (N, classes) for images (N, C, H, W) of at least 64 pixels."""
+        flat = x.mean(1).flatten(1)[:, :64].to(self.spectrum.dtype)
         logits: Tensor = self.head(self.norm((flat @ self.spectrum.T).abs()))
         return logits
 
