@@ -265,9 +265,9 @@ def too_few_nodes(count: int, needed: int | None = None) -> UserError:
     """Return the error of a strategy that waits for more clients than a CohortGrid has, and ever will have."""
     asks = "more" if needed is None else f"{needed}"
     return UserError(
-        f"the strategy waits for {asks} clients, and CohortGrid has {count}, which never change: set min_train_nodes, "
-        f"min_evaluate_nodes and min_available_nodes of the strategy to at most {count} (FedAvg's defaults are 2), or "
-        "raise num_clients."
+        f"the strategy waits for {asks} clients, and CohortGrid has {count} for good: set its min_train_nodes, "
+        f"min_evaluate_nodes and min_available_nodes to at most {count} (FedAvg's defaults are 2), or raise "
+        "num_clients."
     )
 
 
