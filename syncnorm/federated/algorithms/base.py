@@ -209,7 +209,7 @@ def algorithm_options(name: str, kind: type[Algorithm], given: Mapping[str, Any]
                 f"option {option} of the algorithm {name} is {value!r}: it must be "
                 f"{'true or false' if switch else 'a number'}."
             )
-        if not switch and not known[option].range.holds(value):
+        if not switch and not known[option].range.holds(float(value)):
             raise UserError(
                 f"option {option} of the algorithm {name} is {value!r}: it must be {known[option].range.rule}."
             )

@@ -261,7 +261,7 @@ class NormFedAvg(FedAvg):
                 key="unsent",
             )
         if self.home.isdisjoint(shared):
-            sent, fate = {one.client: changed(one, state, self.home) for one in usable}, "thrown away"
+            sent, fate = {one.client: changed(one, state, sorted(self.home)) for one in usable}, "thrown away"
         else:
             strangers = [one for one in usable if one.word is None]
             sent, fate = {one.client: sorted(self.home & one.state.keys()) for one in strangers}, "averaged alone"
