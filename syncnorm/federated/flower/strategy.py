@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
-from torch import nn
+from flwr.serverapp.strategy import FedAvg, Strategy
+from torch import Tensor, nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.aggregation import combine, normalised_weights
@@ -20,6 +21,7 @@ from syncnorm.federated.flower.records import to_record
 from syncnorm.federated.flower.replies import Answer, Asked, answer_of, changed, fitting, sent_by_most
 from syncnorm.federated.flower.server_step import refuse_wrong_order, server_step, trained_names
 from syncnorm.federated.flower.state import Global
+from syncnorm.federated.flower.wrappers import wrapper_of
 from syncnorm.federated.policies import KEPT, Policy, rules
 from syncnorm.surgery import batch_norms
 
@@ -65,8 +67,8 @@ class NormFedAvg(FedAvg):
             with clients: "initial" values; the "average" of the round's clients, or their "pooled" batch norms, for
             which clients send copies of these entries to the server; or initial ones with statistics "reestimated" on
             the client's own data, which `load_global` then needs.
-        whole_replies: clients also send the entries that stay with them, unchanged as received: Flower's differential
-            privacy needs every entry in every reply.
+        whole_replies: clients also send the entries that stay with them, unchanged as received. A strategy of
+            Flower that wraps this one, such as differential privacy (`PrivateNorm`), needs that, and gets it.
         options: options of FedAvg, or of the strategy that takes the server's step.
 
     Raises:
@@ -105,6 +107,11 @@ class NormFedAvg(FedAvg):
         """What was wrong with replies that were left out, by round, one sentence each."""
         self.notes: dict[int, list[str]] = {}
         """What was odd in a round, though its replies were used, one sentence each."""
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self.buffers = self.reductions.keys() - parameters
+        """Names of the entries that are no parameters."""
+        self.aside: dict[str, dict[str, Tensor]] = {}
+        """Entries that a wrapper has put aside, by the id of the message that they reply to."""
         self._terms = Terms(self.policy, name_of(policy), unsampled, whole_replies)
         self._global = Global(deepcopy(model.state_dict()))
         self._trained_names = trained_names(model, self.reductions)
@@ -116,6 +123,10 @@ class NormFedAvg(FedAvg):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         refuse_wrong_order(cls, NormFedAvg)
+
+    def send_whole_replies(self) -> None:
+        """Let clients also send the entries that stay with them, as the option `whole_replies` does."""
+        self._terms = replace(self._terms, whole=True)
 
     @property
     def arrays(self) -> ArrayRecord:
@@ -137,6 +148,8 @@ class NormFedAvg(FedAvg):
             UserError: arrays that do not match the model's state; fewer clients than the strategy waits for.
         """
         self._expect(grid, self.min_train_nodes if self.fraction_train else 0)
+        if not self._terms.whole and (wrapper := wrapper_of(self)) is not None:
+            self._in_wrapper(server_round, wrapper)
         taken = self._taken(server_round, arrays)
         self._terms.put_into(config, self._global.is_part)
         return self._train.remember(super().configure_train(server_round, taken, config, grid))
@@ -208,6 +221,16 @@ class NormFedAvg(FedAvg):
             metrics[LOST] = self._count_lost(server_round, words)
         return metrics
 
+    def _in_wrapper(self, server_round: int, wrapper: Strategy) -> None:
+        """Serve a strategy that wraps this one: clients send every entry."""
+        self.send_whole_replies()
+        self._note(
+            server_round,
+            f"{type(wrapper).__name__} clips and changes running statistics and counters like parameters: put it "
+            "into syncnorm.federated.PrivateNorm, which has a rule for them",
+            key="wrapper",
+        )
+
     def _expect(self, grid: Grid, sampled: int) -> None:
         needed = max(sampled, self.min_available_nodes if sampled else 0)
         if isinstance(grid, CohortGrid) and grid.num_clients < needed:
@@ -231,7 +254,9 @@ class NormFedAvg(FedAvg):
         answers, wrong = [], []
         for client, reply in given:
             try:
-                answers.append(answer_of(client, reply, self.weighted_by_key, self.arrayrecord_key))
+                answer = answer_of(client, reply, self.weighted_by_key, self.arrayrecord_key)
+                answer.state.update(self.aside.get(reply.metadata.reply_to_message_id, {}))
+                answers.append(answer)
             except Exception as error:  # a bad reply must not end the run
                 wrong.append((client, str(error)))
         state = self._global.state
