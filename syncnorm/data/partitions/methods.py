@@ -220,13 +220,13 @@ def _classes(labels: Any) -> Tensor:
         array = np.asarray(labels)
         if array.dtype.kind in "OUS":
             array = np.unique(array.astype(str), return_inverse=True)[1].reshape(array.shape)
-        labels = torch.as_tensor(array)
-    if labels.dim() != 1:
+    found = labels if isinstance(labels, Tensor) else torch.as_tensor(array)
+    if found.dim() != 1:
         raise UserError(
-            f"the labels have shape {tuple(labels.shape)}: a partition needs one class for each sample, (N,); of "
+            f"the labels have shape {tuple(found.shape)}: a partition needs one class for each sample, (N,); of "
             "one-hot labels that is labels.argmax(1)."
         )
-    return labels
+    return found
 
 
 def default_options(method: str) -> dict[str, Any]:
