@@ -15,7 +15,12 @@ VARIANCE = "running_var"
 
 
 def aggregate(
-    model: nn.Module, states: Sequence[State], weights: Sequence[float], policy: str | Policy = "fedavg"
+    model: nn.Module,
+    states: Sequence[State],
+    weights: Sequence[float],
+    policy: str | Policy = "fedavg",
+    *,
+    any_precision: bool = False,
 ) -> dict[str, Tensor]:
     """Return the state of the next global model from the states of one round's clients.
 
@@ -34,6 +39,7 @@ def aggregate(
         states: one state per client.
         weights: each client's weight, for example its number of samples.
         policy: a name in `POLICIES`, or your own `Policy`.
+        any_precision: take states in another precision too, such as half.
 
     Raises:
         UserError: no states, weights that do not match, an unknown policy, or a policy that does not apply to the
@@ -45,7 +51,7 @@ def aggregate(
     shares = normalised_weights(states, weights)
     current = model.state_dict()
     for place, state in enumerate(states):
-        check_update(current, state, reductions, client=str(place))
+        check_update(current, state, reductions, client=str(place), any_precision=any_precision)
     return combine(current, reductions, states, shares)
 
 
@@ -91,12 +97,14 @@ def pooled_pairs(reductions: Mapping[str, Reduction]) -> list[tuple[str, str]]:
     return [(name.removesuffix(VARIANCE) + "running_mean", name) for name in variances]
 
 
-def check_update(current: State, state: State, reductions: Mapping[str, Reduction], client: str) -> None:
+def check_update(
+    current: State, state: State, reductions: Mapping[str, Reduction], client: str, *, any_precision: bool = False
+) -> None:
     """Raise `ValueError`, with one sentence that names the client, if its update must not enter the global model.
 
-    That is the case if an entry is missing, unknown, of another shape or kind of number, or a negative variance, or
-    has a value that is not finite where the global model's is. Real numbers may come in another precision. `current`
-    is the global model's state, and `reductions` is what `rules` returns for it.
+    That is the case if an entry is missing, unknown, of another shape or type, or a negative variance, or has a value
+    that is not finite where the global model's is. With `any_precision`, another type of the same kind (real, complex,
+    whole) is taken. `current` is the global model's state, and `reductions` is what `rules` returns for it.
     """
     sent = {name for name, reduction in reductions.items() if reduction in SENT}
     if missing := sorted(sent - state.keys()):
@@ -107,7 +115,8 @@ def check_update(current: State, state: State, reductions: Mapping[str, Reductio
         value, own = state[name], current[name]
         if not isinstance(value, Tensor):
             raise ValueError(f"client {client} sent '{name}' as {type(value).__name__}: it must be a tensor.")
-        if value.shape != own.shape or _kind(value.dtype) != _kind(own.dtype):
+        fits = _kind(value.dtype) == _kind(own.dtype) if any_precision else value.dtype == own.dtype
+        if value.shape != own.shape or not fits:
             raise ValueError(
                 f"client {client} sent '{name}' as {value.dtype} of shape {tuple(value.shape)}: the global model has "
                 f"{own.dtype} of shape {tuple(own.shape)}."

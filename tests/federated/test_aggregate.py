@@ -136,6 +136,7 @@ def change(state: State, **entries: Any) -> State:
         (lambda s: change(s, head__bias=torch.tensor([0.0, torch.nan])), "client 1 sent 'head.bias' with values"),
         (lambda s: change(s, stem__1__running_var=-torch.ones(4)), "'stem.1.running_var' with a negative variance"),
         (lambda s: change(s, head__bias=torch.zeros(3)), "'head.bias' as torch.float32 of shape (3,)"),
+        (lambda s: change(s, head__bias=torch.zeros(2).double()), "'head.bias' as torch.float64"),
         (lambda s: change(s, head__bias=torch.zeros(2).long()), "'head.bias' as torch.int64"),
         (lambda s: change(s, head__bias=torch.zeros(2).cfloat()), "'head.bias' as torch.complex64"),
         (lambda s: change(s, head__bias="zeros"), "client 1 sent 'head.bias' as str: it must be a tensor"),
@@ -217,19 +218,24 @@ def test_values_may_be_infinite_where_the_global_model_is() -> None:
         aggregate(model, [model.state_dict(), broken], [1, 1])
 
 
-def test_another_precision_is_taken_and_the_models_own_is_kept() -> None:
+def test_another_precision_is_taken_where_asked_for_and_the_models_own_is_kept() -> None:
     model = nn.BatchNorm1d(2)
     half = {
         name: value.half() if value.is_floating_point() else value.int() for name, value in model.state_dict().items()
     }
-    combined = aggregate(model, [half, {**half, "weight": torch.tensor([3.0, 5.0]).double()}], [1, 3])
+    combined = aggregate(
+        model, [half, {**half, "weight": torch.tensor([3.0, 5.0]).double()}], [1, 3], any_precision=True
+    )
     assert {name: value.dtype for name, value in combined.items()} == {
         name: value.dtype for name, value in model.state_dict().items()
     }
     assert combined["weight"].tolist() == [2.5, 4.0]
+    complex_ = {**half, "weight": torch.zeros(2).cfloat()}
+    with pytest.raises(ValueError, match="client 0 sent 'weight' as torch.complex64"):
+        aggregate(model, [complex_], [1], any_precision=True)
     far = {**half, "bias": torch.tensor([torch.inf, 0.0]).half()}
     with pytest.raises(ValueError, match="client 0 sent 'bias' with values that are not finite"):
-        aggregate(model, [far], [1])
+        aggregate(model, [far], [1], any_precision=True)
 
 
 def test_a_client_of_weight_zero_changes_nothing() -> None:

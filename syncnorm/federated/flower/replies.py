@@ -98,7 +98,8 @@ def fitting(
     usable, wrong = [], []
     for answer in answers:
         try:
-            check_update(current, answer.state, reductions, answer.client.removeprefix("client "))
+            name = answer.client.removeprefix("client ")
+            check_update(current, answer.state, reductions, name, any_precision=True)
             usable.append(answer)
         except ValueError as error:
             wrong.append((answer.client, str(error)))
