@@ -103,8 +103,8 @@ def check_update(
     """Raise `ValueError`, with one sentence that names the client, if its update must not enter the global model.
 
     That is the case if an entry is missing, unknown, of another shape or type, or a negative variance, or has a value
-    that is not finite where the global model's is. With `any_precision`, another type of the same kind (real, complex,
-    whole) is taken. `current` is the global model's state, and `reductions` is what `rules` returns for it.
+    that is not finite where the global model's is. With `any_precision`, another type of the same kind (real,
+    complex, whole) is taken. `current` is the global model's state, and `reductions` is what `rules` returns for it.
     """
     sent = {name for name, reduction in reductions.items() if reduction in SENT}
     if missing := sorted(sent - state.keys()):
