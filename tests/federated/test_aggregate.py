@@ -231,7 +231,7 @@ def test_another_precision_is_taken_where_asked_for_and_the_models_own_is_kept()
     }
     assert combined["weight"].tolist() == [2.5, 4.0]
     complex_ = {**half, "weight": torch.zeros(2).cfloat()}
-    with pytest.raises(ValueError, match="client 0 sent 'weight' as torch.complex64"):
+    with pytest.raises(ValueError, match=r"client 0 sent 'weight' as torch.complex64"):
         aggregate(model, [complex_], [1], any_precision=True)
     far = {**half, "bias": torch.tensor([torch.inf, 0.0]).half()}
     with pytest.raises(ValueError, match="client 0 sent 'bias' with values that are not finite"):
