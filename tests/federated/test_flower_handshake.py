@@ -221,3 +221,6 @@ def test_whole_replies_hold_what_stays_home_as_it_was_received() -> None:
 def test_unknown_rules_are_refused() -> None:
     with pytest.raises(UserError, match="did you mean 'average'"):
         NormFedAvg(make_model(), "fedbn", unsampled="averag")
+    for policy in ("stats_shared", "fedavg"):
+        with pytest.raises(UserError, match=f"with the policy {policy} clients keep no statistics"):
+            NormFedAvg(make_model(), policy, unsampled="reestimated")

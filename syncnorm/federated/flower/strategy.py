@@ -96,6 +96,11 @@ class NormFedAvg(FedAvg):
         if unsampled not in UNSAMPLED:
             raise unknown("unsampled", str(unsampled), UNSAMPLED)
         self.policy = check_policy(policy)
+        if unsampled == "reestimated" and self.policy.statistics != "local":
+            raise UserError(
+                f"unsampled is reestimated, and with the policy {name_of(policy)} clients keep no statistics: choose "
+                "initial, average or pooled, or a policy such as silobn."
+            )
         self.enough = enough
         kept = {name for name, reduction in rules(model, self.policy).items() if reduction in KEPT}
         self.home = kept
