@@ -203,6 +203,36 @@ def test_of_several_records_the_one_under_the_key_is_the_model() -> None:
     assert torch.equal(server.state["0.weight"], run(NormFedAvg(make_model())).state["0.weight"])
 
 
+@pytest.mark.parametrize("kind", [NormFedAvg, NormFedAdam])
+def test_arrays_in_a_list_go_by_their_places(kind: type[NormFedAvg]) -> None:
+    app, results = ClientApp(), list[Any]()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        model, partition = make_model(), int(context.node_config["partition-id"])
+        values = message.content["arrays"].to_numpy_ndarrays()
+        names = list(model.state_dict())
+        model.load_state_dict({name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)})
+        fit(model, partition)
+        sent = ArrayRecord([value.numpy() for value in model.state_dict().values()])
+        content = {"arrays": sent, "metrics": MetricRecord({"num-examples": SIZES[partition]})}
+        return Message(RecordDict(content), reply_to=message)
+
+    server = ServerApp()
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        initial = ArrayRecord([value.numpy() for value in make_model().state_dict().values()])
+        strategy = kind(make_model(), fraction_evaluate=0.0)
+        results.append(strategy.start(grid=grid, initial_arrays=initial, num_rounds=2))
+
+    CohortGrid(app, ALL, seed=0).run_app(server)
+    expected = run(kind(make_model()))
+    assert list(results[0].arrays) == [str(place) for place in range(len(expected.state))]
+    for value, other in zip(results[0].arrays.to_numpy_ndarrays(), expected.state.values(), strict=True):
+        np.testing.assert_allclose(value, other.numpy(), rtol=1e-9, atol=1e-12)
+
+
 class OwnMessages(NormFedAvg):
     """Messages without FedAvg's help."""
 

@@ -95,7 +95,8 @@ class PrivateNorm(Strategy):
             return  # NormFedAvg leaves it out
         state, sent = self.inner.arrays, dict(record)
         if self.variances == "exact":
-            buffers = {name: sent.pop(name) for name in list(sent) if name in self.inner.buffers}
+            names = {self.inner.sent_as(name) for name in self.inner.buffers}
+            buffers = {name: sent.pop(name) for name in list(sent) if name in names}
             self.inner.aside[reply.metadata.reply_to_message_id] = from_record(ArrayRecord(buffers))
         key = next(name for name, value in reply.content.items() if value is record)
         others = {name: value for name, value in sent.items() if name not in state}
@@ -105,6 +106,8 @@ class PrivateNorm(Strategy):
     def _mended(self, arrays: ArrayRecord) -> ArrayRecord:
         """Return the model after noise with the entries that get none, in the model's types."""
         before, after = from_record(self.inner.arrays), from_record(arrays)
-        spared = self.inner.home | (self.inner.buffers if self.variances == "exact" else set())
+        name_of = self.inner.sent_as
+        spared = set(map(name_of, self.inner.home | (self.inner.buffers if self.variances == "exact" else set())))
         mended = {name: value if name in spared else after[name].to(value.dtype) for name, value in before.items()}
-        return to_record({name: x.clamp(min=0) if name.endswith(VARIANCE) else x for name, x in mended.items()})
+        variances = {name_of(name) for name in self.inner.buffers if name.endswith(VARIANCE)}
+        return to_record({name: x.clamp(min=0) if name in variances else x for name, x in mended.items()})

@@ -9,9 +9,10 @@ from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.aggregation import State, not_finite
-from syncnorm.federated.flower.records import from_record, to_record
+from syncnorm.federated.aggregation import not_finite
+from syncnorm.federated.flower.records import from_record
 from syncnorm.federated.flower.replies import Answer
+from syncnorm.federated.flower.state import Global
 from syncnorm.federated.policies import Reduction
 
 
@@ -35,7 +36,7 @@ def refuse_wrong_order(kind: type[FedAvg], ours: type[FedAvg]) -> None:
 
 
 def server_step(
-    strategy: Any, ours: type[FedAvg], server_round: int, usable: Sequence[Answer], state: State, names: set[str]
+    strategy: Any, ours: type[FedAvg], server_round: int, usable: Sequence[Answer], model: Global, names: set[str]
 ) -> tuple[dict[str, Tensor], list[Answer]]:
     """Return the parameters `names` after the step of the strategy between `ours` and FedAvg, and whom it used.
 
@@ -56,7 +57,7 @@ def server_step(
         return MetricRecord()
 
     alike = set.intersection(*({name for name in _metrics(answer)} for answer in usable))
-    messages = [_parameters_alone(answer, state, names, alike, strategy.arrayrecord_key) for answer in usable]
+    messages = [_parameters_alone(answer, model, names, alike, strategy.arrayrecord_key) for answer in usable]
     own, strategy.train_metrics_aggr_fn = strategy.train_metrics_aggr_fn, selected
     try:
         arrays, _ = step(server_round, messages)
@@ -64,7 +65,7 @@ def server_step(
         strategy.train_metrics_aggr_fn = own
     if arrays is None:
         raise UserError(f"round {server_round}: the server's step of {type(strategy).__name__} gave no model.")
-    after = from_record(arrays)
+    state, after = model.state, model.inward(from_record(arrays))
     stepped = {name: after[name].to(value.dtype) for name, value in state.items() if name in names}
     if (first := not_finite(stepped, state)) is not None:
         raise UserError(f"round {server_round}: the server's step made '{first}' infinite: lower its learning rate.")
@@ -73,15 +74,15 @@ def server_step(
     return stepped, answers or list(usable)
 
 
-def _parameters_alone(answer: Answer, state: State, names: set[str], metrics: set[str], key: str) -> Message:
+def _parameters_alone(answer: Answer, model: Global, names: set[str], metrics: set[str], key: str) -> Message:
     """Return a reply with all entries in the order of the state, and metrics that all clients sent."""
     sent = {
         name: answer.state[name].to(value.dtype) if name in names and name in answer.state else value
-        for name, value in state.items()
+        for name, value in model.state.items()
     }
     message = copy(answer.reply)
     kept = {name: value for name, value in _metrics(answer).items() if name in metrics}
-    message.content = RecordDict({key: to_record(sent, copy=False), "metrics": MetricRecord(kept)})
+    message.content = RecordDict({key: model.record(sent), "metrics": MetricRecord(kept)})
     return message
 
 

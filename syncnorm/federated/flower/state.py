@@ -13,17 +13,33 @@ from syncnorm.federated.flower.records import from_record, to_record
 class Global:
     """The entries of the model that a run sends, by name and in the order of its arrays.
 
-    state: their values after the last round.
+    The arrays may also be a list in the order of the model's state, whose names Flower makes "0", "1", ...
+
+    state: their values after the last round, by the model's names.
     """
+
+    def __init__(self, model: Mapping[str, Tensor]) -> None:
+        self.state: Mapping[str, Tensor] = model
+        self._model = model
+        self._places: dict[str, str] = {}
 
     @property
     def is_part(self) -> bool:
         """Whether the arrays are only a part of the model's state."""
         return len(self.state) < len(self._model)
 
-    def __init__(self, model: Mapping[str, Tensor]) -> None:
-        self.state: Mapping[str, Tensor] = model
-        self._model = model
+    def outward(self, name: str) -> str:
+        """Return the name that an entry has in the run's arrays."""
+        return self._places.get(name, name)
+
+    def inward(self, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the entries of the run's arrays by the model's names."""
+        names = {place: name for name, place in self._places.items()}
+        return {names.get(name, name): value for name, value in sent.items()}
+
+    def record(self, state: Mapping[str, Tensor], *, copy: bool = False) -> ArrayRecord:
+        """Return entries as the run's arrays."""
+        return to_record({self.outward(name): value for name, value in state.items()}, copy=copy)
 
     def take(self, server_round: int, arrays: ArrayRecord) -> tuple[ArrayRecord, list[str]]:
         """Set the state to a round's arrays; return the arrays to send, and the names of variances set to zero.
@@ -35,6 +51,10 @@ class Global:
             their means.
         """
         given, own = from_record(arrays), self._model
+        places = {name: str(place) for place, name in enumerate(own)}
+        listed = list(given) == list(places.values()) and not given.keys() <= own.keys()
+        self._places = places if listed else {}
+        given = self.inward(given)
         strange = sorted(name for name, x in given.items() if name not in own or own[name].shape != x.shape)
         if strange or not given:
             named = f" in '{strange[0]}' ({len(strange)} entries differ)" if strange else ": they are empty"
@@ -51,4 +71,4 @@ class Global:
         floored = [name for name, value in typed.items() if name.endswith(VARIANCE) and value.lt(0).any()]
         self.state = {**typed, **{name: typed[name].clamp(min=0) for name in floored}}
         same = not floored and all(typed[name] is value for name, value in given.items())
-        return (arrays if same else to_record(self.state, copy=False)), floored
+        return (arrays if same else self.record(self.state)), floored

@@ -17,7 +17,6 @@ from syncnorm.federated.aggregation import combine, normalised_weights
 from syncnorm.federated.flower.grid import CohortGrid, reason, too_few_nodes
 from syncnorm.federated.flower.handshake import Terms, Word, check_policy, name_of, shared_by_rule, word_in
 from syncnorm.federated.flower.metrics import weight_in, weighted_means
-from syncnorm.federated.flower.records import to_record
 from syncnorm.federated.flower.replies import Answer, Asked, answer_of, changed, fitting, sent_by_most
 from syncnorm.federated.flower.server_step import refuse_wrong_order, server_step, trained_names
 from syncnorm.federated.flower.state import Global
@@ -43,7 +42,7 @@ class NormFedAvg(FedAvg):
     keeps its dtype, and entries that a policy leaves with the clients do not change. Clients are summed in the order
     of node ids.
 
-    The arrays may be a part of the model's state, and clients may send a part of what they get: entries that fewer
+    The arrays may be a part of the model's state or a list in its order, and clients may send a part of what they get: entries that fewer
     than half of a round's clients send stay as they are.
 
     For policies that keep entries with clients (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the
@@ -136,7 +135,11 @@ class NormFedAvg(FedAvg):
     @property
     def arrays(self) -> ArrayRecord:
         """The last global model, also after a round that failed."""
-        return to_record(self._global.state)
+        return self._global.record(self._global.state, copy=True)
+
+    def sent_as(self, name: str) -> str:
+        """Return the name that an entry of the model has in the run's arrays: its place, if they are a list."""
+        return self._global.outward(name)
 
     def summary(self) -> None:
         """Log the strategy's settings and how many batch norms it found."""
@@ -186,7 +189,7 @@ class NormFedAvg(FedAvg):
                 f"round {server_round}: the weights '{self.weighted_by_key}' of all {len(usable)} clients are zero, "
                 "so there is nothing to average: let clients send how many samples they have trained on."
             )
-        stepped, used = server_step(self, NormFedAvg, server_round, usable, self._global.state, self._trained_names)
+        stepped, used = server_step(self, NormFedAvg, server_round, usable, self._global, self._trained_names)
         shares = normalised_weights(used, [answer.weight for answer in used])
         combined = combine(self._global.state, reductions, [answer.state for answer in used], shares)
         self._global.state = {**combined, **{name: stepped[name] for name in stepped if name in combined}}
@@ -195,7 +198,7 @@ class NormFedAvg(FedAvg):
         if self.home:
             metrics[LOST] = self._count_lost(server_round, [(one.client, one.word) for one in usable])
             self._known |= {answer.word.client for answer in usable if answer.word}
-        return to_record(self._global.state, copy=False), metrics
+        return self._global.record(self._global.state), metrics
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Return the clients' metrics; error replies, and those without a weight, are left out.
@@ -261,7 +264,7 @@ class NormFedAvg(FedAvg):
             try:
                 answer = answer_of(client, reply, self.weighted_by_key, self.arrayrecord_key)
                 answer.state.update(self.aside.get(reply.metadata.reply_to_message_id, {}))
-                answers.append(answer)
+                answers.append(replace(answer, state=self._global.inward(answer.state)))
             except Exception as error:  # a bad reply must not end the run
                 wrong.append((client, str(error)))
         state = self._global.state
