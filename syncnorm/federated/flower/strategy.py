@@ -42,8 +42,8 @@ class NormFedAvg(FedAvg):
     keeps its dtype, and entries that a policy leaves with the clients do not change. Clients are summed in the order
     of node ids.
 
-    The arrays may be a part of the model's state or a list in its order, and clients may send a part of what they get: entries that fewer
-    than half of a round's clients send stay as they are.
+    The arrays may be a part of the model's state or a list in its order, and clients may send a part of what they
+    get: entries that fewer than half of a round's clients send stay as they are.
 
     For policies that keep entries with clients (fedbn, silobn, stats_shared), `load_global` and `reply_with` are the
     client's side. Each message's config tells them the policy. A client that sends what should stay with it, or has
