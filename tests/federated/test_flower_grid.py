@@ -5,7 +5,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -308,6 +308,18 @@ def test_waiting_for_more_clients_than_there_ever_will_be_is_refused() -> None:
     server = Keeping(lambda: strategies.FedAvg(**one), rounds=2)
     CohortGrid(plain_client_app(), 1).run_app(server)
     assert server.state
+
+
+def test_a_thread_may_watch_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syncnorm.federated.flower.grid.MOMENT", 0.0)
+    grid, seen = CohortGrid(app_of(echo), 2), list[int]()
+    watch = Thread(target=lambda: seen.extend(len(grid.get_node_ids()) for _ in range(20)))
+    watch.start()
+    watch.join()
+    assert seen == [2] * 20
+    with pytest.raises(UserError, match="waits for more clients"):
+        for _ in range(20):
+            grid.get_node_ids()
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
