@@ -7,9 +7,15 @@
 # end. Needs syncnorm[federated] installed. The same run without Flower: syncnorm.federated.simulate(run).
 #
 # Flower's parts: the SuperLink takes the run in and plays the server, here with simulated clients in Ray's processes.
-# In a deployment start it without --simulation (and with certificates in the place of --insecure), and at each site
-#   flower-supernode --superlink HOST:8000 --node-config 'partition-id=0 num-partitions=10'
-# with a partition-id of its own: the client of the run that this site plays.
+# In a deployment start it without --simulation, and with certificates in the place of --insecure:
+#   flower-superlink --ssl-ca-certfile ca.crt --ssl-certfile server.pem --ssl-keyfile server.key --port 8000 \
+#       --disable-runtime-dependency-installation
+# and at each site a SuperNode with a partition-id of its own, the client of the run that this site plays:
+#   flower-supernode --superlink HOST:8000 --root-certificates ca.crt --node-config 'partition-id=0 num-partitions=10'
+# Several on one machine need a --port each. For nodes that prove who they are, add --enable-supernode-auth to the
+# SuperLink, `flwr supernode register key.pub NAME` for each key (ssh-keygen -t ecdsa -b 384 -f key), and
+# --auth-supernode-private-key key to the SuperNode; a node that restarts is let in once its old heartbeat has run out.
+# The address in config.toml below gets root-certificates = "ca.crt" in the place of insecure = true.
 set -eu
 run=${1:-"{}"}
 here=$(cd "$(dirname "$0")/.." && pwd)

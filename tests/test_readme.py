@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -124,7 +124,7 @@ def test_domains(names: dict[str, Any], asked: list[Run]) -> None:
 
 
 def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
-    simulation, server, client = blocks(DOCS / "federated.md", "python")
+    simulation, server, client, step, privacy = blocks(DOCS / "federated.md", "python")
     run_block(simulation, names)
     assert [run.world.method for run in asked] == ["fedbn"]
     trained = []
@@ -150,6 +150,13 @@ def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
     run_block(server.replace("fedavg_pooled", "fedbn"), names)
     assert len(answers) == 3 * 5
     assert all(sent == {"0.weight", "0.bias", "3.weight", "3.bias"} for sent in answers)
+
+    for block, told in ((step, "fedavg_pooled"), (privacy, "silobn")):
+        run_block(block, names)
+        messages = names["strategy"].configure_train(
+            1, ArrayRecord(names["model"].state_dict()), ConfigRecord(), names["CohortGrid"](names["client_app"], 10)
+        )
+        assert {message.content["config"]["norm-policy"] for message in messages} == {told}
 
 
 def test_a_study_of_the_manual(tmp_path: Path, monkeypatch: Any) -> None:

@@ -15,7 +15,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.make import options_in_world
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
+from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device, in_precision
 from syncnorm.worlds import expect
 
 
@@ -43,7 +43,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision], run.task)
     shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
-    model = build_model(run, data.shape, data.classes).to(device, DTYPES[run.precision])
+    model = in_precision(build_model(run, data.shape, data.classes), run.precision, device)
     values = _check_layers(run, model, data, device)
     _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]].to(device))
     return Prepared(data, model, shards, values)

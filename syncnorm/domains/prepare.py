@@ -13,7 +13,7 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
 from syncnorm.surgery.replace import copied
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device
+from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device, in_precision
 from syncnorm.worlds import expect
 
 
@@ -48,7 +48,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
     check_batch(pool, seen, world)
     classes = len(pool.class_names)
-    model = build_model(run, tuple(pool.x.shape[1:]), classes).to(device, DTYPES[run.precision])
+    model = in_precision(build_model(run, tuple(pool.x.shape[1:]), classes), run.precision, device)
     index, ids = deal(pool, seen, world, run.seed, epoch=0)[0]
     index = index.to(pool.x.device)
     _check_step(run, model, (pool.x[index].to(device), pool.y[index].to(device), ids), classes)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.policies import COMBINED, SENT, Policy, Reduction, rules
+from syncnorm.federated.policies import COMBINED, SENT, Policy, Reduction, can_average, rules
 from syncnorm.moments import Moments
 
 State = Mapping[str, Tensor]
@@ -14,7 +15,12 @@ VARIANCE = "running_var"
 
 
 def aggregate(
-    model: nn.Module, states: Sequence[State], weights: Sequence[float], policy: str | Policy = "fedavg"
+    model: nn.Module,
+    states: Sequence[State],
+    weights: Sequence[float],
+    policy: str | Policy = "fedavg",
+    *,
+    any_precision: bool = False,
 ) -> dict[str, Tensor]:
     """Return the state of the next global model from the states of one round's clients.
 
@@ -23,16 +29,17 @@ def aggregate(
 
         mu = sum_k p_k mu_k,   sigma^2 = sum_k p_k (sigma_k^2 + (mu_k - mu)^2).
 
-    Integers (batch norm's counters) keep their type and take the maximum. Entries that a policy leaves with the
-    clients, and statistics that it gathers in a separate pass, keep their values in `model` and need not be in
-    `states`. Sums are computed in float64 in the given order: the same clients in the same order give bit-identical
-    results.
+    Integers (batch norm's counters) take the maximum. Entries that a policy leaves with the clients, and statistics
+    that it gathers in a separate pass, keep their values in `model` and need not be in `states`. Every entry keeps
+    the type that it has in `model`. A client of weight zero changes nothing. Sums are computed in float64 (complex
+    ones in complex128) in the given order: the same clients in the same order give bit-identical results.
 
     Args:
         model: the current global model; it defines which entries are batch norm's, and is not changed.
         states: one state per client.
         weights: each client's weight, for example its number of samples.
         policy: a name in `POLICIES`, or your own `Policy`.
+        any_precision: take states in another precision too, such as half.
 
     Raises:
         UserError: no states, weights that do not match, an unknown policy, or a policy that does not apply to the
@@ -44,7 +51,7 @@ def aggregate(
     shares = normalised_weights(states, weights)
     current = model.state_dict()
     for place, state in enumerate(states):
-        check_update(current, state, reductions, client=str(place))
+        check_update(current, state, reductions, client=str(place), any_precision=any_precision)
     return combine(current, reductions, states, shares)
 
 
@@ -56,8 +63,10 @@ def combine(
     Raises:
         UserError: the result is not finite.
     """
+    counted = [place for place, share in enumerate(shares.tolist()) if share > 0]
+    states, shares = [states[place] for place in counted], shares[counted]
     combined = {
-        name: _combine([state[name] for state in states], shares, reduction)
+        name: _combine([state[name] for state in states], shares, reduction, current[name].dtype)
         if reduction in COMBINED
         else current[name].clone()
         for name, reduction in reductions.items()
@@ -67,7 +76,7 @@ def combine(
         mean, var = pool(means, variances, shares)
         combined[mean_name] = mean.to(current[mean_name].dtype)
         combined[var_name] = var.to(current[var_name].dtype)
-    if (first := not_finite(combined)) is not None:  # two finite means may be too far apart for a finite variance
+    if (first := not_finite(combined, current)) is not None:  # the variance of two means that are too far apart
         raise UserError(
             f"the clients' values are finite, but together '{first}' is too large for {combined[first].dtype}: lower "
             "the clients' learning rate."
@@ -88,11 +97,14 @@ def pooled_pairs(reductions: Mapping[str, Reduction]) -> list[tuple[str, str]]:
     return [(name.removesuffix(VARIANCE) + "running_mean", name) for name in variances]
 
 
-def check_update(current: State, state: State, reductions: Mapping[str, Reduction], client: str) -> None:
+def check_update(
+    current: State, state: State, reductions: Mapping[str, Reduction], client: str, *, any_precision: bool = False
+) -> None:
     """Raise `ValueError`, with one sentence that names the client, if its update must not enter the global model.
 
-    That is the case if an entry is missing, unknown, of another shape or type, not finite, or a negative variance.
-    `current` is the global model's state, and `reductions` is what `rules` returns for it.
+    That is the case if an entry is missing, unknown, of another shape or type, or a negative variance, or has a value
+    that is not finite where the global model's is. With `any_precision`, another type of the same kind (real,
+    complex, whole) is taken. `current` is the global model's state, and `reductions` is what `rules` returns for it.
     """
     sent = {name for name, reduction in reductions.items() if reduction in SENT}
     if missing := sorted(sent - state.keys()):
@@ -103,27 +115,47 @@ def check_update(current: State, state: State, reductions: Mapping[str, Reductio
         value, own = state[name], current[name]
         if not isinstance(value, Tensor):
             raise ValueError(f"client {client} sent '{name}' as {type(value).__name__}: it must be a tensor.")
-        if value.shape != own.shape or value.dtype != own.dtype:
+        fits = _kind(value.dtype) == _kind(own.dtype) if any_precision else value.dtype == own.dtype
+        if value.shape != own.shape or not fits:
             raise ValueError(
                 f"client {client} sent '{name}' as {value.dtype} of shape {tuple(value.shape)}: the global model has "
                 f"{own.dtype} of shape {tuple(own.shape)}."
             )
-    if (first := not_finite({name: state[name] for name in sorted(sent)})) is not None:
+    if (first := not_finite({name: state[name] for name in sorted(sent)}, current)) is not None:
         raise ValueError(f"client {client} sent '{first}' with values that are not finite.")
     for name in sorted(sent):
         if name.endswith(VARIANCE) and state[name].lt(0).any():
             raise ValueError(f"client {client} sent '{name}' with a negative variance.")
 
 
-def not_finite(state: State) -> str | None:
-    """Return the name of the first entry with a value that is not finite; None if there is none.
+def not_finite(state: State, before: State) -> str | None:
+    """Return the name of the first entry with a value that is not finite, but was `before`; None if there is none.
 
-    All values are checked at once: checking entry by entry takes longer than a step of a small model.
+    A constant such as an attention mask may hold infinities. All values are checked at once: checking entry by entry
+    takes longer than a step of a small model.
     """
-    values = [value.reshape(-1) for value in state.values() if value.is_floating_point() or value.is_complex()]
-    if not values or torch.cat(values).isfinite().all():
+    values = {name: value.reshape(-1) for name, value in state.items() if can_average(value.dtype)}
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for value in values.values():
+        by_type.setdefault(value.dtype, []).append(value)
+    if all(_finite(torch.cat(same)).all() for same in by_type.values()):
         return None
-    return next(name for name, value in state.items() if not value.isfinite().all())
+    return next((name for name, value in values.items() if _lost(value, before[name].reshape(-1))), None)
+
+
+def _lost(value: Tensor, before: Tensor) -> bool:
+    """Return whether a value that was finite is not any more."""
+    return bool((_finite(before).to(value.device) & ~_finite(value)).any())
+
+
+def _finite(value: Tensor) -> Tensor:
+    # `isfinite` does not exist for types of one byte.
+    return (value if value.element_size() > 1 else value.float()).isfinite()
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Return the kind of number: entries of one kind can be combined, in whatever precision they come."""
+    return "complex" if dtype.is_complex else "real" if dtype.is_floating_point else "whole"
 
 
 def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Tensor:
@@ -145,9 +177,23 @@ def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Te
     return given / given.sum()
 
 
-def _combine(values: Sequence[Tensor], shares: Tensor, reduction: Reduction) -> Tensor:
-    stacked = torch.stack(list(values))
+def _combine(values: Sequence[Tensor], shares: Tensor, reduction: Reduction, dtype: torch.dtype) -> Tensor:
     if reduction == "max":
+        return _largest(torch.stack([value.to(dtype) for value in values]))
+    stacked = torch.stack([value.to(wide(dtype)) for value in values])
+    weighted = shares.to(stacked.device).view(-1, *[1] * values[0].dim()) * stacked
+    return weighted.sum(0).to(dtype)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which values of a type are summed."""
+    return torch.complex128 if dtype.is_complex else torch.float64
+
+
+def _largest(stacked: Tensor) -> Tensor:
+    """Return the maximum over the first dimension of whole numbers."""
+    if stacked.dtype not in (torch.uint16, torch.uint32, torch.uint64):
         return stacked.amax(0)
-    weighted = shares.to(stacked.device).view(-1, *[1] * values[0].dim()) * stacked.double()
-    return weighted.sum(0).to(values[0].dtype)
+    # PyTorch has no maximum of these types.
+    found = np.asarray(stacked.cpu().numpy().max(0))
+    return torch.from_numpy(found).to(stacked.device)

@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from syncnorm.federated.models import everything
-from syncnorm.federated.policies import KEPT, SENT, STATISTICS, Policy, Reduction, batch_norm_entries, rules
+from syncnorm.federated.policies import (
+    KEPT,
+    SENT,
+    STATISTICS,
+    Policy,
+    Reduction,
+    batch_norm_entries,
+    can_average,
+    rules,
+)
 from syncnorm.surgery import batch_norms
 
 
@@ -55,7 +64,7 @@ class Layout:
     def _reduction_of_kept(self, name: str, statistics: Reduction) -> Reduction:
         if self._parts.get(name) in STATISTICS:
             return statistics
-        return "average" if self._types[name].is_floating_point else "max"
+        return "average" if can_average(self._types[name]) else "max"
 
     def with_aliases(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return entries under all of their names in the state, in its types."""

@@ -14,14 +14,14 @@ from syncnorm.config import Optim
 from syncnorm.data import augment
 from syncnorm.data.augment import Kind
 from syncnorm.federated.algorithms.base import Algorithm
-from syncnorm.training import Classifier
+from syncnorm.training.learner import Learner
 
 
 @dataclass(frozen=True)
 class Local:
     """Local training in one round, the same for all of its clients."""
 
-    classifier: Classifier
+    classifier: Learner
     """Model with the layers that the policy needs in this round; its weights are ignored."""
     optim: Optim
     """Optimiser with this round's learning rate, which is constant within the round."""
@@ -79,7 +79,7 @@ class Step(nn.Module):
     PREFIX = "classifier.model."
     """Prefix of the model's parameter names in this module."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Learner) -> None:
         super().__init__()
         self.classifier = classifier
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from syncnorm.config import Norm, Run
 from syncnorm.federated.policies import Policy, rules
 from syncnorm.surgery import convert
-from syncnorm.training import Classifier
-from syncnorm.training.building import DTYPES, build_model
+from syncnorm.training.building import build_model, in_precision
+from syncnorm.training.learner import Learner
 
 
 class Models:
@@ -27,13 +27,14 @@ class Models:
 
     def build(self) -> nn.Module:
         """Build a new model: closures of a copy, if any, would still refer to the original."""
-        model = build_model(self._run, self._shape, self._classes).to(self._device, DTYPES[self._run.precision])
+        model = build_model(self._run, self._shape, self._classes)
+        model = in_precision(model, self._run.precision, self._device)
         if self._policy.training != "hybrid":
             return model
         rules(model, self._policy)  # `convert` would put batch norm back into a model that no longer has any
         return convert(model, "hybrid_bn", **self._run.norm.options)
 
-    def classifier(self, frozen: bool) -> Classifier:
+    def classifier(self, frozen: bool) -> Learner:
         """Return the model that trains, with frozen statistics or not; always the same object, whose weights are
         ignored."""
         return self._frozen_classifier if frozen else self._classifier
@@ -48,14 +49,14 @@ class Models:
         return self._evaluated
 
     @cached_property
-    def _classifier(self) -> Classifier:
+    def _classifier(self) -> Learner:
         layer = Norm("reference_bn", self._run.norm.options) if self._policy.training == "running" else None
-        return Classifier(self.build(), norm=layer, optim=self._run.optim, task=self._run.task)
+        return Learner(self.build(), norm=layer, optim=self._run.optim, task=self._run.task)
 
     @cached_property
-    def _frozen_classifier(self) -> Classifier:
+    def _frozen_classifier(self) -> Learner:
         frozen = Norm("frozen_bn", self._run.norm.options)
-        return Classifier(self.build(), norm=frozen, optim=self._run.optim, task=self._run.task)
+        return Learner(self.build(), norm=frozen, optim=self._run.optim, task=self._run.task)
 
     @cached_property
     def _fresh(self) -> dict[str, Tensor]:

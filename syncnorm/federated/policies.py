@@ -6,8 +6,10 @@ batches. A row says which of them leave the client, what normalises in training,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError, unknown
@@ -28,7 +30,7 @@ def _check_options(owner: str, given: Mapping[str, Any], known: Any) -> None:
     for option, value in given.items():
         if option not in known:
             raise unknown(f"option of {owner}", option, known)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
             raise UserError(f"option {option} of {owner} is {value!r}: it must be a number from 0 to 1.")
 
 
@@ -203,7 +205,7 @@ def policy_options(name: str, given: Mapping[str, Any]) -> dict[str, float]:
 def rules(model: nn.Module, policy: str | Policy) -> dict[str, Reduction]:
     """Return how the server treats every entry of the model's state, by type of layer, never by name.
 
-    Outside batch norm, floating-point entries are averaged; of integers, the server takes the maximum. Statistics
+    Outside batch norm, real and complex entries are averaged; of integers, the server takes the maximum. Statistics
     that a pass gathers after training are "gathered": updates do not contain them.
 
     Raises:
@@ -229,9 +231,14 @@ def rules(model: nn.Module, policy: str | Policy) -> dict[str, Reduction]:
 def _reduction_of_rest(policy: Policy, value: Tensor) -> Reduction:
     if policy.rest == "local":
         return "local"
-    if policy.rest == "wasserstein" and value.is_floating_point():
+    if policy.rest == "wasserstein" and can_average(value.dtype):
         return "personal"
-    return "average" if value.is_floating_point() else "max"
+    return "average" if can_average(value.dtype) else "max"
+
+
+def can_average(dtype: torch.dtype) -> bool:
+    """Return whether a mean of values of this type has the type: true of real and complex floating-point numbers."""
+    return dtype.is_floating_point or dtype.is_complex
 
 
 def _check_model(model: nn.Module, policy: Policy) -> None:

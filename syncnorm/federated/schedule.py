@@ -18,7 +18,7 @@ from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.policies import Policy
 from syncnorm.seeds import derive
-from syncnorm.training.classifier import learning_rate
+from syncnorm.training.learner import learning_rate
 from syncnorm.worlds import expect
 
 

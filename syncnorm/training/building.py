@@ -42,6 +42,21 @@ def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
     return model if as_built else convert(model, layer, **options)
 
 
+def in_precision(model: nn.Module, precision: str, device: torch.device | None = None) -> nn.Module:
+    """Move a model to a device, and its real and complex entries to a run's precision, in place; return it.
+
+    `Module.to` would cast complex entries to real ones.
+    """
+    dtype = DTYPES[precision]
+    model.to(device)
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+        elif tensor.is_complex():
+            tensor.data = tensor.data.to(dtype.to_complex())
+    return model
+
+
 def check_training(run: Run) -> None:
     """Raise `UserError` for invalid numbers of an optimiser, and for settings that this machine does not support."""
     _check_optim(run.optim)

@@ -1,7 +1,5 @@
 """The LightningModule that every run trains: a model, a norm, an optimiser."""
 
-from collections.abc import Iterable
-from math import cos, pi
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,15 +10,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
 from syncnorm.moments import acc_dtype
-from syncnorm.surgery import convert
-from syncnorm.tasks import task_named
+from syncnorm.training.learner import Learner, latest, learning_rate, make_optimizer
 
 LossWeighting = Literal["rank_mean", "global_mean"]
-BY_DOMAIN = ("domain_weight", "domain_bias")
-"""Names of a norm's parameters for each domain, (D, C)."""
 
 
-class Classifier(pl.LightningModule):
+class Classifier(Learner, pl.LightningModule):
     """Training of `model` on the loss of a task, on one device or under DDP; the task is classification by default.
 
     DDP averages the ranks' gradients, so with `loss_weighting="rank_mean"` a sample on a rank with few samples has
@@ -44,32 +39,18 @@ class Classifier(pl.LightningModule):
         loss_weighting: LossWeighting = "rank_mean",
         task: str = "classification",
     ) -> None:
-        super().__init__()
-        norm = Norm(norm) if isinstance(norm, str) else norm
-        self.model = model if norm is None else convert(model, norm.name, **norm.options)
-        self.optim = optim or Optim()
+        super().__init__(model, norm, optim, task)
         self.loss_weighting = loss_weighting
-        self.task = task_named(task)
         self.history: dict[str, list[float]] = {"train_loss": []}
         """One value per epoch: "train_loss" is the mean over the steps of this rank, in nats for classification."""
         self.seconds_before = 0.0
         """Training time in seconds in earlier processes, from whose checkpoint this one resumed."""
-        self._losses: list[Tensor] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, classes), or the outputs of another task, for images (N, C, H, W)."""
-        logits: Tensor = self.model(x)
-        return logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of this rank's batch of samples and targets."""
-        x, y = batch
-        logits = self(x)
-        # Without samples there is no mean, but the other ranks wait for a gradient of zero.
-        loss = self.task.loss(logits, y) if len(x) else logits.sum()
-        self._losses.append(loss.detach())
+        loss = super().training_step(batch, batch_idx)
         if self.loss_weighting == "global_mean":
-            return loss * share_of_batch(len(x), loss)
+            return loss * share_of_batch(len(batch[0]), loss)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -85,10 +66,6 @@ class Classifier(pl.LightningModule):
     def latest(self) -> dict[str, float]:
         """Return the last epoch's values of the history, by name."""
         return latest(self.history, self.epochs_done)
-
-    def forget_losses(self) -> None:
-        """Drop the losses of the steps since the last epoch; for callers of `training_step`."""
-        self._losses.clear()
 
     def remember(self) -> dict[str, Any]:
         """Return the history so far, as plain data and tensors, for `recall`."""
@@ -107,16 +84,6 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:
-    """Return the values of epoch or round `now`, counted from 1, by series; a series with gaps may have none."""
-    evaluated = history.get("accuracy_at", [])[-1:] == [now]
-    return {
-        name: values[-1]
-        for name, values in history.items()
-        if values and name != "accuracy_at" and (evaluated or len(values) == now)
-    }
-
-
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:
     """Return n_r * W / N for `loss`: this rank's samples divided by the mean over ranks. 1 for one rank."""
     mine = loss.new_tensor(float(samples), dtype=acc_dtype(loss.dtype))
@@ -125,31 +92,3 @@ def share_of_batch(samples: int, loss: Tensor) -> Tensor:
     total = mine.clone()
     dist.all_reduce(total)
     return mine * dist.get_world_size() / total
-
-
-def make_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> torch.optim.Optimizer:
-    """Build the optimiser; weight decay applies to tensors of two or more dimensions, not to norms and biases."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, p in parameters:
-        if p.requires_grad:
-            (decayed if p.dim() > 1 and not name.endswith(BY_DOMAIN) else others).append(p)
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "weight_decay": optim.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
-    kind = torch.optim.Adam if optim.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=optim.lr)
-
-
-def learning_rate(step: int, steps: int, optim: Optim) -> float:
-    """Return the factor on the peak learning rate at `step` of `steps`: warm-up, then constant or half a cosine."""
-    warmup = optim.warmup * steps
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if optim.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + cos(pi * (step - warmup) / max(steps - warmup, 1)))

@@ -115,3 +115,26 @@ def test_an_alpha_that_leaves_clients_empty_says_so_with_the_sizes() -> None:
 def test_too_few_clients_for_the_classes_are_refused() -> None:
     with pytest.raises(UserError, match="3 clients with 2 classes each cannot hold 10 classes"):
         partition(LABELS, "pathological", 3, seed=0, classes_per_client=2)
+
+
+def test_labels_are_one_class_a_sample() -> None:
+    with pytest.raises(UserError, match=r"labels have shape \(1000, 10\).*labels.argmax\(1\)"):
+        partition(torch.eye(10)[LABELS], "dirichlet_by_class", 5, 0)
+    names = np.array([f"class {label}" for label in LABELS])
+    for labels in (names, names.tolist(), names.astype(object), LABELS.tolist()):
+        parts = partition(labels, "dirichlet_by_class", 5, 0)
+        expected = partition(LABELS, "dirichlet_by_class", 5, 0)
+        assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    for method, name in (("dirichlet_by_class", "alpha"), ("dirichlet_by_client", "alpha"), ("quantity", "beta")):
+        parts = partition(LABELS, method, np.int64(5), np.int64(2), **{name: np.float32(0.5)})
+        expected = partition(LABELS, method, 5, 2, **{name: 0.5})
+        assert all(torch.equal(a, b) for a, b in zip(parts, expected, strict=True))
+
+
+def test_pathological_clients_are_never_empty() -> None:
+    labels = torch.cat([torch.zeros(95), torch.arange(1, 6)]).long()
+    with pytest.raises(UserError, match="got no sample from the pathological partition"):
+        partition(labels, "pathological", 50, 0, classes_per_client=1)

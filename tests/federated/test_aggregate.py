@@ -137,6 +137,8 @@ def change(state: State, **entries: Any) -> State:
         (lambda s: change(s, stem__1__running_var=-torch.ones(4)), "'stem.1.running_var' with a negative variance"),
         (lambda s: change(s, head__bias=torch.zeros(3)), "'head.bias' as torch.float32 of shape (3,)"),
         (lambda s: change(s, head__bias=torch.zeros(2).double()), "'head.bias' as torch.float64"),
+        (lambda s: change(s, head__bias=torch.zeros(2).long()), "'head.bias' as torch.int64"),
+        (lambda s: change(s, head__bias=torch.zeros(2).cfloat()), "'head.bias' as torch.complex64"),
         (lambda s: change(s, head__bias="zeros"), "client 1 sent 'head.bias' as str: it must be a tensor"),
         (lambda s: change(s, head__bias=np.zeros(2)), "client 1 sent 'head.bias' as ndarray: it must be a tensor"),
         (lambda s: change(s, more=torch.zeros(2)), "'more', which the global model does not have"),
@@ -173,3 +175,73 @@ def test_mistakes_get_a_sentence(arguments: dict[str, Any], sentence: str) -> No
 def test_a_policy_without_meaning_for_the_model_is_refused(policy: str) -> None:
     with pytest.raises(UserError, match="the model has no batch norm"):
         rules(nn.Linear(2, 2), policy)
+
+
+class Odd(nn.Module):
+    """Entries that no mean of real numbers covers: complex and unsigned ones, a mask of infinities, a NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(2)
+        self.spectrum = nn.Parameter(torch.zeros(2, dtype=torch.cfloat))
+        self.register_buffer("mask", torch.tensor([-torch.inf, 0.0]))
+        self.register_buffer("unknown", torch.tensor([torch.nan]))
+        for kind in (torch.uint16, torch.uint32, torch.uint64):
+            self.register_buffer(str(kind).removeprefix("torch."), torch.zeros((), dtype=kind))
+
+
+def test_complex_entries_are_averaged_and_unsigned_ones_take_the_maximum() -> None:
+    model = Odd()
+    states = [
+        {**model.state_dict(), "spectrum": torch.tensor([1 + 2j, 3j]) * k,
+         "uint16": torch.tensor(60_000 + k, dtype=torch.uint16),
+         "uint64": torch.from_numpy(np.array(2**63 + k, dtype=np.uint64))}
+        for k in (1, 2, 5)
+    ]  # fmt: skip
+    assert rules(model, "fedavg")["spectrum"] == "average"
+    combined = aggregate(model, states, WEIGHTS)
+    shares = np.array(WEIGHTS) / sum(WEIGHTS)
+    expected = (shares * [1, 2, 5]).sum() * np.array([1 + 2j, 3j])
+    assert combined["spectrum"].dtype == torch.cfloat
+    np.testing.assert_allclose(combined["spectrum"].numpy(), expected, rtol=1e-6)
+    assert combined["uint16"].dtype == torch.uint16
+    assert [combined[name].numpy().item() for name in ("uint16", "uint32", "uint64")] == [60_005, 0, 2**63 + 5]
+
+
+def test_values_may_be_infinite_where_the_global_model_is() -> None:
+    model = Odd()
+    combined = aggregate(model, [model.state_dict()] * 3, WEIGHTS)
+    assert torch.equal(combined["mask"], torch.tensor([-torch.inf, 0.0]))
+    assert combined["unknown"].isnan().all()
+    broken = {**model.state_dict(), "mask": torch.tensor([-torch.inf, torch.inf])}
+    with pytest.raises(ValueError, match="client 1 sent 'mask' with values that are not finite"):
+        aggregate(model, [model.state_dict(), broken], [1, 1])
+
+
+def test_another_precision_is_taken_where_asked_for_and_the_models_own_is_kept() -> None:
+    model = nn.BatchNorm1d(2)
+    half = {
+        name: value.half() if value.is_floating_point() else value.int() for name, value in model.state_dict().items()
+    }
+    combined = aggregate(
+        model, [half, {**half, "weight": torch.tensor([3.0, 5.0]).double()}], [1, 3], any_precision=True
+    )
+    assert {name: value.dtype for name, value in combined.items()} == {
+        name: value.dtype for name, value in model.state_dict().items()
+    }
+    assert combined["weight"].tolist() == [2.5, 4.0]
+    complex_ = {**half, "weight": torch.zeros(2).cfloat()}
+    with pytest.raises(ValueError, match=r"client 0 sent 'weight' as torch.complex64"):
+        aggregate(model, [complex_], [1], any_precision=True)
+    far = {**half, "bias": torch.tensor([torch.inf, 0.0]).half()}
+    with pytest.raises(ValueError, match="client 0 sent 'bias' with values that are not finite"):
+        aggregate(model, [far], [1], any_precision=True)
+
+
+def test_a_client_of_weight_zero_changes_nothing() -> None:
+    model = Net()
+    states = clients(model)
+    for name in states[2]:
+        states[2][name] = states[2][name] * 1000 + 1
+    both, two = aggregate(model, states, [1, 3, 0]), aggregate(model, states[:2], [1, 3])
+    assert all(torch.equal(both[name], two[name]) for name in two)

@@ -5,7 +5,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -290,16 +290,40 @@ def test_push_and_pull() -> None:
     assert grid.pull_messages(["never sent"]) == []
 
 
-def test_a_round_ends_at_its_timeout() -> None:
+def test_every_client_has_the_whole_timeout() -> None:
     def slow(message: Message, context: Context) -> Message:
-        time.sleep(0.05)
+        time.sleep(0.6 if context.node_id == 2 else 0.05)
         return echo(message, context)
 
-    grid = CohortGrid(app_of(slow), 100)
-    replies = grid.send_and_receive(to(list(range(1, 101))), timeout=0.12)
-    assert 1 <= len(replies) < 100
-    assert nodes_of(replies) == list(range(1, len(replies) + 1))
+    grid = CohortGrid(app_of(slow), 8)
+    assert nodes_of(grid.send_and_receive(to(list(range(1, 9))), timeout=0.3)) == [1, 3, 4, 5, 6, 7, 8]
     assert grid.send_and_receive(to([1]), timeout=0) == []
+
+
+def test_waiting_for_more_clients_than_there_ever_will_be_is_refused() -> None:
+    for strategy in (strategies.FedAvg(), strategies.FedAvg(min_train_nodes=1, min_available_nodes=1)):
+        with pytest.raises(UserError, match=r"waits for more clients, and CohortGrid has 1.*min_available_nodes"):
+            CohortGrid(plain_client_app(), 1).run_app(Keeping(lambda strategy=strategy: strategy, rounds=1))
+    one = dict.fromkeys(("min_train_nodes", "min_evaluate_nodes", "min_available_nodes"), 1)
+    server = Keeping(lambda: strategies.FedAvg(**one), rounds=2)
+    CohortGrid(plain_client_app(), 1).run_app(server)
+    assert server.state
+
+
+def test_a_thread_may_watch_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("syncnorm.federated.flower.grid.MOMENT", 0.0)
+    grid, seen = CohortGrid(app_of(echo), 2), list[int]()
+    watch = Thread(target=lambda: seen.extend(len(grid.get_node_ids()) for _ in range(20)))
+    watch.start()
+    watch.join()
+    assert seen == [2] * 20
+    with pytest.raises(UserError, match="waits for more clients"):
+        seen.extend(len(grid.get_node_ids()) for _ in range(20))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    grid = CohortGrid(app_of(echo), np.int64(2), seed=np.int32(5))
+    assert (grid.num_clients, type(grid.num_clients), grid.seed) == (2, int, 5)
 
 
 def test_a_client_that_never_ends_holds_up_nobody_else() -> None:

@@ -7,6 +7,8 @@ one index array per client, with every index exactly once. If a draw leaves a cl
 function raises `TooSmall`, and `methods.draw_partition` calls it again.
 """
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -146,7 +148,7 @@ def quantity(
 
 def check_positive(name: str, value: float) -> None:
     """Raise `UserError` unless an option is a number above 0."""
-    if not (isinstance(value, int | float) and 0 < value < float("inf")):
+    if not (isinstance(value, Real) and 0 < float(value) < float("inf")):
         raise UserError(f"{name} is {value!r}: it must be a number above 0.")
 
 

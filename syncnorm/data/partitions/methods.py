@@ -151,7 +151,7 @@ class Drawn(NamedTuple):
 
 
 def partition(
-    labels: Tensor,
+    labels: Any,
     method: str,
     clients: int,
     seed: int,
@@ -162,19 +162,21 @@ def partition(
 ) -> list[Tensor]:
     """Return one tensor of sample indices per client (or rank): every index of `labels` (N,) at most once.
 
+    `labels` are a tensor, an array or a list with one class a sample, as a number or a text.
     `method` is a name in `METHODS`, and `options` are the keyword options of that function. Of syncnorm's own
     methods, only "natural" may leave samples out. `natural` and `domains` give each sample's natural client and
     domain, for methods that use them. The same arguments give the same partition on every machine.
 
     Raises:
-        UserError: unknown names, bad options, fewer than one client, fewer samples than clients; a client without a
-            sample; `DRAWS` draws in a row with too few samples for a client; an invalid return value of a method.
+        UserError: labels of another shape, such as one-hot labels; unknown names, bad options, fewer than one client,
+            fewer samples than clients; a client without a sample; `DRAWS` draws in a row with too few samples for a
+            client; an invalid return value of a method.
     """
     return draw_partition(labels, method, clients, seed, options, {"natural": natural, "domains": domains}).parts
 
 
 def draw_partition(
-    labels: Tensor,
+    labels: Any,
     method: str,
     clients: int,
     seed: int,
@@ -190,7 +192,7 @@ def draw_partition(
     _check_options(method, options, defaults)
     if isinstance(clients, bool) or not isinstance(clients, Integral) or clients < 1:
         raise UserError(f"the number of clients is {clients!r}: it must be a whole number from 1.")
-    labels = torch.as_tensor(labels)  # accepts lists and arrays too
+    labels = _classes(labels)
     if clients > len(labels):
         raise UserError(
             f"{len(labels)} training samples cannot be dealt to {clients} clients or ranks: use at most "
@@ -210,6 +212,21 @@ def draw_partition(
             parts = checked_parts(found, method, numbers or range(clients), len(labels))
             return Drawn([torch.from_numpy(part) for part in parts], draws, {**defaults, **options})
     raise _too_small(method, {**defaults, **options}, last)
+
+
+def _classes(labels: Any) -> Tensor:
+    """Return the labels (N,) as a tensor; texts become the numbers of their classes in alphabetical order."""
+    if not isinstance(labels, Tensor):
+        array = np.asarray(labels)
+        if array.dtype.kind in "OUS":
+            array = np.unique(array.astype(str), return_inverse=True)[1].reshape(array.shape)
+    found = labels if isinstance(labels, Tensor) else torch.as_tensor(array)
+    if found.dim() != 1:
+        raise UserError(
+            f"the labels have shape {tuple(found.shape)}: a partition needs one class for each sample, (N,); of "
+            "one-hot labels that is labels.argmax(1)."
+        )
+    return found
 
 
 def default_options(method: str) -> dict[str, Any]:

@@ -22,8 +22,10 @@ from a checkpoint and any process can play any client.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from syncnorm.config import Run
@@ -184,6 +186,11 @@ class Algorithm:
         return 0
 
 
+def as_real(value: Tensor) -> Tensor:
+    """Return the coordinates that a gradient step sees: of a complex tensor its parts (..., 2), else the tensor."""
+    return torch.view_as_real(value) if value.is_complex() else value
+
+
 def algorithm_options(name: str, kind: type[Algorithm], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return an algorithm's options: the defaults, overridden by the `given` ones.
 
@@ -197,13 +204,14 @@ def algorithm_options(name: str, kind: type[Algorithm], given: Mapping[str, Any]
         if option not in known:
             raise unknown(f"option of the algorithm {name}", option, known)
         switch = isinstance(known[option].default, bool)
-        if switch != isinstance(value, bool) or not isinstance(value, int | float):
+        if switch != isinstance(value, bool) or not isinstance(value, Real):
             raise UserError(
                 f"option {option} of the algorithm {name} is {value!r}: it must be "
                 f"{'true or false' if switch else 'a number'}."
             )
-        if not switch and not known[option].range.holds(value):
+        if not switch and not known[option].range.holds(float(value)):
             raise UserError(
                 f"option {option} of the algorithm {name} is {value!r}: it must be {known[option].range.rule}."
             )
-    return {option: known[option].default for option in known} | dict(given)
+    numbers: dict[str, Any] = {name: x if isinstance(x, int | float) else float(x) for name, x in given.items()}
+    return {option: known[option].default for option in known} | numbers

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from syncnorm.federated.algorithms.base import ABOVE_0, BELOW_1, Algorithm, Memory, Option, ServerRound
+from syncnorm.federated.algorithms.base import ABOVE_0, BELOW_1, Algorithm, Memory, Option, ServerRound, as_real
 from syncnorm.federated.messages import Tensors
 
 
@@ -27,7 +27,8 @@ class FedAdam(Algorithm):
     def server_memory(self, parameters: Tensors) -> Memory:
         """Return m and v."""
         return {
-            moment: {name: torch.zeros_like(value) for name, value in parameters.items()} for moment in ("m", "v")
+            moment: {name: torch.zeros_like(as_real(value)) for name, value in parameters.items()}
+            for moment in ("m", "v")
         }
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:
@@ -35,8 +36,11 @@ class FedAdam(Algorithm):
         lr, beta1, beta2, tau = (self.options[name] for name in ("lr", "beta1", "beta2", "tau"))
         moved, m, v = {}, {}, {}
         for name in round_.shared:
-            change = round_.average[name] - round_.state[name]
+            change = as_real(round_.average[name] - round_.state[name])
             m[name] = beta1 * memory["m"][name] + (1 - beta1) * change
             v[name] = beta2 * memory["v"][name] + (1 - beta2) * change.square()
-            moved[name] = round_.state[name] + lr * (m[name] / (v[name].sqrt() + tau))
+            step = lr * (m[name] / (v[name].sqrt() + tau))
+            moved[name] = round_.state[name] + (
+                torch.view_as_complex(step) if round_.state[name].is_complex() else step
+            )
         return moved, {"m": m, "v": v}

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from syncnorm.federated.aggregation import wide
 from syncnorm.federated.algorithms.base import FROM_0_TO_1, Algorithm, Memory, Option, ServerRound
 from syncnorm.federated.messages import Tensors
 
@@ -41,15 +42,26 @@ class FedAP(Algorithm):
         personal = dict(memory["personal"])
         for reply, row in zip(round_.replies, shares, strict=True):
             personal[reply.client] = {
-                name: torch.tensordot(row.to(value.device), value.double(), 1).to(value.dtype)
+                name: torch.tensordot(row.to(value.device, kind := wide(value.dtype)), value.to(kind), 1).to(
+                    value.dtype
+                )
                 for name, value in stacked.items()
             }
         everybody = [personal[client] for client in sorted(personal)]
         mean = {
-            name: torch.stack([one[name].double() for one in everybody]).mean(0).to(round_.state[name].dtype)
+            name: torch.stack([one[name].to(wide(one[name].dtype)) for one in everybody])
+            .mean(0)
+            .to(round_.state[name].dtype)
             for name in round_.personal
         }
         return mean, {"personal": personal}
+
+
+def _mean(stacked: Tensor, shares: Tensor) -> Tensor:
+    """Return the mean over the first dimension with these shares."""
+    kind = wide(stacked.dtype)
+    mean: Tensor = torch.tensordot(shares.to(kind), stacked.to(kind), 1)
+    return mean
 
 
 def personal_shares(states: Sequence[Mapping[str, Tensor]], layers: Sequence[str], own_share: float) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from syncnorm.federated.algorithms.base import Algorithm, Option
+from syncnorm.federated.algorithms.base import Algorithm, Option, as_real
 from syncnorm.federated.messages import Tensors
 
 
@@ -22,7 +22,7 @@ class FedProx(Algorithm):
 
     def local_term(self, parameters: Tensors, received: Tensors, inputs: Tensors) -> Tensor:
         """Return the penalty."""
-        squares = [(value - received[name]).square().sum() for name, value in parameters.items()]
+        squares = [as_real(value - received[name]).square().sum() for name, value in parameters.items()]
         distance = torch.stack(squares).sum()
         strength: float = self.options["mu"] / 2
         return strength * (distance if self.options["squared"] else _root(distance))

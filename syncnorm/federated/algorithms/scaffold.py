@@ -5,7 +5,7 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Run
 from syncnorm.errors import UserError
-from syncnorm.federated.algorithms.base import Algorithm, Memory, ServerRound, Trained
+from syncnorm.federated.algorithms.base import Algorithm, Memory, ServerRound, Trained, as_real
 from syncnorm.federated.messages import Tensors
 
 
@@ -34,7 +34,8 @@ class Scaffold(Algorithm):
 
     def local_term(self, parameters: Tensors, received: Tensors, inputs: Tensors) -> Tensor:
         """Return <c - c_k, w>, whose gradient is the correction."""
-        return torch.stack([(value * parameters[name]).sum() for name, value in sorted(inputs.items())]).sum()
+        products = [(as_real(value) * as_real(parameters[name])).sum() for name, value in sorted(inputs.items())]
+        return torch.stack(products).sum()
 
     def client_result(self, trained: Trained) -> tuple[Tensors, Tensors]:
         """Return c_k+ - c_k to send, and c_k+ to keep."""

@@ -63,7 +63,7 @@ def finish(federation: Federation, started: Started, update: Update) -> tuple[Re
     """Return a client's reply after training and its new state; None if it failed and keeps its old state."""
     client, layout = update.client, federation.layout
     samples = len(federation.schedule.samples(client))
-    error = update.error or _broken(federation, update)
+    error = update.error or _broken(federation, started, update)
     if error:
         return Reply(client, {}, samples, small_batches=started.small_batches, error=error), None
     state = {name: update.state[listed] for name, listed in layout.listed.items()}
@@ -90,7 +90,7 @@ def _trained(federation: Federation, started: Started, update: Update) -> Traine
     )
 
 
-def _broken(federation: Federation, update: Update) -> str:
+def _broken(federation: Federation, started: Started, update: Update) -> str:
     """Say in one sentence why a trained model is unusable; empty if it is usable.
 
     Kept entries must be checked here: the server never sees them, and bad ones would spoil all later rounds.
@@ -98,7 +98,8 @@ def _broken(federation: Federation, update: Update) -> str:
     for name in federation.layout.listed.values():
         if name not in update.state:
             return f"training left no '{name}'."
-    first = not_finite({name: update.state[known] for name, known in federation.layout.listed.items()})
+    trained = {known: update.state[known] for known in federation.layout.listed.values()}
+    first = not_finite(trained, started.task.state)
     return "" if first is None else f"after training '{first}' has values that are not finite."
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 from syncnorm.federated.local import Local, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip, batch_norms
-from syncnorm.training.classifier import make_optimizer
+from syncnorm.training.learner import make_optimizer
 
 
 def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:

@@ -5,16 +5,18 @@
     flwr run . --run-config 'run="{\"world\": {\"method\": \"fedbn\", \"rounds\": 5}}"'
 
 `timeout` is the number of seconds that the server waits for the replies in a round; clients that have not replied by
-then are left out of the round.
+then are left out of the round. `folder` is where the server keeps the global model round by round; "" keeps none.
 """
 
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
+from pathlib import Path
 from threading import Event
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -27,10 +29,12 @@ from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import failure, sentence
+from syncnorm.federated.flower.handshake import WORD, word
 from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.federated.server.scores import score, validate
+from syncnorm.files import whole_file
 
 
 class TogetherApp(ClientApp):
@@ -116,26 +120,35 @@ def query_partition(message: Message, context: Context) -> Message:
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
     """Play a run's rounds and evaluate them."""
-    timeout = float(context.run_config.get("timeout", TIMEOUT))
-    result = play(grid, str(context.run_config.get("run", "{}")), timeout=timeout)
+    timeout, folder = float(context.run_config.get("timeout", TIMEOUT)), str(context.run_config.get("folder", ""))
+    text = str(context.run_config.get("run", "{}"))
+    result = play(grid, text, timeout=timeout, folder=Path(folder) if folder else None)
     context.state["result"] = ConfigRecord({"json": json.dumps(asdict(result))})
     print(json.dumps(result.metrics, indent=1))
 
 
-def play(grid: Grid, text: str, ended: Event | None = None, timeout: float = TIMEOUT) -> Result:
+def play(
+    grid: Grid, text: str, ended: Event | None = None, timeout: float = TIMEOUT, folder: Path | None = None
+) -> Result:
     """Play the run that JSON describes on a grid and return its result.
 
-    `ended` is set when no more replies will come; waiting for one then raises `ConnectionError`.
+    `ended` is set when no more replies will come; waiting for one then raises `ConnectionError`. After each round the
+    global model is written to global.pt in `folder`, for `torch.load`: "round", from 1, and "state".
 
     Raises:
         UserError: anything in the run that does not work; a round that failed; missing clients.
     """
     started = time.perf_counter()
     federation = federation_of(text)
-    rounds = Rounds(federation, OverFlower(federation, grid, text, ended or Event(), timeout))
+    network = OverFlower(federation, grid, text, ended or Event(), timeout)
+    rounds = Rounds(federation, network)
     for _ in range(federation.world.rounds):
         rounds.play()
-    return rounds.result(time.perf_counter() - started)
+        if folder is not None:
+            with whole_file(folder / "global.pt") as file:
+                torch.save({"round": rounds.next, "state": rounds.server.state}, file)
+    result = rounds.result(time.perf_counter() - started)
+    return replace(result, details={**result.details, **network.details()})
 
 
 @lru_cache(maxsize=1)
@@ -211,5 +224,7 @@ def _end(
     reply, own = finish(federation, started, update)
     if reply.error:
         return failure(message, reply.error)
+    content = wire.pack_reply(reply)
+    content[WORD] = word(context, wire.OWN in context.state)
     wire.keep(context.state, own)
-    return Message(wire.pack_reply(reply), reply_to=message)
+    return Message(content, reply_to=message)

@@ -7,8 +7,9 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from numbers import Integral
 from pathlib import Path
-from threading import RLock
+from threading import RLock, get_ident
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -30,6 +31,8 @@ from syncnorm.seeds import derive
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "cohort", "loop")
+POLLS, MOMENT = 3, 0.5
+"""A server that asks for the nodes more often than this, each time at least this many seconds later, is waiting."""
 
 
 @runtime_checkable
@@ -77,19 +80,19 @@ class CohortGrid(Grid):
         engine: str = "auto",
         seed: int | None = None,
     ) -> None:
-        if not isinstance(num_clients, int) or num_clients < 1:
+        if not is_whole(num_clients) or num_clients < 1:
             raise UserError(f"num_clients is {num_clients!r}: it must be a whole number of at least 1.")
-        if not isinstance(seed, int | None):
+        if seed is not None and not is_whole(seed):
             raise UserError(f"seed is {seed!r}: it must be a whole number, or None.")
         if engine not in ENGINES:
             raise unknown("engine", engine, ENGINES)
         act_as_server()
         hush_flower()
         self.client_app = client_app
-        self.num_clients = num_clients
+        self.num_clients = int(num_clients)
         self.run_config: UserConfig = dict(run_config or {})
         self.engine = engine
-        self.seed = seed
+        self.seed = None if seed is None else int(seed)
         self.states: dict[int, RecordDict] = {}
         """Clients' states by node id; clients that keep nothing are left out."""
         self._run = empty_run()
@@ -98,11 +101,16 @@ class CohortGrid(Grid):
         self._exchanges = 0
         self._lock = RLock()
         self._runner = TimeoutRunner()
-        if seed is not None:
-            random.seed(derive("flower sampling", seed))
+        self._server = get_ident()
+        """The thread of the server app."""
+        self._polls: list[float] = []
+        """When the nodes were asked for, each time at least a moment after the last, with nothing sent in between."""
+        if self.seed is not None:
+            random.seed(derive("flower sampling", self.seed))
 
     def run_app(self, server_app: ServerApp) -> Context:
         """Run a ServerApp to its end and return its context."""
+        self._server = get_ident()
         context = Context(self._run.run_id, SERVER, {}, RecordDict(), dict(self.run_config))
         server_app(self, context)
         return context
@@ -123,13 +131,25 @@ class CohortGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Sequence[int]:
-        """Return the ids of all clients, 1 .. num_clients, as a range."""
+        """Return the ids of all clients, 1 .. num_clients, as a range.
+
+        Raises:
+            UserError: a server that waits for more clients than there are: it asks again and again, and sends
+            nothing.
+        """
+        if get_ident() == self._server:  # older servers also watch the nodes from a thread, which waits for nothing
+            now = time.monotonic()
+            if not self._polls or now - self._polls[-1] > MOMENT:
+                self._polls.append(now)
+            if len(self._polls) > POLLS:
+                raise too_few_nodes(self.num_clients)
         return range(1, self.num_clients + 1)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Queue messages for clients; return the ids under which their replies can be pulled."""
         ids = []
         with self._lock:
+            self._polls.clear()
             for message in messages:
                 self._sent += 1
                 stamp(message, str(self._sent))
@@ -146,16 +166,15 @@ class CohortGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and return the replies in the order of client ids.
 
-        After `timeout` seconds the grid stops waiting for the current client (its thread cannot be stopped: it runs
-        to its end, and its reply is dropped), and later clients do not reply. There is no timeout for clients that
-        are trained together in one computation.
+        Each client has `timeout` seconds, as if all worked at the same time. The grid then stops waiting for it (its
+        thread cannot be stopped: it runs to its end, and its reply is dropped) and asks the next one. There is no
+        timeout for clients that are trained together in one computation.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
         with self._lock:
             ids = self.push_messages(messages)
-            return self._answer([self._waiting.pop(name) for name in ids], deadline)
+            return self._answer([self._waiting.pop(name) for name in ids], timeout)
 
-    def _answer(self, messages: Sequence[Message], deadline: float | None = None) -> list[Message]:
+    def _answer(self, messages: Sequence[Message], timeout: float | None = None) -> list[Message]:
         self._exchanges += 1
         read: dict[int, ArrayRecord] = {}
         ordered = sorted(messages, key=lambda message: message.metadata.dst_node_id)
@@ -163,10 +182,7 @@ class CohortGrid(Grid):
         with _own_streams(self.seed is not None):
             trained = self._train_together(ordered, read)
             for message in ordered:
-                reply = trained.get(message.metadata.message_id)
-                left = None if deadline is None else deadline - time.monotonic()
-                if reply is None and (left is None or left > 0):
-                    reply = self._ask(message, read, left)
+                reply = trained.get(message.metadata.message_id) or self._ask(message, read, timeout)
                 if reply is not None:
                     replies.append(reply)
         return replies
@@ -186,20 +202,22 @@ class CohortGrid(Grid):
             for message, context, reply in zip(ready, contexts, replies, strict=True)
         }
 
-    def _ask(self, message: Message, read: dict[int, ArrayRecord], left: float | None) -> Message | None:
-        """Return a client's reply; None if it does not reply in the remaining seconds."""
+    def _ask(self, message: Message, read: dict[int, ArrayRecord], timeout: float | None) -> Message | None:
+        """Return a client's reply; None if it does not reply within `timeout` seconds."""
         if (refusal := self._refusal(message)) is not None:
             return refusal
+        if timeout is not None and timeout <= 0:
+            return None
         node = message.metadata.dst_node_id
         context = self._context(node)
         if self.seed is not None:
             _seed(derive("flower client", self.seed, self._exchanges, node))
         try:
             delivered = _delivered(message, read)
-            if left is None:
+            if timeout is None:
                 reply = self.client_app(delivered, context)
             else:
-                reply = self._runner.run(lambda: self.client_app(delivered, context), left)
+                reply = self._runner.run(lambda: self.client_app(delivered, context), timeout)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__}, not a Message")
         except TimedOut:
@@ -212,7 +230,7 @@ class CohortGrid(Grid):
 
     def _refusal(self, message: Message) -> Message | None:
         """Return the error reply to a message that cannot be delivered; None if it can."""
-        if message.metadata.dst_node_id not in self.get_node_ids():
+        if not 1 <= message.metadata.dst_node_id <= self.num_clients:
             return failure(message, f"there is no client {message.metadata.dst_node_id}", ErrorCode.NODE_UNAVAILABLE)
         if _expired(message):
             return failure(message, "the message expired before its client had a turn", ErrorCode.MESSAGE_UNAVAILABLE)
@@ -245,6 +263,21 @@ class CohortGrid(Grid):
 
 
 Record = ArrayRecord | ConfigRecord | MetricRecord
+
+
+def too_few_nodes(count: int, needed: int | None = None) -> UserError:
+    """Return the error of a strategy that waits for more clients than a CohortGrid has, and ever will have."""
+    asks = "more" if needed is None else f"{needed}"
+    return UserError(
+        f"the strategy waits for {asks} clients, and CohortGrid has {count} for good: set its min_train_nodes, "
+        f"min_evaluate_nodes and min_available_nodes to at most {count} (FedAvg's defaults are 2), or raise "
+        "num_clients."
+    )
+
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, Python's or NumPy's; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _delivered(message: Message, read: dict[int, ArrayRecord]) -> Message:

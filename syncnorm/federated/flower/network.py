@@ -1,8 +1,10 @@
 """The clients of a run behind any Flower Grid: in this process, in Flower's simulation, or deployed."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from threading import Event
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -12,15 +14,22 @@ from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid import CohortGrid, reason
+from syncnorm.federated.flower.handshake import word_in
+from syncnorm.federated.flower.replies import ABSENT
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.server.network import To
 from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
 
+log = logging.getLogger(__name__)
+
 PATIENCE = 300.0
 """Seconds to wait for nodes to connect before the first round."""
 TIMEOUT = 600.0
 """Seconds to wait for the replies to a round's messages."""
+INTRODUCTION = 30.0
+"""Seconds to wait for a new node to say which client it plays."""
+WHO = "partition-id"
 PAUSE = 0.05
 """Seconds between two polls for replies."""
 
@@ -28,18 +37,25 @@ PAUSE = 0.05
 class OverFlower:
     """A run's clients behind a Grid: a `syncnorm.federated.server.network.Network`.
 
-    A client that does not reply within `timeout` seconds counts as lost.
+    Nodes may leave and join at any time: a client is known by its partition-id, and a node that restarts has another
+    id. A client without a node, or one that does not reply within `timeout` seconds, is left out of a round. What
+    every client should answer is answered by those who are there; `missing` names the others.
 
     Raises:
-        UserError: fewer nodes than the run has clients, or several nodes for the same client.
+        UserError: at the start, fewer nodes than the run has clients, or several nodes for the same client.
     """
 
     def __init__(self, federation: Federation, grid: Grid, text: str, ended: Event, timeout: float = TIMEOUT) -> None:
         self.federation, self.grid, self._text, self._ended = federation, grid, text, ended
         self._timeout = timeout
+        self._seen: set[int] = set()
         self.nodes = self._find_nodes(federation.world.count)
         """The node of each client."""
-        self._client = {node: client for client, node in self.nodes.items()}
+        self.missing: list[str] = []
+        """Clients that were absent where every client should answer, one sentence each."""
+        self.lost: list[str] = []
+        """Clients that had lost what they keep between rounds, one sentence each."""
+        self._trained: set[int] = set()
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
         """Let clients train from what they receive; a client without a batch is missing, a lost one gives an
@@ -47,11 +63,11 @@ class OverFlower:
         answers = self._ask("train", self._broadcasts(clients, to))
         replies = []
         for client in clients:
-            answer = answers.get(client)
-            if answer is None or answer.has_error():
-                why = self._silence() if answer is None else reason(answer)
-                replies.append(Reply(client, {}, error=why))
+            answer = answers[client]
+            if isinstance(answer, str) or answer.has_error():
+                replies.append(Reply(client, {}, error=answer if isinstance(answer, str) else reason(answer)))
             elif reply := wire.unpack_reply(client, answer.content, self.federation.device):
+                self._note_loss(client, answer.content)
                 replies.append(reply)
         return replies
 
@@ -93,29 +109,65 @@ class OverFlower:
             contents[client] = packed[same]
         return contents
 
-    def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Message]:
-        messages = [Message(content, self.nodes[client], kind) for client, content in contents.items()]
-        replies = self._exchange(messages)
-        return {
-            self._client[node]: reply for reply in replies if (node := reply.metadata.src_node_id) in self._client
-        }
+    def details(self) -> dict[str, Any]:
+        """Return what a result should say of clients that were absent or lost their state; nothing if none were."""
+        found = {"missing_clients": self.missing, "lost_states": self.lost}
+        return {name: sentences for name, sentences in found.items() if sentences}
+
+    def _note_loss(self, client: int, content: RecordDict) -> None:
+        word = word_in(content)
+        if self.federation.layout.kept and word and not word.own and client in self._trained:
+            self.lost.append(f"client {client} had lost what it keeps between rounds, and began from initial values")
+            log.warning(self.lost[-1])
+        self._trained.add(client)
+
+    def _ask(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, Message | str]:
+        """Return each client's reply, or why there is none. A reply names the message that it is to, not always the
+        node: Flower's own errors come from the server."""
+        self._refresh()
+        started = time.monotonic()
+        answers: dict[int, Message | str] = {}
+        messages: dict[int, Message] = {}
+        for client, content in contents.items():
+            if client in self.nodes:
+                messages[client] = Message(content, self.nodes[client], kind)
+            else:
+                answers[client] = f"no node with the partition-id {client} is connected"
+        replies = {reply.metadata.reply_to_message_id: reply for reply in self._exchange(list(messages.values()))}
+        late = time.monotonic() - started >= self._timeout
+        silence = f"it did not reply within {self._timeout:g} s" if late else "its node has left"
+        for client, message in messages.items():
+            answers[client] = replies.get(message.metadata.message_id, silence)
+        return answers
 
     def _contents(self, kind: str, contents: Mapping[int, RecordDict]) -> dict[int, RecordDict]:
-        """Return the clients' answers, in the order asked; a missing answer would change a mean, so it is an
-        error."""
-        answers = self._ask(kind, contents)
-        for client in contents:
-            answer = answers.get(client)
-            if answer is None or answer.has_error():
-                why = self._silence() if answer is None else reason(answer)
-                raise UserError(f"client {client} failed at '{kind}', which every client must answer: {why}.")
-        return {client: answers[client].content for client in contents}
+        """Return the answers of the clients that are there, in the order asked.
 
-    def _exchange(self, messages: Sequence[Message]) -> list[Message]:
+        A client whose node has left is asked once more, since it may be back under another id.
+        """
+        answers = self._ask(kind, contents)
+        if gone := [client for client, answer in answers.items() if _absent(answer)]:
+            answers |= self._ask(kind, {client: contents[client] for client in gone})
+        found = {}
+        for client in contents:
+            answer = answers[client]
+            why = answer if isinstance(answer, str) else reason(answer) if answer.has_error() else None
+            if isinstance(answer, Message) and why is None:
+                found[client] = answer.content
+            elif _absent(answer):
+                self.missing.append(f"client {client} was missing at '{kind}': {why}")
+                log.warning(self.missing[-1])
+            else:
+                raise UserError(f"client {client} failed at '{kind}', which every client must answer: {why}.")
+        if not found and contents:
+            raise UserError(f"no client answered '{kind}': {self.missing[-1]}.")
+        return found
+
+    def _exchange(self, messages: Sequence[Message], timeout: float | None = None) -> list[Message]:
         """Send messages and wait for the replies, as `send_and_receive` does, but stop when the grid ends."""
         replies: list[Message] = []
-        waiting = set(self.grid.push_messages(messages))
-        deadline = time.monotonic() + self._timeout
+        waiting = {name for name in self.grid.push_messages(messages) if name}
+        deadline = time.monotonic() + (self._timeout if timeout is None else timeout)
         while waiting:
             found = list(self.grid.pull_messages(waiting))
             replies += found
@@ -126,8 +178,31 @@ class OverFlower:
                 self._pause()
         return replies
 
-    def _silence(self) -> str:
-        return f"it did not reply within {self._timeout:g} s"
+    def _refresh(self) -> None:
+        """Find out which clients new nodes play, and forget nodes that have left."""
+        if isinstance(self.grid, CohortGrid):
+            return
+        present = set(self.grid.get_node_ids())
+        self.nodes = {client: node for client, node in self.nodes.items() if node in present}
+        for node, answer in self._who_are(sorted(present - self._seen)).items():
+            if isinstance(answer, int) and answer < self.federation.world.count:
+                self.nodes[answer] = node
+            elif isinstance(answer, str):
+                log.warning("a new node does not say which client it is: %s", answer)
+
+    def _who_are(self, nodes: Sequence[int]) -> dict[int, int | str]:
+        """Return which client each node plays, or why it does not say; nodes that are not there are left out, and
+        asked again the next time."""
+        messages = [Message(RecordDict(), node, "query.partition") for node in nodes]
+        replies = self._exchange(messages, min(self._timeout, INTRODUCTION)) if messages else []
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+        found: dict[int, int | str] = {}
+        for reply in replies:
+            if not _absent(reply):
+                client = reason(reply) if reply.has_error() else int(wire.number(reply.content, wire.METRICS, WHO))
+                found[asked[reply.metadata.reply_to_message_id]] = client
+        self._seen |= found.keys()
+        return found
 
     def _pause(self) -> None:
         if self._ended.wait(PAUSE):
@@ -138,24 +213,34 @@ class OverFlower:
         if isinstance(self.grid, CohortGrid):
             _check_count(self.grid.num_clients, count)
             return {client: client + 1 for client in range(count)}
-        deadline = time.monotonic() + PATIENCE
-        while len(nodes := list(self.grid.get_node_ids())) < count and time.monotonic() < deadline:
+        deadline, found = time.monotonic() + PATIENCE, dict[int, int]()
+        nodes: set[int] = set()
+        while len(nodes) < count or nodes - self._seen:
+            nodes = set(self.grid.get_node_ids())
+            if len(nodes) >= count:
+                for node, client in self._who_are(sorted(nodes - self._seen)).items():
+                    if isinstance(client, str):
+                        raise UserError(f"a node does not say which client it is: {client}.")
+                    if client in found:
+                        raise UserError(
+                            f"two nodes have the partition-id {client}: give each SuperNode one of its own."
+                        )
+                    found[client] = node
+            if found.keys() >= set(range(count)) or time.monotonic() >= deadline:
+                break
             self._pause()
         _check_count(len(nodes), count)
-        found: dict[int, int] = {}
-        for reply in self._exchange([Message(RecordDict(), node, "query.partition") for node in nodes]):
-            if reply.has_error():
-                raise UserError(f"a node does not say which client it is: {reason(reply)}.")
-            client = int(wire.number(reply.content, wire.METRICS, "partition-id"))
-            if client in found:
-                raise UserError(f"two nodes have the partition-id {client}: give each SuperNode one of its own.")
-            found[client] = reply.metadata.src_node_id
         missing = sorted(set(range(count)) - found.keys())
         if missing:
             raise UserError(
                 f"no node has the partition-id {missing[0]}: the run has {count} clients, 0 to {count - 1}."
             )
         return found
+
+
+def _absent(answer: Message | str) -> bool:
+    """Return whether there is no answer because the client's node has left, or was too slow."""
+    return isinstance(answer, str) or (answer.has_error() and answer.error.code in ABSENT)
 
 
 def _check_count(nodes: int, count: int) -> None:

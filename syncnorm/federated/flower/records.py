@@ -108,9 +108,17 @@ def decoded(record: ArrayRecord) -> ArrayRecord:
     return result
 
 
-def arrays_in(content: RecordDict) -> ArrayRecord:
-    """Return the only ArrayRecord of a message; none or several raise `ValueError`."""
-    found = [record for record in content.values() if isinstance(record, ArrayRecord)]
-    if len(found) != 1:
-        raise ValueError(f"a message holds {len(found)} ArrayRecords, where one model is expected.")
-    return found[0]
+def arrays_in(content: RecordDict, key: str = "arrays") -> ArrayRecord:
+    """Return the ArrayRecord with the model: the only one of a message, or of several that under `key`.
+
+    Raises:
+        ValueError: none, or several under other keys.
+    """
+    found = {name: record for name, record in content.items() if isinstance(record, ArrayRecord)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if key in found:
+        return found[key]
+    raise ValueError(
+        f"a message holds {len(found)} ArrayRecords, where one model is expected, or one under the key '{key}'."
+    )

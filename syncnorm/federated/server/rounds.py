@@ -14,7 +14,7 @@ from syncnorm.federated.server.log import Log
 from syncnorm.federated.server.network import Network
 from syncnorm.federated.server.scores import evaluated_by
 from syncnorm.federated.server.server import Server
-from syncnorm.training.classifier import latest
+from syncnorm.training.learner import latest
 
 
 class Rounds:
