@@ -64,8 +64,8 @@ class PredictionBatchNorm(_MixedBatchNorm):
 
     Sources: Nado et al. (arXiv 2006.10963) for N = 0, from memory and not confirmed; Schneider et al. (arXiv
     2006.16971) for other N and the formula. Here batch_var is biased, as in training, and running_var unbiased, as
-    PyTorch keeps it. The released code of Schneider et al. takes the batch's unbiased one (running_var at momentum 1),
-    which differs where a channel has few values.
+    PyTorch keeps it. The released code of Schneider et al. takes the batch's unbiased one (running_var at momentum
+    1), which differs where a channel has few values.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
