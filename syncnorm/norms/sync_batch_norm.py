@@ -20,6 +20,7 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.collectives import agree, rank_and_size
 from syncnorm.norms.core.functional import announce_error, batch_norm_native, batch_norm_plain
+from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.shapes import channels_problem, check_divisor
 
 
@@ -116,13 +117,16 @@ class SyncBatchNorm(BatchNormLayer):
             raise ValueError(self._one_value(x))
         if values == 0:
             return self.by_batch_alone(x)
-        if not ((self.skip_nonfinite or self.momentum is None) and self.moves()):
+        if not (self.skip_nonfinite or self.momentum is None):
+            return self.by_batch(x)
+        running, _ = self.tracked()
+        if running is None or recomputing():
             return self.by_batch(x)
         # The kernel's own update takes a number, for which a count has to be read from the device, and anything.
         check_divisor(self, self.num_features)
-        mean, var = torch.zeros(2, self.num_features, dtype=acc_dtype(x.dtype), device=x.device).unbind(0)
+        mean, var = (torch.zeros_like(running, dtype=acc_dtype(x.dtype)) for _ in range(2))
         y = batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)  # the batch's own take their places
-        self._move(mean, var, torch.ones_like(mean[0], dtype=torch.bool))
+        self._move(mean, var, torch.ones((), dtype=torch.bool, device=x.device))
         return y
 
     def _move(self, mean: Tensor, var: Tensor, counts: Tensor) -> None:
