@@ -25,17 +25,20 @@ class _MixedBatchNorm(BatchNormLayer):
         mean = s running_mean + (1 - s) batch_mean,   var = s running_var + (1 - s) batch_var
         y = (x - mean) / sqrt(var + eps) * weight + bias
 
-    with a share s that the subclass chooses for a batch of n samples. The gradient goes through the batch's
-    statistics.
+    with a share s that the subclass chooses for a batch of n samples. batch_var is M2 / (values - `correction`) where
+    it is mixed, and biased where the batch counts alone. The gradient goes through the batch's statistics.
     """
+
+    correction = 0
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         if self.training:
             return self.by_batch(x)
         share = self.source_share(len(x)) if self.running_mean is not None else 0.0
+        single = x.numel() < 2 * self.num_features
         if share == 0.0:
-            if x.numel() < 2 * self.num_features:
+            if single:
                 raise ValueError(
                     f"{type(self).__name__}({self.num_features}) evaluates by the batch alone, and got an input of "
                     f"shape {tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
@@ -44,7 +47,9 @@ class _MixedBatchNorm(BatchNormLayer):
         running_mean, running_var = self.running()
         batch = Moments.of(x, (0, *range(2, x.dim())))
         mean = torch.lerp(batch.mean, running_mean.to(batch.mean.dtype), share)
-        var = torch.lerp(batch.var(), running_var.to(batch.mean.dtype), share)
+        var = running_var.to(batch.mean.dtype)
+        if not (single and self.correction):  # one value has no unbiased variance: the source's stays
+            var = torch.lerp(batch.var(correction=self.correction), var, share)
         return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @abstractmethod
@@ -62,10 +67,12 @@ class PredictionBatchNorm(_MixedBatchNorm):
     batch norm: the batch alone. Evaluation changes no state; training is PyTorch's. A layer without running
     statistics uses the batch's for any N.
 
+    With N above 0 both variances are unbiased, and a batch with one value per channel leaves the running one; with N
+    = 0 the batch's is biased, as in training.
+
     Sources: Nado et al. (arXiv 2006.10963) for N = 0, from memory and not confirmed; Schneider et al. (arXiv
-    2006.16971) for other N and the formula. Here batch_var is biased, as in training, and running_var unbiased, as
-    PyTorch keeps it. The released code of Schneider et al. takes the batch's unbiased one (running_var at momentum
-    1), which differs where a channel has few values.
+    2006.16971) for other N and the formula, whose released code mixes running variances at momentum 1, which PyTorch
+    keeps unbiased.
 
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
@@ -75,6 +82,8 @@ class PredictionBatchNorm(_MixedBatchNorm):
     Raises:
         ValueError: an input of another number of channels; one value per channel where the batch alone counts.
     """
+
+    correction = 1
 
     def __init__(
         self,

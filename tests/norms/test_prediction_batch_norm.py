@@ -61,7 +61,8 @@ def test_source_and_batch_are_mixed(name: str, options: dict[str, Any], shape: t
     share = prior / (prior + n) if name == "prediction_bn" else options.get("alpha", 0.9)
     source_mean, source_var = layer.running_mean.numpy(), layer.running_var.numpy()
     mean = share * source_mean + (1 - share) * x.numpy().mean(axes)
-    var = share * source_var + (1 - share) * x.numpy().var(axes)
+    ddof = int(prior > 0)  # what PyTorch would keep as running variance
+    var = share * source_var + (1 - share) * x.numpy().var(axes, ddof=ddof)
     expected = finished(layer, x.numpy(), along(mean, x.dim()), along(var, x.dim()))
     np.testing.assert_allclose(layer(x).detach().numpy(), expected, **CLOSE)
     assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
@@ -190,7 +191,10 @@ def test_mistakes_get_a_sentence() -> None:
         ValueError, match=r"PredictionBatchNorm\(3\) evaluates by the batch alone, and got an input of"
     ):
         PredictionBatchNorm(C).eval()(one)
-    assert PredictionBatchNorm(C, prior_count=1).eval()(one).shape == (1, C)
+    mixed = layer_of("prediction_bn", prior_count=1).eval()
+    mean = (mixed.running_mean.numpy() + one.double().numpy()) / 2
+    expected = finished(mixed, one.double().numpy(), mean, mixed.running_var.numpy())
+    np.testing.assert_allclose(mixed(one.double()).detach().numpy(), expected, **CLOSE)
     for kind, bad in [(PredictionBatchNorm, torch.randn(4, 2)), (InstanceAwareBatchNorm, torch.randn(4, 2, 3))]:
         with pytest.raises(ValueError, match=rf"{kind.__name__}\(3\) got an input of shape"):
             kind(C)(bad)
