@@ -6,8 +6,9 @@ Speaks to: Group Norm (arXiv 1803.08494): ImageNet, ResNet-50, layers of 64 chan
 Run:       syncnorm run experiments/groups.py [--quick]
 
 Ten clients share the digits; the first layer of a small CNN has 8 or 32 channels, the others twice as many. The
-learning rate is tuned on validation data for every number of groups in every regime: no skew, Dirichlet 0.1 over each
-class, and one class a client. The response is the accuracy of the one global model on the balanced test.
+learning rate is tuned on validation data for every regime and width, over all numbers of groups together: no skew,
+Dirichlet 0.1 over each class, and one class a client. The response is the accuracy of the one global model on the
+balanced test.
 """
 
 from dataclasses import replace
