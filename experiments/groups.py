@@ -14,7 +14,7 @@ balanced test.
 from dataclasses import replace
 
 from syncnorm.config import Clients, Data, Norm, Optim, Run
-from syncnorm.study import Curve, Grid, LogUniform, Study, Tune
+from syncnorm.study import Columns, Curve, Grid, LogUniform, Study, Tune
 
 REGIME = ("skew", "skew_options", "alpha")
 REGIMES: tuple[dict[str, list[object]], ...] = (
@@ -69,11 +69,18 @@ STUDY = Study(
     also=tuple(OTHERS),
     figures=(
         Curve(
-            x=REGIME,
-            line="norm",
+            x="norm.options.groups",
+            line=REGIME,
             panel="model_options",
             metric="global_accuracy",
+            rivals=False,
             title="Accuracy of the global model, by group norm's number of groups",
+        ),
+        Columns(
+            line="norm",
+            panel=("model_options", *REGIME),
+            metrics=("global_accuracy", "accuracy"),
+            title="Global model and mean over clients, by group norm's number of groups",
         ),
     ),
     quick={
