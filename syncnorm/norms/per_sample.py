@@ -16,7 +16,7 @@ def default_groups(channels: int) -> int:
     """Return the largest divisor of `channels` that is at most 32 and leaves at least two channels per group, or 1.
 
     The source's 32 groups leave 2 to 64 channels a group on its networks of 64 to 2048 channels. On narrower layers
-    the number matters less than the learning rate (`results/groups`, digits, ten clients, five seeds, the rate tuned
+    no number is known to be best (`results/groups`, digits, ten clients, five seeds, the rate tuned
     for each regime and width). Accuracy in percent with 1, 2, 4 (this default) and 8 groups on layers of 8 channels,
     and in proportion on wider ones:
 
@@ -24,8 +24,7 @@ def default_groups(channels: int) -> int:
         Dirichlet alpha 0.1      94.4 +- 4.0   94.2 +- 4.9    94.4 +- 3.4    93.8 +- 3.6
         one class a client       52.5 +- 21.5  58.7 +- 18.0   51.6 +- 13.7   56.8 +- 5.9
 
-    No difference is resolved. At one learning rate for all regimes it can seem to be: there two channels a group lose
-    7 points at alpha 0.1 and win 15 at one class a client. So this default keeps the source's number wherever layers
+    No difference is resolved, and at one class a client differences of 15 points would not be. So this default keeps the source's number wherever layers
     are wide enough for it, and is a start elsewhere: choose `groups` on validation data with the learning rate before
     group norm is compared with another norm. Layers of one position
     (fully connected ones, or the last of a deep network on small images) need far fewer: of two channels a group
