@@ -24,9 +24,9 @@ def default_groups(channels: int) -> int:
         Dirichlet alpha 0.1      94.4 +- 4.0   94.2 +- 4.9    94.4 +- 3.4    93.8 +- 3.6
         one class a client       52.5 +- 21.5  58.7 +- 18.0   51.6 +- 13.7   56.8 +- 5.9
 
-    No difference is resolved, and at one class a client differences of 15 points would not be. So this default keeps the source's number wherever layers
-    are wide enough for it, and is a start elsewhere: choose `groups` on validation data with the learning rate before
-    group norm is compared with another norm. Layers of one position
+    No difference is resolved, and at one class a client differences of 15 points would not be. So this default keeps
+    the source's number wherever layers are wide enough for it, and is a start elsewhere: choose `groups` on
+    validation data with the learning rate before group norm is compared with another norm. Layers of one position
     (fully connected ones, or the last of a deep network on small images) need far fewer: of two channels a group
     keeps only which is larger, and the networks on which that was tried stayed at chance.
     """
