@@ -35,6 +35,8 @@ TUNE = Tune(
     at={"unseen": LEFT_OUT[:2], "adapt": ["none"]},
     trials=8,
     seeds=2,
+    halve=True,
+    shared=False,
 )
 
 STUDY = Study(
@@ -42,7 +44,7 @@ STUDY = Study(
     question="Does batch norm help a small 1-D CNN to read the state of a person whom it has never seen?",
     base=BASE,
     vary={"norm": ["bn"], "unseen": LEFT_OUT, "adapt": ["none", "adabn"]},
-    seeds=10,
+    seeds=5,
     tune=TUNE,
     also=(Grid({"norm": ["none", "gn"], "unseen": LEFT_OUT}),),
     figures=(

@@ -21,5 +21,4 @@ STUDY = leave_one_out(
         world=Domains(domains=("usps", "mnist10k", "digits"), batch=32, test_batch=64),
         optim=Optim(lr=0.05, epochs=8),
     ),
-    seeds=5,
 )

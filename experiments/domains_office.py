@@ -23,5 +23,4 @@ STUDY = leave_one_out(
         world=Domains(domains=("amazon", "caltech10", "dslr", "webcam"), batch=32, test_batch=64),
         optim=Optim(lr=0.05, epochs=20),
     ),
-    seeds=5,
 )
