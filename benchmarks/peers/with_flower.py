@@ -19,8 +19,8 @@ from flwr.serverapp.strategy import FedAvg
 from peers.flower_client import client_app
 from peers.process import Host
 from peers.task import load, two_layer_cnn
-from syncnorm.federated.flower.grid import CohortGrid
-from syncnorm.federated.flower.logs import hush_flower
+from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
+from syncnorm.federated.flower.grid.logs import hush_flower
 
 ENOUGH = 1_000_000
 """Rounds: as many as are asked for."""

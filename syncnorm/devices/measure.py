@@ -13,11 +13,11 @@ from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
 from syncnorm.devices.virtual_ranks import rank_0
 from syncnorm.norms import SyncBatchNorm
 from syncnorm.samples import ACCURACY, sample_details
-from syncnorm.surgery.convert import layers_with_statistics
-from syncnorm.surgery.replace import copied
+from syncnorm.surgery.conversion.convert import layers_with_statistics
+from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
-from syncnorm.training.classifier import Classifier
 from syncnorm.training.evaluation import evaluate, predict, score_and_loss
+from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.metrics import own_metrics
 from syncnorm.training.selection import Best
 

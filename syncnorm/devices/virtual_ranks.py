@@ -19,9 +19,9 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.core.shapes import in_layout_of
 from syncnorm.norms.weight_standardization import CONVOLUTIONS
-from syncnorm.surgery.convert import converted_layers
-from syncnorm.surgery.fused import same_layer, without_rest
-from syncnorm.surgery.replace import copied, replace_modules
+from syncnorm.surgery.conversion.convert import converted_layers
+from syncnorm.surgery.layers.fused import same_layer, without_rest
+from syncnorm.surgery.layers.replace import copied, replace_modules
 
 
 def on_virtual_ranks(model: nn.Module, norm: str, ranks: int) -> nn.Module:

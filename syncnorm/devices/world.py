@@ -35,17 +35,17 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
-from syncnorm.surgery.replace import copied
+from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
-from syncnorm.training.effective_samples import batch_moments, effective_profiles
-from syncnorm.training.gradients import gradient_profile
 from syncnorm.training.kept import LastTraining
+from syncnorm.training.lightning.trainer import optimiser_steps, run_trainer
 from syncnorm.training.metrics import other_metrics
+from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
+from syncnorm.training.profiles.gradients import gradient_profile
+from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
-from syncnorm.training.small_groups import warn_of_small_groups
-from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 PROFILED = 64
 """Number of training steps over which effective samples are measured."""

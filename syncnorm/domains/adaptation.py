@@ -21,7 +21,7 @@ from syncnorm.errors import UserError, unknown, where_raised, with_article
 from syncnorm.norms import DomainBatchNorm, domain, norm_spec, stream
 from syncnorm.registry import Registry, check_named
 from syncnorm.surgery import batch_norms, convert, domain_ensemble, recalibrate, revert, tent
-from syncnorm.surgery.convert import layers_with_statistics
+from syncnorm.surgery.conversion.convert import layers_with_statistics
 
 
 @dataclass(frozen=True)

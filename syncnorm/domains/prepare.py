@@ -11,7 +11,7 @@ from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_
 from syncnorm.domains.batches import Batch, check_batch, deal
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
-from syncnorm.surgery.replace import copied
+from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device, in_precision
 from syncnorm.worlds import expect

@@ -39,16 +39,16 @@ from syncnorm.norms import domain
 from syncnorm.norms.make import options_in_world
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.seeds import derive
-from syncnorm.surgery.replace import copied
+from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training import Classifier
 from syncnorm.training.evaluation import score_and_loss
 from syncnorm.training.kept import LastTraining
+from syncnorm.training.lightning.trainer import optimiser_steps, run_trainer
 from syncnorm.training.metrics import other_metrics, own_metrics
+from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import Best, by_validation
-from syncnorm.training.small_groups import warn_of_small_groups
-from syncnorm.training.trainer import optimiser_steps, run_trainer
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     )
     from syncnorm.federated.flower.apps import client_app, server_app
     from syncnorm.federated.flower.clients import load_global, reply_with
-    from syncnorm.federated.flower.grid import CohortGrid
-    from syncnorm.federated.flower.private import PrivateNorm
-    from syncnorm.federated.flower.strategy import NormFedAvg
+    from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
+    from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
+    from syncnorm.federated.flower.strategy.private import PrivateNorm
     from syncnorm.federated.policies import POLICIES, Policy, register_policy, rules, shared_bytes
     from syncnorm.federated.world import simulate
 
@@ -47,9 +47,9 @@ _HOMES = {
     "syncnorm.federated.world": ["simulate"],
     "syncnorm.federated.flower.apps": ["client_app", "server_app"],
     "syncnorm.federated.flower.clients": ["load_global", "reply_with"],
-    "syncnorm.federated.flower.grid": ["CohortGrid"],
-    "syncnorm.federated.flower.private": ["PrivateNorm"],
-    "syncnorm.federated.flower.strategy": ["NormFedAvg"],
+    "syncnorm.federated.flower.grid.cohort_grid": ["CohortGrid"],
+    "syncnorm.federated.flower.strategy.private": ["PrivateNorm"],
+    "syncnorm.federated.flower.strategy.norm_fed_avg": ["NormFedAvg"],
 }
 
 __all__ = [

@@ -33,9 +33,9 @@ from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
+from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
-from syncnorm.training.small_groups import warn_of_small_groups
 from syncnorm.worlds import expect
 
 METRICS = [  # of classification; `Task.named` gives those of another task

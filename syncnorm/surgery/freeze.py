@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from syncnorm.errors import UserError
-from syncnorm.surgery.convert import batch_norms
-from syncnorm.surgery.preconditions import check_model
-from syncnorm.surgery.where import Where, selected
+from syncnorm.surgery.conversion.convert import batch_norms
+from syncnorm.surgery.conversion.where import Where, selected
+from syncnorm.surgery.layers.preconditions import check_model
 
 _HOLD = "_syncnorm_hold"
 

@@ -11,16 +11,16 @@ from syncnorm.training.evaluation import evaluate
 
 if TYPE_CHECKING:
     from syncnorm.config import Result
-    from syncnorm.training.classifier import Classifier
-    from syncnorm.training.freezing import FreezeNorms
-    from syncnorm.training.layer_sync import SyncNorm
+    from syncnorm.training.lightning.classifier import Classifier
+    from syncnorm.training.lightning.freezing import FreezeNorms
+    from syncnorm.training.lightning.layer_sync import SyncNorm
 
     fit: Callable[..., Result]
 
 _HOMES = {
-    "Classifier": "syncnorm.training.classifier",
-    "FreezeNorms": "syncnorm.training.freezing",
-    "SyncNorm": "syncnorm.training.layer_sync",
+    "Classifier": "syncnorm.training.lightning.classifier",
+    "FreezeNorms": "syncnorm.training.lightning.freezing",
+    "SyncNorm": "syncnorm.training.lightning.layer_sync",
     "fit": "syncnorm.devices",
 }
 

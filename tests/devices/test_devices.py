@@ -14,7 +14,7 @@ from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.norms import GroupNorm
 from syncnorm.training import Classifier, SyncNorm, fit
-from syncnorm.training.classifier import learning_rate, share_of_batch
+from syncnorm.training.lightning.classifier import learning_rate, share_of_batch
 from syncnorm.worlds import check
 
 SHORT = Run(

@@ -18,7 +18,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms import NORMS as ROWS
 from syncnorm.surgery import batch_norms
 from syncnorm.training import fit
-from syncnorm.training.classifier import make_optimizer
+from syncnorm.training.lightning.classifier import make_optimizer
 from syncnorm.worlds import check
 
 RANKS, STEPS = 3, 4

@@ -19,7 +19,7 @@ from syncnorm.domains.batches import deal
 from syncnorm.domains.prepare import prepare
 from syncnorm.domains.world import measure, train
 from syncnorm.errors import UserError
-from syncnorm.training.classifier import learning_rate, make_optimizer
+from syncnorm.training.lightning.classifier import learning_rate, make_optimizer
 from syncnorm.worlds import check, forget
 
 CPU = torch.device("cpu")

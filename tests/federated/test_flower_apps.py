@@ -17,9 +17,9 @@ from syncnorm.errors import UserError
 from syncnorm.federated import simulate
 from syncnorm.federated.flower import apps, wire
 from syncnorm.federated.flower.apps import client_app, federation_of, forget, play, server_app
-from syncnorm.federated.flower.grid import CohortGrid
+from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
 from syncnorm.federated.flower.network import OverFlower
-from syncnorm.federated.flower.strategy import NormFedAvg
+from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
 from syncnorm.federated.flower.wire import run_as_text, run_from_text
 
 COUNT = 5

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp import strategy as strategies
 
 from syncnorm.errors import UserError
-from syncnorm.federated.flower.grid import CohortGrid
+from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
 
 
 @pytest.fixture(autouse=True)
@@ -311,7 +311,7 @@ def test_waiting_for_more_clients_than_there_ever_will_be_is_refused() -> None:
 
 
 def test_a_thread_may_watch_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syncnorm.federated.flower.grid.MOMENT", 0.0)
+    monkeypatch.setattr("syncnorm.federated.flower.grid.cohort_grid.MOMENT", 0.0)
     grid, seen = CohortGrid(app_of(echo), 2), list[int]()
     watch = Thread(target=lambda: seen.extend(len(grid.get_node_ids()) for _ in range(20)))
     watch.start()

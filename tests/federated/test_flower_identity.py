@@ -13,7 +13,7 @@ from syncnorm.federated.flower import identity
 def test_messages_can_be_built_where_flower_started_nothing() -> None:
     program = (
         "from flwr.app import Message, RecordDict\n"
-        "from syncnorm.federated.flower.identity import act_as_server\n"
+        "from syncnorm.federated.flower.grid.identity import act_as_server\n"
         "act_as_server()\n"
         "m = Message(RecordDict(), 7, 'train')\n"
         "print(m.metadata.src_node_id, m.metadata.dst_node_id, m.metadata.run_id)"

@@ -16,7 +16,7 @@ from syncnorm.config import Clients, Data, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated import CohortGrid, client_app, server_app, simulate
 from syncnorm.federated.flower.apps import forget, play
-from syncnorm.federated.flower.identity import stamp
+from syncnorm.federated.flower.grid.identity import stamp
 from syncnorm.federated.flower.wire import run_as_text
 
 COUNT = 4

@@ -16,8 +16,8 @@ from flwr.serverapp.strategy import Result
 from syncnorm.config import Clients, Data, Optim, Run
 from syncnorm.federated import simulate
 from syncnorm.federated.flower import apps, simulation
-from syncnorm.federated.flower.grid import CohortGrid
-from syncnorm.federated.flower.strategy import NormFedAvg
+from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
+from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
 
 POLICIES = ("fedavg_pooled", "fedbn")
 COUNT = 4

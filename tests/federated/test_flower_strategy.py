@@ -14,9 +14,9 @@ from torch import nn
 
 from syncnorm.errors import UserError
 from syncnorm.federated.flower.clients import HOME, load_global, reply_with
-from syncnorm.federated.flower.grid import CohortGrid
+from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
 from syncnorm.federated.flower.records import from_record
-from syncnorm.federated.flower.strategy import NormFedAvg
+from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
 from syncnorm.federated.policies import POLICIES, Policy
 
 ALL = len(SIZES)

@@ -417,7 +417,7 @@ def test_an_example_shows_what_the_order_hides() -> None:
     assert len(batch_norms(model)) == 2
     tied = nn.Sequential(Branching(), model.body)
     assert "stands in more than one place" in str(
-        syncnorm.surgery.fold_plan.sequential_report(nn.Sequential(tied, tied))
+        syncnorm.surgery.folding.plan.sequential_report(nn.Sequential(tied, tied))
     )
     quietly(trained(Uses("after")).double(), example=noise(2, 3, 4, 4))
 

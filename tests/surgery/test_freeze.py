@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import syncnorm
 from syncnorm.errors import UserError
-from syncnorm.surgery.where import Where
+from syncnorm.surgery.conversion.where import Where
 from syncnorm.training import FreezeNorms
 
 X = torch.randn(16, 3, 6, 6, generator=torch.Generator().manual_seed(0)) + 1

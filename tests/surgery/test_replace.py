@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from syncnorm import convert, fold, revert, tent
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
-from syncnorm.surgery.replace import copied
+from syncnorm.surgery.layers.replace import copied
 
 Layer = Callable[[Tensor], Tensor]
 

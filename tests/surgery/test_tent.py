@@ -11,7 +11,7 @@ from torch.distributions import Categorical
 
 from syncnorm import revert, tent
 from syncnorm.errors import UserError
-from syncnorm.surgery.tent import entropy
+from syncnorm.surgery.adaptation.tent import entropy
 
 
 def network() -> nn.Module:

@@ -25,7 +25,7 @@ from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Run
 from syncnorm.devices import world as devices_world
 from syncnorm.domains import world as domains_world
 from syncnorm.training.checkpoints import module_state
-from syncnorm.training.classifier import Classifier
+from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.worlds import fit
 
 PAUSE = 0.01

@@ -13,7 +13,7 @@ from syncnorm import Moments, convert
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.models import make_model
 from syncnorm.training import fit
-from syncnorm.training.effective_samples import batch_moments, effective_profiles, effective_samples
+from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles, effective_samples
 
 RNG = np.random.default_rng(0)
 

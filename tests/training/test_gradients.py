@@ -18,7 +18,7 @@ from syncnorm.errors import UserError
 from syncnorm.models import make_model
 from syncnorm.norms import norm_names
 from syncnorm.training import fit
-from syncnorm.training.gradients import gradient_norms, gradient_profile
+from syncnorm.training.profiles.gradients import gradient_norms, gradient_profile
 
 OPTIONS = {"ghost_bn": {"virtual_ranks": 2}, "domain_bn": {"domains": 1}, "eval_norm": {"batch": 8}}
 SHORT = Run(

@@ -14,7 +14,7 @@ from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Prog
 from syncnorm.devices import world as devices_world
 from syncnorm.domains import world as domains_world
 from syncnorm.training.checkpoints import Checkpoints, load_module_state, module_state
-from syncnorm.training.classifier import Classifier
+from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.worlds import fit, forget
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from syncnorm.config import Clients, Data, Devices, Domains, Norm, Run
-from syncnorm.training.small_groups import small_groups
+from syncnorm.training.profiles.small_groups import small_groups
 from syncnorm.worlds import check
 
 DATA = Data("digits", size=16, train_limit=40, test_limit=20)

@@ -28,7 +28,7 @@ from syncnorm.federated.client.client import Started, finish, measure, start, st
 from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
-from syncnorm.federated.flower.grid import failure, sentence
+from syncnorm.federated.flower.grid.cohort_grid import failure, sentence
 from syncnorm.federated.flower.handshake import WORD, word
 from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update

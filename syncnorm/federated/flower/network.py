@@ -13,9 +13,9 @@ from syncnorm.errors import UserError
 from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
-from syncnorm.federated.flower.grid import CohortGrid, reason
+from syncnorm.federated.flower.grid.cohort_grid import CohortGrid, reason
 from syncnorm.federated.flower.handshake import word_in
-from syncnorm.federated.flower.replies import ABSENT
+from syncnorm.federated.flower.strategy.replies import ABSENT
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.server.network import To
 from syncnorm.federated.server.scores import Score

@@ -1,0 +1,1 @@
+"""CohortGrid: a Flower grid whose clients train together in one process."""

@@ -1,0 +1,1 @@
+"""Measure statistics on data: recalibrate a model, adapt it at test time."""

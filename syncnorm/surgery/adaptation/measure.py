@@ -1,0 +1,178 @@
+"""Measure the inputs of a model's batch norms over batches, in this process or over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from syncnorm.errors import UserError, unknown
+from syncnorm.moments import Moments
+from syncnorm.norms.core.collectives import gather_objects
+from syncnorm.surgery.conversion.convert import batch_norms
+from syncnorm.surgery.layers.preconditions import check_model, in_a_line, uncompiled
+
+Normaliser = Literal["batch", "running"]
+Take = Callable[[str, Moments], Moments]
+Run = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a process has measured, or why it could not.
+
+    moments: moments of the layers that the forward has reached, by name.
+    channels: number of channels of every batch norm of the model, by name.
+    problem: one sentence; empty if all went well.
+    """
+
+    batches: int = 0
+    moments: dict[str, Moments] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
+    problem: str = ""
+
+    def for_others(self) -> Measured:
+        """Return the same with all moments in float64 on the CPU, so that all ranks merge them identically."""
+        moments = {
+            name: Moments(part.count.cpu(), part.mean.double().cpu(), part.m2.double().cpu())
+            for name, part in self.moments.items()
+        }
+        return Measured(self.batches, moments, self.channels)
+
+
+def measure(
+    model: nn.Module, batches: Iterable[Any], normaliser: Normaliser, take: Take, run: Run, *, tensors: bool
+) -> Measured:
+    """Run `batches` through `model`, and merge `take(name, moments)` over all inputs of each batch norm.
+
+    `run(model, batch)` runs each batch. With `tensors`, batches must be tensors, and those without samples are left
+    out.
+    """
+    found: dict[str, Moments] = {}
+
+    def see(name: str, moments: Moments) -> None:
+        taken = take(name, moments)
+        found[name] = found[name].merge(taken) if name in found else taken
+
+    count = _run(model, batches, normaliser, see, run, tensors)
+    return Measured(count, found, {name: layer.num_features for name, layer in batch_norms(model).items()})  # type: ignore[misc]
+
+
+def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None) -> Measured:
+    """Do `work` on every rank, and return on each rank the measurements of all, merged in rank order.
+
+    Raises `UserError` on every rank if any rank raises, or has other batch norms than rank 0.
+    """
+    cause: Exception | None = None
+    try:
+        mine = work().for_others()
+    except Exception as error:  # the other ranks must learn of any error
+        cause, mine = error, Measured(problem=in_a_line(error))
+    ranks: list[Measured] = gather_objects(mine, group)
+    if problems := [f"rank {rank}: {told.problem}" for rank, told in enumerate(ranks) if told.problem]:
+        raise UserError(f"the batch norms cannot be measured on all ranks ({'; '.join(problems)}).") from cause
+    first = ranks[0].channels
+    for rank, told in enumerate(ranks):
+        if told.channels != first:
+            name, _ = min(first.items() ^ told.channels.items())
+            raise UserError(
+                f"the batch norms cannot be measured together: those of rank {rank} are not those of rank 0 "
+                f"(at '{name}'), so give every rank the same model."
+            )
+    parts = {name: [told.moments[name] for told in ranks if name in told.moments] for name in first}
+    moments = {name: Moments.pool(found) for name, found in parts.items() if found}
+    return Measured(sum(told.batches for told in ranks), moments, first)
+
+
+def no_variance(name: str) -> UserError:
+    """Build the error for a layer that has no variance to measure."""
+    return UserError(
+        f"layer '{name}' got one value per channel, which has no variance: give larger batches, or more of them with "
+        'normaliser="running" and estimator="population".'
+    )
+
+
+@torch.no_grad()
+def _run(
+    model: nn.Module,
+    batches: Iterable[Any],
+    normaliser: Normaliser,
+    see: Callable[[str, Moments], None],
+    run: Run,
+    tensors: bool,
+) -> int:
+    """Run `batches` through `model`, and call `see` at each use of a batch norm; return the number of batches."""
+    if normaliser not in ("batch", "running"):
+        raise unknown("normaliser", str(normaliser), ("batch", "running"))
+    check_model(model)
+    if isinstance(batches, Tensor | dict) or not isinstance(batches, Iterable):
+        raise UserError(f"the batches are a {type(batches).__name__}: give a list of them, or a loader; of one, [x].")
+    if not batch_norms(model):
+        return 0
+    # DDP exchanges buffers before each forward, but ranks may have different numbers of batches.
+    forward = model.module if isinstance(model, DistributedDataParallel) else model
+    count = 0
+    with _watched(model, normaliser, see), uncompiled():
+        for batch in _checked(batches) if tensors else batches:
+            run(forward, batch)
+            count += 1
+    return count
+
+
+def _checked(batches: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the batches that have samples; one that is no tensor raises `UserError`."""
+    for x in batches:
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            what = "a single number" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise UserError(
+                f"a batch to measure batch norms with is {what}: give the inputs alone, as tensors, for example "
+                "(x for x, _ in loader), or say with call=lambda model, batch: ... how the model is called."
+            )
+        if len(x):
+            yield x
+
+
+@contextmanager
+def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Moments], None]) -> Iterator[None]:
+    """Put `model` into evaluation mode with hooks on its batch norms; afterwards undo both."""
+
+    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+        (x,) = (*inputs, *options.values())
+        if not x.numel():
+            return  # a batch without samples says nothing
+        moments = Moments.of(x, (0, *range(2, x.dim())))
+        see(name, moments)
+        if normaliser == "batch" and isinstance(layer.running_mean, Tensor):
+            if x.numel() == x.shape[1]:
+                raise no_variance(name)
+            # A layer of any type in evaluation mode, given the batch's statistics as its running ones, normalises as
+            # in training and keeps nothing.
+            dtype = layer.running_mean.dtype
+            layer.running_mean, layer.running_var = moments.mean.to(dtype), moments.var().to(dtype)
+
+    layers = batch_norms(model)
+    modes = [(module, module.training) for module in model.modules()]
+    statistics = [(layer, layer.running_mean, layer.running_var) for layer in layers.values()]
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    hooks: list[RemovableHandle] = []
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            model.eval()
+            for name, layer in layers.items():
+                hooks.append(layer.register_forward_pre_hook(partial(look, name), with_kwargs=True))
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+            for module, training in modes:
+                module.training = training
+            for layer, mean, var in statistics:
+                layer.running_mean, layer.running_var = mean, var

@@ -1,0 +1,134 @@
+"""Adapt a model to the batches that it predicts by minimising the entropy of its predictions.
+
+adapt = syncnorm.tent(model)
+for x in stream:
+    logits = adapt(x)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.errors import UserError
+from syncnorm.surgery.conversion.convert import batch_norms, convert
+from syncnorm.surgery.layers.preconditions import call, check_changeable
+
+
+class Tent:
+    """The adaptation step of `tent`: called with a batch (N, ...), it returns logits (N, K) and adapts the model.
+
+    model: the model being adapted.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self.model, self.steps = model, steps
+        self._optimizer = optimizer
+        self._affine: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+        self._start = [p.detach().clone() for p in self._affine], copy.deepcopy(optimizer.state_dict())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the logits of `x`, and adapt the model; the last step takes effect from the next batch.
+
+        Raises:
+            UserError: a batch that the model cannot process, predictions that are not logits (N, K), or a gradient
+                that is not finite; the failing step changes no weights.
+        """
+        logits = torch.empty(0)
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.clone() if isinstance(x, Tensor) and x.is_inference() else x
+            for _ in range(self.steps):
+                logits = call(self.model, x, what="the batch to adapt to")
+                if not isinstance(logits, Tensor) or logits.dim() != 2:
+                    what = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+                    raise UserError(
+                        f"TENT needs logits (N, K), and the model returns {what}: wrap it to return them."
+                    )
+                self._step(entropy(logits).mean())
+        return logits.detach()
+
+    def _step(self, loss: Tensor) -> None:
+        slopes = torch.autograd.grad(loss, self._affine, allow_unused=True) if loss.requires_grad else ()
+        reached = [slope.isfinite().all() for slope in slopes if slope is not None]
+        if not reached or not torch.stack(reached).all():
+            why = "the predictions depend on no batch norm" if not reached else "the entropy's gradient is not finite"
+            raise UserError(f"TENT cannot adapt to this batch: {why}, so the weights stay as they are.")
+        for p, slope in zip(self._affine, slopes, strict=True):
+            p.grad = slope
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Restore weights, biases and optimiser to their state before the first step."""
+        values, state = self._start
+        for p, value in zip(self._affine, values, strict=True):
+            p.copy_(value)
+        self._optimizer.load_state_dict(copy.deepcopy(state))
+
+
+def tent(
+    model: nn.Module,
+    *,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    lr: float = 1e-3,
+    steps: int = 1,
+    **options: Any,
+) -> Tent:
+    """Prepare `model` for test-time entropy minimisation, in place, and return the step that adapts it.
+
+    Each step normalises with the batch's own statistics and takes a gradient step on the batch norms' weights and
+    biases only. It minimises the mean entropy of the predictions,
+
+        H = -1/N sum_i sum_k p_ik log p_ik,   p_i = softmax(logits_i)
+
+    The batch norms are converted to "prediction_bn", and the model is put into evaluation mode, without dropout (the
+    source stays in training mode). As in the source, the logits are those from before the last step. `revert` undoes
+    the conversion and keeps the adapted weights; call `reset()` first to restore the original weights.
+    `requires_grad` of the other parameters does not change.
+
+    Source: TENT (Wang et al., arXiv 2006.10726). Adam with 1e-3 is their choice for CIFAR, from memory, not
+    confirmed.
+
+    Args:
+        model: a classifier that takes a batch and returns logits (N, K).
+        optimizer: builds an optimiser from a list of parameters, `lr` and `options`.
+        lr: its learning rate.
+        steps: number of steps per batch, at least 1.
+        options: further arguments of the optimiser, e.g. momentum=0.9.
+
+    Raises:
+        UserError: a model without a batch norm that has a weight or bias, steps below 1, options that the optimiser
+            does not accept, an optimiser that needs a closure, or whatever `convert` raises; the model is then
+            unchanged.
+    """
+    check_changeable(model)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise UserError(f"steps is {steps!r}: TENT takes a whole number of steps on each batch, at least 1.")
+    layers = batch_norms(model).values()
+    found = (p for layer in layers for p in (layer.weight, layer.bias) if isinstance(p, nn.Parameter))
+    affine = list(dict.fromkeys(found))  # layers may share a parameter
+    if not affine:
+        raise UserError("TENT adapts the weights and biases of batch norms, and the model has none that has any.")
+    try:
+        made = optimizer(affine, lr=lr, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"TENT's optimiser cannot be made with lr={lr} and {options}: {error}") from error
+    closure = signature(made.step).parameters.get("closure")
+    if closure is not None and closure.default is Parameter.empty:
+        raise UserError(f"TENT's optimiser is {type(made).__name__}, whose step needs a closure: choose another.")
+    model = convert(model, "prediction_bn").eval()
+    for p in affine:
+        p.requires_grad_(True)
+    return Tent(model, made, steps)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of softmax(logits), in nats: (N, K) to (N,)."""
+    log_p = logits.log_softmax(1)
+    return -(log_p.exp() * log_p).sum(1)

@@ -1,0 +1,1 @@
+"""Fold norms into the layers before them, checked by comparing outputs."""

@@ -1,0 +1,1 @@
+"""What needs Lightning: the module, the Trainer, its callbacks, and resuming."""

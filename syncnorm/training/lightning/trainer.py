@@ -1,0 +1,87 @@
+"""Lightning's Trainer, for all worlds that train with it."""
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import ceil
+from typing import Any
+
+import lightning.pytorch as pl
+
+from syncnorm.config import Execution, Run, silent
+from syncnorm.training.batches import Batches
+from syncnorm.training.lightning.classifier import Classifier
+from syncnorm.training.lightning.progress import Report
+from syncnorm.training.lightning.resume import Resume
+from syncnorm.worlds import checkpoint_id
+
+PRECISIONS: dict[str, Any] = {
+    "float32": "32-true",
+    "float64": "64-true",
+    "bf16-mixed": "bf16-mixed",
+    "16-mixed": "16-mixed",
+}
+"""The Trainer's names of a run's precisions."""
+
+
+def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: Execution, **placement: Any) -> None:
+    """Train a run's classifier for its epochs; `placement` are the Trainer's arguments for devices.
+
+    An interrupted run resumes from its checkpoint bit-identically.
+    """
+    callbacks: list[pl.Callback] = []
+    if execution.checkpoint:
+        callbacks.append(Resume(execution.checkpoint, checkpoint_id(run), execution.checkpoint_every))
+    if execution.report is not silent and int(os.environ.get("RANK", "0")) == 0:
+        callbacks.append(Report(execution))
+    if run.compile:
+        classifier.model.compile()
+    with quiet():
+        trainer = pl.Trainer(
+            max_epochs=run.optim.epochs,
+            precision=PRECISIONS[run.precision],
+            gradient_clip_val=run.optim.clip_norm or None,
+            accumulate_grad_batches=run.optim.accumulate,
+            barebones=True,
+            use_distributed_sampler=False,
+            callbacks=callbacks,
+            **placement,
+        )
+        _fit(trainer, classifier, batches)
+    classifier.model._compiled_call_impl = None  # evaluation does not need it
+
+
+def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
+    """Train, and re-raise interrupts: Lightning would exit with 1 and ignore every further Ctrl-C."""
+    heard = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(classifier, datamodule=batches)
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, heard)
+        raise error.__context__ from None
+
+
+def optimiser_steps(run: Run, batches: Batches) -> int:
+    """Return the number of optimiser steps of a run."""
+    return ceil(batches.steps / run.optim.accumulate) * run.optim.epochs
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's banners and hints."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

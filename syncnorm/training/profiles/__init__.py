@@ -1,0 +1,1 @@
+"""What a training's layers get and give, layer by layer: gradients, values, effective samples."""
