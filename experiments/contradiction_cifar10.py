@@ -14,7 +14,7 @@ and 10 local steps; rates begin at 0.001, since batch norm's choices lay at digi
 
 from dataclasses import replace
 
-from contradiction import ALPHAS, BASE, CLASSES, FIGURES, NORMS, TUNE, grids
+from contradiction import BASE, CLASSES, FIGURES, NORMS, TUNE, grids
 
 from syncnorm.config import Data
 from syncnorm.study import LogUniform, Study
@@ -25,7 +25,7 @@ CIFAR = replace(
     model="strided_cnn",
     model_options={"width": 8, "depth": 3},
 )
-FIRST, *OTHERS = grids(NORMS, [1, 10], CLASSES, ALPHAS)
+FIRST, *OTHERS = grids(NORMS, [1, 10], CLASSES, [0.1])
 
 STUDY = Study(
     name="contradiction_cifar10",
