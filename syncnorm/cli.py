@@ -15,7 +15,7 @@ from importlib import import_module
 
 from syncnorm import __version__
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.run.ranks import rank
+from syncnorm.study.run.processes.ranks import rank
 
 COMMANDS = {
     "run": "syncnorm.commands.run:run",

@@ -12,7 +12,7 @@ def torchrun(ranks: int, program: Path, *arguments: str) -> None:
     """Run `program` on so many gloo ranks; fail the test with what it wrote where it does not succeed.
 
     A launch in which a rank is ended by a signal of its own runtime (gloo was seen to abort while its peers leave) is
-    started afresh, as `syncnorm.study.run.workers` does. A rank that raises, as a failed check does, ends the test.
+    started afresh, as a study's workers do. A rank that raises, as a failed check does, ends the test.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     for attempt in range(1, ATTEMPTS + 1):

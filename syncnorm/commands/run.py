@@ -17,9 +17,9 @@ from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.override import quicker, refuse_varied, with_vary
 from syncnorm.study.plan.spec import Study, field_path, has_field, with_engine
 from syncnorm.study.run.forecast import forecast
-from syncnorm.study.run.ranks import rank
+from syncnorm.study.run.processes.ranks import rank
 from syncnorm.study.run.runner import check_study, run_study
-from syncnorm.study.run.tracking import Mode
+from syncnorm.study.run.tracking.trackers import Mode
 from syncnorm.worlds import check_names
 
 PROG = "syncnorm run EXPERIMENT.py"

@@ -69,7 +69,7 @@ def test_failed_runs_are_rows_and_are_tried_again(tmp_path: Path) -> None:
 def test_nothing_starts_when_the_study_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     run(replace(small(), name="other", seeds=1), tmp_path / "other")
-    monkeypatch.setattr("syncnorm.study.run.workers._Worker", None)
+    monkeypatch.setattr("syncnorm.study.run.processes.workers._Worker", None)
     refused = [("file/out", "cannot write results to"), ("other", "holds the study 'other', not 'small'")]
     for out, words in refused:
         with pytest.raises(UserError, match=words):

@@ -14,9 +14,9 @@ from syncnorm.config import Execution, Progress, run_id
 from syncnorm.study.plan.spec import expand
 from syncnorm.study.rows import failed_row, finished_row
 from syncnorm.study.run.runner import run_study
-from syncnorm.study.run.sinks import steps_of
 from syncnorm.study.run.store import Store
-from syncnorm.study.run.tracking import Tracker, folder_id
+from syncnorm.study.run.tracking.sinks import steps_of
+from syncnorm.study.run.tracking.trackers import Tracker, folder_id
 
 SAYS = """
 import json, os, sys
@@ -193,7 +193,7 @@ def test_no_wandb_can_fail_a_study(code: str, tmp_path: Path, wandb: Path, capfd
 
 
 def test_without_wandb_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syncnorm.study.run.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("syncnorm.study.run.tracking.trackers.find_spec", lambda name: None)
     one = Tracker(tmp_path)
     one.close()
     assert one.warning == "W&B is off: wandb is not installed."

@@ -10,9 +10,9 @@ import pytest
 
 from syncnorm.config import Data, Devices, Domains, Optim, Progress, Result, Run
 from syncnorm.errors import UserError
-from syncnorm.study.run.attempt import Failure
-from syncnorm.study.run.queue import Queue
-from syncnorm.study.run.workers import Advanced, Ended, Placement, work
+from syncnorm.study.run.processes.attempt import Failure
+from syncnorm.study.run.processes.queue import Queue
+from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, work
 
 TRAINER = "fake_fit"
 PAIR = Devices(ranks=2, engine="torchrun")

@@ -10,13 +10,13 @@ from syncnorm.config import Progress, Result, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.plan.about import about_plan
 from syncnorm.study.rows import REPORTED, TUNING, failed_row, finished_row
-from syncnorm.study.run.attempt import Failure
 from syncnorm.study.run.label import Label
+from syncnorm.study.run.processes.attempt import Failure
+from syncnorm.study.run.processes.workers import Ended
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.schedule import Schedule
 from syncnorm.study.run.store import Store
-from syncnorm.study.run.tracking import STALL_SECONDS, Kind, Mode, Tracker
-from syncnorm.study.run.workers import Ended
+from syncnorm.study.run.tracking.trackers import STALL_SECONDS, Kind, Mode, Tracker
 
 INTERRUPTED_SECONDS = 3.0
 

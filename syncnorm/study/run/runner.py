@@ -20,16 +20,16 @@ from syncnorm.study.plan.spec import Study, expand, with_engine
 from syncnorm.study.plan.trials import Plan, plan_of
 from syncnorm.study.report.plots.check import check_plots, check_tuning
 from syncnorm.study.rows import ROWS, read_rows
-from syncnorm.study.run.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
 from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import Change, changed_rows, stale_ids
 from syncnorm.study.run.label import Label, labeller
-from syncnorm.study.run.ranks import Job, die_with_parent, rank, take_part, world_size
+from syncnorm.study.run.processes.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.processes.ranks import Job, die_with_parent, rank, take_part, world_size
+from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, Started, work
 from syncnorm.study.run.record import INTERRUPTED_SECONDS, Record, recording, start_trackers
 from syncnorm.study.run.schedule import Schedule, schedule_of
 from syncnorm.study.run.store import Store
-from syncnorm.study.run.tracking import Kind, Mode
-from syncnorm.study.run.workers import Advanced, Ended, Placement, Started, work
+from syncnorm.study.run.tracking.trackers import Kind, Mode
 
 DATA_LINES = 5
 """Maximum number of lines about loaded data."""

@@ -1,6 +1,6 @@
 """Experiment trackers that follow a study while it trains, without failing or delaying a run.
 
-Each tracker is a separate process (`syncnorm.study.run.tracker`), which receives events over a pipe. A thread writes
+Each tracker is a separate process (`process.py` of this folder), which receives events over a pipe. A thread writes
 to the pipe from a bounded queue: if the process is slow, the oldest events are dropped. The rows of the results
 folder are the source of truth: at the end, and at the study's next start, the tracker gets the rows that it lacks.
 """
@@ -70,7 +70,7 @@ class Tracker:
             return
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "syncnorm.study.run.tracker", str(directory), kind, mode],
+                [sys.executable, "-m", "syncnorm.study.run.tracking.process", str(directory), kind, mode],
                 env=environment_of_children(),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -1,7 +1,7 @@
 """The side of a study that trains: one process, or all ranks of one torchrun launch.
 
-    python -m syncnorm.study.run.ranks HOST:PORT TRAINER                       one process
-    torchrun --nproc-per-node R -m syncnorm.study.run.ranks HOST:PORT TRAINER  one rank of R
+    python -m syncnorm.study.run.processes.ranks HOST:PORT TRAINER                       one process
+    torchrun --nproc-per-node R -m syncnorm.study.run.processes.ranks HOST:PORT TRAINER  one rank of R
 
 Rank 0 receives jobs from the study over a connection and sends back results; `take_part` is the same loop for a
 torchrun that the user started. No process here outlives its parent.
@@ -25,7 +25,7 @@ from syncnorm.config import Execution, Progress, Result, Run, silent
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.registry import load_plugins
-from syncnorm.study.run.attempt import Failure, Trainer, attempt, load_trainer
+from syncnorm.study.run.processes.attempt import Failure, Trainer, attempt, load_trainer
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
 NOTED_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """The side of a study that distributes runs: warm worker processes, replaced when they die.
 
-A worker is one process, or one torchrun launch whose ranks share a run; both execute `syncnorm.study.run.ranks`.
+A worker is one process, or one torchrun launch whose ranks share a run; both execute `ranks.py` of this folder.
 Workers start once and train run after run. torchrun's own restarts are not used: a new launch replaces a dead one.
 """
 
@@ -25,9 +25,9 @@ from syncnorm.config import Execution, Progress, Result, Run, run_id
 from syncnorm.environment import cuda_devices
 from syncnorm.errors import UserError
 from syncnorm.registry import environment_of_children
-from syncnorm.study.run.attempt import Failure
-from syncnorm.study.run.queue import Later, Place, Queue
-from syncnorm.study.run.ranks import TOKEN
+from syncnorm.study.run.processes.attempt import Failure
+from syncnorm.study.run.processes.queue import Later, Place, Queue
+from syncnorm.study.run.processes.ranks import TOKEN
 
 ATTEMPTS = 2
 END_SECONDS = 15
@@ -180,7 +180,14 @@ class _Worker:
         ]
         address = f"127.0.0.1:{server.getsockname()[1]}"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *(launch if ranks else []), "syncnorm.study.run.ranks", address, trainer],
+            [
+                sys.executable,
+                "-m",
+                *(launch if ranks else []),
+                "syncnorm.study.run.processes.ranks",
+                address,
+                trainer,
+            ],
             env={
                 **environment_of_children(),
                 **({} if ranks else _one_device(number)),

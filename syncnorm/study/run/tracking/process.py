@@ -1,4 +1,4 @@
-"""The process of one experiment tracker: `python -m syncnorm.study.run.tracker DIR wandb|tensorboard MODE`.
+"""The process of one experiment tracker: `python -m syncnorm.study.run.tracking.process DIR wandb|tensorboard MODE`.
 
 It reads events from standard input, one JSON object per line, until that is closed. `DIR/KIND/mirrored` lists the
 rows that the tracker has, so that a killed study's rows follow when the study is started again. W&B's files are in
@@ -18,8 +18,8 @@ from typing import Any
 
 from syncnorm.registry import extend_path
 from syncnorm.study.rows import read
-from syncnorm.study.run.sinks import SINKS, Followed, Sink
-from syncnorm.study.run.tracking import STALL_SECONDS, WAITING, folder_id, marks
+from syncnorm.study.run.tracking.sinks import SINKS, Followed, Sink
+from syncnorm.study.run.tracking.trackers import STALL_SECONDS, WAITING, folder_id, marks
 
 PAUSE_SECONDS = 1.0
 
