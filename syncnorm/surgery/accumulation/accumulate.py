@@ -76,6 +76,34 @@ def accumulate(
     return torch.stack([one.detach() for one in losses]).sum()
 
 
+def accumulated_loss(model: nn.Module, micro_batches: list[Any], loss: Callable[[nn.Module, Any], Tensor]) -> Tensor:
+    """Return the sum of the losses as `accumulate` does, before the backward, which is that of what is returned.
+
+    For code that calls `.backward()` itself. It adds to `.grad` alone: `torch.autograd.grad` finds nothing.
+    """
+    step = _Step(model, len(micro_batches), None)
+    with torch.enable_grad(), uncompiled():
+        losses = step.forward(micro_batches, loss)
+    anchor = torch.ones((), requires_grad=True)
+    total: Tensor = _Later.apply(anchor, step, losses)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _Later(torch.autograd.Function):
+    """The sum of losses whose backward is that of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, step: _Step, losses: list[Tensor]) -> Tensor:
+        ctx.step, ctx.losses = step, losses
+        return torch.stack([one.detach() for one in losses]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        with torch.enable_grad(), uncompiled():
+            ctx.step.backward(ctx.losses, grads[0])
+        return None, None, None
+
+
 class _Step:
     """The forward and the backward of all micro-batches."""
 
@@ -109,13 +137,13 @@ class _Step:
         self.meetings.append(Meeting(arrivals[0]))
         return self.meetings[-1].forward(arrivals, self.offload)
 
-    def backward(self, losses: list[Tensor]) -> None:
-        """Add the gradients of the sum of the losses to `.grad`."""
+    def backward(self, losses: list[Tensor], gradient: Tensor | None = None) -> None:
+        """Add the gradients of the sum of the losses, times `gradient`, to `.grad`."""
         with no_recomputation(self.model):
             for number, one in enumerate(losses, 1):
                 if not one.requires_grad:
                     raise UserError(f"the loss of micro-batch {number} does not depend on anything that is trained.")
-                torch.autograd.backward(one, retain_graph=True)
+                torch.autograd.backward(one, gradient, retain_graph=True)
             while self.meetings:
                 self.meetings.pop().backward()
 
