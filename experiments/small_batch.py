@@ -86,6 +86,7 @@ TUNE = Tune(
     per=("norm", "per_device_batch"),
     trials=8,
     halve=True,
+    shared=False,
 )
 
 STUDY = Study(
@@ -101,7 +102,7 @@ STUDY = Study(
     quick={
         "vary": {"norm": ["bn"], "per_device_batch": [2, 32]},
         "seeds": 2,
-        "tune": replace(TUNE, trials=2, seeds=1, shared=False),
+        "tune": replace(TUNE, trials=2, seeds=1),
         "baselines": (),
         "also": grids(["brn", "mabn", "gn"], [2, 32]),
     },
