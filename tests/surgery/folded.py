@@ -9,26 +9,6 @@ from torch import Tensor, nn
 
 from syncnorm import batch_norms, fold
 
-SINGLE = [
-    (nn.Linear(6, 4), (5, 6)),
-    (nn.Linear(6, 4, bias=False), (5, 6)),
-    *[
-        (kind(6, 4, 3, stride=2, padding=1, groups=groups, bias=bias), (2, 6, *[5] * ndim))
-        for ndim, kinds in enumerate(
-            [
-                (nn.Conv1d, nn.ConvTranspose1d),
-                (nn.Conv2d, nn.ConvTranspose2d),
-                (nn.Conv3d, nn.ConvTranspose3d),
-            ],
-            start=1,
-        )
-        for kind in kinds
-        for groups in (1, 2)
-        for bias in (True, False)
-    ],
-    (nn.Conv2d(6, 6, 3, groups=6, padding="same", padding_mode="reflect"), (2, 6, 5, 5)),
-]
-
 
 def trained(model: nn.Module) -> nn.Module:
     """Give every batch norm statistics and an affine map of its own, far from the neutral ones."""

@@ -36,7 +36,7 @@ def test_a_model_that_cannot_be_traced() -> None:
     model.body[2].train()
     before, state = model(x), copy.deepcopy(model.state_dict())
     with pytest.raises(
-        UserError, match=r"cannot be traced .*its own forward \(test_fold\.py:\d+\) says 'symbolically"
+        UserError, match=r"cannot be traced .*its own forward \(test_fold_traced\.py:\d+\) says 'symbolically"
     ):
         fold(model)
     assert model.body[2].training
