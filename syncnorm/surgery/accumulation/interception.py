@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from syncnorm.errors import UserError
@@ -163,6 +164,10 @@ def _refuse(name: str, module: nn.Module) -> None:
     if not module.training:
         return
     kind = type(module).__name__
+    if isinstance(module, _BatchNorm) and is_lazy(module.weight):
+        raise UserError(
+            f"norm '{name}' ({kind}) does not know its channels yet: run one batch through the model first."
+        )
     if isinstance(module, nn.SyncBatchNorm) and rank_and_size(module.process_group)[1] > 1:
         raise UserError(f"norm '{name}' is torch's SyncBatchNorm: write syncnorm.convert(model, 'sync_bn') first.")
     spec = spec_of(module)
