@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from syncnorm.errors import UserError
@@ -164,7 +164,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     if not module.training:
         return
     kind = type(module).__name__
-    if isinstance(module, _BatchNorm) and is_lazy(module.weight):
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
         raise UserError(
             f"norm '{name}' ({kind}) does not know its channels yet: run one batch through the model first."
         )
