@@ -220,7 +220,7 @@ MISTAKES: dict[str, tuple[Callable[[], nn.Module], list[int], Any, str]] = {
     "one value": (lambda: nn.BatchNorm2d(3), [1], lambda m, x: m(x[:, :, :1, :1]).sum(), "one value per channel"),
     "checkpointing": (MODELS["resnet20"], [2, 2], checkpointed, "is recomputed in the backward"),
     "own statistics": (lambda: make_norm("brn", 3), [2, 2], lambda m, x: m(x).sum(), "follow a rule of their own"),
-    "lazy": (lambda: nn.LazyBatchNorm2d(affine=False), [2, 2], lambda m, x: m(x).sum(), "does not know its channels yet"),
+    "lazy": (lambda: nn.LazyBatchNorm2d(affine=False), [2, 2], loss, "does not know its channels"),
     "in place": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Overwritten()), [2, 2], lambda m, x: m(x).sum(), "in place",
     ),

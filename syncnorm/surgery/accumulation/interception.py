@@ -164,7 +164,7 @@ def _refuse(name: str, module: nn.Module) -> None:
     if not module.training:
         return
     kind = type(module).__name__
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise UserError(
             f"norm '{name}' ({kind}) does not know its channels yet: run one batch through the model first."
         )
