@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from syncnorm.moments import Moments
+from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.masked import check_counts
+from syncnorm.norms.core.running import update_running
 from syncnorm.norms.core.shapes import check_divisor, in_layout_of
+from syncnorm.norms.core.valid import Valid
 
 
 class GhostBatchNorm(BatchNormLayer):
@@ -111,6 +115,34 @@ class GhostBatchNorm(BatchNormLayer):
         if moves and mean is not None and var is not None:
             self._take_over(mean, var)
         return in_layout_of(y, x)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise each rank's part of `x` where `valid` by its moments there."""
+        if not self.training:
+            return self.by_running_where(x, valid)
+        ranks, channels = self.virtual_ranks, self.num_features
+        check_divisor(self, channels)
+        check_counts([sum(valid.by_sample[rank::ranks]) for rank in range(ranks)], f"GhostBatchNorm({channels})")
+        filled = valid.fill(x)
+        of_rank, where = (v.reshape(len(x) // ranks, ranks, *v.shape[1:]) for v in (filled, valid.where))
+        moments = Moments.of(of_rank, (0, *range(3, of_rank.dim())), where)
+        mean, var = (values.repeat(len(of_rank), 1) for values in (moments.mean, moments.var()))
+        self._move_ranks(moments)
+        return valid.fill(normalise(filled, mean, var, self.eps, self.weight, self.bias))
+
+    @torch.no_grad()
+    def _move_ranks(self, moments: Moments) -> None:
+        """Move the running statistics of the ranks that have values; moments are (R,) and (R, C)."""
+        seen, mean, var = moments.count > 0, moments.mean, moments.var(correction=1)
+        if self.buffers_of == "rank0":
+            self.move(mean[0], var[0], seen[0])
+        elif self.moves():
+            newest = self.count(seen.any())
+            if self.running_mean is not None and self.running_var is not None:
+                held = self._each_ranks()
+                for running, new in zip(held, (mean, var), strict=True):
+                    update_running(running.view_as(new), new, newest, seen.unsqueeze(1))
+                self._take_over(*held)
 
     def _each_ranks(self) -> tuple[Tensor, Tensor]:
         """Return the ranks' own running statistics, (R * C,) each, for the kernel to update."""

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.core.collectives import gather_objects
+from syncnorm.norms.core.valid import valid_of
 from syncnorm.surgery.conversion.convert import batch_norms
 from syncnorm.surgery.layers.preconditions import check_model, in_a_line, uncompiled
 
@@ -147,11 +148,14 @@ def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Momen
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *options.values())
         if not x.numel():
-            return  # a batch without samples says nothing
-        moments = Moments.of(x, (0, *range(2, x.dim())))
+            return  # a batch without samples says nothing, nor does one in which none counts
+        valid = valid_of(x, f"'{name}'")
+        if valid is not None and not valid.count:
+            return
+        moments = Moments.of(x, (0, *range(2, x.dim())), None if valid is None else valid.where)
         see(name, moments)
         if normaliser == "batch" and isinstance(layer.running_mean, Tensor):
-            if x.numel() == x.shape[1]:
+            if (x.numel() // x.shape[1] if valid is None else valid.count) == 1:
                 raise no_variance(name)
             # A layer of any type in evaluation mode, given the batch's statistics as its running ones, normalises as
             # in training and keeps nothing.
