@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from syncnorm._torch import COMPILES_COLLECTIVES
+from syncnorm._torch import COMPILES_COLLECTIVES, transforming
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
@@ -156,7 +156,8 @@ class SyncBatchNorm(BatchNormLayer):
         self._raise_on_every_rank("", x)
         check_divisor(self, self.num_features)
         where = None if valid is None else valid.where
-        y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, self.process_group, where)
+        form = batch_norm_plain if transforming() else batch_norm_native
+        y, moments = form(x, self.weight, self.bias, self.eps, self.process_group, where)
         # Reading the count stalls the device, so only a rank that may be affected does it.
         few = x.numel() <= self.num_features if valid is None else valid.count <= 1
         if few and moments.count == 1:
