@@ -354,3 +354,17 @@ def test_recalibrate_counts_valid_positions_alone() -> None:
         values = torch.cat([batch["x"].movedim(1, -1)[batch["m"]] for batch in batches])
         torch.testing.assert_close(each[0].running_mean, values.mean(0), **CLOSE)
         torch.testing.assert_close(each[0].running_var, values.var(0), **CLOSE)
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_accumulation_refuses_masks(outside: bool) -> None:
+    model, parts, m = nn.Sequential(nn.BatchNorm1d(C)), list(torch.randn(2, 3, C, 5)), torch.ones(3, 5).bool()
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        with mask(None if outside else m):
+            return model(x).sum()
+
+    with mask(m if outside else None), pytest.raises(syncnorm.errors.UserError, match=r"inside syncnorm\.accumulate"):
+        syncnorm.accumulate(model, parts, loss)
+    with mask(None):
+        syncnorm.accumulate(model, parts, lambda model, x: model(x).sum())

@@ -22,7 +22,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms.core.domain_context import DomainIds, current_domain, domain
 from syncnorm.norms.core.masked import batch_norm_where, check_counts, group_norm_where
 from syncnorm.norms.core.running import update_running
-from syncnorm.norms.core.valid import Masks, current_masks, takes_no_mask, with_masks
+from syncnorm.norms.core.valid import Masks, check_open, current_masks, takes_no_mask, with_masks
 
 
 @contextmanager
@@ -59,7 +59,9 @@ def mask(valid: Tensor | None, *others: Tensor) -> Iterator[None]:
             follow from the mask's; one value per channel where a variance is needed; a norm that takes no masks.
     """
     given = () if valid is None and not others else (valid, *others)
-    with with_masks(Masks(*map(_checked, given))), _TorchNorms():
+    masks = Masks(*map(_checked, given))
+    check_open(masks)
+    with with_masks(masks), _TorchNorms():
         yield
 
 

@@ -15,6 +15,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from syncnorm.errors import UserError
+
 
 @dataclass(frozen=True)
 class Valid:
@@ -167,3 +169,22 @@ def with_masks(masks: Masks) -> Iterator[None]:
     finally:
         _CURRENT.reset(token)
         OPENED.count(-1)
+
+
+_CLOSED: ContextVar[str] = ContextVar("syncnorm_no_mask", default="")
+
+
+def close_to_masks(what: str) -> None:
+    """Refuse masks from here on in this context, and a current one, since `what` computes norms in its own way."""
+    masks = current_masks()
+    _CLOSED.set(what)
+    if masks is not None:
+        check_open(masks)
+
+
+def check_open(masks: Masks) -> None:
+    """Raise `UserError` for masks where they would be lost."""
+    if masks.given and (what := _CLOSED.get()):
+        raise UserError(
+            f"syncnorm.mask does not reach the norms inside {what}: run whole batches with masks, or {what} without."
+        )
