@@ -117,6 +117,7 @@ def test_layers(names: dict[str, Any]) -> None:
 
 def test_tools(names: dict[str, Any]) -> None:
     (around,) = blocks(DOCS / "tools.md", "python")
+    names["model"] = syncnorm.convert(names["model"], "ghost_bn", virtual_ranks=2)
     run_block(around, names)
     assert type(names["model"][1]) is syncnorm.SyncBatchNorm
 
