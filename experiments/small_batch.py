@@ -84,8 +84,9 @@ TUNE = Tune(
     {"lr": LogUniform(0.005, 0.5)},
     own={"gn": {"norm.options.groups": Choice([1, 2, 4, 8])}},
     per=("norm", "per_device_batch"),
-    trials=8,
+    trials=6,
     halve=True,
+    shared=False,
 )
 
 STUDY = Study(
@@ -93,7 +94,7 @@ STUDY = Study(
     question="What repairs batch norm where a device has few samples?",
     base=BASE,
     vary={"norm": ["bn"], "per_device_batch": SIZES},
-    seeds=10,
+    seeds=6,
     tune=TUNE,
     baselines=("svm", "nearest"),
     also=(*grids(BY_DEVICE[1:], SIZES), *grids(BY_SAMPLE, ENDS)),
@@ -101,7 +102,7 @@ STUDY = Study(
     quick={
         "vary": {"norm": ["bn"], "per_device_batch": [2, 32]},
         "seeds": 2,
-        "tune": replace(TUNE, trials=2, seeds=1, shared=False),
+        "tune": replace(TUNE, trials=2, seeds=1),
         "baselines": (),
         "also": grids(["brn", "mabn", "gn"], [2, 32]),
     },

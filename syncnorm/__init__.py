@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from syncnorm.study.report.plots import register_plot
     from syncnorm.surgery import (
+        accumulate,
         adaptive_gradient_clip,
         batch_norms,
         convert,
@@ -83,6 +84,7 @@ _HOMES = {
     ],
     "syncnorm.study.report.plots": ["register_plot"],
     "syncnorm.surgery": [
+        "accumulate",
         "adaptive_gradient_clip",
         "batch_norms",
         "convert",
@@ -111,6 +113,7 @@ __all__ = [
     "ReferenceBatchNorm",
     "SyncBatchNorm",
     "Task",
+    "accumulate",
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",

@@ -10,13 +10,16 @@ import io
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 
 from syncnorm import __version__
 from syncnorm.errors import UserError, unknown
 from syncnorm.study.run.processes.ranks import rank
 
+_AS_PYTHON_DOES = warnings.formatwarning
 COMMANDS = {
     "run": "syncnorm.commands.run:run",
     "report": "syncnorm.commands.report:report",
@@ -32,6 +35,7 @@ def main() -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sign that the terminal lacks is no reason to end
+    warnings.formatwarning = _as_a_line
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print((__doc__ or "").strip())
@@ -54,6 +58,15 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: finished runs are kept; run the same command again to resume.", file=sys.stderr)
         return 130
+
+
+def _as_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write a warning of this package as a sentence, without the place in its source; others as Python does."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return f"syncnorm: {message}\n"
+    return _AS_PYTHON_DOES(message, category, filename, lineno, line)
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -367,3 +367,18 @@ def test_a_terminal_that_lacks_a_sign_ends_nothing(experiment: Path) -> None:
     done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "results: r?sultats" in done.stdout
+
+
+def test_a_warning_of_ours_is_a_sentence_without_its_place_in_the_source() -> None:
+    program = """
+import sys, warnings
+from syncnorm import cli
+sys.argv[1:] = ["--version"]
+cli.main()
+warnings.warn_explicit("layer 'a' has groups of 2 values", UserWarning, cli.__file__, 1)
+warnings.warn_explicit("not ours", UserWarning, "mine.py", 3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    first, *others = done.stderr.splitlines()
+    assert first == "syncnorm: layer 'a' has groups of 2 values"
+    assert others[0] == "mine.py:3: UserWarning: not ours"

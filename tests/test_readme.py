@@ -4,6 +4,7 @@ The Python of `docs/extend.md`, `norms.md` and `policies.md` has tests of its ow
 `norms/test_norms_page.py` and `federated/test_own_methods.py`.
 """
 
+import copy
 import re
 import shlex
 import sys
@@ -93,7 +94,7 @@ def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
 def test_layers(names: dict[str, Any]) -> None:
-    convert, some, synchronise, lightning, domains, freeze, rest = blocks(DOCS / "layers.md", "python")
+    convert, some, synchronise, lightning, accumulate, domains, freeze, rest = blocks(DOCS / "layers.md", "python")
     before = names["model"].eval()(names["x"])
     run_block(convert, names)
     assert torch.equal(names["model"](names["x"]), before)
@@ -108,6 +109,7 @@ def test_layers(names: dict[str, Any]) -> None:
     run_block(synchronise, names)
     assert type(names["model"][1]) is nn.BatchNorm2d
     run_block(lightning, names)  # Lightning refuses a plugin that it cannot use
+    run_block(accumulate, {**names, "model": copy.deepcopy(names["model"]).train()})
     run_block(domains, names)
     run_block(freeze, {**names, "model": nn.ModuleDict({"backbone": nn.BatchNorm2d(4), "head": nn.BatchNorm1d(4)})})
     run_block(rest, names)

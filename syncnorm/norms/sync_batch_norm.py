@@ -100,7 +100,7 @@ class SyncBatchNorm(BatchNormLayer):
         if problem:
             several = self.training and rank_and_size(self.process_group)[1] > 1
             if several and not torch.compiler.is_compiling():
-                self._place_of(problem, x)
+                self.among_ranks(x, problem)
             raise ValueError(problem)
 
     def normalised(self, x: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class SyncBatchNorm(BatchNormLayer):
     def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
         if joining_unevenly():
             raise UserError(f"{title(names_of([self])[id(self)])} cannot train within join(): {JOIN}.")
-        place = self._place_of("", x)
+        place = self.among_ranks(x)
         check_divisor(self, self.num_features)
         y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place)
         # Reading the count stalls the device, so only a rank that may be affected does it.
@@ -162,7 +162,7 @@ class SyncBatchNorm(BatchNormLayer):
             f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
         )
 
-    def _place_of(self, problem: str, x: Tensor) -> Place:
+    def among_ranks(self, x: Tensor, problem: str = "") -> Place:
         """Return the layer's place among the ranks, which all of them agree on before the first collective.
 
         A problem of any rank is raised on all: at the first step through the store, later in the peers' gather.

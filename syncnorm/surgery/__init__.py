@@ -1,5 +1,6 @@
 """Change a model's norms: find them by type, swap them, revert, fold, measure and adapt them."""
 
+from syncnorm.surgery.accumulation.accumulate import accumulate
 from syncnorm.surgery.adaptation.balanced_memory import BalancedMemory
 from syncnorm.surgery.adaptation.domain_ensemble import domain_embeddings, domain_ensemble
 from syncnorm.surgery.adaptation.recalibrate import layer_moments, recalibrate
@@ -16,6 +17,7 @@ __all__ = [
     "ConvertReport",
     "FoldReport",
     "Tent",
+    "accumulate",
     "adaptive_gradient_clip",
     "batch_norms",
     "convert",

@@ -11,6 +11,7 @@ from syncnorm.training.evaluation import evaluate
 
 if TYPE_CHECKING:
     from syncnorm.config import Result
+    from syncnorm.training.lightning.accumulation import ExactAccumulation
     from syncnorm.training.lightning.classifier import Classifier
     from syncnorm.training.lightning.freezing import FreezeNorms
     from syncnorm.training.lightning.layer_sync import SyncNorm
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     fit: Callable[..., Result]
 
 _HOMES = {
+    "ExactAccumulation": "syncnorm.training.lightning.accumulation",
     "Classifier": "syncnorm.training.lightning.classifier",
     "FreezeNorms": "syncnorm.training.lightning.freezing",
     "SyncNorm": "syncnorm.training.lightning.layer_sync",
     "fit": "syncnorm.devices",
 }
 
-__all__ = ["Classifier", "FreezeNorms", "SyncNorm", "evaluate", "fit"]
+__all__ = ["Classifier", "ExactAccumulation", "FreezeNorms", "SyncNorm", "evaluate", "fit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -56,12 +56,12 @@ class _NativeBatchNorm(torch.autograd.Function):
         eps: float,
         place: Place,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        moments = place.gather(_moments_of_channels(x)).pooled()
+        moments = place.gather(moments_of_channels(x)).pooled()
         count, mean, var = moments.count, moments.mean, moments.var()
         ctx.save_for_backward(x, weight, bias, count, mean, var)
         ctx.eps, ctx.place = eps, place
         ctx.mark_non_differentiable(count, mean, moments.m2)
-        return _standardise(x, mean, var, eps, weight, bias), count, mean, moments.m2
+        return standardise(x, mean, var, eps, weight, bias), count, mean, moments.m2
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -71,25 +71,13 @@ class _NativeBatchNorm(torch.autograd.Function):
 
 
 def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """First derivative, with the sums over all ranks:
-
-        dx = weight / sqrt(var + eps) * (dy - sum(dy) / N - xhat * sum(dy * xhat) / N)
-
-    dweight = sum(dy * xhat) and dbias = sum(dy) stay this rank's, for DDP to average.
-    """
+    """First derivative; dweight = sum(dy * xhat) and dbias = sum(dy) stay this rank's, for DDP to average."""
     x, weight, bias, count, mean, var = ctx.saved_tensors
-    x_, dy_ = x.to(mean.dtype), dy.to(mean.dtype).contiguous(memory_format=_memory_format(x))
-    dweight, dbias = _sums_of_rank(dy_, x_, mean, var, ctx.eps)
+    dweight, dbias = sums_of_gradient(dy, x, mean, var, ctx.eps)
     dx = None
     if ctx.needs_input_grad[0]:
         sums = ctx.place.sum(torch.stack([dweight, dbias]))
-        mean_dy_xhat, mean_dy = (sums / count.clamp(min=1)).unbind(0)
-        scale = torch.rsqrt(var + ctx.eps)
-        if weight is not None:
-            scale = scale * weight.to(scale.dtype)
-        dx = _standardise(x_, mean, var, ctx.eps, -mean_dy_xhat, -mean_dy)
-        dx += dy_
-        dx *= scale.view(1, -1, *[1] * (x.dim() - 2))
+        dx = input_gradient(dy, x, (count, mean, var), sums, weight, ctx.eps)
     return [
         grad.to(tensor.dtype) if needed and grad is not None else None
         for grad, tensor, needed in zip((dx, dweight, dbias), (x, weight, bias), ctx.needs_input_grad, strict=False)
@@ -105,7 +93,7 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     return [next(grads) if needed else None for needed in ctx.needs_input_grad[:3]]
 
 
-def _moments_of_channels(x: Tensor) -> Moments:
+def moments_of_channels(x: Tensor) -> Moments:
     """Return this rank's moments per channel, without a gradient, by the fastest precise method.
 
     That is PyTorch's kernel, except for many values on a CPU with channels adjacent in memory, as in (N, C) and
@@ -123,17 +111,44 @@ def _moments_of_channels(x: Tensor) -> Moments:
     return Moments(count, mean, var * count)
 
 
-def _sums_of_rank(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return this rank's sum(dy * xhat) and sum(dy), (C,) each."""
+def sums_of_gradient(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return sum(dy * xhat) and sum(dy) of this part of the samples, (C,) each, in the type of `mean`."""
     if x.numel() == 0:
         return torch.zeros_like(mean), torch.zeros_like(mean)
+    x, dy = x.to(mean.dtype), dy.to(mean.dtype).contiguous(memory_format=_memory_format(x))
     # Evaluation mode takes the statistics as given: those of all ranks.
     backward = torch.ops.aten.native_batch_norm_backward
     _, dweight, dbias = backward(dy, x, torch.ones_like(mean), mean, var, None, None, False, eps, [False, True, True])
     return dweight, dbias
 
 
-def _standardise(
+def input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    statistics: tuple[Tensor, Tensor, Tensor],
+    sums: Tensor,
+    weight: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Return dx of this part of the samples, in the type of the statistics:
+
+        dx = weight / sqrt(var + eps) * (dy - sum(dy) / N - xhat * sum(dy * xhat) / N)
+
+    statistics = (N, mean, var) and sums = (sum(dy * xhat), sum(dy)), (2, C), are those of all samples.
+    """
+    count, mean, var = statistics
+    x, dy = x.to(mean.dtype), dy.to(mean.dtype)
+    mean_dy_xhat, mean_dy = (sums / count.clamp(min=1)).unbind(0)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight.to(scale.dtype)
+    dx = standardise(x, mean, var, eps, -mean_dy_xhat, -mean_dy)
+    dx += dy
+    dx *= scale.view(1, -1, *[1] * (x.dim() - 2))
+    return dx
+
+
+def standardise(
     x: Tensor, mean: Tensor, var: Tensor, eps: float, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     """Return (x - mean) / sqrt(var + eps) * weight + bias in one pass of PyTorch's kernel."""

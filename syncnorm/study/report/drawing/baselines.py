@@ -1,7 +1,7 @@
 """Pixel baselines in a panel: dashed lines with their names."""
 
 from collections.abc import Sequence
-from math import isnan, nan
+from math import isfinite, isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from syncnorm.study.report.analysis.baselines import Marks
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 APART = 0.06
 """Names closer together than this share of the axis share one label."""
+WIDTH = 0.2
+"""A name takes about this share of the panel's width."""
+PLACES = ((0.995, "right"), (0.5, "center"), (0.005, "left"))
 DASHES: Any = (0, (5, 3))
 
 
@@ -33,18 +36,40 @@ def draw_baselines(
     low, high = ax.get_ylim()
     axis = min(high, 103.0) - max(low, -3.0)  # as far as the figure shows
     for height, text in _merged(named, APART * axis):
+        place, align, side = _roomiest(ax, height)
         ax.annotate(
             text,
-            (0.995, height),
+            (place, height),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 1.5),
+            xytext=(0, 1.5 * side),
             textcoords="offset points",
             fontsize=6.5,
             color=FAINT,
-            ha="right",
-            va="bottom",
+            ha=align,
+            va="bottom" if side > 0 else "top",
             zorder=4,
         )
+
+
+def _roomiest(ax: "Axes", height: float) -> tuple[float, str, int]:
+    """Return where a name at `height` is farthest from what is drawn: place, alignment, and 1 above or -1 below."""
+    to_axes = ax.transData + ax.transAxes.inverted()
+    lines: list[tuple[Any, Any]] = [(line.get_xydata(), line.get_linestyle()) for line in ax.get_lines()]
+    drawn = [
+        (x, y)
+        for points, style in lines
+        if len(points) > 2 or style == "None"
+        for x, y in to_axes.transform(points)
+        if isfinite(x) and isfinite(y)
+    ]
+    at = to_axes.transform((ax.get_xlim()[0], height))[1]
+
+    def room(place: tuple[float, str, int]) -> float:
+        middle = at + place[2] * APART / 2
+        return min((abs(y - middle) for x, y in drawn if abs(x - place[0]) < WIDTH), default=1.0)
+
+    places = [(x, align, side) for x, align in PLACES for side in (1, -1)]
+    return next((place for place in places if room(place) > APART), max(places, key=room))
 
 
 def _merged(named: list[tuple[float, str]], apart: float) -> list[tuple[float, str]]:

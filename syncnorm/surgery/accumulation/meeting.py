@@ -1,0 +1,159 @@
+"""A batch norm that all micro-batches of a step meet at: forward and backward over all of them.
+
+The graph of a micro-batch ends at the input of a norm and begins anew at its output. In the backward, meetings are
+gone through from the last to the first: by then, the gradients of all outputs are complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.distributed import ProcessGroup
+
+from syncnorm.errors import UserError
+from syncnorm.moments import Moments
+from syncnorm.norms.core.functional import input_gradient, moments_of_channels, standardise, sums_of_gradient
+
+Move = Callable[[Tensor, Tensor], None]
+"""Moves a layer's running statistics towards a mean and an unbiased variance."""
+
+
+@dataclass
+class Arrival:
+    """What a micro-batch brings to a norm."""
+
+    x: Tensor
+    """Its input, (N, C, ...)."""
+    layer: Any
+    """What tells this norm from others."""
+    named: str
+    """The norm's name in a sentence."""
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    group: ProcessGroup | None
+    """The ranks that share its statistics, and then `layer` is a SyncBatchNorm; None: this one alone."""
+    move: Move
+    """Called once a meeting, on what the first micro-batch brings."""
+
+
+@dataclass
+class Place:
+    """One micro-batch at one meeting, from the forward to the backward."""
+
+    edge: GradientEdge | None
+    """Where the gradient of x goes; None if nothing before it is trained."""
+    x: Tensor
+    device: torch.device
+    version: int | None
+    """The version of x where it is the model's own tensor, None for a copy."""
+    y: Tensor | None = None
+    """The output, until the model takes it."""
+    dy: Tensor | None = None
+
+    def input(self, named: str) -> Tensor:
+        """Return x, back on its device; raise `UserError` if the model has changed it in place since."""
+        if self.version is not None and self.x._version != self.version:
+            raise UserError(
+                f"the model changes the input of norm {named} in place after the norm has used it: write it without "
+                "the in-place operation, or pass offload=True."
+            )
+        return self.x.to(self.device, non_blocking=True)
+
+
+class Enter(torch.autograd.Function):
+    """Begin the graph of a micro-batch anew at the output of a norm; the backward keeps what arrives there."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, place: Place) -> Tensor:
+        ctx.place = place
+        y, place.y = place.y, None
+        assert y is not None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        place: Place = ctx.place
+        place.dy = grads[0] if place.dy is None else place.dy + grads[0]
+        return None, None
+
+
+@dataclass
+class Meeting:
+    """All micro-batches of a step at one norm."""
+
+    first: Arrival
+    places: list[Place] = field(default_factory=list)
+    statistics: tuple[Tensor, Tensor, Tensor] | None = None
+    """Count, mean and biased variance over all micro-batches (and ranks)."""
+
+    def forward(self, arrivals: list[Arrival], offload: bool | None) -> list[Place]:
+        """Return each micro-batch's place, with its output in y; the running statistics move once."""
+        first = self.first
+        for number, other in enumerate(arrivals, 1):
+            if other.layer is not first.layer or other.x.shape[1] != first.x.shape[1]:
+                raise UserError(
+                    f"micro-batch 1 comes to norm {first.named} where micro-batch {number} comes to {other.named}: "
+                    "exact accumulation needs all of them to go through the same norms in the same order."
+                )
+        with torch.no_grad():
+            own = Moments.pool([moments_of_channels(arrival.x) for arrival in arrivals])
+            moments = own if first.group is None else first.layer.among_ranks(first.x).gather(own).pooled()
+            if moments.count <= 1:
+                raise UserError(
+                    f"norm {first.named} gets one value per channel from all micro-batches together: a variance "
+                    "needs two."
+                )
+            mean, var = moments.mean, moments.var()
+            self.statistics = (moments.count.to(mean.dtype), mean, var)
+            first.move(mean, moments.var(1))
+            for arrival in arrivals:
+                place = _place(arrival.x, offload)
+                place.y = standardise(arrival.x, mean, var, first.eps, first.weight, first.bias)
+                self.places.append(place)
+        return self.places
+
+    def backward(self) -> None:
+        """Bring the gradients of all outputs through the norm, into its parameters and further back."""
+        if self.first.group is None and all(place.dy is None for place in self.places):
+            return  # no loss depends on it
+        assert self.statistics is not None
+        _, mean, var = self.statistics
+        weight, bias, eps = self.first.weight, self.first.bias, self.first.eps
+        parts = []
+        for place in self.places:
+            x = place.input(self.first.named)
+            dy = torch.zeros_like(x) if place.dy is None else place.dy
+            parts.append(torch.stack(sums_of_gradient(dy, x, mean, var, eps)))
+        own = torch.stack(parts).sum(0)
+        for parameter, grad in zip((weight, bias), own, strict=True):
+            if parameter is not None and parameter.requires_grad:
+                torch.autograd.backward(parameter, grad.to(parameter.dtype), retain_graph=True)
+        first = self.first
+        sums = own if first.group is None else first.layer.among_ranks(first.x).sum(own.clone())
+        for place in self.places:
+            if place.edge is not None:
+                x = place.input(self.first.named)
+                dy = torch.zeros_like(x) if place.dy is None else place.dy
+                dx = input_gradient(dy, x, self.statistics, sums, weight, eps).to(x.dtype)
+                torch.autograd.backward(place.edge, dx, retain_graph=True)
+        self.places.clear()
+
+
+def _place(x: Tensor, offload: bool | None) -> Place:
+    """Return the place of a micro-batch, its input in the host's memory if asked to."""
+    edge = get_gradient_edge(x) if x.requires_grad else None
+    away = x.device.type != "cpu" if offload is None else offload
+    kept = to_host(x.detach()) if away else x.detach()
+    return Place(edge, kept, x.device, None if away else kept._version)
+
+
+def to_host(x: Tensor) -> Tensor:
+    """Return a copy in the host's memory, pinned for a CUDA tensor."""
+    copy = torch.empty_like(x, device="cpu", pin_memory=x.is_cuda)
+    return copy.copy_(x, non_blocking=x.is_cuda)
