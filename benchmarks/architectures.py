@@ -61,6 +61,12 @@ def step(model: nn.Module, x: Tensor) -> None:
     (y if isinstance(y, Tensor) else y[0]).square().mean().backward()
 
 
+def sides(model: nn.Module) -> tuple[int, int]:
+    """Return height and width of the images: those that a model is made for, if it takes no others."""
+    made_for: Any = model.pretrained_cfg
+    return tuple(made_for["input_size"][1:]) if made_for.get("fixed_input_size") else (SIDE, SIDE)
+
+
 def apart(y: Tensor, before: Tensor) -> float:
     """Return the largest difference, relative to the largest output."""
     return float((y - before).abs().max() / before.abs().max())
@@ -86,7 +92,7 @@ def row(name: str) -> str:
 
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).train()
-    x = torch.randn(4, 3, SIDE, SIDE)
+    x = torch.randn(4, 3, *sides(model))
     for _ in range(3):
         with torch.no_grad():
             model(x + torch.randn(()))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed import _functional_collectives as functional
+from torch.nn.parallel import DistributedDataParallel
 
 # Compiled collectives carry gradients since torch 2.11; before, a compiled model breaks its graph at the layer.
 COMPILES_COLLECTIVES = hasattr(functional, "all_reduce_backward")
@@ -47,6 +48,24 @@ def key_value_store() -> Any:
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
+
+
+def group_timeout(group: ProcessGroup, device: torch.device) -> float:
+    """Return the seconds after which the collectives of `group` on tensors of `device` fail."""
+    try:
+        limit = group._get_backend(device).options._timeout
+    except (AttributeError, RuntimeError):  # a backend that is no process group of torch's own kind
+        limit = key_value_store().timeout
+    return float(limit.total_seconds())
+
+
+def joining_unevenly() -> bool:
+    """Return whether this is the forward of a DDP model within `join()` that lets ranks run out of batches."""
+    model = DistributedDataParallel._active_ddp_module
+    if model is None:
+        return False
+    config = model._join_config
+    return bool(config.enable and not config.throw_on_early_termination)
 
 
 def sum_in_graph(x: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-PYTHON = {"README.md", "layers.md", "studies.md", "tuning.md", "data.md", "federated.md", "domains.md"}
+PYTHON = {"README.md", "layers.md", "tools.md", "studies.md", "tuning.md", "data.md", "federated.md", "domains.md"}
 """The pages whose Python blocks are run here."""
 RESULT = re.compile(r"-?\d+\.\d+ (?:± \d+\.\d+|\[[^\]]+\])")
 """A mean with its interval, as in "54.5 ± 6.0" and "89.0 [74.3, 105.7]"."""
@@ -118,6 +118,13 @@ def test_layers(names: dict[str, Any]) -> None:
     run_block(rest, names)
     assert names["logits"].shape == (6, 3)
     assert not syncnorm.batch_norms(names["model"])
+
+
+def test_tools(names: dict[str, Any]) -> None:
+    (around,) = blocks(DOCS / "tools.md", "python")
+    names["model"] = syncnorm.convert(names["model"], "ghost_bn", virtual_ranks=2)
+    run_block(around, names)
+    assert type(names["model"][1]) is syncnorm.SyncBatchNorm
 
 
 def test_domains(names: dict[str, Any], asked: list[Run]) -> None:

@@ -1,8 +1,10 @@
 """What syncnorm expects of the private parts of torch: a release that changes one fails here first."""
 
+import contextlib
 import subprocess
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,38 @@ def test_ranks_share_a_store() -> None:
         return int(store.add("contract/count", 1))
 
     assert sorted(ok(run_ranks(2, meet))) == [1, 2]
+
+
+def test_a_group_says_after_how_long_its_collectives_fail(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=7))
+    try:
+        short = dist.new_group([0], timeout=timedelta(seconds=3))
+        assert _torch.group_timeout(dist.group.WORLD, torch.device("cpu")) == 7
+        assert _torch.group_timeout(short, torch.device("cpu")) == 3
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_forward_of_ddp_knows_of_join(tmp_path: Path) -> None:
+    class Asks(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            said.append(_torch.joining_unevenly())
+            return super().forward(input)
+
+    said: list[bool] = []
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Asks(2, 2))
+        model(torch.zeros(1, 2))
+        for options in ({}, {"throw_on_early_termination": True}, {"enable": False}):
+            with contextlib.suppress(RuntimeError), model.join(**options):
+                model(torch.zeros(1, 2))
+    finally:
+        dist.destroy_process_group()
+    assert said == [False, True, False, False]
+    assert not _torch.joining_unevenly()
 
 
 def test_an_assertion_is_recorded_by_fx() -> None:

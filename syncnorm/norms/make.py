@@ -57,7 +57,7 @@ def make_norm(name: str, num_features: int, ndim: int = 2, **options: Any) -> nn
 
     `ndim` counts the spatial dimensions: 2 for (N, C, H, W), 1 for (N, C, L) and (N, C), 3 for (N, C, D, H, W).
     "scaled_ws", "ws", "weight_norm" and "spectral_norm" build only the layer beside a convolution with such weights:
-    an Identity or (for "ws") a group norm. `syncnorm.convert` changes a model's convolutions as well.
+    one that copies or (for "ws") a group norm. `syncnorm.convert` changes a model's convolutions as well.
 
     Group norms of few values learn little: a group has C / groups channels times the positions of its layer, which
     this function does not know. Give `groups` where layers are narrow or have one position (`default_groups`).

@@ -14,15 +14,22 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from syncnorm._torch import COMPILES_COLLECTIVES, transforming
+from syncnorm._torch import COMPILES_COLLECTIVES, joining_unevenly, transforming
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
-from syncnorm.norms.core.collectives import agree, rank_and_size
-from syncnorm.norms.core.functional import announce_error, batch_norm_native, batch_norm_plain
+from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain
+from syncnorm.norms.core.meeting import Place
+from syncnorm.norms.core.parting import names_of, title
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.shapes import channels_problem, check_divisor
 from syncnorm.norms.core.valid import Valid
+
+JOIN = (
+    "a rank that has run out of batches leaves the others waiting. Write join(throw_on_early_termination=True), deal "
+    "every rank equally many batches, or let that rank go on with empty ones, x[:0]"
+)
 
 
 class SyncBatchNorm(BatchNormLayer):
@@ -57,7 +64,9 @@ class SyncBatchNorm(BatchNormLayer):
         ValueError: on every rank, if the number of channels or the type of the input differs between ranks, or if all
             ranks together hold one value per channel. (On CUDA, a rank whose input becomes wrong after the first step
             raises alone, and the launcher ends its peers: reading a flag would stall the device. In a compiled graph
-            only this rank's own input is checked.)
+            only this rank's own input is checked.) On CPUs also, on every rank, if the ranks are in different layers.
+        RuntimeError: with the group's timeout, if a rank does not come to the layer: the error names layer and ranks.
+        UserError: within DDP's `join()`, which lets ranks run out of batches.
 
     Sources: Ioffe & Szegedy (arXiv 1502.03167); pairwise merge after Chan, Golub & LeVeque (1983).
     """
@@ -84,7 +93,7 @@ class SyncBatchNorm(BatchNormLayer):
             )
         self.process_group = process_group
         self.skip_nonfinite = skip_nonfinite
-        self._agreed = False
+        self._place: Place | None = None
 
     def check(self, x: Tensor) -> None:
         """Raise `ValueError` for an input that the layer cannot take: in training, on every rank."""
@@ -94,8 +103,9 @@ class SyncBatchNorm(BatchNormLayer):
 
     def refuse(self, problem: str, x: Tensor) -> NoReturn:
         """Raise `ValueError` of a problem with the input `x`: in training, on every rank."""
-        if self.training and not torch.compiler.is_compiling():
-            self._raise_on_every_rank(problem, x)
+        several = self.training and rank_and_size(self.process_group)[1] > 1
+        if several and not torch.compiler.is_compiling():
+            self.among_ranks(x, problem)
         raise ValueError(problem)
 
     def normalised(self, x: Tensor) -> Tensor:
@@ -153,11 +163,15 @@ class SyncBatchNorm(BatchNormLayer):
         super().move(mean, var, where)
 
     def _train_eagerly(self, x: Tensor, valid: Valid | None) -> tuple[Tensor, Moments]:
-        self._raise_on_every_rank("", x)
+        if joining_unevenly():
+            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within join(): {JOIN}.")
+        place = self.among_ranks(x)
         check_divisor(self, self.num_features)
         where = None if valid is None else valid.where
-        form = batch_norm_plain if transforming() else batch_norm_native
-        y, moments = form(x, self.weight, self.bias, self.eps, self.process_group, where)
+        if transforming():
+            y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
+        else:
+            y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)
         # Reading the count stalls the device, so only a rank that may be affected does it.
         few = x.numel() <= self.num_features if valid is None else valid.count <= 1
         if few and moments.count == 1:
@@ -170,17 +184,26 @@ class SyncBatchNorm(BatchNormLayer):
             f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
         )
 
-    def _raise_on_every_rank(self, problem: str, x: Tensor) -> None:
-        """Raise the problem of any rank on all: at the first step through the store, later in the peers' gather."""
-        if not self._agreed and rank_and_size(self.process_group)[1] > 1:
-            said = problem or f"{self.num_features} channels, statistics in {acc_dtype(x.dtype)}"
-            by_rank = agree(said, self.process_group)
-            if by_rank:
-                listed = "; ".join(f"rank {rank}: {what.rstrip('.')}" for rank, what in by_rank.items())
-                raise ValueError(f"SyncBatchNorm differs between ranks, where all need the same ({listed}).")
-            self._agreed = not problem
-        elif problem and x.device.type == "cpu":
-            announce_error(self.num_features, x, self.process_group)
+    def among_ranks(self, x: Tensor, problem: str = "") -> Place:
+        """Return the layer's place among the ranks, which all of them agree on before the first collective.
+
+        A problem of any rank is raised on all: at the first step through the store, later in the peers' gather.
+        """
+        place = self._place
+        if place is not None and place.serves(self.process_group):
+            if problem and x.device.type == "cpu":
+                place.announce_error(x, self.num_features)
+            return place
+        place = Place(self, self.process_group, x.device)
+        statistics = acc_dtype(x.dtype)
+        said = problem.rstrip(".") or f"{self.num_features} channels, statistics in {statistics}"
+        by_rank = place.agree(said, self.num_features, statistics)
+        if by_rank:
+            listed = "; ".join(f"rank {rank}: {what}" for rank, what in by_rank.items())
+            raise ValueError(f"SyncBatchNorm differs between ranks, where all need the same ({listed}).")
+        if not problem:
+            self._place = place
+        return place
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
@@ -225,9 +248,9 @@ class SyncBatchNorm(BatchNormLayer):
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
         memo[id(self.process_group)] = self.process_group
-        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_agreed": False}, memo))
+        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_place": None}, memo))
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the process group, which cannot be pickled: a loaded layer synchronises over all ranks."""
-        return {**self.__dict__, "process_group": None, "_agreed": False}
+        return {**self.__dict__, "process_group": None, "_place": None}

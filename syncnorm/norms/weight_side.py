@@ -52,9 +52,21 @@ class WeightCentralization(nn.Module):
         return weight - weight.mean(tuple(range(1, weight.dim())), keepdim=True)
 
 
+class NoNorm(nn.Identity):
+    """No norm in the place of one: y = x, in memory of its own.
+
+    Models go on in place after a norm, in ReLU(inplace=True), say. Without a copy, that would change the input, which
+    a shortcut or another norm may use as well.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return a copy of `input`, of any shape."""
+        return input.clone()
+
+
 def nothing(num_features: int) -> nn.Module:
-    """Build an identity."""
-    return nn.Identity()
+    """Build a layer that normalises nothing."""
+    return NoNorm()
 
 
 def norm_beside_ws(
@@ -67,17 +79,16 @@ def norm_beside_ws(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Build the layer beside a convolution with standardised weights: a GroupNorm with these options, or an
-    identity."""
+    """Build the layer beside a convolution with standardised weights: a GroupNorm with these options, or none."""
     if norm not in ("gn", "none"):
         raise ValueError(f"norm is {norm!r}: write 'gn' or 'none'.")
     if norm == "none":
-        return nn.Identity()
+        return NoNorm()
     return GroupNorm(num_features, groups, eps, affine, device=device, dtype=dtype)
 
 
-class BesideSpectralNorm(nn.Identity):
-    """The layer beside a convolution with spectral norm: an identity that holds the norm's option.
+class BesideSpectralNorm(NoNorm):
+    """The layer beside a convolution with spectral norm: no norm, which holds the norm's option.
 
     Args:
         num_features: channels of the replaced layer.

@@ -99,6 +99,23 @@ def test_layouts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [True, False])
+def test_what_follows_in_place_leaves_the_input_alone(name: str, training: bool) -> None:
+    """Two norms of one input, each followed by an activation, and a shortcut: as in networks that normalise first."""
+    found: list[list[Tensor]] = []
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(C, C, 1)
+    for inplace in (False, True):
+        layers, x = [learnt(name).train(training), learnt(name).train(training)], sample(6, C, 4, 3).requires_grad_()
+        shared = convolution(x)
+        parts = [nn.functional.relu(call(layer, shared), inplace=inplace) for layer in layers]
+        y = parts[0].sin() + parts[1].cos() + shared
+        found.append([y, *torch.autograd.grad(y.square().sum(), x)])
+    for outright, in_place in zip(*found, strict=True):
+        assert torch.equal(outright, in_place)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     layer, x = learnt(name), sample(6, C, 4, 3).to(dtype)

@@ -319,6 +319,29 @@ def test_checkpointing_counts_a_batch_once(reentrant: bool) -> None:
         torch.testing.assert_close(twin.running_mean, layer.running_mean, rtol=1e-12, atol=1e-12)
 
 
+def test_a_layer_goes_on_in_another_group() -> None:
+    """Ranks agree anew, so that a layer of other channels is found there as well."""
+    layers = [SyncBatchNorm(C) for _ in range(3)]
+    other = SyncBatchNorm(C + 1)
+    ok(run_ranks(2, lambda rank: layers[rank](torch.randn(2, C))))
+    ok(run_ranks(3, lambda rank: layers[rank](torch.randn(2, C))))
+    assert [layer.num_batches_tracked.item() for layer in layers] == [2, 2, 1]
+    errors = run_ranks(2, lambda rank: layers[0](torch.randn(2, C)) if rank else other(torch.randn(2, C + 1)))
+    assert all("SyncBatchNorm differs between ranks" in str(error) for error in errors)
+
+
+def test_layers_that_run_in_another_order_on_a_rank_are_named() -> None:
+    def work(rank: int) -> None:
+        parts = nn.ModuleDict({name: SyncBatchNorm(C) for name in ("early", "late")})
+        for names in (("early", "late"), ("early", "late")[:: 1 - 2 * rank]):
+            for name in names:
+                parts[name](torch.randn(2, C))
+
+    for error in run_ranks(2, work):
+        assert isinstance(error, ValueError)
+        assert "rank 0 ran 'early'; rank 1 ran 'late'" in str(error)
+
+
 def test_copies_and_files() -> None:
     def work(rank: int) -> None:
         layer = SyncBatchNorm(C, process_group=dist.group.WORLD)

@@ -169,7 +169,7 @@ def test_the_norm_beside() -> None:
     model = convert(network(), "ws", groups=3)
     assert type(model[1]).__name__ == "GroupNorm"
     assert model[1].num_groups == 3
-    assert type(convert(network(), "ws", norm="none")[1]) is nn.Identity
+    assert isinstance(convert(network(), "ws", norm="none")[1], nn.Identity)
     for name in ("weight_norm", "spectral_norm"):
         assert isinstance(convert(network(), name)[1], nn.Identity)
     convert(model, "spectral_norm", power_iterations=4)

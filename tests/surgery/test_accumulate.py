@@ -189,6 +189,18 @@ def test_ranks_share_statistics_over_all_their_micro_batches(size: int) -> None:
         torch.testing.assert_close(torch.stack([p.grad for p in parts]).sum(0), expected.grad, **CLOSE)
 
 
+def test_ranks_that_come_to_other_norms_are_named() -> None:
+    def work(rank: int) -> None:
+        model = convert(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double(), "sync_bn")
+        accumulate(model, batch(4).split(2), loss)
+        model[1].train(rank == 0)
+        accumulate(model, batch(4).split(2), loss)
+
+    for error in run_ranks(2, work):
+        assert isinstance(error, ValueError)
+        assert "rank 0 ran '1'; rank 1 ran '2'" in str(error)
+
+
 @pytest.mark.dist
 def test_under_ddp_gradients_are_the_mean_over_ranks() -> None:
     torchrun(2, Path(__file__).with_name("accumulate_program.py"))

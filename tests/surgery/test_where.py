@@ -73,7 +73,7 @@ def test_a_norm_for_each_part() -> None:
     assert found == ["FrozenBatchNorm", "GroupNorm", "GroupNorm", "SyncBatchNorm"]
     assert torch.equal(revert(model)(x), before)
     convert(model, "scaled_ws", where="stem.*")
-    assert [type(layer).__name__ for layer in model.stem] == ["ScaledWSConv2d", "Identity"]
+    assert [type(layer).__name__ for layer in model.stem] == ["ScaledWSConv2d", "NoNorm"]
     assert type(model.layer1[0]) is nn.Conv2d
     assert list(batch_norms(model)) == ALL[1:]
 

@@ -3,6 +3,8 @@
 Collectives here are differentiable or plain, eager or compiled; every function is the identity for one rank.
 """
 
+from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,30 +30,30 @@ def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     return rank, size
 
 
-def gather_moments(local: Moments, group: ProcessGroup | None) -> Moments:
-    """Return every rank's moments, stacked: count (R,), mean (R, C), m2 (R, C). One all-gather, no gradient."""
-    row = _pack(local)
-    _, size = rank_and_size(group)
+def gather_rows(row: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return every rank's row of n numbers, stacked: (R, n). One all-gather, no gradient."""
+    size = rank_and_size(group)[1]
     if size == 1:
-        return _unpack(row.unsqueeze(0))
+        return row.unsqueeze(0)
     rows = row.new_empty(size * row.numel())
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     all_gather(rows, row, group=group)
-    return _unpack(rows.view(size, -1))
+    return rows.view(size, -1)
 
 
 def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) -> Moments:
-    """Return what `gather_moments` returns, with gradients of every order through every rank.
+    """Return every rank's moments, stacked: count (R,), mean (R, C), m2 (R, C), with gradients through every rank.
 
     Each rank puts its moments into its own row of a zero matrix, and the matrices are summed. An all-reduce is its
     own adjoint, so one collective in the forward needs one in the backward, on every backend.
     """
-    row = _pack(local)
+    row = pack(local)
     rank, size = rank_and_size(group)
-    if size == 1:
-        return _unpack(row.unsqueeze(0))
-    mine = torch.arange(size, device=row.device).unsqueeze(1) == rank
-    return _unpack(_sum_differentiably(torch.where(mine, row, 0.0), group))
+    rows = row.unsqueeze(0)
+    if size > 1:
+        mine = torch.arange(size, device=row.device).unsqueeze(1) == rank
+        rows = _sum_differentiably(torch.where(mine, row, 0.0), group)
+    return unpack(rows, local.mean.numel())[0]
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -71,26 +73,30 @@ def gather_objects(mine: Any, group: ProcessGroup | None) -> list[Any]:
     return given
 
 
-def agree(said: str, group: ProcessGroup | None) -> dict[int, str]:
-    """Compare the texts of all ranks, and return {rank: text} if they differ, else {}.
+def agree(
+    said: str, name: Callable[[], str], group: ProcessGroup | None, timeout: timedelta
+) -> tuple[int, dict[int, str]]:
+    """Compare the texts of all ranks: return the number of the comparison, and {rank: text} if they differ, else {}.
 
-    This uses the group's key-value store: tensors of different sizes would hang or corrupt a collective, and the
-    store needs no collective and no device synchronisation. All ranks of the group must call this equally often.
+    Each text of those that differ ends with the `name` of what it is about. This uses the group's key-value store:
+    tensors of different sizes would hang or corrupt a collective, and the store needs no collective and no device
+    synchronisation. All ranks of the group must call this equally often; else it raises after the timeout.
     """
     rank, size = rank_and_size(group)
     store = key_value_store()
-    name = (group or dist.group.WORLD).group_name  # type: ignore[union-attr]
-    turn = store.add(f"syncnorm/{name}/turn/{rank}", 1)
-    prefix = f"syncnorm/{name}/{turn}"
+    key = (group or dist.group.WORLD).group_name  # type: ignore[union-attr]
+    turn = store.add(f"syncnorm/{key}/turn/{rank}", 1)
+    prefix = f"syncnorm/{key}/{turn}"
     store.set(f"{prefix}/{rank}", said)
     if store.get(f"{prefix}/0").decode() != said:
         store.set(f"{prefix}/differs", "yes")
     if store.add(f"{prefix}/arrived", 1) == size:
         store.set(f"{prefix}/complete", "yes")
-    store.wait([f"{prefix}/complete"])
+    store.wait([f"{prefix}/complete"], timeout)
     if not store.check([f"{prefix}/differs"]):
-        return {}
-    return {peer: store.get(f"{prefix}/{peer}").decode() for peer in range(size)}
+        return turn, {}
+    store.set(f"{prefix}/{rank}/in full", f"{said}, in {name()}")
+    return turn, {peer: store.get(f"{prefix}/{peer}/in full").decode() for peer in range(size)}
 
 
 def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -124,11 +130,13 @@ class _AllReduceSum(torch.autograd.Function):
         return _AllReduceSum.apply(x, group), in_dims[0]  # type: ignore[no-untyped-call]
 
 
-def _pack(moments: Moments) -> Tensor:
-    return torch.cat([moments.count.to(moments.mean.dtype).unsqueeze(0), moments.mean, moments.m2])
+def pack(moments: Moments, tail: Tensor | None = None) -> Tensor:
+    """Return moments of C channels as one row of numbers, and after them what a `tail` adds."""
+    parts = [moments.count.to(moments.mean.dtype).unsqueeze(0), moments.mean, moments.m2]
+    return torch.cat(parts if tail is None else [*parts, tail])
 
 
-def _unpack(rows: Tensor) -> Moments:
-    channels = (rows.shape[1] - 1) // 2
-    count, mean, m2 = rows.split([1, channels, channels], dim=1)  # type: ignore[no-untyped-call]
-    return Moments(count.squeeze(1), mean, m2)
+def unpack(rows: Tensor, channels: int) -> tuple[Moments, Tensor | None]:
+    """Return the moments that rows hold, stacked, and the last value of each row's tail, (R,), if there is one."""
+    count, mean, m2, tail = rows.split([1, channels, channels, rows.shape[1] - 1 - 2 * channels], dim=1)  # type: ignore[no-untyped-call]
+    return Moments(count.squeeze(1), mean, m2), tail.select(1, -1) if tail.shape[1] else None

@@ -14,7 +14,8 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.collectives import gather_moments, gather_moments_differentiably, sum_over_ranks
+from syncnorm.norms.core.collectives import gather_moments_differentiably
+from syncnorm.norms.core.meeting import Place
 
 # Up to this many rows of channels, PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
 ROWS_ADDED_WELL = 8192
@@ -43,24 +44,18 @@ def batch_norm_native(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    group: ProcessGroup | None,
+    place: Place,
     where: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """Return what `batch_norm_plain` returns, from native kernels; the moments carry no gradient.
 
-    If a rank has announced an error (a negative count), every rank raises `ValueError`, provided that tensors are on
-    the CPU.
+    If a rank has announced an error or runs another layer than that of `place`, every rank raises `ValueError`,
+    provided that tensors are on the CPU.
     """
     # Copied here, where autograd records it: a second derivative must reach x through the copy.
     x = x.contiguous(memory_format=_memory_format(x))
-    y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, group, where)  # type: ignore[no-untyped-call]
+    y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, place, where)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
-
-
-def announce_error(channels: int, like: Tensor, group: ProcessGroup | None) -> None:
-    """Join the peers' gather with a count of -1, so that they raise instead of waiting for this rank."""
-    nothing = like.new_zeros(channels, dtype=acc_dtype(like.dtype))
-    gather_moments(Moments(nothing.new_tensor(-1.0), nothing, nothing), group)
 
 
 class _NativeBatchNorm(torch.autograd.Function):
@@ -71,16 +66,14 @@ class _NativeBatchNorm(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
-        group: ProcessGroup | None,
+        place: Place,
         where: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         local = moments_of_channels(x) if where is None else Moments.of(x, (0, *range(2, x.dim())), where)
-        by_rank = gather_moments(local, group)
-        _raise_announced_error(by_rank.count)
-        moments = by_rank.pooled()
+        moments = place.gather(local).pooled()
         count, mean, var = moments.count, moments.mean, moments.var()
         ctx.save_for_backward(x, weight, bias, count, mean, var, where)
-        ctx.eps, ctx.group = eps, group
+        ctx.eps, ctx.place = eps, place
         ctx.mark_non_differentiable(count, mean, moments.m2)
         return standardise(x, mean, var, eps, weight, bias), count, mean, moments.m2
 
@@ -100,7 +93,7 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     dweight, dbias = sums_of_gradient(dy, x, mean, var, ctx.eps)
     dx = None
     if ctx.needs_input_grad[0]:
-        sums = sum_over_ranks(torch.stack([dweight, dbias]), ctx.group)
+        sums = ctx.place.sum(torch.stack([dweight, dbias]))
         dx = input_gradient(dy, x, (count, mean, var), sums, weight, ctx.eps)
     return [
         grad.to(tensor.dtype) if needed and grad is not None else None
@@ -111,7 +104,7 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """First derivative as a differentiable function of x, weight and dy: autograd of the plain form."""
     x, weight, bias, *_, where = ctx.saved_tensors
-    y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.group, where)
+    y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.place.group, where)
     wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(grads) if needed else None for needed in ctx.needs_input_grad[:3]]
@@ -189,9 +182,3 @@ def _memory_format(x: Tensor) -> torch.memory_format:
     if last is not None and x.is_contiguous(memory_format=last) and not x.is_contiguous():
         return last
     return torch.contiguous_format
-
-
-def _raise_announced_error(counts: Tensor) -> None:
-    if counts.device.type == "cpu" and (counts < 0).any():
-        ranks = ", ".join(str(rank) for rank, count in enumerate(counts.tolist()) if count < 0)
-        raise ValueError(f"SyncBatchNorm stopped: rank {ranks} got an input it cannot take (its own error says why).")

@@ -17,7 +17,6 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
-from syncnorm.norms.core.collectives import gather_moments, sum_over_ranks
 from syncnorm.norms.core.functional import input_gradient, moments_of_channels, standardise, sums_of_gradient
 
 Move = Callable[[Tensor, Tensor], None]
@@ -38,7 +37,7 @@ class Arrival:
     bias: Tensor | None
     eps: float
     group: ProcessGroup | None
-    """The ranks that share its statistics; None: this one alone."""
+    """The ranks that share its statistics, and then `layer` is a SyncBatchNorm; None: this one alone."""
     move: Move
     """Called once a meeting, on what the first micro-batch brings."""
 
@@ -104,7 +103,7 @@ class Meeting:
                 )
         with torch.no_grad():
             own = Moments.pool([moments_of_channels(arrival.x) for arrival in arrivals])
-            moments = own if first.group is None else gather_moments(own, first.group).pooled()
+            moments = own if first.group is None else first.layer.among_ranks(first.x).gather(own).pooled()
             if moments.count <= 1:
                 raise UserError(
                     f"norm {first.named} gets one value per channel from all micro-batches together: a variance "
@@ -135,7 +134,8 @@ class Meeting:
         for parameter, grad in zip((weight, bias), own, strict=True):
             if parameter is not None and parameter.requires_grad:
                 torch.autograd.backward(parameter, grad.to(parameter.dtype), retain_graph=True)
-        sums = own if self.first.group is None else sum_over_ranks(own.clone(), self.first.group)
+        first = self.first
+        sums = own if first.group is None else first.layer.among_ranks(first.x).sum(own.clone())
         for place in self.places:
             if place.edge is not None:
                 x = place.input(self.first.named)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor, nn
 
@@ -58,6 +58,8 @@ def server_step(
 
     alike = set.intersection(*({name for name in _metrics(answer)} for answer in usable))
     messages = [_parameters_alone(answer, model, names, alike, strategy.arrayrecord_key) for answer in usable]
+    if isinstance(held := getattr(strategy, "current_arrays", None), ArrayRecord):
+        strategy.current_arrays = ArrayRecord({key: _in_floats(array) for key, array in held.items()})
     own, strategy.train_metrics_aggr_fn = strategy.train_metrics_aggr_fn, selected
     try:
         arrays, _ = step(server_round, messages)
@@ -75,15 +77,28 @@ def server_step(
 
 
 def _parameters_alone(answer: Answer, model: Global, names: set[str], metrics: set[str], key: str) -> Message:
-    """Return a reply with all entries in the order of the state, and metrics that all clients sent."""
+    """Return a reply with all entries in the order of the state, and metrics that all clients sent.
+
+    Counters are floats in it: strategies compute in place (q-FedAvg), which NumPy refuses of whole numbers.
+    """
     sent = {
         name: answer.state[name].to(value.dtype) if name in names and name in answer.state else value
         for name, value in model.state.items()
     }
+    sent = {name: value if _computes(value) else value.double() for name, value in sent.items()}
     message = copy(answer.reply)
     kept = {name: value for name, value in _metrics(answer).items() if name in metrics}
     message.content = RecordDict({key: model.record(sent), "metrics": MetricRecord(kept)})
     return message
+
+
+def _computes(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _in_floats(array: Array) -> Array:
+    values = array.numpy()
+    return Array(values.astype("float64")) if values.dtype.kind in "iub" else array
 
 
 def _metrics(answer: Answer) -> dict[str, Any]:

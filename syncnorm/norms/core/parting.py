@@ -1,0 +1,112 @@
+"""Ranks that no longer run the same layers: what each says of itself, and the sentence that this makes."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+Told = Mapping[int, "Whereabouts | None"]
+
+REMEDY = (
+    "A rank that skips a layer, freezes it, has it in eval mode or is out of batches leaves the others waiting: let "
+    "every rank train the same layers on the same number of batches"
+)
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a rank is: how many synchronised layers it has come to, the names of the last, what it waits in."""
+
+    calls: int
+    last: list[str]
+    waits_in: str = ""
+
+    def dumps(self) -> str:
+        """Return this as a line of text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def loads(cls, text: bytes) -> Whereabouts | None:
+        """Return what `dumps` made a text of, or None for an empty one: that rank runs on."""
+        return cls(**json.loads(text)) if text else None
+
+    def at(self, call: int) -> str:
+        """Return the name of the layer that was the call of this number, counted from 0."""
+        return self.last[call - self.calls + len(self.last)]
+
+
+def difference(told: Told) -> str:
+    """Return who ran what where the ranks parted, or "" if all that is known agrees."""
+    heard = {rank: here for rank, here in told.items() if here is not None}
+    lost = {rank: "has not come" for rank, here in told.items() if here is None}
+    first = max((here.calls - len(here.last) for here in heard.values()), default=0)
+    calls = [here.calls for here in heard.values()]
+    for call in range(first, min(calls, default=0)):
+        ran = {rank: here.at(call) for rank, here in heard.items()}
+        if len(set(ran.values())) > 1:
+            return _by_rank({rank: f"ran {name}" for rank, name in ran.items()} | lost)
+    if len(set(calls)) > 1:
+        return _by_rank({rank: _how_far(here, max(calls)) for rank, here in heard.items()} | lost)
+    if lost or len({here.waits_in for here in heard.values()}) > 1:
+        return _by_rank({rank: _how_far(here, max(calls, default=0)) for rank, here in heard.items()} | lost)
+    return ""
+
+
+def sentence(layer: str, details: str) -> str:
+    """Return what an error says of ranks that parted at a layer of this name."""
+    return f"{title(layer)}: the ranks do not run the same layers ({details}). {REMEDY}."
+
+
+def title(layer: str) -> str:
+    """Return the start of a sentence on a layer of this name."""
+    return layer if layer.startswith("SyncBatchNorm") else f"SyncBatchNorm {layer}"
+
+
+def listed(ranks: Iterable[int]) -> str:
+    """Return ranks as text.
+
+    >>> listed([2]), listed([0, 1])
+    ('rank 2', 'ranks 0, 1')
+    """
+    numbers = [str(rank) for rank in ranks]
+    return f"rank{'s' * (len(numbers) > 1)} {', '.join(numbers)}"
+
+
+def names_of(layers: Iterable[nn.Module]) -> dict[int, str]:
+    """Return {id: name} of layers, each within the largest model that holds it, in quotes; SyncBatchNorm(C) if none.
+
+    This looks through all objects of the process: it is for a failure, not for a step.
+    """
+    asked = list(layers)
+    names = {id(layer): "" for layer in asked}
+    for model in gc.get_objects():
+        if issubclass(type(model), nn.Module) and not issubclass(type(model), DistributedDataParallel):
+            with contextlib.suppress(Exception):  # a model that is being built or changed just now
+                for name, part in model.named_modules():
+                    if len(name) > len(names.get(id(part), name)):
+                        names[id(part)] = name
+    return {id(layer): repr(names[id(layer)]) if names[id(layer)] else _unnamed(layer) for layer in asked}
+
+
+def _unnamed(layer: nn.Module) -> str:
+    return f"{type(layer).__name__}({getattr(layer, 'num_features', '')})"
+
+
+def _how_far(here: Whereabouts, furthest: int) -> str:
+    if here.waits_in:
+        return f"waits in {here.waits_in}"
+    last = f", the last {here.last[-1]}" if here.last else ""
+    return f"has run {here.calls} layers{last}" + (", and no more" if here.calls < furthest else "")
+
+
+def _by_rank(said: Mapping[int, str]) -> str:
+    ranks: dict[str, list[int]] = {}
+    for rank in sorted(said):
+        ranks.setdefault(said[rank], []).append(rank)
+    return "; ".join(f"{listed(who)} {what}" for what, who in ranks.items())
