@@ -30,6 +30,14 @@ def in_backward() -> bool:
     return _graph_task() != -1
 
 
+_transforms: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+
+def transforming() -> bool:
+    """Return whether this code runs inside a transform of torch.func, such as vmap or grad."""
+    return _transforms() is not None
+
+
 def beta_samples(alpha: float, *shape: int) -> Tensor:
     """Draw from Beta(alpha, alpha) what `torch.distributions.Beta` draws; transforms of torch.func take it too."""
     return torch._sample_dirichlet(torch.full((*shape, 2), alpha))[..., 0]

@@ -33,23 +33,37 @@ class Moments:
     m2: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, dim: int | Sequence[int]) -> Moments:
+    def of(cls, x: Tensor, dim: int | Sequence[int], where: Tensor | None = None) -> Moments:
         """Return the moments of `x` over the dimensions `dim`, e.g. (0, 2, 3) for x of shape (N, C, H, W).
+
+        With `where`, bool, as many dimensions as `x`, 1 in that of the channels, only values where it is true count;
+        others may be anything, even NaN. One more dimension that stays, before the channels, makes a stack of parts:
+        x (b, R, C, H, W) over (0, 3, 4) has count (R,).
 
         float16 and bfloat16 are accumulated in float32; other types in their own. An empty sample has mean and M2
         zero, connected to `x` for autograd, so that a rank without samples still takes part in a backward.
         """
         dims = (dim,) if isinstance(dim, int) else tuple(dim)
         x = x.to(acc_dtype(x.dtype))
-        samples = 1
-        for d in dims:
-            samples *= x.shape[d]
-        rough = x.sum(dims, keepdim=True) / max(samples, 1)
-        deviation = x - rough
+        samples: int | Tensor
+        if where is None:
+            total = 1
+            for d in dims:
+                total *= x.shape[d]
+            count, samples = x.new_full((), total, dtype=torch.float64), max(total, 1)
+            rough = x.sum(dims, keepdim=True) / samples
+            deviation = x - rough
+        else:
+            x = torch.where(where, x, 0.0)
+            each = _count(where, x, dims)
+            count, samples = each.squeeze(dims).squeeze(-1), each.clamp(min=1).to(x.dtype)
+            rough = x.sum(dims, keepdim=True) / samples
+            deviation = torch.where(where, x - rough, 0.0)
+            samples = samples.squeeze(dims)
         # Zero except for the rounding error of the first sum; this removes that error from mean and M2.
-        residue = deviation.sum(dims) / max(samples, 1)
+        residue = deviation.sum(dims) / samples
         m2 = deviation.square().sum(dims) - samples * residue.square()
-        return cls(x.new_full((), samples, dtype=torch.float64), rough.reshape(residue.shape) + residue, m2)
+        return cls(count, rough.reshape(residue.shape) + residue, m2)
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of both samples together."""
@@ -83,12 +97,21 @@ class Moments:
     def var(self, correction: int = 0) -> Tensor:
         """Return the variance M2 / (count - correction): biased for correction 0, unbiased for 1. Shape (C,).
 
-        Zero if count <= correction.
+        Zero if count <= correction. Of a stack, each part's: (R, C).
         """
         if correction not in (0, 1):
             raise ValueError(f"correction is {correction!r}: write 0 (biased) or 1 (unbiased).")
         degrees = (self.count - correction).to(self.m2.dtype)
+        degrees = degrees.unsqueeze(-1) if degrees.dim() else degrees
         return torch.where(degrees > 0, self.m2 / degrees.clamp(min=1e-30), 0.0)
+
+
+def _count(where: Tensor, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return how many values of `x` there are where `where` is true, over `dims`, which stay as 1; in float64."""
+    times = 1
+    for d in dims:
+        times *= x.shape[d] // where.shape[d] if where.shape[d] else 1
+    return where.sum(dims, keepdim=True, dtype=torch.float64) * times
 
 
 def acc_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -94,7 +94,9 @@ def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
 def test_layers(names: dict[str, Any]) -> None:
-    convert, some, synchronise, lightning, accumulate, domains, freeze, rest = blocks(DOCS / "layers.md", "python")
+    convert, some, synchronise, lightning, accumulate, domains, masks, freeze, rest = blocks(
+        DOCS / "layers.md", "python"
+    )
     before = names["model"].eval()(names["x"])
     run_block(convert, names)
     assert torch.equal(names["model"](names["x"]), before)
@@ -111,6 +113,7 @@ def test_layers(names: dict[str, Any]) -> None:
     run_block(lightning, names)  # Lightning refuses a plugin that it cannot use
     run_block(accumulate, {**names, "model": copy.deepcopy(names["model"]).train()})
     run_block(domains, names)
+    run_block(masks, {**names, "m": torch.ones(6, 2, 2, dtype=torch.bool)})
     run_block(freeze, {**names, "model": nn.ModuleDict({"backbone": nn.BatchNorm2d(4), "head": nn.BatchNorm1d(4)})})
     run_block(rest, names)
     assert names["logits"].shape == (6, 3)

@@ -44,6 +44,19 @@ def test_a_recomputation_knows_that_it_is_in_a_backward() -> None:
     assert not _torch.in_backward()
 
 
+def test_a_transform_is_seen() -> None:
+    said: list[bool] = []
+
+    def square(x: Tensor) -> Tensor:
+        said.append(_torch.transforming())
+        return (x * x).sum()
+
+    x = torch.ones(2, 3)
+    for run in (torch.vmap(square), torch.func.grad(square), lambda x: torch.func.jvp(square, (x,), (x,)), square):
+        run(x)
+    assert said == [True, True, True, False]
+
+
 def test_ranks_share_a_store() -> None:
     def meet(rank: int) -> int:
         store = _torch.key_value_store()

@@ -2,6 +2,7 @@
 
 from syncnorm.norms.batch_renorm import BatchRenorm
 from syncnorm.norms.core.domain_context import domain, keep_domain
+from syncnorm.norms.core.mask_context import keep_mask, mask
 from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
 from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
 from syncnorm.norms.domain_batch_norm import DomainBatchNorm
@@ -67,7 +68,9 @@ __all__ = [
     "WeightStandardization",
     "domain",
     "keep_domain",
+    "keep_mask",
     "make_norm",
+    "mask",
     "norm_names",
     "norm_options",
     "norm_spec",

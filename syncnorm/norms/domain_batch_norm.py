@@ -21,6 +21,7 @@ from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.valid import Valid
 
 
 class DomainBatchNorm(NormLayer):
@@ -108,13 +109,20 @@ class DomainBatchNorm(NormLayer):
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), each sample with its domain's statistics."""
+        return self._normalised(x, None)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise `x` where `valid`, each sample with its domain's statistics there."""
+        return valid.fill(self._normalised(valid.fill(x), valid))
+
+    def _normalised(self, x: Tensor, valid: Valid | None) -> Tensor:
         ids = self._ids(x)
         if ids is None:
             pooled = self.pooled()
             mean, var = pooled.mean.expand(len(x), -1), pooled.var().expand(len(x), -1)
         elif self.training:
-            batch = moments_by_domain(x, ids, self.domains)
-            self._check_counts(x, batch.count)
+            batch = moments_by_domain(x, ids, self.domains, None if valid is None else valid.where)
+            self._check_counts(x, batch.count, valid)
             share = batch.count.clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
             mean, var = batch.mean[ids], (batch.m2 / share)[ids]
             check_divisor(self, self.num_features, var)
@@ -200,9 +208,10 @@ class DomainBatchNorm(NormLayer):
             f"the ids {', '.join(map(str, range(self.domains)))}."
         )
 
-    def _check_counts(self, x: Tensor, counts: Tensor) -> None:
+    def _check_counts(self, x: Tensor, counts: Tensor, valid: Valid | None) -> None:
         # Only if a sample has one value per channel: reading the counts synchronises with the device.
-        if x.numel() == len(x) * self.num_features and (counts == 1).any():
+        one = x.numel() == len(x) * self.num_features if valid is None else 1 in valid.by_sample
+        if one and (counts == 1).any():
             alone = int((counts == 1).int().argmax())
             raise ValueError(
                 f"DomainBatchNorm({self.num_features}) got one value per channel of domain {alone} (input "
@@ -221,8 +230,10 @@ class DomainBatchNorm(NormLayer):
             update_running(running, new, newest, where=seen.unsqueeze(1))
 
 
-def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
+def moments_by_domain(x: Tensor, ids: Tensor, domains: int, where: Tensor | None = None) -> Moments:
     """Return the moments of x (N, C, ...) for each domain, stacked: count (D,), mean (D, C), m2 (D, C).
+
+    With `where`, bool (N, 1, ...), only values where it is true count; the others have to be zero.
 
     `ids` (N,) are from 0 to D - 1. Sums over samples are matrix products in float64, so that PyTorch's settings for
     the precision of products do not affect them, and the mean needs no second pass.
@@ -230,7 +241,10 @@ def moments_by_domain(x: Tensor, ids: Tensor, domains: int) -> Moments:
     x = x.to(acc_dtype(x.dtype))
     x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     member = F.one_hot(ids, domains).T.double()
-    count = member.sum(1) * x.shape[2]
+    count = member.sum(1) * x.shape[2] if where is None else member @ where.flatten(1).sum(1).double()
     mean = (member @ x.sum(2).double() / count.clamp(min=1).unsqueeze(1)).to(x.dtype)
-    m2 = member @ (x - mean[ids].unsqueeze(2)).square().sum(2).double()
+    deviation = x - mean[ids].unsqueeze(2)
+    if where is not None:
+        deviation = torch.where(where.flatten(1).unsqueeze(1), deviation, 0.0)
+    m2 = member @ deviation.square().sum(2).double()
     return Moments(count, mean, m2.to(x.dtype))

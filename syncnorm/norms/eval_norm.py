@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from syncnorm.moments import acc_dtype
+from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.running import moved, newest_weight
@@ -118,8 +118,7 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     is the batch size of training: the smaller it is, the more training differs from running statistics.
 
     Until the layer has seen a training batch, all running variance counts as variance within samples: a converted
-    layer, or one that loads a batch norm's state, knows only the sum of the two. (`recalibrate` sets running_mean and
-    running_var but not these two: recalibrate before converting.)
+    layer, or one that loads a batch norm's state, knows only the sum of the two. `recalibrate` estimates them too.
 
     Source: Singh & Shrivastava (EvalNorm, arXiv 1904.06031), of which only the abstract was available. The
     conditional expectations are derived here; the article's own parametrisation is not confirmed, and the blend that
@@ -191,15 +190,23 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         """Update the variances within and between samples; the latter needs two samples."""
         if len(x) < 2:
             return
-        flat = _positions_last(x.to(acc_dtype(x.dtype)))
         self.spreads_seen.add_(1)
         first = self.spreads_seen == 1
         newest = newest_weight(self.momentum, self.spreads_seen)
-        for running, new in (
-            (self.running_within, flat.var(2, correction=0).mean(0)),
-            (self.running_between, flat.mean(2).var(0)),
-        ):
+        spreads = self.within_and_between(self.moments_of_samples(x))
+        for running, new in zip((self.running_within, self.running_between), spreads, strict=True):
             running.copy_(torch.where(first, new, moved(running, new, newest)))  # starts at the first value
+
+    @staticmethod
+    def moments_of_samples(x: Tensor) -> Moments:
+        """Return the moments, over the samples of `x`, of each one's mean and biased variance together, (2 C,)."""
+        flat = _positions_last(x.to(acc_dtype(x.dtype)))
+        return Moments.of(torch.cat([flat.mean(2), flat.var(2, correction=0)], 1), 0)
+
+    @staticmethod
+    def within_and_between(samples: Moments) -> tuple[Tensor, Tensor]:
+        """Return E[s^2] and the unbiased Var(mu_j), (C,) each, from such moments."""
+        return samples.mean.chunk(2)[1], samples.var(correction=1).chunk(2)[0]
 
     def extra_repr(self) -> str:
         """Show n after what every batch norm shows."""

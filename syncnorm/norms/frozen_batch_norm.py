@@ -14,6 +14,7 @@ from torch import Tensor
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.valid import Valid
 
 
 class FrozenBatchNorm(BatchNormLayer):
@@ -51,6 +52,10 @@ class FrozenBatchNorm(BatchNormLayer):
         if self.refilling():
             return self.by_batch(x)
         return batch_norm(x, *self.running(), self.weight, self.bias, False, 0.0, self.eps)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise `x` where `valid` with the running statistics."""
+        return self.by_valid(x, valid) if self.refilling() else self.by_running_where(x, valid)
 
     def reset_running_stats(self) -> None:
         """Start the statistics anew, unless nothing could refill them."""
@@ -102,6 +107,13 @@ class ReferenceBatchNorm(FrozenBatchNorm):
             self._see(x)
         return y
 
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise `x` where `valid` with the running statistics; in training, record its moments there."""
+        y = super().masked(x, valid)
+        if self.moves():
+            self._see(x, valid.where)
+        return y
+
     def seen(self) -> Moments:
         """Return the moments of all training inputs since the last `forget_seen`; the count is 0 if there were
         none."""
@@ -130,8 +142,8 @@ class ReferenceBatchNorm(FrozenBatchNorm):
             setattr(self, name, torch.zeros_like(getattr(self, name), device=device))
 
     @torch.no_grad()
-    def _see(self, x: Tensor) -> None:
-        together = self.seen().merge(Moments.of(x, (0, *range(2, x.dim()))))
+    def _see(self, x: Tensor, where: Tensor | None = None) -> None:
+        together = self.seen().merge(Moments.of(x, (0, *range(2, x.dim())), where))
         self.seen_count.copy_(together.count)
         self.seen_mean.copy_(together.mean)
         self.seen_m2.copy_(together.m2)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
+from syncnorm.norms.core.masked import check_counts, group_norm_where
 from syncnorm.norms.core.shapes import check_positions
+from syncnorm.norms.core.valid import Valid
 
 
 def default_groups(channels: int) -> int:
@@ -59,6 +61,12 @@ class _PerSampleNorm(NormLayer, nn.GroupNorm):
         if self.num_groups == self.num_channels:
             check_positions(self, self.num_channels, x)
         return nn.GroupNorm.forward(self, x)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise each group of channels of each sample with its moments where `valid`."""
+        if self.num_groups == self.num_channels:
+            check_counts(valid.by_sample, f"{type(self).__name__}({self.num_channels})")
+        return group_norm_where(x, valid, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class GroupNorm(_PerSampleNorm):

@@ -6,7 +6,7 @@ model = syncnorm.convert(model, "sync_bn")          # under torchrun, before wra
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from syncnorm._torch import COMPILES_COLLECTIVES, joining_unevenly
+from syncnorm._torch import COMPILES_COLLECTIVES, joining_unevenly, transforming
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
@@ -24,6 +24,7 @@ from syncnorm.norms.core.meeting import Place
 from syncnorm.norms.core.parting import names_of, title
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.shapes import channels_problem, check_divisor
+from syncnorm.norms.core.valid import Valid
 
 JOIN = (
     "a rank that has run out of batches leaves the others waiting. Write join(throw_on_early_termination=True), deal "
@@ -98,10 +99,14 @@ class SyncBatchNorm(BatchNormLayer):
         """Raise `ValueError` for an input that the layer cannot take: in training, on every rank."""
         problem = channels_problem(self, self.num_features, x)
         if problem:
-            several = self.training and rank_and_size(self.process_group)[1] > 1
-            if several and not torch.compiler.is_compiling():
-                self.among_ranks(x, problem)
-            raise ValueError(problem)
+            self.refuse(problem, x)
+
+    def refuse(self, problem: str, x: Tensor) -> NoReturn:
+        """Raise `ValueError` of a problem with the input `x`: in training, on every rank."""
+        several = self.training and rank_and_size(self.process_group)[1] > 1
+        if several and not torch.compiler.is_compiling():
+            self.among_ranks(x, problem)
+        raise ValueError(problem)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); N may be 0 if other ranks have samples."""
@@ -109,15 +114,27 @@ class SyncBatchNorm(BatchNormLayer):
             return self.by_running(x)
         if rank_and_size(self.process_group)[1] == 1:
             return self._on_one_rank(x)
+        return self._over_ranks(x, None)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise `x` where `valid` by the moments there, of all ranks; a rank with none takes part."""
+        if not self.training:
+            return self.by_running_where(x, valid)
+        if rank_and_size(self.process_group)[1] == 1:
+            return self.by_valid(x, valid)
+        return valid.fill(self._over_ranks(valid.fill(x), valid))
+
+    def _over_ranks(self, x: Tensor, valid: Valid | None) -> Tensor:
         compiling = torch.compiler.is_compiling()
         if compiling and COMPILES_COLLECTIVES:
-            y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group)
+            where = None if valid is None else valid.where
+            y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
             # Before torch 2.11, tracing reaches this line and must end here. (The decorator would import the
             # compiler.)
             eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly  # type: ignore[no-untyped-call]
-            y, moments = eagerly(x)
-        self._move(moments.mean, moments.var(correction=1), moments.count > 0)
+            y, moments = eagerly(x, valid)
+        self.move(moments.mean, moments.var(correction=1), moments.count > 0)
         return y
 
     def _on_one_rank(self, x: Tensor) -> Tensor:
@@ -136,23 +153,28 @@ class SyncBatchNorm(BatchNormLayer):
         check_divisor(self, self.num_features)
         mean, var = (torch.zeros_like(running, dtype=acc_dtype(x.dtype)) for _ in range(2))
         y = batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)  # the batch's own take their places
-        self._move(mean, var, torch.ones((), dtype=torch.bool, device=x.device))
+        self.move(mean, var, torch.ones((), dtype=torch.bool, device=x.device))
         return y
 
-    def _move(self, mean: Tensor, var: Tensor, counts: Tensor) -> None:
-        """Move the running statistics where `counts`; with skip_nonfinite, only towards finite ones."""
-        if self.skip_nonfinite:
-            counts = counts & mean.isfinite().all() & var.isfinite().all()
-        self.move(mean, var, where=counts)
+    def move(self, mean: Tensor, var: Tensor, where: Tensor | None = None) -> None:
+        """Move the running statistics where `where` is true; with skip_nonfinite, only towards finite ones."""
+        if self.skip_nonfinite and where is not None:
+            where = where & mean.isfinite().all() & var.isfinite().all()
+        super().move(mean, var, where)
 
-    def _train_eagerly(self, x: Tensor) -> tuple[Tensor, Moments]:
+    def _train_eagerly(self, x: Tensor, valid: Valid | None) -> tuple[Tensor, Moments]:
         if joining_unevenly():
             raise UserError(f"{title(names_of([self])[id(self)])} cannot train within join(): {JOIN}.")
         place = self.among_ranks(x)
         check_divisor(self, self.num_features)
-        y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place)
+        where = None if valid is None else valid.where
+        if transforming():
+            y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
+        else:
+            y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)
         # Reading the count stalls the device, so only a rank that may be affected does it.
-        if x.numel() <= self.num_features and moments.count == 1:
+        few = x.numel() <= self.num_features if valid is None else valid.count <= 1
+        if few and moments.count == 1:
             raise ValueError(self._one_value(x))
         return y, moments
 

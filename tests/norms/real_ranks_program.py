@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from syncnorm import SyncBatchNorm, convert
+from syncnorm import SyncBatchNorm, convert, mask
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 SIZES = [5, 3]
@@ -80,6 +80,41 @@ def check_compiled() -> None:
     assert "create_graph" in refusal or "double backward" in refusal, "no clear error for a second derivative"
 
 
+def check_forward_mode() -> None:
+    """torch.func.jvp, and forward over reverse: those of one process with the whole batch."""
+    plain = nn.BatchNorm2d(2, track_running_stats=False).double()
+    layer, batch = SyncBatchNorm(2, track_running_stats=False).double(), batches(1)[0]
+
+    def jvp(layer: nn.Module, x: Tensor) -> Tensor:
+        return torch.func.jvp(layer, (x,), (x.sin(),))[1]
+
+    def forward_over_reverse(layer: nn.Module, x: Tensor) -> Tensor:
+        return torch.func.jvp(torch.func.grad(lambda x: layer(x).pow(3).sum()), (x,), (x.sin(),))[1]
+
+    for transform in (jvp, forward_over_reverse):
+        torch.testing.assert_close(transform(layer, mine(batch)), mine(transform(plain, batch)), rtol=1e-9, atol=1e-9)
+
+
+def check_masks() -> None:
+    """A padded network under DDP, one rank without a valid position: outputs and gradients of one process."""
+    reference, model = network(), DistributedDataParallel(convert(network(), "sync_bn"))
+    for batch in batches(2):
+        valid = batch[:, 0] > -0.5
+        valid[SIZES[0] :] = False
+        sizes = valid[:, 1:-1, 1:-1], valid[:, 2:-2, 2:-2]  # after convolutions without padding
+        with mask(*sizes):
+            right = reference(batch)
+        loss_of(right).backward()
+        with mask(*map(mine, sizes)):
+            found = model(mine(batch))
+        loss_of(found).backward()
+        torch.testing.assert_close(found, mine(right), **CLOSE)
+    for found, right in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(found.grad * dist.get_world_size(), right.grad, **CLOSE)
+    for found, right in zip(model.module.buffers(), reference.buffers(), strict=True):
+        torch.testing.assert_close(found, right, **CLOSE)
+
+
 def check_errors_reach_every_rank() -> None:
     """A wrong input on one rank, at the first and at a later step, and one value per channel in the world."""
     rank = dist.get_rank()
@@ -97,6 +132,8 @@ def check_errors_reach_every_rank() -> None:
 CHECKS: dict[str, Callable[[], None]] = {
     "ddp": check_ddp_with_no_sync,
     "compiled": check_compiled,
+    "forward_mode": check_forward_mode,
+    "masks": check_masks,
     "errors": check_errors_reach_every_rank,
 }
 

@@ -117,6 +117,22 @@ def test_checkpointing_counts_a_batch_once() -> None:
     assert ghost.num_batches_tracked == 1
 
 
+def test_stacked_layers_train_as_each_does() -> None:
+    """torch.vmap over layers, with their parameters and statistics."""
+    layers = [GhostBatchNorm(C, virtual_ranks=2).double() for _ in range(3)]
+    x = torch.stack([batch(4, 3) + shift for shift in range(3)])
+    states = [{name: value.clone() for name, value in layer.state_dict().items()} for layer in layers]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+    def train(state: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layers[0], state, (x,))
+
+    y = torch.vmap(train)(stacked, x)
+    for i, layer in enumerate(layers):
+        torch.testing.assert_close(y[i], layer(x[i]))
+        torch.testing.assert_close(stacked["running_var"][i], layer.running_var)
+
+
 def test_mistakes_get_a_sentence() -> None:
     layer = GhostBatchNorm(C, virtual_ranks=4)
     with pytest.raises(ValueError, match="6 samples for 4 virtual ranks"):

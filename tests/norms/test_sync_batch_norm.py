@@ -362,3 +362,29 @@ def test_state_dict_exchange(theirs: nn.BatchNorm2d) -> None:
     assert ours.load_state_dict(theirs.state_dict()) is not None
     x = torch.randn(2, C, 3, 3)
     torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=0, atol=0)
+
+
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]] = {
+    "grad": lambda layer, x: torch.func.grad(lambda x: layer(x).pow(3).sum())(x),
+    "vjp": lambda layer, x: torch.func.vjp(layer, x)[1](x.sin())[0],
+    "vmap": lambda layer, x: torch.vmap(layer, in_dims=2, out_dims=2)(torch.stack([x, x * x, x.exp()], 2)),
+    "vmap of grad": lambda layer, x: torch.vmap(torch.func.grad(lambda x: layer(x).pow(3).sum()))(
+        torch.stack([x, x * x])
+    ).movedim(0, -1),
+    "grad of grad": lambda layer, x: torch.func.grad(
+        lambda x: torch.func.grad(lambda x: layer(x).pow(3).sum())(x).square().sum()
+    )(x),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_of_torch_func_over_ranks(transform: str) -> None:
+    """Every rank transforms its part; the reference is one process with the whole batch. (jvp: on real ranks.)"""
+    x = batch(7, 4)
+    plain = nn.BatchNorm1d(C, track_running_stats=False).double()
+    with torch.no_grad():
+        plain.weight.copy_(torch.linspace(0.5, 2, C))
+    expected = TRANSFORMS[transform](plain, x)
+    layers, parts = [synced(plain, track_running_stats=False) for _ in range(2)], (x[:2], x[2:])
+    found = ok(run_ranks(2, lambda rank: TRANSFORMS[transform](layers[rank], parts[rank])))
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-9, atol=1e-10)

@@ -11,9 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
+from syncnorm.norms.core.masked import batch_norm_where, check_counts
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.valid import Valid
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -92,6 +94,20 @@ class BatchNormLayer(NormLayer, _BatchNorm):
         if mean is None and var is None:
             return self.by_batch_alone(x)
         return batch_norm(x, *self.running(), self.weight, self.bias, False, 0.0, self.eps)
+
+    def by_valid(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise `x` where `valid` by the moments there, and move the running statistics if anything is valid."""
+        check_divisor(self, self.num_features)
+        check_counts([valid.count], f"{type(self).__name__}({self.num_features})")
+        y, moments = batch_norm_where(x, valid, self.weight, self.bias, self.eps)
+        self.move(moments.mean, moments.var(correction=1), moments.count > 0)
+        return y
+
+    def by_running_where(self, x: Tensor, valid: Valid) -> Tensor:
+        """Do what `by_running` does, where `valid`."""
+        if self.running_mean is None and self.running_var is None:
+            return self.by_valid(x, valid)
+        return valid.fill(self.by_running(valid.fill(x)))
 
     def tracked(self) -> tuple[Tensor | None, Tensor | None]:
         """Return running_mean and running_var if the layer tracks them in training; else None for both."""

@@ -107,16 +107,27 @@ def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """A sum over ranks whose gradient is the sum over ranks of the gradient, to any order."""
+    """A sum over ranks, which is linear: so are its derivatives, to any order, and torch.func has them too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        return sum_over_ranks(x.clone(), group)
+    def forward(x: Tensor, group: ProcessGroup | None) -> Tensor:
+        return sum_over_ranks(x.clone(memory_format=torch.contiguous_format), group)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.group = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return _AllReduceSum.apply(grads[0], ctx.group), None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _AllReduceSum.apply(tangents[0], ctx.group)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, group: ProcessGroup | None) -> Any:
+        return _AllReduceSum.apply(x, group), in_dims[0]  # type: ignore[no-untyped-call]
 
 
 def pack(moments: Moments, tail: Tensor | None = None) -> Tensor:

@@ -22,18 +22,30 @@ ROWS_ADDED_WELL = 8192
 
 
 def batch_norm_plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: ProcessGroup | None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    group: ProcessGroup | None,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """Return `(y, moments)` for x of shape (N, C, ...), y normalised by the moments over all ranks.
 
     y = (x - mean) / sqrt(M2 / N + eps) * weight + bias
+
+    With `where`, bool (N, 1, ...), only values where it is true count; outside of it, x has to be zero and dy too.
     """
-    moments = gather_moments_differentiably(Moments.of(x, (0, *range(2, x.dim()))), group).pooled()
+    moments = gather_moments_differentiably(Moments.of(x, (0, *range(2, x.dim())), where), group).pooled()
     return normalise(x, moments.mean, moments.var(), eps, weight, bias), moments
 
 
 def batch_norm_native(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, place: Place
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    place: Place,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Moments]:
     """Return what `batch_norm_plain` returns, from native kernels; the moments carry no gradient.
 
@@ -42,7 +54,7 @@ def batch_norm_native(
     """
     # Copied here, where autograd records it: a second derivative must reach x through the copy.
     x = x.contiguous(memory_format=_memory_format(x))
-    y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, place)  # type: ignore[no-untyped-call]
+    y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, place, where)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
 
 
@@ -55,10 +67,12 @@ class _NativeBatchNorm(torch.autograd.Function):
         bias: Tensor | None,
         eps: float,
         place: Place,
+        where: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        moments = place.gather(moments_of_channels(x)).pooled()
+        local = moments_of_channels(x) if where is None else Moments.of(x, (0, *range(2, x.dim())), where)
+        moments = place.gather(local).pooled()
         count, mean, var = moments.count, moments.mean, moments.var()
-        ctx.save_for_backward(x, weight, bias, count, mean, var)
+        ctx.save_for_backward(x, weight, bias, count, mean, var, where)
         ctx.eps, ctx.place = eps, place
         ctx.mark_non_differentiable(count, mean, moments.m2)
         return standardise(x, mean, var, eps, weight, bias), count, mean, moments.m2
@@ -67,12 +81,15 @@ class _NativeBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         # Gradients are recorded here only under create_graph=True.
         derive = _differentiable_backward if torch.is_grad_enabled() else _native_backward
-        return *derive(ctx, grads[0]), None, None
+        return *derive(ctx, grads[0]), None, None, None
 
 
 def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
-    """First derivative; dweight = sum(dy * xhat) and dbias = sum(dy) stay this rank's, for DDP to average."""
-    x, weight, bias, count, mean, var = ctx.saved_tensors
+    """First derivative; dweight = sum(dy * xhat) and dbias = sum(dy) stay this rank's, for DDP to average.
+
+    dy is zero where nothing counts, and dx is lost there.
+    """
+    x, weight, bias, count, mean, var, _ = ctx.saved_tensors
     dweight, dbias = sums_of_gradient(dy, x, mean, var, ctx.eps)
     dx = None
     if ctx.needs_input_grad[0]:
@@ -86,8 +103,8 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """First derivative as a differentiable function of x, weight and dy: autograd of the plain form."""
-    x, weight, bias = ctx.saved_tensors[:3]
-    y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.place.group)
+    x, weight, bias, *_, where = ctx.saved_tensors
+    y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.place.group, where)
     wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(grads) if needed else None for needed in ctx.needs_input_grad[:3]]

@@ -26,6 +26,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.layer import NormLayer
 from syncnorm.norms.core.running import update_running
+from syncnorm.norms.core.valid import close_to_masks
 from syncnorm.norms.registry import spec_of
 from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.surgery.accumulation.lockstep import Meet
@@ -45,6 +46,7 @@ class AtNorms(TorchFunctionMode):
 
     def __enter__(self) -> AtNorms:
         """Begin, in the thread of a micro-batch, whose synchronised norms find `meet` too."""
+        close_to_masks("syncnorm.accumulate")
         _MEET.set(self.meet)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self

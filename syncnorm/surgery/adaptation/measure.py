@@ -16,13 +16,28 @@ from torch.utils.hooks import RemovableHandle
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
+from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.collectives import gather_objects
+from syncnorm.norms.core.valid import valid_of
+from syncnorm.norms.registry import spec_of
 from syncnorm.surgery.conversion.convert import batch_norms
 from syncnorm.surgery.layers.preconditions import check_model, in_a_line, uncompiled
 
 Normaliser = Literal["batch", "running"]
-Take = Callable[[str, Moments], Moments]
 Run = Callable[[nn.Module, Any], Any]
+See = Callable[[str, Moments, Moments | None], None]
+
+
+@dataclass(frozen=True)
+class Take:
+    """What an estimator takes of each input of a layer, to be merged.
+
+    values: of the layer's name and the moments of all values.
+    samples: of the `moments_of_samples` of a layer that keeps more than mean and variance; None takes nothing.
+    """
+
+    values: Callable[[str, Moments], Moments]
+    samples: Callable[[Moments], Moments | None]
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class Measured:
     """What a process has measured, or why it could not.
 
     moments: moments of the layers that the forward has reached, by name.
+    samples: what `Take.samples` found, by name.
     channels: number of channels of every batch norm of the model, by name.
     problem: one sentence; empty if all went well.
     """
@@ -38,32 +54,39 @@ class Measured:
     moments: dict[str, Moments] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
     problem: str = ""
+    samples: dict[str, Moments] = field(default_factory=dict)
 
     def for_others(self) -> Measured:
         """Return the same with all moments in float64 on the CPU, so that all ranks merge them identically."""
-        moments = {
-            name: Moments(part.count.cpu(), part.mean.double().cpu(), part.m2.double().cpu())
-            for name, part in self.moments.items()
-        }
-        return Measured(self.batches, moments, self.channels)
+        moments, samples = (
+            {name: Moments(p.count.cpu(), p.mean.double().cpu(), p.m2.double().cpu()) for name, p in parts.items()}
+            for parts in (self.moments, self.samples)
+        )
+        return Measured(self.batches, moments, self.channels, samples=samples)
 
 
 def measure(
     model: nn.Module, batches: Iterable[Any], normaliser: Normaliser, take: Take, run: Run, *, tensors: bool
 ) -> Measured:
-    """Run `batches` through `model`, and merge `take(name, moments)` over all inputs of each batch norm.
+    """Run `batches` through `model`, and merge what `take` takes of all inputs of each batch norm.
 
     `run(model, batch)` runs each batch. With `tensors`, batches must be tensors, and those without samples are left
     out.
     """
     found: dict[str, Moments] = {}
+    samples: dict[str, Moments] = {}
 
-    def see(name: str, moments: Moments) -> None:
-        taken = take(name, moments)
-        found[name] = found[name].merge(taken) if name in found else taken
+    def see(name: str, moments: Moments, of_samples: Moments | None) -> None:
+        for parts, taken in (
+            (found, take.values(name, moments)),
+            (samples, None if of_samples is None else take.samples(of_samples)),
+        ):
+            if taken is not None:
+                parts[name] = parts[name].merge(taken) if name in parts else taken
 
     count = _run(model, batches, normaliser, see, run, tensors)
-    return Measured(count, found, {name: layer.num_features for name, layer in batch_norms(model).items()})  # type: ignore[misc]
+    channels: dict[str, Any] = {name: layer.num_features for name, layer in batch_norms(model).items()}
+    return Measured(count, found, channels, samples=samples)
 
 
 def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None) -> Measured:
@@ -87,9 +110,13 @@ def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None)
                 f"the batch norms cannot be measured together: those of rank {rank} are not those of rank 0 "
                 f"(at '{name}'), so give every rank the same model."
             )
-    parts = {name: [told.moments[name] for told in ranks if name in told.moments] for name in first}
-    moments = {name: Moments.pool(found) for name, found in parts.items() if found}
-    return Measured(sum(told.batches for told in ranks), moments, first)
+    moments, samples = (_pooled(first, [getattr(told, kind) for told in ranks]) for kind in ("moments", "samples"))
+    return Measured(sum(told.batches for told in ranks), moments, first, samples=samples)
+
+
+def _pooled(names: Iterable[str], ranks: list[dict[str, Moments]]) -> dict[str, Moments]:
+    parts = {name: [told[name] for told in ranks if name in told] for name in names}
+    return {name: Moments.pool(found) for name, found in parts.items() if found}
 
 
 def no_variance(name: str) -> UserError:
@@ -105,7 +132,7 @@ def _run(
     model: nn.Module,
     batches: Iterable[Any],
     normaliser: Normaliser,
-    see: Callable[[str, Moments], None],
+    see: See,
     run: Run,
     tensors: bool,
 ) -> int:
@@ -141,31 +168,39 @@ def _checked(batches: Iterable[Any]) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Moments], None]) -> Iterator[None]:
+def _watched(model: nn.Module, normaliser: Normaliser, see: See) -> Iterator[None]:
     """Put `model` into evaluation mode with hooks on its batch norms; afterwards undo both."""
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *options.values())
         if not x.numel():
-            return  # a batch without samples says nothing
-        moments = Moments.of(x, (0, *range(2, x.dim())))
-        see(name, moments)
+            return  # a batch without samples says nothing, nor does one in which none counts
+        valid = valid_of(x, f"'{name}'")
+        if valid is not None and not valid.count:
+            return
+        moments = Moments.of(x, (0, *range(2, x.dim())), None if valid is None else valid.where)
+        of_samples = getattr(layer, "moments_of_samples", None)
+        see(name, moments, None if of_samples is None else of_samples(x))
         if normaliser == "batch" and isinstance(layer.running_mean, Tensor):
-            if x.numel() == x.shape[1]:
+            if (x.numel() // x.shape[1] if valid is None else valid.count) == 1:
                 raise no_variance(name)
-            # A layer of any type in evaluation mode, given the batch's statistics as its running ones, normalises as
-            # in training and keeps nothing.
+            # A layer in evaluation mode, given the batch's statistics as its running ones, normalises as in training
+            # and keeps nothing. (One that corrects them is in training mode, and does not track.)
             dtype = layer.running_mean.dtype
             layer.running_mean, layer.running_var = moments.mean.to(dtype), moments.var().to(dtype)
 
     layers = batch_norms(model)
     modes = [(module, module.training) for module in model.modules()]
+    correcting: list[Any] = [layer for layer in layers.values() if normaliser == "batch" and _corrects(layer)]
+    tracking = [(layer, layer.track_running_stats) for layer in correcting]
     statistics = [(layer, layer.running_mean, layer.running_var) for layer in layers.values()]
     devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
     hooks: list[RemovableHandle] = []
     with torch.random.fork_rng(devices=sorted(devices)):
         try:
             model.eval()
+            for layer in correcting:
+                layer.training, layer.track_running_stats = True, False
             for name, layer in layers.items():
                 hooks.append(layer.register_forward_pre_hook(partial(look, name), with_kwargs=True))
             yield
@@ -174,5 +209,13 @@ def _watched(model: nn.Module, normaliser: Normaliser, see: Callable[[str, Momen
                 handle.remove()
             for module, training in modes:
                 module.training = training
+            for corrected, tracked in tracking:
+                corrected.track_running_stats = tracked
             for layer, mean, var in statistics:
                 layer.running_mean, layer.running_var = mean, var
+
+
+def _corrects(layer: nn.Module) -> bool:
+    """Return whether a batch norm of ours evaluates by more than its running statistics."""
+    spec = spec_of(layer)
+    return isinstance(layer, BatchNormLayer) and spec is not None and spec.evaluates == "corrected"

@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.eval_norm import EvalNorm
 from syncnorm.surgery.adaptation.measure import (
     Measured,
     Normaliser,
@@ -80,8 +81,8 @@ def layer_moments(
             norms differ. With a single process, the model's own errors pass unchanged.
     """
     run = nn.Module.__call__ if call is None else call
-    work = partial(measure, model, batches, normaliser, _all_values, run, tensors=call is None)
-    return _together(work, over_ranks, process_group)
+    work = partial(measure, model, batches, normaliser, _TAKES["population"], run, tensors=call is None)
+    return _together(work, over_ranks, process_group).moments
 
 
 def recalibrate(
@@ -113,6 +114,9 @@ def recalibrate(
     `call(model, batch)` runs a batch that is more than one tensor (see `layer_moments`). Under `torch.autocast` the
     model runs in mixed precision, and the moments are taken of what the layers then get.
 
+    `EvalNorm` keeps two variances more, within and between samples. They are estimated likewise: over all samples, or
+    as the mean over the batches of two samples and more.
+
     For both, inputs of deeper layers depend on `normaliser` (see `layer_moments`), and dropout is off. Frozen layers
     get new statistics too: this is the way to change them. Layers without running statistics, layers that the forward
     does not reach, and batch counters do not change.
@@ -139,30 +143,34 @@ def recalibrate(
     return model
 
 
-def _set(layers: dict[str, nn.Module], found: dict[str, Moments], estimator: Estimator) -> None:
+def _set(layers: dict[str, nn.Module], found: Measured, estimator: Estimator) -> None:
     """Set the running statistics of layers to the moments found; if one is not finite, none changes."""
     changes: list[tuple[Tensor, Tensor]] = []
-    for name, moments in found.items():
+    for name, moments in found.moments.items():
         mean, var = _unbiased(name, moments) if estimator == "population" else moments.mean.chunk(2)
         for running, value in ((layers[name].running_mean, mean), (layers[name].running_var, var)):
             if isinstance(running, Tensor):
                 changes.append((running, _finite(name, value.to(running))))
+        layer = layers[name]
+        if isinstance(layer, EvalNorm):
+            for running, value in _spreads(layer, found.samples.get(name), estimator):
+                changes.append((running, _finite(name, value.to(running))))
     with torch.inference_mode():  # a model built in inference mode can change only there; others can too
         for running, value in changes:
             running.copy_(value)
-    for name in found:
+    for name in found.moments:
         start: Callable[[], None] | None = getattr(layers[name], "_start_ranks", None)
         if start is not None:
             start()
 
 
-def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> dict[str, Moments]:
-    """Return the moments that `work` measures, here or over all ranks."""
+def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> Measured:
+    """Return what `work` measures, here or over all ranks."""
     several = over_ranks and rank_and_size(group)[1] > 1
     measured = measure_over_ranks(work, group) if several else work()
     if measured.channels and not measured.batches:
         raise UserError("there is no sample to measure batch norms with: give at least one batch.")
-    return measured.moments
+    return measured
 
 
 def _all_values(name: str, moments: Moments) -> Moments:
@@ -175,7 +183,35 @@ def _one_batch(name: str, moments: Moments) -> Moments:
     return Moments(torch.ones_like(moments.count), value, torch.zeros_like(value))
 
 
-_TAKES: dict[str, Take] = {"population": _all_values, "mean_of_batches": _one_batch}
+def _all_samples(samples: Moments) -> Moments:
+    return samples
+
+
+def _samples_of_one_batch(samples: Moments) -> Moments | None:
+    """Return a batch's variances within and between samples, (2 C,), as one value; of one sample, nothing."""
+    if samples.count < 2:
+        return None
+    value = torch.cat(EvalNorm.within_and_between(samples)).double()
+    return Moments(torch.ones_like(samples.count), value, torch.zeros_like(value))
+
+
+_TAKES: dict[str, Take] = {
+    "population": Take(_all_values, _all_samples),
+    "mean_of_batches": Take(_one_batch, _samples_of_one_batch),
+}
+
+
+def _spreads(layer: EvalNorm, samples: Moments | None, estimator: Estimator) -> list[tuple[Tensor, Tensor]]:
+    """Return the buffers of an EvalNorm's own statistics and their values; nothing is known from one sample."""
+    known = samples is not None and (estimator == "mean_of_batches" or bool(samples.count > 1))
+    if samples is None or not known:
+        within = between = torch.zeros_like(layer.running_within)
+    elif estimator == "population":
+        within, between = layer.within_and_between(samples)
+    else:
+        within, between = samples.mean.chunk(2)
+    seen = layer.spreads_seen.clamp(min=1) if known else torch.zeros_like(layer.spreads_seen)
+    return [(layer.running_within, within), (layer.running_between, between), (layer.spreads_seen, seen)]
 
 
 def _unbiased(name: str, moments: Moments) -> tuple[Tensor, Tensor]:
