@@ -6,7 +6,7 @@ Speaks to: Group Norm (arXiv 1803.08494): ImageNet, ResNet-50, layers of 64 chan
 Run:       syncnorm run experiments/groups.py [--quick]
 
 Ten clients share the digits; the first layer of a small CNN has 8 or 32 channels, the others twice as many. The
-learning rate is tuned on validation data for every number of groups at every width and in every regime: no skew,
+learning rate is tuned on validation data for every regime and width, over all numbers of groups together: no skew,
 Dirichlet 0.1 over each class, and one class a client. The response is the accuracy of the one global model on the
 balanced test.
 """
@@ -52,7 +52,7 @@ BASE = Run(
 
 TUNE = Tune(
     {"lr": LogUniform(0.01, 2.0)},
-    per=("norm.options", "model_options", *REGIME),
+    per=("norm", "model_options", *REGIME),
     trials=6,
     halve=True,
     shared=False,
@@ -64,7 +64,7 @@ STUDY = Study(
     question="How many groups should group norm have on narrow layers?",
     base=BASE,
     vary=FIRST.vary,
-    seeds=10,
+    seeds=5,
     tune=TUNE,
     also=tuple(OTHERS),
     figures=(
