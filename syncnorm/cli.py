@@ -14,8 +14,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 from syncnorm import __version__
+from syncnorm.environment import rank
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.run.processes.ranks import rank
 
 COMMANDS = {
     "run": "syncnorm.commands.run:run",
