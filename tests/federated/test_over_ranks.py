@@ -1,5 +1,9 @@
 """Clients over ranks are those of one process: what ranks tell each other, who trains whom, and what all end with."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +38,32 @@ def test_every_policy_and_algorithm_equals_one_process(ranks: int, engines: Sequ
 @pytest.mark.dist
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     torchrun(2, PROGRAM, "resume", str(tmp_path))
+
+
+@pytest.mark.dist
+@pytest.mark.fault
+def test_a_rank_that_dies_is_named_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "lives").write_text("2")  # a study tries such a run twice
+    environment = {**os.environ, "SYNCNORM_TEST_LIVES": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parent), *sys.path])
+    study = str(PROGRAM.with_name("dying_study.py"))
+    command = [sys.executable, "-m", "syncnorm", "run", study, "--out", str(tmp_path / "out")]
+
+    def go(code: int) -> dict[str, Any]:
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(
+            [*command, "--checkpoint-every", "0"], env=environment, capture_output=True, text=True, timeout=200
+        )
+        assert done.returncode == code, done.stderr
+        row: dict[str, Any] = json.loads((tmp_path / "out" / "runs.jsonl").read_text().splitlines()[-1])
+        return row
+
+    assert go(1)["error"].startswith("rank 1 of the torchrun launch of 2 ranks was killed by SIGKILL")
+    row = go(0)
+    assert len((tmp_path / "calls").read_text()) < 2 * 6  # not from the start
+    expected = simulate(small_run(count=4, rounds=6, method="silobn"))  # whose algorithm does the same
+    assert row["metrics"] == expected.metrics
+    assert row["history"] == expected.history
 
 
 def told(rank: int) -> dict[str, Any]:
