@@ -1,6 +1,6 @@
 """A study over two ranks, of which the second dies as often as the file `lives` says.
 
-The file `calls` has a byte a client that the first rank has trained. Both are in the folder that the environment names.
+The file `calls` has a byte a client that the first rank has trained. The environment names the folder of both.
 """
 
 import os

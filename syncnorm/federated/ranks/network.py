@@ -9,7 +9,7 @@ holds the updates of a round's clients for that, as one process does.
 What a client keeps between rounds is on one rank, its owner. It moves only when another rank is to train the client.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from syncnorm.errors import UserError
@@ -33,6 +33,7 @@ class OverRanks:
     def __init__(self, own: InProcess, ranks: Ranks) -> None:
         self.federation, self.own, self.ranks = own.federation, own, ranks
         own.over_ranks = True
+        self._work: dict[int, float] = {}
         self._owners = _by_client(ranks.gather(own.states.clients()))
 
     @property
@@ -43,8 +44,7 @@ class OverRanks:
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
         """Let clients train from what they receive; a client without a batch is missing, one that raises gives an
         error."""
-        work = {client: float(self.federation.schedule.work(client)) for client in clients}
-        dealt = deal(work, self.ranks.size, self._owners, moving=True)
+        dealt = deal(self._expected(clients), self.ranks.size, self._owners, moving=True)
         self._move(dealt)
         mine = self._mine(dealt)
         if self.federation.algorithm.shares_statistics:
@@ -90,10 +90,16 @@ class OverRanks:
 
     def recall(self, known: Mapping[str, Any]) -> None:
         """Restore the state that `remember` returned on rank 0; the clients are dealt anew."""
-        work = {client: float(self.federation.schedule.work(client)) for client in known["clients"]}
-        self._owners = deal(work, self.ranks.size, {})
+        self._owners = deal(self._expected(known["clients"]), self.ranks.size, {})
         own = {client: known["clients"][client] for client in self._mine(self._owners)}
         self.own.recall({**known, "clients": own})
+
+    def _expected(self, clients: Iterable[int]) -> dict[int, float]:
+        """Return the clients' expected work in a round, the same in every round."""
+        for client in clients:
+            if client not in self._work:
+                self._work[client] = float(self.federation.schedule.work(client))
+        return {client: self._work[client] for client in clients}
 
     def _mine(self, dealt: Mapping[int, int]) -> list[int]:
         """Return this rank's clients, in ascending order."""
