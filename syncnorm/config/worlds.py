@@ -172,7 +172,7 @@ class Clients(WorldConfig):
     engine: ClientEngine = "auto"
     """cohort: all clients of a round in one batched step; loop: one client after another; auto: the faster of the
     two; flower: Flower's own simulation, on Ray; torchrun: a round's clients are dealt to processes."""
-    ranks: int | None = field(default=None, metadata=LATER)
+    ranks: int | None = None
     """Number of processes of the engine torchrun. None: as many as torchrun has started; where syncnorm run starts
     it, one a CUDA device or core, at most one a client of a round. It changes no result and no run's id."""
     rank_engine: RankEngine = field(default="auto", metadata=LATER)

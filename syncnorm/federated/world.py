@@ -86,7 +86,9 @@ def simulate(
     ranks = ranks_of(world) if world.engine == "torchrun" else None
     federation = Federation(run) if ranks is None else agreed(ranks, run, lambda: Federation(run, ranks.device))
     where = f"{federation.device} {store} {ranks}"
-    played, fresh = _KEPT.of(run, where, lambda: _play(federation, _listening(execution, ranks), store, ranks))
+    own = _listening(execution, ranks)
+    anywhere = bool if ranks is None else ranks.anywhere
+    played, fresh = _KEPT.of(run, where, lambda: _play(federation, own, store, ranks), anywhere)
     rounds = Rounds(federation, _network(federation, played.states, played.engine, ranks))
     rounds.recall({**played.rounds, "log": copy.deepcopy(played.rounds["log"])})  # the evaluation adds to it
     before = played.seconds_before if fresh else 0.0

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from small_runs import PLAIN, assert_same, bits, play, small_run, start
 
-from syncnorm.config import Optim, Run
+import syncnorm
+from syncnorm.config import Execution, Optim, Run
 from syncnorm.environment import rank, world_size
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import InMemory, OnDisk
@@ -19,6 +20,7 @@ from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.training.saved import load_model
 
 MOMENTUM = Optim(lr=0.05, momentum=0.9, schedule="cosine", warmup=0.0)
 UNEVEN: dict[str, Any] = {"count": 5, "rounds": 3, "participation": 0.8, "skew": "quantity", "batch": 12}
@@ -144,6 +146,27 @@ def resume(ranks: Ranks, folder: str) -> None:
             assert found["result"].history == expected["result"].history
 
 
+def fit(ranks: Ranks, folder: str) -> None:
+    """Train runs that share a training, one of them between with the first rank alone, and save the last model."""
+    first = small_run(method="fedbn", count=9, rounds=2, participation=0.25)
+    runs = [replace(first, world=replace(first.world, unsampled=rule)) for rule in ("initial", "average")]
+    found = []
+    for run in runs:
+        there = replace(run, world=replace(run.world, engine="torchrun", rank_engine="loop"))
+        result = syncnorm.fit(there, Execution(Path(folder) / "checkpoint", 0.0, Path(folder) / run.world.unsampled))
+        assert ranks.gather(result.metrics) == [result.metrics] * ranks.size
+        found.append(result)
+        if ranks.rank == 0:
+            alone = syncnorm.fit(run, Execution(model=Path(folder) / "alone"))
+            assert (result.metrics, result.details) == (alone.metrics, alone.details)
+            assert result.history == alone.history
+            assert result.environment["ranks"] == str(ranks.size)
+            models = [load_model(Path(folder) / name) for name in (run.world.unsampled, "alone")]
+            assert bits(models[0].model.state_dict()) == bits(models[1].model.state_dict())
+            assert models[0].clients.keys() == models[1].clients.keys()
+    assert found[0].metrics != found[1].metrics
+
+
 def saved(run: Run, rounds: Rounds, folder: Path, ranks: Ranks | None = None) -> Checkpoint:
     """Return the checkpoint of a run in a folder."""
     return Checkpoint(folder, run, rounds, rounds.network, 0.0, ranks)  # type: ignore[arg-type]
@@ -153,7 +176,7 @@ def main() -> None:
     """Do on this rank what the first argument names, with the others."""
     torch.set_num_threads(1)
     dist.init_process_group()
-    {"equal": equal, "resume": resume}[sys.argv[1]](Ranks(rank(), world_size() or 1), *sys.argv[2:])
+    {"equal": equal, "resume": resume, "fit": fit}[sys.argv[1]](Ranks(rank(), world_size() or 1), *sys.argv[2:])
     dist.barrier()
     dist.destroy_process_group()
 

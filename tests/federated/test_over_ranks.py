@@ -41,6 +41,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
+def test_ranks_return_the_result_of_one_process_and_save_its_model(tmp_path: Path) -> None:
+    torchrun(2, PROGRAM, "fit", str(tmp_path))
+
+
+@pytest.mark.dist
 @pytest.mark.fault
 def test_a_rank_that_dies_is_named_and_the_same_command_goes_on(tmp_path: Path) -> None:
     (tmp_path / "lives").write_text("2")  # a study tries such a run twice

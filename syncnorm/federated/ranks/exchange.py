@@ -71,6 +71,10 @@ class Ranks:
             dist.broadcast(block, 0)
         return value if self.rank == 0 else self._read(head[0], block)  # type: ignore[return-value]
 
+    def anywhere(self, mine: bool) -> bool:
+        """Return whether it is so on any rank."""
+        return any(self.gather(mine))
+
     def each(self, work: Callable[[], T]) -> list[T]:
         """Do `work` on every rank, and return what each found; an exception on any rank is raised on all.
 
