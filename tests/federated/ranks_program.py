@@ -23,8 +23,13 @@ from syncnorm.federated.server.rounds import Rounds
 from syncnorm.training.saved import load_model
 
 MOMENTUM = Optim(lr=0.05, momentum=0.9, schedule="cosine", warmup=0.0)
-UNEVEN: dict[str, Any] = {"count": 5, "rounds": 3, "participation": 0.8, "skew": "quantity", "batch": 12}
-"""Clients of different sizes, four of five a round: they are dealt anew in every round, and what they keep moves."""
+UNEVEN: dict[str, Any] = {
+    **{"count": 5, "rounds": 3, "participation": 0.8, "batch": 12},
+    **{"skew": "dirichlet_by_class", "alpha": 0.5},
+}
+"""Clients of 13 to 48 samples, four of five a round: they are dealt anew in every round, and what they keep moves."""
+IDLE: dict[str, Any] = {"count": 5, "rounds": 2, "skew": "quantity", "batch": 12}
+"""Clients of which two have a single sample, too few for a batch."""
 METHODS = (
     *("fedavg", "fedavg_pooled", "fedbn", "silobn", "stats_shared", "fixbn", "sbn", "fbn", "hbn", "fedap"),
     *("local_only", "centralised"),
@@ -37,6 +42,8 @@ RUNS: dict[str, Run] = {
     },
     "fedtan": small_run(method="fedtan", engine="cohort", **UNEVEN),
     "fedtan, fedprox": small_run(method="fedtan", algorithm="fedprox", engine="cohort", **UNEVEN),
+    "fedtan, idle": small_run(method="fedtan", engine="cohort", **IDLE),
+    "idle": small_run(method="fedbn", **IDLE),
     "momentum": small_run(method="silobn", keep_momentum=True, optim=MOMENTUM, **UNEVEN),
     "steps": small_run(local_steps=2, weighting="uniform", held_out=2, unsampled="average", **UNEVEN),
     "chosen": small_run(method="fedbn", validation=0.2, global_norm="pooled", unsampled="average", **UNEVEN),
@@ -146,6 +153,26 @@ def resume(ranks: Ranks, folder: str) -> None:
             assert found["result"].history == expected["result"].history
 
 
+def same_ranks(ranks: Ranks, folder: str) -> None:
+    """Interrupt runs of the batched engine: on as many ranks, they end to the bit as if they were not."""
+    for name in ("fedbn", "momentum"):
+        run = RUNS[name]
+        there = replace(run, world=replace(run.world, engine="torchrun", rank_engine="cohort"))
+        whole, again = over_ranks(there, "cohort", ranks), over_ranks(there, "cohort", ranks)
+        for _ in range(2):
+            whole.play()
+        saved(there, whole, Path(folder) / name, ranks).save()
+        whole.play()
+        assert saved(there, again, Path(folder) / name, ranks).resume(), name
+        again.play()
+        found, expected = ends(again), ends(whole)
+        assert bits(found["state"]) == bits(expected["state"]), name
+        assert {k: bits(own) for k, own in found["kept"].items()} == {
+            k: bits(own) for k, own in expected["kept"].items()
+        }
+        assert found["result"].metrics == expected["result"].metrics
+
+
 def fit(ranks: Ranks, folder: str) -> None:
     """Train runs that share a training, one of them between with the first rank alone, and save the last model."""
     first = small_run(method="fedbn", count=9, rounds=2, participation=0.25)
@@ -176,7 +203,9 @@ def main() -> None:
     """Do on this rank what the first argument names, with the others."""
     torch.set_num_threads(1)
     dist.init_process_group()
-    {"equal": equal, "resume": resume, "fit": fit}[sys.argv[1]](Ranks(rank(), world_size() or 1), *sys.argv[2:])
+    {"equal": equal, "resume": resume, "same_ranks": same_ranks, "fit": fit}[sys.argv[1]](
+        Ranks(rank(), world_size() or 1), *sys.argv[2:]
+    )
     dist.barrier()
     dist.destroy_process_group()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import torchrun
 from ranks import ok, run_ranks
 from small_runs import bits, small_run
@@ -20,9 +21,9 @@ from syncnorm.config import Clients, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.federated import simulate
 from syncnorm.federated.federation import Federation
+from syncnorm.federated.ranks import launch
 from syncnorm.federated.ranks.deal import deal
 from syncnorm.federated.ranks.exchange import Ranks
-from syncnorm.federated.ranks.launch import agreed
 from syncnorm.moments import Moments
 from syncnorm.worlds import check
 
@@ -38,6 +39,11 @@ def test_every_policy_and_algorithm_equals_one_process(ranks: int, engines: Sequ
 @pytest.mark.dist
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     torchrun(2, PROGRAM, "resume", str(tmp_path))
+
+
+@pytest.mark.dist
+def test_a_batched_run_goes_on_bit_for_bit_with_as_many_ranks(tmp_path: Path) -> None:
+    torchrun(2, PROGRAM, "same_ranks", str(tmp_path))
 
 
 @pytest.mark.dist
@@ -192,7 +198,20 @@ def test_another_number_of_ranks_than_torchrun_has_started(monkeypatch: pytest.M
         simulate(small_run(engine="torchrun"))
 
 
-def test_ranks_agree_on_run_data_and_first_model() -> None:
+def test_ranks_agree_on_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small_run()
+    federation, here = Federation(run, torch.device("cpu")), launch.environment()
+    monkeypatch.setattr(launch, "environment", lambda: {**here, "torch": f"2.{8 + dist.get_rank() // 2}"})
+
+    def work(rank: int) -> None:
+        with pytest.raises(UserError) as raised:
+            launch.agreed(Ranks(rank, 3), run, lambda: federation)
+        assert str(raised.value).startswith("the ranks differ in torch (2.8 on ranks 0 and 1; 2.9 on rank 2): give")
+
+    ok(run_ranks(3, work))
+
+
+def test_ranks_agree_on_run_and_first_model() -> None:
     runs = [small_run(seed=1), small_run(seed=2), small_run(seed=1)]
     federations = [Federation(run, torch.device("cpu")) for run in runs]
     with torch.no_grad():
@@ -201,7 +220,7 @@ def test_ranks_agree_on_run_data_and_first_model() -> None:
     def work(rank: int, chosen: Sequence[int]) -> str:
         one = chosen[rank]
         try:
-            agreed(Ranks(rank, len(chosen)), runs[one], lambda: federations[one])
+            launch.agreed(Ranks(rank, len(chosen)), runs[one], lambda: federations[one])
         except UserError as error:
             return str(error)
         return "agreed"

@@ -1,6 +1,5 @@
 """The ranks of a torchrun launch before they train: how many they are, and what they must agree on."""
 
-import os
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -13,17 +12,11 @@ from syncnorm.errors import UserError
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.validation import check_number
+from syncnorm.training.building import device_of_rank
 from syncnorm.worlds import fingerprints
 
 VERSIONS = ("python", "torch", "numpy", "commit")
 """What of the environment has to be the same on all ranks; processors may differ."""
-
-
-def device_of_rank() -> torch.device:
-    """Return this process's device: of several CUDA devices, each rank on a machine has its own."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def ranks_of(world: Clients) -> Ranks:
@@ -40,9 +33,9 @@ def ranks_of(world: Clients) -> Ranks:
             "leave ranks out, which takes as many as there are."
         )
     check_number(world, started)
-    if started == 1:
-        return Ranks(device=device_of_rank())
     device = device_of_rank()
+    if started == 1:
+        return Ranks(device=device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():

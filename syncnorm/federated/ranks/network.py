@@ -12,7 +12,6 @@ What a client keeps between rounds is on one rank, its owner. It moves only when
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from syncnorm.errors import UserError
 from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.engines.cohort import check_first_step
 from syncnorm.federated.engines.engine import Engine
@@ -32,7 +31,6 @@ class OverRanks:
 
     def __init__(self, own: InProcess, ranks: Ranks) -> None:
         self.federation, self.own, self.ranks = own.federation, own, ranks
-        own.over_ranks = True
         self._work: dict[int, float] = {}
         self._owners = _by_client(ranks.gather(own.states.clients()))
 
@@ -45,10 +43,11 @@ class OverRanks:
         """Let clients train from what they receive; a client without a batch is missing, one that raises gives an
         error."""
         dealt = deal(self._expected(clients), self.ranks.size, self._owners, moving=True)
+        shared = self.federation.algorithm.shares_statistics
+        dealt = self._together(dealt, to) if shared else dealt
         self._move(dealt)
         mine = self._mine(dealt)
-        if self.federation.algorithm.shares_statistics:
-            self._check_first_step(dealt, to)
+        if shared:
             told = self.ranks.gather(self._trained(mine, to))  # ranks wait for each other inside a step already
         else:
             told = self.ranks.each(lambda: self._trained(mine, to))
@@ -83,14 +82,20 @@ class OverRanks:
         return [found[part] for part in parts]
 
     def remember(self) -> dict[str, Any]:
-        """Return the clients' states and the engine's name, as plain data and tensors: complete on rank 0."""
+        """Return the clients' states, their owners, and the engine's name, as plain data and tensors: complete on
+        rank 0."""
         mine = self.own.remember()
         clients = _joined(self.ranks.collect(mine["clients"]))
-        return {**mine, "clients": dict(sorted(clients.items()))}
+        owners = {"ranks": self.ranks.size, "owners": dict(self._owners)}
+        return {**mine, "clients": dict(sorted(clients.items())), **owners}
 
     def recall(self, known: Mapping[str, Any]) -> None:
-        """Restore the state that `remember` returned on rank 0; the clients are dealt anew."""
-        self._owners = deal(self._expected(known["clients"]), self.ranks.size, {})
+        """Restore the state that `remember` returned on rank 0, or one process; another number of ranks deals the
+        clients anew."""
+        if known.get("ranks") == self.ranks.size:
+            self._owners = dict(known["owners"])
+        else:
+            self._owners = deal(self._expected(known["clients"]), self.ranks.size, {})
         own = {client: known["clients"][client] for client in self._mine(self._owners)}
         self.own.recall({**known, "clients": own})
 
@@ -110,18 +115,18 @@ class OverRanks:
         replies = self.own.train(mine, to) if mine else []
         return self.own.engine.name, replies, [client for client in mine if self.own.states.has(client)]
 
-    def _check_first_step(self, dealt: Mapping[int, int], to: To) -> None:
-        """Raise `UserError` on all ranks if the clients that share statistics cannot make their first step."""
+    def _together(self, dealt: dict[int, int], to: To) -> dict[int, int]:
+        """Return who trains whom where clients share statistics in their first step: ranks do so together if each
+        has a client with a batch; otherwise rank 0 trains all.
+
+        Raises:
+            UserError: clients that cannot make their first step together; all ranks raise it.
+        """
         plans = {client: self.federation.schedule.plan(client, to(client).round) for client in dealt}
         first = {client: (len(plan.batches[0]), plan.running[0]) for client, plan in plans.items() if plan.batches}
         check_first_step(set(first.values()))
-        idle = set(range(self.ranks.size)) - {dealt[client] for client in first}
-        if idle and len(idle) < self.ranks.size:
-            raise UserError(
-                f"round {to(min(dealt)).round + 1} has {len(first)} clients with a batch, and ranks share statistics "
-                f"inside a step, for which each of the {self.ranks.size} needs one: use fewer ranks, or lower "
-                "min_batch."
-            )
+        self.own.over_ranks = len({dealt[client] for client in first}) == self.ranks.size
+        return dealt if self.own.over_ranks else dict.fromkeys(dealt, 0)
 
     def _move(self, dealt: Mapping[int, int]) -> None:
         """Move the states of clients that are to train elsewhere than at their owner."""
