@@ -45,7 +45,8 @@ class Ranks:
         if self.size == 1:
             return [mine]
         heads, rows, own = self._heads(mine)
-        dist.all_gather(list(rows.unbind()), own)
+        if len(own):
+            dist.all_gather(list(rows.unbind()), own)
         return [mine if rank == self.rank else self._read(heads[rank], rows[rank]) for rank in range(self.size)]
 
     def collect(self, mine: T) -> list[T]:
@@ -53,7 +54,8 @@ class Ranks:
         if self.size == 1:
             return [mine]
         heads, rows, own = self._heads(mine, everywhere=False)
-        dist.gather(own, list(rows.unbind()) if self.rank == 0 else None)
+        if len(own):
+            dist.gather(own, list(rows.unbind()) if self.rank == 0 else None)
         if self.rank:
             return [mine]
         return [mine, *(self._read(head, row) for head, row in zip(heads[1:], rows[1:], strict=True))]
