@@ -10,6 +10,7 @@ in brackets the quartiles. The first round of each does not count. pfl may live 
 2. Clients that do nothing, on CohortGrid and on Ray. Target: at least 15 times.
 3. A million registered clients beside a thousand, a hundred of them a round. Targets: at most 1.3 times the seconds,
    less than 2 GB of memory.
+4. Clients over two ranks beside one process, one thread each. Target: at least 1.8 times as fast on two free cores.
 """
 
 import argparse
@@ -147,10 +148,32 @@ def scale(rounds: int = 10, counts: Sequence[int] = (1000, 1_000_000)) -> None:
     print(f"of which importing torch takes {torch_alone:.0f} MB, all that syncnorm imports {imported:.0f} MB")
 
 
+def over_ranks(rounds: int = 10, count: int = 100, engines: Sequence[str] = ("loop", "cohort")) -> None:
+    """Part 4: print seconds a round of one process and of two ranks."""
+    print(f"\n4. {count} clients in every round, five epochs each, FedBN: median of {rounds} rounds")
+    print(f"{'':24}{'s a round':>10}   times faster than one    CPU s of the busiest rank   loss at the end")
+    for engine in engines:
+        with ExitStack() as stack:
+            contenders = [
+                stack.enter_context(Contender("over_ranks", str(count), engine, ranks=ranks)) for ranks in (1, 2)
+            ]
+            for contender in contenders:
+                contender.wait()
+            seconds = alternate([contender.play for contender in contenders], rounds)
+            for contender in contenders:
+                contender.end()
+            words = [contender.wait() for contender in contenders]
+        for name, times, said in zip(("one process", "two ranks"), seconds, words, strict=True):
+            ratio, busy = quartiles(seconds[0], times), f"{said['busy']:.3f}"
+            print(
+                f"{f'{name}, {engine}':24}{statistics.median(times):10.3f}   {ratio:24} {busy:28}{said['loss']:.9f}"
+            )
+
+
 def main() -> None:
     """Print the machine and the parts asked for."""
     parser = argparse.ArgumentParser(description="Federated benchmarks, as ratios within one run.")
-    parser.add_argument("--part", type=int, choices=(1, 2, 3), help="only this part")
+    parser.add_argument("--part", type=int, choices=(1, 2, 3, 4), help="only this part")
     parser.add_argument("--pfl-python", default=sys.executable, help="the Python that has pfl, if it is another one")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -158,7 +181,7 @@ def main() -> None:
     versions = [f"{name} {version(name)}" for name in ("torch", "flwr", "ray")]
     print(f"{here['cpu']}, {here['cores']} cores, one thread a process; Python {platform.python_version()};")
     print(f"{', '.join(versions)}, pfl {version('pfl', python)}. Contenders take turns; median ratio (quartiles).")
-    parts: list[Callable[[], object]] = [partial(training, python), doing_nothing, scale]
+    parts: list[Callable[[], object]] = [partial(training, python), doing_nothing, scale, over_ranks]
     for number, part in enumerate(parts, 1):
         if arguments.part in (None, number):
             part()

@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 from syncnorm import __version__
+from syncnorm.environment import rank
 from syncnorm.errors import UserError, unknown
-from syncnorm.study.run.processes.ranks import rank
 
 _AS_PYTHON_DOES = warnings.formatwarning
 COMMANDS = {

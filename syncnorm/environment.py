@@ -24,12 +24,12 @@ def environment() -> dict[str, str]:
     cuda = torch is not None and torch.cuda.is_available()
     return {
         "python": platform.python_version(),
-        "torch": _version("torch"),
-        "lightning": _version("lightning"),
-        "numpy": _version("numpy"),
-        "pillow": _version("pillow"),
-        "matplotlib": _version("matplotlib"),
-        "scikit-learn": _version("scikit-learn"),
+        "torch": version_of("torch"),
+        "lightning": version_of("lightning"),
+        "numpy": version_of("numpy"),
+        "pillow": version_of("pillow"),
+        "matplotlib": version_of("matplotlib"),
+        "scikit-learn": version_of("scikit-learn"),
         "cpu": _cpu(),
         "cores": str(cores()),
         "device": torch.cuda.get_device_name() if torch and cuda else "cpu",
@@ -45,6 +45,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def world_size() -> int | None:
+    """Return the number of ranks of the torchrun that started this process; None without one."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def rank() -> int:
+    """Return this process's rank, 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def cuda_devices() -> list[str]:
     """Return the CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -53,7 +65,8 @@ def cuda_devices() -> list[str]:
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

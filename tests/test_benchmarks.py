@@ -77,6 +77,16 @@ def test_few_and_many_clients_are_compared(capsys: pytest.CaptureFixture[str]) -
     assert [line.split()[0] for line in lines if line.endswith("MB")] == ["100", "200", "of"]
 
 
+@pytest.mark.dist
+def test_one_process_and_two_ranks_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    from federated import over_ranks
+
+    over_ranks(rounds=2, count=4, engines=["loop"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if ", loop" in line]
+    assert [line[:2] for line in lines] == [["one", "process,"], ["two", "ranks,"]]
+    assert lines[0][-1] == lines[1][-1]  # the loss
+
+
 def test_a_contender_that_fails_says_why() -> None:
     from peers.process import Contender
 

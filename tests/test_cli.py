@@ -173,10 +173,10 @@ def test_options_of_clients_change_every_run(
     ("arguments", "sentence"),
     [
         ("--world.round 3", "unknown option '--world.round': did you mean '--world.rounds'?"),
-        ("--world.ranks 3", "unknown option '--world.ranks'"),
+        ("--world.per-device-batch 3", "unknown option '--world.per-device-batch'"),
         ("--world.method fedbn", "--world.method would set what the study varies: write --vary world.method=VALUE"),
         ("--optim.epochs 3", "clients train in rounds: write --world.rounds N in place of --optim.epochs."),
-        ("--engine torchrun", "no run of study 'sites' has an engine 'torchrun': those of clients have auto, cohort"),
+        ("--engine virtual", "no run of study 'sites' has an engine 'virtual': those of clients have auto, cohort"),
         ("--vary engine=virtual", "unknown world.engine 'virtual'"),
         ("--vary participation=half", "--vary participation: 'half' is not a number."),
     ],

@@ -137,9 +137,12 @@ def test_domains(names: dict[str, Any], asked: list[Run]) -> None:
 
 
 def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
-    simulation, server, client, step, privacy = blocks(DOCS / "federated.md", "python")
+    simulation, ranks, server, client, step, privacy = blocks(DOCS / "federated.md", "python")
     run_block(simulation, names)
     assert [run.world.method for run in asked] == ["fedbn"]
+    run_block(ranks, names)
+    check(names["run"])
+    assert names["run"].world.engine == "torchrun"
     trained = []
     names["client_app"] = ClientApp()
 

@@ -17,13 +17,17 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 class Contender:
-    """A module of `peers` as a program, run by `python`. What it prints is kept, and shown if it fails."""
+    """A module of `peers` as a program, run by `python`, on so many ranks of torchrun if `ranks` says so.
 
-    def __init__(self, module: str, *arguments: str, python: str = sys.executable) -> None:
+    What it prints is kept, and shown if it fails.
+    """
+
+    def __init__(self, module: str, *arguments: str, python: str = sys.executable, ranks: int = 1) -> None:
         self._log = TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
         paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        launch = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--max-restarts=0", "-m"]
         self._process = subprocess.Popen(
-            [python, "-m", f"peers.{module}", *arguments],
+            [python, "-m", *(launch if ranks > 1 else []), f"peers.{module}", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -12,12 +12,12 @@ import tyro
 from syncnorm.commands.options import Given, given_options, option_names, read_options, show_help
 from syncnorm.commands.show import show
 from syncnorm.config import ClientEngine, Engine, Execution, Run
+from syncnorm.environment import rank
 from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.override import quicker, refuse_varied, with_vary
 from syncnorm.study.plan.spec import Study, field_path, has_field, with_engine
 from syncnorm.study.run.forecast import forecast
-from syncnorm.study.run.processes.ranks import rank
 from syncnorm.study.run.runner import check_study, run_study
 from syncnorm.study.run.tracking.trackers import Mode
 from syncnorm.worlds import check_names
@@ -54,7 +54,8 @@ class RunOptions:
     jobs: int | None = None
     """Number of worker processes; default: one per core, at most four per CUDA device."""
     engine: Engine | ClientEngine | None = None
-    """Engine of every run: virtual or torchrun for devices; cohort, loop, flower or auto for clients."""
+    """Engine of every run: virtual or torchrun for devices; auto, cohort, loop, flower or torchrun for
+    clients."""
     keep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Keep finished runs although the source code of a model or plugin, or the data, has changed; by default they run
     again."""

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from syncnorm.config.parts import LATER
+from syncnorm.environment import cores, cuda_devices, world_size
 from syncnorm.errors import UserError
 
 Engine = Literal["virtual", "torchrun"]
-ClientEngine = Literal["auto", "cohort", "loop", "flower"]
+ClientEngine = Literal["auto", "cohort", "loop", "flower", "torchrun"]
+RankEngine = Literal["auto", "cohort", "loop"]
 RESAMPLED = "resampled"
 """The skew that is no partition: clients draw samples that they may share."""
 
@@ -169,7 +171,12 @@ class Clients(WorldConfig):
     """Smallest fraction of a round's clients that must give a usable update; with fewer the run fails."""
     engine: ClientEngine = "auto"
     """cohort: all clients of a round in one batched step; loop: one client after another; auto: the faster of the
-    two; flower: Flower's own simulation, on Ray."""
+    two; flower: Flower's own simulation, on Ray; torchrun: a round's clients are dealt to processes."""
+    ranks: int | None = None
+    """Number of processes of the engine torchrun. None: as many as torchrun has started; where syncnorm run starts
+    it, one a CUDA device or core, at most one a client of a round. It changes no result and no run's id."""
+    rank_engine: RankEngine = field(default="auto", metadata=LATER)
+    """How each process of the engine torchrun trains its clients: what the engine of this name does."""
 
     def names(self) -> list[tuple[str, str]]:
         """Return the names of the policy, the algorithm, the partition and the data sets."""
@@ -178,8 +185,19 @@ class Clients(WorldConfig):
         return [*named, *dealt, *(("data", name) for name in (*self.domains, *self.unseen))]
 
     def complete(self, config: dict[str, Any]) -> None:
-        """Remove `optim.epochs`: clients train in rounds."""
+        """Remove `optim.epochs`, since clients train in rounds, and `ranks`, which changes no result."""
         del config["optim"]["epochs"]
+        config["world"].pop("ranks", None)
+
+    def processes(self) -> int | None:
+        """Return the number of ranks if each is a process."""
+        if self.engine != "torchrun":
+            return None
+        return self.ranks or world_size() or min(len(cuda_devices()) or cores(), self.sampled(self.count))
+
+    def sampled(self, count: int) -> int:
+        """Return the number of clients in a round of `count` that may train."""
+        return max(1, round(self.participation * count))
 
 
 @dataclass(frozen=True)

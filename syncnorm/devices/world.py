@@ -37,7 +37,7 @@ from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES
+from syncnorm.training.building import DTYPES, device_of_rank
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.lightning.trainer import optimiser_steps, run_trainer
 from syncnorm.training.metrics import other_metrics
@@ -78,7 +78,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     started = time.perf_counter()
     check_saving(execution)
     rank = _check_world(run)
-    device = _device()
+    device = device_of_rank()
     prepared = prepare(run, device)
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
@@ -153,12 +153,6 @@ def _check_world(run: Run) -> int | None:
     return int(os.environ.get("RANK", "0"))
 
 
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
 def train(
     run: Run, prepared: Prepared, rank: int | None, execution: Execution | None = None
 ) -> tuple[DevicesClassifier, RankBatches]:
@@ -205,7 +199,7 @@ def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
 
 def _placement(run: Run) -> dict[str, Any]:
     """Return the Trainer's placement: this device, or this rank of a torchrun launch."""
-    accelerator = _device().type
+    accelerator = device_of_rank().type
     if devices(run).engine == "virtual":
         return {"accelerator": accelerator, "devices": 1}
     world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -217,7 +211,7 @@ def _placement(run: Run) -> dict[str, Any]:
 def _mean_over_ranks(values: list[float]) -> list[float]:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    device = _device() if dist.get_backend() == "nccl" else torch.device("cpu")
+    device = device_of_rank() if dist.get_backend() == "nccl" else torch.device("cpu")
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     means: list[float] = (total / dist.get_world_size()).tolist()

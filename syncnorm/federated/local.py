@@ -33,6 +33,8 @@ class Local:
     clip: float = 0.0
     """Adaptive gradient clipping (arXiv 2102.06171); 0 is off."""
     augment: Kind = "none"
+    over_ranks: bool = False
+    """Whether clients that share statistics share them over all ranks of torch.distributed."""
 
     @property
     def has_term(self) -> bool:

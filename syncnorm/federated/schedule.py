@@ -58,7 +58,7 @@ class Schedule:
     def cohort(self, round_: int) -> list[int]:
         """Return the clients of a round, in ascending order: a sample without replacement."""
         count = len(self.trainees)
-        size = max(1, round(self.world.participation * count))
+        size = self.world.sampled(count)
         rng = np.random.default_rng(derive("cohort", self.run.seed, round_))
         return sorted(rng.choice(count, size, replace=False).tolist())
 
@@ -99,6 +99,14 @@ class Schedule:
                 break
         changed = self._algorithm.local_batches(batches, lambda: self._smallest(round_))
         return Plan(tuple(changed), tuple(running), small)
+
+    def work(self, client: int) -> int:
+        """Return the number of samples on which a client takes steps in a round: its samples in each epoch, or a
+        batch a step. A client with too few for any batch has none; a last batch that is skipped is not taken off."""
+        own, world = len(self.samples(client)), self.world
+        if own < world.min_batch and world.small_batch == "skip":
+            return 0
+        return world.local_epochs * own if world.local_steps is None else world.local_steps * min(world.batch, own)
 
     def learning_rate(self, round_: int) -> float:
         """Return the clients' learning rate in a round: the schedule of `optim` over rounds."""

@@ -3,6 +3,7 @@
 from syncnorm.config import Clients, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
+from syncnorm.federated.engines.engine import engine_of
 from syncnorm.federated.policies import POLICIES, Policy
 from syncnorm.norms import norm_spec
 from syncnorm.training.building import check_training
@@ -87,8 +88,28 @@ def _check_momentum(run: Run, world: Clients) -> None:
 
 
 def _check_engine(world: Clients, algorithm: Algorithm) -> None:
-    if algorithm.shares_statistics and world.engine in ("loop", "flower"):
+    engine, ranks = engine_of(world), world.ranks
+    if world.engine != "torchrun":
+        if ranks is not None:
+            raise UserError(f"ranks is {ranks}, and the engine {engine} has none: set engine to torchrun.")
+        if world.rank_engine != "auto":
+            raise UserError(f"rank_engine is {world.rank_engine}, which only the engine torchrun has: set engine.")
+    elif ranks is not None:
+        check_number(world, ranks)
+    if algorithm.shares_statistics and engine in ("loop", "flower"):
         raise UserError(
-            f"method {world.method} has clients exchange statistics inside a step, which the engine {world.engine} "
+            f"method {world.method} has clients exchange statistics inside a step, which the engine {engine} "
             "cannot: choose the engine cohort."
+        )
+
+
+def check_number(world: Clients, ranks: int) -> None:
+    """Raise `UserError` for a number of ranks below 1, or above the number of clients in a round."""
+    if ranks < 1:
+        raise UserError(f"ranks is {ranks}: it must be at least 1.")
+    clients = world.sampled(world.count)
+    if ranks > clients:
+        raise UserError(
+            f"a round has {clients} of {world.count} clients, too few for {ranks} ranks, each of which trains at "
+            f"least one: use at most {clients} ranks, or raise participation or count."
         )

@@ -15,15 +15,18 @@ import numpy as np
 import torch
 
 from syncnorm.baselines import Problem
-from syncnorm.config import Clients, Execution, Norm, Result, Run, marked, validated_at
+from syncnorm.config import Clients, Execution, Norm, Result, Run, marked, silent, validated_at
 from syncnorm.data import FederatedDataset, make_federated_dataset
 from syncnorm.data.partitions.build import forget as forget_data
 from syncnorm.data.plain import plain_problem
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
-from syncnorm.federated.engines.engine import AutoEngine
+from syncnorm.federated.engines.engine import AutoEngine, engine_of
 from syncnorm.federated.federation import Federation
+from syncnorm.federated.ranks.exchange import Ranks
+from syncnorm.federated.ranks.launch import agreed, ranks_of
+from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.evaluator import evaluated_clients
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
@@ -57,6 +60,9 @@ def simulate(
 ) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
+    With the engine "torchrun", every rank of a torchrun launch calls this and returns the same result. A round's
+    clients are dealt to the ranks; the result equals that of one process up to rounding, on any number of ranks.
+
     The engine "auto" measures which of `cohort` and `loop` is faster. Their results differ by rounding, so name one
     to get the same bits. The result's environment says which it was.
 
@@ -77,16 +83,20 @@ def simulate(
         if execution and execution.model:
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
         return marked(_with_flower(run))
-    federation = Federation(run)
-    where = f"{federation.device} {store}"
-    played, fresh = _KEPT.of(run, where, lambda: _play(federation, execution, store))
-    rounds = Rounds(federation, InProcess(federation, played.states, AutoEngine(played.engine)))
+    ranks = ranks_of(world) if world.engine == "torchrun" else None
+    federation = Federation(run) if ranks is None else agreed(ranks, run, lambda: Federation(run, ranks.device))
+    where = f"{federation.device} {store} {ranks}"
+    own = _listening(execution, ranks)
+    anywhere = bool if ranks is None else ranks.anywhere
+    played, fresh = _KEPT.of(run, where, lambda: _play(federation, own, store, ranks), anywhere)
+    rounds = Rounds(federation, _network(federation, played.states, played.engine, ranks))
     rounds.recall({**played.rounds, "log": copy.deepcopy(played.rounds["log"])})  # the evaluation adds to it
     before = played.seconds_before if fresh else 0.0
     result = rounds.result(before + time.perf_counter() - started)
-    result = marked(replace(result, environment={**result.environment, "engine": played.engine}))
+    known = {"engine": played.engine} | ({} if ranks is None else {"ranks": str(ranks.size)})
+    result = marked(replace(result, environment={**result.environment, **known}))
     if execution and execution.model:
-        _save(execution.model, federation, rounds, result)
+        _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
 
 
@@ -106,33 +116,54 @@ class Played:
 _KEPT: LastTraining[Played] = LastTraining()
 
 
-def _play(federation: Federation, execution: Execution | None, store: Literal["auto", "memory", "disk"]) -> Played:
+def _listening(execution: Execution | None, ranks: Ranks | None) -> Execution:
+    """Return the execution on this rank: rank 0 alone reports progress."""
+    execution = execution or Execution()
+    return replace(execution, report=silent) if ranks and ranks.rank else execution
+
+
+def _network(
+    federation: Federation, states: ClientStates, engine: str, ranks: Ranks | None = None
+) -> InProcess | OverRanks:
+    """Return all clients in this process, or over ranks."""
+    here = InProcess(federation, states, AutoEngine(engine))
+    return here if ranks is None else OverRanks(here, ranks)
+
+
+def _play(
+    federation: Federation,
+    execution: Execution,
+    store: Literal["auto", "memory", "disk"],
+    ranks: Ranks | None,
+) -> Played:
     """Play all rounds of a run, from its checkpoint if it has one."""
     run, world = federation.run, federation.world
-    engine = AutoEngine(world.engine)
-    network = InProcess(federation, _store(federation, store), engine)
+    states = _store(federation, store)
+    network = _network(federation, states, engine_of(world), ranks)
     rounds = Rounds(federation, network)
-    folder = execution.checkpoint if execution else None
-    kept = Checkpoint(folder, run, rounds, network, execution.checkpoint_every) if execution and folder else None
-    if kept:
+    kept = None
+    if execution.checkpoint:
+        every = execution.checkpoint_every
+        kept = Checkpoint(execution.checkpoint, run, rounds, network, every, ranks or Ranks())
         kept.resume()
-    pace = Pace(execution or Execution(), "round", world.rounds, begin=rounds.next)
+    pace = Pace(execution, "round", world.rounds, begin=rounds.next)
     for _ in range(rounds.next, world.rounds):
         rounds.play()
         latest = rounds.latest()
         pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
-    return Played(network.states, rounds.remember(), engine.name, kept.seconds_before if kept else 0.0)
+    return Played(states, rounds.remember(), network.engine.name, kept.seconds_before if kept else 0.0)
 
 
-def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result) -> None:
-    """Write the global model and the clients' kept entries."""
+def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, writes: bool) -> None:
+    """Write the global model and the clients' kept entries; of several ranks, all gather them and one writes."""
     layer = ("hybrid_bn", federation.run.norm.options) if federation.policy.training == "hybrid" else None
     shape, classes = federation.population.shape, federation.population.classes
     model = federation.models.with_state(rounds.evaluator.global_state())
     clients = rounds.evaluator.kept_state()
-    save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
+    if writes:
+        save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
 def _with_flower(run: Run) -> Result:

@@ -1,5 +1,6 @@
 """Preparation that all worlds share: building a run's model, and checks of optimiser, outputs and task."""
 
+import os
 from itertools import chain
 from math import inf
 from typing import Any
@@ -23,6 +24,13 @@ DTYPES = {
     "16-mixed": torch.float32,
 }
 """Data type of parameters and data, by precision."""
+
+
+def device_of_rank() -> torch.device:
+    """Return this process's device: the CUDA device of its rank on this machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:

@@ -20,10 +20,15 @@ class LastTraining(Generic[Trained]):
         self._kept: list[Trained] = []
         self._served: set[str] = set()
 
-    def of(self, run: Run, place: str, train: Callable[[], Trained]) -> tuple[Trained, bool]:
-        """Return a run's training at a place (a device, a rank), and whether `train` has made it now."""
+    def of(
+        self, run: Run, place: str, train: Callable[[], Trained], anywhere: Callable[[bool], bool] = bool
+    ) -> tuple[Trained, bool]:
+        """Return a run's training at a place (a device, a rank), and whether `train` has made it now.
+
+        Ranks that train together all train if one has to: `anywhere` says whether its argument is true on any rank.
+        """
         key = f"{checkpoint_id(training_of(run))} {run.data.path} {place}"
-        fresh = key != self._key or run_id(run) in self._served
+        fresh = anywhere(key != self._key or run_id(run) in self._served)
         if fresh:
             self.forget()  # before the next one takes memory
             self._kept = [train()]

@@ -57,6 +57,12 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(store: str) -> None:
             assert value.shape == expected[name].shape, name
     assert states.get(1) is None
     assert [client for client, _ in kept_by(states)] == [0, 7, 9]
+    states.drop(7)
+    states.drop(3)  # it has none
+    assert [client for client in range(10) if states.has(client)] == states.clients() == [0, 9]
+    assert states.get(7) is None
+    states.put(7, everything(1))
+    assert bits(states.get(7) or {}) == bits(everything(1))
 
 
 @pytest.mark.parametrize("store", STORES)

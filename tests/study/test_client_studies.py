@@ -152,11 +152,12 @@ def test_a_study_may_have_both_worlds(tmp_path: Path) -> None:
 
 
 def test_an_engine_is_for_the_runs_of_its_world() -> None:
-    runs = expand(with_engine(both(), "torchrun"))
-    assert {one.world.engine for one in runs if isinstance(one.world, Devices)} == {"torchrun"}
-    assert {one.world.engine for one in runs if isinstance(one.world, Clients)} == {"auto"}
-    with pytest.raises(UserError, match=r"engine 'torchrun': those of clients have auto, cohort, loop, flower"):
-        with_engine(clients(), "torchrun")
+    assert {one.world.engine for one in expand(with_engine(both(), "torchrun"))} == {"torchrun"}  # both have it
+    runs = expand(with_engine(both(), "cohort"))
+    assert {one.world.engine for one in runs if isinstance(one.world, Devices)} == {"virtual"}
+    assert {one.world.engine for one in runs if isinstance(one.world, Clients)} == {"cohort"}
+    with pytest.raises(UserError, match=r"engine 'virtual': those of clients have auto, cohort, loop, flower, torch"):
+        with_engine(clients(), "virtual")
     with pytest.raises(UserError, match=r"those of devices have virtual, torchrun"):
         with_engine(Study("s", "?", Run(), {"norm": ["bn"]}), "cohort")
 

@@ -236,7 +236,7 @@ def test_a_grid_that_varies_the_world_names_fields_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vary": {"ranks": [2]}}, "unknown field of a run 'ranks'"),
+        ({"vary": {"per_device_batch": [2]}}, "unknown field of a run 'per_device_batch'"),
         ({"vary": {"skew": [50]}}, "world.skew is 50: it must be a text."),
         ({"vary": {"domains": ["digits"]}}, "world.domains is 'digits': it must be a tuple."),
         ({"vary": {"domains": [(1,)]}}, "one of world.domains is 1: it must be a text."),

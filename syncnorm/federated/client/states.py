@@ -24,6 +24,12 @@ class ClientStates(Protocol):
     def put(self, client: int, state: Mapping[str, Tensor]) -> None:
         """Store a client's state, replacing the old one."""
 
+    def drop(self, client: int) -> None:
+        """Forget a client's state."""
+
+    def has(self, client: int) -> bool:
+        """Return whether a client has a stored state."""
+
     def clients(self) -> list[int]:
         """Return the clients with a stored state, in ascending order."""
 
@@ -42,6 +48,14 @@ class InMemory:
         """Store a client's state, replacing the old one."""
         # The batched engine returns slices, and a slice would keep its whole stack in memory.
         self._kept[client] = {name: value.clone() for name, value in state.items()}
+
+    def drop(self, client: int) -> None:
+        """Forget a client's state."""
+        self._kept.pop(client, None)
+
+    def has(self, client: int) -> bool:
+        """Return whether a client has a stored state."""
+        return client in self._kept
 
     def clients(self) -> list[int]:
         """Return the clients with a stored state, in ascending order."""
@@ -91,6 +105,14 @@ class OnDisk:
         for name, (_, _, place) in self._layout.items():
             self._records[client, place] = state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         self._has[client] = True
+
+    def drop(self, client: int) -> None:
+        """Forget a client's state; its record is overwritten when the client stores the next one."""
+        self._has[client] = False
+
+    def has(self, client: int) -> bool:
+        """Return whether a client has a stored state."""
+        return bool(self._has[client])
 
     def clients(self) -> list[int]:
         """Return the clients with a stored state, in ascending order."""

@@ -43,6 +43,8 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     except UserError:
         raise
     except Exception as error:
+        if local.over_ranks and local.algorithm.shares_statistics:
+            raise  # perhaps from a rank that is gone
         if local.algorithm.shares_statistics:
             raise UserError(
                 "clients that share the statistics of a step make it in one batched computation, or not at all, and "
@@ -137,7 +139,7 @@ class _Cohort:
         if alone:  # vmap costs more than it saves
             losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
         else:
-            with ClientsTogether(synchronised):
+            with ClientsTogether(synchronised, self._local.over_ranks):
                 losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
         # A client's loss does not depend on the others' parameters, so the sum's gradient holds each client's own.
         objective = losses.sum() + self._local_terms(leaves, rows)
@@ -202,16 +204,23 @@ def step_groups(tasks: Sequence[Task], synchronised: bool) -> Iterator[tuple[lis
                 groups[len(task.batches[at[row]]), task.running[at[row]]].append(row)
         if not groups:
             return
-        if synchronised and len(groups) > 1 and not any(at):
-            sizes = ", ".join(str(size) for size in sorted({size for size, _ in groups}))
-            raise UserError(
-                f"the clients' first batches have {sizes} samples, and a step that shares statistics needs as many "
-                "on every client: lower batch to the smallest client's number of samples, or set equal_size."
-            )
+        if synchronised and not any(at):
+            check_first_step(set(groups))
         group = max(groups.values(), key=lambda rows: max(len(tasks[row].batches) - at[row] for row in rows))
         yield group, [at[row] for row in group]
         for row in group:
             at[row] += 1
+
+
+def check_first_step(groups: set[tuple[int, bool]]) -> None:
+    """Raise `UserError` if clients cannot make their first step together: the sizes of their first batches, and
+    whether running statistics normalise these."""
+    if len(groups) > 1:
+        sizes = ", ".join(str(size) for size in sorted({size for size, _ in groups}))
+        raise UserError(
+            f"the clients' first batches have {sizes} samples, and a step that shares statistics needs as many on "
+            "every client: lower batch to the smallest client's number of samples, or set equal_size."
+        )
 
 
 def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from syncnorm._torch import outside_vmap
+from syncnorm.norms.core.functional import batch_norm_plain
 
 POOLING = (F.max_pool2d, F.adaptive_avg_pool2d)
 """Pooling to one position, for which vmap falls back to a loop over clients, with a warning."""
@@ -43,11 +44,12 @@ class ClientsTogether(TorchFunctionMode):
     synchronised: in training, batch norm normalises every client with the moments of all clients' samples, and
         updates running statistics with them (the variance unbiased by the total count), as SyncBatchNorm does with
         one rank per client. Gradients are those of the sum of all clients' losses.
+    over_ranks: whether "all clients" are those on all ranks; then every rank makes the step with clients of its own.
     """
 
-    def __init__(self, synchronised: bool = False) -> None:
+    def __init__(self, synchronised: bool = False, over_ranks: bool = False) -> None:
         super().__init__()
-        self._synchronised = synchronised
+        self._synchronised, self._over_ranks = synchronised, over_ranks
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -76,7 +78,7 @@ class ClientsTogether(TorchFunctionMode):
         eps: float = 1e-5,
     ) -> Any:
         if training and self._synchronised:
-            call = partial(_synchronised_batch_norm, momentum, eps)
+            call = partial(_synchronised_batch_norm, self._over_ranks, momentum, eps)
         else:
             call = partial(_batch_norm, training, momentum, eps)
         return outside_vmap(call, x, mean, var, weight, bias)
@@ -119,6 +121,7 @@ def _batch_norm(
 
 
 def _synchronised_batch_norm(
+    over_ranks: bool,
     momentum: float,
     eps: float,
     x: Tensor,
@@ -128,8 +131,14 @@ def _synchronised_batch_norm(
     bias: Tensor | None,
 ) -> Tensor:
     clients, channels = x.shape[1:3]
-    new_mean, new_var = x.new_zeros(2, channels)
-    y = F.batch_norm(x.flatten(0, 1), new_mean, new_var, training=True, momentum=1.0, eps=eps).reshape(x.shape)
+    samples = x.flatten(0, 1)
+    if over_ranks:
+        y, moments = batch_norm_plain(samples, None, None, eps, None)
+        new_mean, new_var = moments.mean.detach(), moments.var(correction=1).detach()
+    else:
+        new_mean, new_var = x.new_zeros(2, channels)
+        y = F.batch_norm(samples, new_mean, new_var, training=True, momentum=1.0, eps=eps)
+    y = y.reshape(x.shape)
     for running, new in ((mean, new_mean), (var, new_var)):
         if running is not None:
             running.lerp_(new.to(running.dtype), momentum)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from syncnorm.config import Clients
 from syncnorm.errors import unknown
 from syncnorm.federated.engines import cohort, loop
 from syncnorm.federated.local import Local, Task, Update
@@ -48,6 +49,11 @@ class AutoEngine:
         if self.name == "auto":
             self.name = faster(local, x, y, tasks)
         return ENGINES[self.name](local, x, y, tasks)
+
+
+def engine_of(world: Clients) -> str:
+    """Return the name of the engine that trains clients within a process: of the engine torchrun, a rank's."""
+    return world.rank_engine if world.engine == "torchrun" else world.engine
 
 
 def faster(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> str:

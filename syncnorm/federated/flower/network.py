@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from threading import Event
 from typing import Any
 
@@ -17,7 +17,7 @@ from syncnorm.federated.flower.grid.cohort_grid import CohortGrid, reason
 from syncnorm.federated.flower.handshake import word_in
 from syncnorm.federated.flower.strategy.replies import ABSENT
 from syncnorm.federated.messages import Reply
-from syncnorm.federated.server.network import To
+from syncnorm.federated.server.network import Answer, To
 from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
 
@@ -94,6 +94,10 @@ class OverFlower:
         found = self._contents("query.kept", dict.fromkeys(clients, request))
         states = {client: wire.kept(content, self.federation.device) for client, content in found.items()}
         return {client: state for client, state in states.items() if state is not None}
+
+    def shared_out(self, parts: Sequence[int], work: Callable[[int], Answer]) -> list[Answer]:
+        """Do work of the server itself, here."""
+        return [work(part) for part in parts]
 
     def _broadcasts(
         self, clients: Sequence[int], to: To, fallback: ClientState | None = None

@@ -151,7 +151,9 @@ class Evaluator:
         if federation.policy.personal and federation.world.global_norm == "none":
             return {}, {}
         x, y = federation.population.global_test
-        outputs = predict(federation.models.with_state(self.global_state()), x, CHUNK)
+        model, parts = federation.models.with_state(self.global_state()), torch.split(x, CHUNK)
+        found = self.network.shared_out(range(len(parts)), lambda place: predict(model, parts[place], CHUNK))
+        outputs = torch.cat(found)
         score, loss = score_and_loss(federation.run.task, outputs, y, uniform(len(y)))
         own = {f"global_{name}": value for name, value in own_metrics(federation.run, outputs, y).items()}
         name, main = federation.task.named("global_accuracy"), federation.task.metric
@@ -176,20 +178,24 @@ class Evaluator:
         order = np.random.default_rng(derive("re-estimation order", federation.run.seed)).permutation(len(everyone))
         shuffled = people.x[everyone[order].to(people.x.device)]
         x, y = people.global_test
-        found = {}
-        for name, images in (("global_reestimated_accuracy", shuffled), ("global_batch_accuracy", x)):
-            model = federation.models.with_state(self.global_state())
-            moments = layer_moments(model, images.tensor_split(-(-len(images) // CHUNK)))
-            again = {**self.global_state(), **federation.layout.with_aliases(statistics_entries(moments))}
-            score, _ = weighted(federation.models.with_state(again), x, y, uniform(len(y)), federation.run.task)
-            found[federation.task.named(name)] = score
-        return found
+        state = self.global_state()
+
+        def scored(place: int) -> float:
+            images = (shuffled, x)[place]
+            moments = layer_moments(
+                federation.models.with_state(state), images.tensor_split(-(-len(images) // CHUNK))
+            )
+            again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
+            return weighted(federation.models.with_state(again), x, y, uniform(len(y)), federation.run.task)[0]
+
+        names = map(federation.task.named, ("global_reestimated_accuracy", "global_batch_accuracy"))
+        return dict(zip(names, self.network.shared_out(range(2), scored), strict=True))
 
     def _held_out(self) -> dict[str, float]:
         """Evaluate clients that never trained, with averaged batch norm, and re-estimated on their own images."""
         state, count = self.global_state(), self.federation.world.count
         ids = range(count, count + self.federation.world.held_out)
-        scores = [score(self.federation, client, state) for client in ids]
+        scores = self.network.shared_out(ids, lambda client: score(self.federation, client, state))
         found = {"heldout_accuracy": fmean(one.accuracy for one in scores)}
         again = [one.reestimated for one in scores if one.reestimated is not None]
         found |= {"heldout_reestimated_accuracy": fmean(again)} if again else {}

@@ -1,11 +1,12 @@
 """The interface between server and clients, and its implementation within one process."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from syncnorm.errors import UserError
 from syncnorm.federated.client.client import finish, measure, start, start_state
-from syncnorm.federated.client.states import ClientState, ClientStates
+from syncnorm.federated.client.states import ClientState, ClientStates, kept_by
 from syncnorm.federated.engines.engine import Engine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, Reply
@@ -14,6 +15,7 @@ from syncnorm.moments import Moments
 
 To = Callable[[int], Broadcast]
 """Returns the broadcast to a client, by its id."""
+Answer = TypeVar("Answer")
 
 
 class Network(Protocol):
@@ -34,12 +36,19 @@ class Network(Protocol):
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
         """Return what each client keeps; clients that keep nothing are left out."""
 
+    def shared_out(self, parts: Sequence[int], work: Callable[[int], Answer]) -> list[Answer]:
+        """Return the work of the server itself that can be done in parts, in their order."""
+
 
 class InProcess:
-    """All clients in this process; one call of an engine trains those of a round."""
+    """Clients in this process; one call of an engine trains those of a round.
+
+    over_ranks: whether other ranks of torch.distributed train further clients of the same round.
+    """
 
     def __init__(self, federation: Federation, states: ClientStates, engine: Engine) -> None:
         self.federation, self.states, self.engine = federation, states, engine
+        self.over_ranks = False
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
         """Let clients train from what they receive; a client without a batch is missing, one that raises gives an
@@ -57,7 +66,7 @@ class InProcess:
         if not started:
             return replies
         pool = federation.population
-        local = federation.local(started[0].received.round)
+        local = replace(federation.local(started[0].received.round), over_ranks=self.over_ranks)
         updates = self.engine.train(local, pool.x, pool.y, [one.task for one in started])
         for one, update in zip(started, updates, strict=True):
             reply, kept = finish(federation, one, update)
@@ -82,6 +91,20 @@ class InProcess:
         """Return what each client keeps; clients that keep nothing are left out."""
         found = {client: self.states.get(client) for client in clients}
         return {client: state for client, state in found.items() if state is not None}
+
+    def shared_out(self, parts: Sequence[int], work: Callable[[int], Answer]) -> list[Answer]:
+        """Return the work of the server itself that can be done in parts, in their order."""
+        return [work(part) for part in parts]
+
+    def remember(self) -> dict[str, Any]:
+        """Return the clients' states and the engine's name, as plain data and tensors."""
+        return {"engine": self.engine.name, "clients": dict(kept_by(self.states))}
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """Restore the state that `remember` returned."""
+        self.engine.name = known["engine"]
+        for client, own in known["clients"].items():
+            self.states.put(client, own)
 
     def model_state(self, client: int, to: To, fallback: ClientState) -> ClientState:
         """Return the model entries that a client evaluates."""

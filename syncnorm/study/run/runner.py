@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 
 from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Result, Run
-from syncnorm.environment import cores, cuda_devices, environment
+from syncnorm.environment import cores, cuda_devices, environment, rank, world_size
 from syncnorm.errors import UserError
 from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, with_engine
@@ -24,7 +24,7 @@ from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import Change, changed_rows, stale_ids
 from syncnorm.study.run.label import Label, labeller
 from syncnorm.study.run.processes.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
-from syncnorm.study.run.processes.ranks import Job, die_with_parent, rank, take_part, world_size
+from syncnorm.study.run.processes.ranks import Job, die_with_parent, take_part
 from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, Started, work
 from syncnorm.study.run.record import INTERRUPTED_SECONDS, Record, recording, start_trackers
 from syncnorm.study.run.schedule import Schedule, schedule_of

@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from syncnorm.config import Execution, Progress, Result, Run, silent
-from syncnorm.environment import environment
+from syncnorm.environment import environment, rank, world_size
 from syncnorm.errors import UserError
 from syncnorm.registry import load_plugins
 from syncnorm.study.run.processes.attempt import Failure, Trainer, attempt, load_trainer
@@ -34,18 +34,6 @@ NOTED_SECONDS = 60.0
 Emit = Callable[[Run, Result | Failure], None]
 Tell = Callable[[Run, Progress], None]
 Job = tuple[Run, Execution]
-
-
-def world_size() -> int | None:
-    """Return the number of ranks of the torchrun that started this process; None without one."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return None
-
-
-def rank() -> int:
-    """Return this process's rank, 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
 
 
 def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | None = None) -> None:

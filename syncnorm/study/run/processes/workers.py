@@ -6,6 +6,7 @@ Workers start once and train run after run. torchrun's own restarts are not used
 
 import hmac
 import os
+import re
 import secrets
 import signal
 import socket
@@ -271,11 +272,21 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-            how += ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
-        else:
-            how = f"ended with code {code}"
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - TAIL_BYTES))
+        log = self._log.read().decode(errors="replace").strip()
         what = f"the torchrun launch of {self._ranks} ranks" if self._ranks else "its worker process"
-        return Failure(f"{what} {how}.", self._log.read().decode(errors="replace").strip(), lost=True)
+        if found := _FIRST.search(log):
+            what, code = f"rank {found[1]} of {what}", int(found[2])
+        return Failure(f"{what} {_ended_with(code)}.", log, lost=True)
+
+
+_FIRST = re.compile(r"Root Cause .*?\brank\s*: (\d+).*?\bexitcode\s*: (-?\d+)", re.DOTALL)
+"""What torchrun's report says of the rank that failed first: which one, and its exit code."""
+
+
+def _ended_with(code: int) -> str:
+    """Say what an exit code means."""
+    if code >= 0:
+        return f"ended with code {code}"
+    memory = ", as the system does when memory runs out" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{memory}"
