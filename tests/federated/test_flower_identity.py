@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message, MessageType, RecordDict
 
 from syncnorm.errors import UserError
-from syncnorm.federated.flower import identity
+from syncnorm.federated.flower.grid import identity
 
 
 def test_messages_can_be_built_where_flower_started_nothing() -> None:
