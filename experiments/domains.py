@@ -36,6 +36,7 @@ TUNE = Tune(
     halve=True,
     shared=False,
 )
+SHOWN = ["none", "adabn", "alpha", "ensemble"]
 BATCHWISE = ["none", "prediction", "mix", "alpha", "tent"]
 
 
@@ -80,6 +81,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
 
 def plots(base: Run) -> tuple[Plot, ...]:
     """Return the plots of the study of `base`."""
+    plain = {"model_options": base.model_options}
     return (
         Columns(
             line=LINE,
@@ -92,7 +94,7 @@ def plots(base: Run) -> tuple[Plot, ...]:
             line=LINE,
             x_metric="accuracy_seen",
             mean_over=("unseen",),
-            where=SHUFFLED,
+            where={**SHUFFLED, "norm": ["bn", "domain_bn", "gn", "iabn"], "adapt": SHOWN, **plain},
             title="What each buys on domains that training has seen, and on the one left out",
         ),
         Curve(
