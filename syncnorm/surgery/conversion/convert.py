@@ -17,6 +17,7 @@ from syncnorm.norms import DomainBatchNorm, SyncBatchNorm, norm_spec
 from syncnorm.norms.make import check_options
 from syncnorm.norms.weight_side import raw_parameter
 from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
+from syncnorm.surgery.conversion.groups import with_group
 from syncnorm.surgery.conversion.where import Where, selected
 from syncnorm.surgery.layers.fused import Rest, rest_of
 from syncnorm.surgery.layers.own_parts import AFFINE, base_class
@@ -56,6 +57,9 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     replaced layer that the forward reaches all the same (through a global variable, say) raises a `UserError` that
     names it.
 
+    "sync_bn" also takes `group_size`: neighbouring ranks, so many at a time, share statistics (`process_group` says
+    the same of a group of your own). Every rank has to convert then.
+
     "gn" gets 32 groups by default, and fewer on layers of less than 64 channels. Where a layer has one position, that
     leaves few values a group, of which little can be learned: give `groups` (`norms.per_sample.default_groups`).
 
@@ -79,6 +83,7 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     find out, and modes are restored).
     """
     check_changeable(model)
+    options = with_group(name, options)
     check_options(name, options)
     warn_of_foreign_norms(model, "it stays as it is")
     layers = selected(model, candidates(model, name), where)
