@@ -22,7 +22,7 @@ from syncnorm.models import make_model
 REPEATS = 15
 IMAGES = 32
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODELS: dict[str, dict[str, Any]] = {"small_cnn": {"width": 16}, "resnet20": {"width": 16}, "resnet18": {}}
+MODELS: dict[str, dict[str, Any]] = {"small_cnn": {"width": 16}, "resnet20": {"width": 16}}
 SIZES = [8, 16, 32]
 """Height and width of an image."""
 MICRO_BATCHES = [2, 4, 16]
