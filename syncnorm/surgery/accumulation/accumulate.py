@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from syncnorm.errors import UserError
 from syncnorm.surgery.accumulation.interception import AtNorms, Norms, no_recomputation, synchronised
 from syncnorm.surgery.accumulation.lockstep import Meet, run_in_lockstep
-from syncnorm.surgery.accumulation.meeting import Arrival, Meeting, Place, to_host
+from syncnorm.surgery.accumulation.meeting import Arrival, Meeting, Place, goes_to_host, to_host
 from syncnorm.surgery.layers.preconditions import check_model, uncompiled
 
 Batch = TypeVar("Batch")
@@ -134,7 +134,7 @@ class _Step:
             return run_in_lockstep([of(number) for number in range(len(parts))], self._together, apart)
 
     def _together(self, arrivals: list[Arrival]) -> list[Place]:
-        self.meetings.append(Meeting(arrivals[0]))
+        self.meetings.append(Meeting.at(arrivals[0]))
         return self.meetings[-1].forward(arrivals, self.offload)
 
     def backward(self, losses: list[Tensor], gradient: Tensor | None = None) -> None:
@@ -149,14 +149,12 @@ class _Step:
 
     def _saving(self) -> AbstractContextManager[Any]:
         """Return what takes saved tensors to the host, where any may have to go."""
-        on_cpu = all(tensor.device.type == "cpu" for tensor in self.model.parameters())
-        away = not on_cpu if self.offload is None else self.offload
+        away = any(goes_to_host(tensor, self.offload) for tensor in self.model.parameters())
         return saved_tensors_hooks(self._pack, _unpack) if away else nullcontext()
 
     def _pack(self, tensor: Tensor) -> Any:
         """Take a tensor that autograd saves to the host, unless it is there, or belongs to the model."""
-        away = tensor.device.type != "cpu" if self.offload is None else self.offload
-        if not away or tensor.untyped_storage().data_ptr() in self.held:
+        if not goes_to_host(tensor, self.offload) or tensor.untyped_storage().data_ptr() in self.held:
             return tensor
         return tensor.device, to_host(tensor)
 

@@ -134,8 +134,7 @@ def synchronised(model: nn.Module) -> Iterator[None]:
 
 def _meet_at(name: str, layer: SyncBatchNorm, group: ProcessGroup | None, input: Tensor) -> Tensor:
     def move(mean: Tensor, var: Tensor) -> None:
-        finite = mean.isfinite().all() & var.isfinite().all() if layer.skip_nonfinite else None
-        layer.move(mean, var, where=finite)
+        layer.move(mean, var, torch.ones((), dtype=torch.bool, device=mean.device))
 
     return enter(_MEET.get(), Arrival(input, layer, f"'{name}'", layer.weight, layer.bias, layer.eps, group, move))
 

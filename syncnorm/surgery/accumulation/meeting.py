@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.functional import input_gradient, moments_of_channels, standardise, sums_of_gradient
+from syncnorm.norms.core.meeting import Place as RanksPlace
 
 Move = Callable[[Tensor, Tensor], None]
 """Moves a layer's running statistics towards a mean and an unbiased variance."""
@@ -87,14 +88,26 @@ class Enter(torch.autograd.Function):
 class Meeting:
     """All micro-batches of a step at one norm."""
 
-    first: Arrival
+    named: str
+    """The norm's name in a sentence."""
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    ranks: RanksPlace | None = None
+    """The norm's place among the ranks that share its statistics; None: this rank is alone."""
     places: list[Place] = field(default_factory=list)
     statistics: tuple[Tensor, Tensor, Tensor] | None = None
     """Count, mean and biased variance over all micro-batches (and ranks)."""
 
+    @classmethod
+    def at(cls, first: Arrival) -> Meeting:
+        """Return the meeting at the norm that a micro-batch has come to. Its input is not kept here."""
+        ranks = None if first.group is None else first.layer.among_ranks(first.x)
+        return cls(first.named, first.weight, first.bias, first.eps, ranks)
+
     def forward(self, arrivals: list[Arrival], offload: bool | None) -> list[Place]:
         """Return each micro-batch's place, with its output in y; the running statistics move once."""
-        first = self.first
+        first = arrivals[0]
         for number, other in enumerate(arrivals, 1):
             if other.layer is not first.layer or other.x.shape[1] != first.x.shape[1]:
                 raise UserError(
@@ -103,7 +116,7 @@ class Meeting:
                 )
         with torch.no_grad():
             own = Moments.pool([moments_of_channels(arrival.x) for arrival in arrivals])
-            moments = own if first.group is None else first.layer.among_ranks(first.x).gather(own).pooled()
+            moments = own if self.ranks is None else self.ranks.gather(own).pooled()
             if moments.count <= 1:
                 raise UserError(
                     f"norm {first.named} gets one value per channel from all micro-batches together: a variance "
@@ -120,27 +133,25 @@ class Meeting:
 
     def backward(self) -> None:
         """Bring the gradients of all outputs through the norm, into its parameters and further back."""
-        if self.first.group is None and all(place.dy is None for place in self.places):
+        if self.ranks is None and all(place.dy is None for place in self.places):
             return  # no loss depends on it
         assert self.statistics is not None
         _, mean, var = self.statistics
-        weight, bias, eps = self.first.weight, self.first.bias, self.first.eps
         parts = []
         for place in self.places:
-            x = place.input(self.first.named)
+            x = place.input(self.named)
             dy = torch.zeros_like(x) if place.dy is None else place.dy
-            parts.append(torch.stack(sums_of_gradient(dy, x, mean, var, eps)))
+            parts.append(torch.stack(sums_of_gradient(dy, x, mean, var, self.eps)))
         own = torch.stack(parts).sum(0)
-        for parameter, grad in zip((weight, bias), own, strict=True):
+        for parameter, grad in zip((self.weight, self.bias), own, strict=True):
             if parameter is not None and parameter.requires_grad:
                 torch.autograd.backward(parameter, grad.to(parameter.dtype), retain_graph=True)
-        first = self.first
-        sums = own if first.group is None else first.layer.among_ranks(first.x).sum(own.clone())
+        sums = own if self.ranks is None else self.ranks.sum(own.clone())
         for place in self.places:
             if place.edge is not None:
-                x = place.input(self.first.named)
+                x = place.input(self.named)
                 dy = torch.zeros_like(x) if place.dy is None else place.dy
-                dx = input_gradient(dy, x, self.statistics, sums, weight, eps).to(x.dtype)
+                dx = input_gradient(dy, x, self.statistics, sums, self.weight, self.eps).to(x.dtype)
                 torch.autograd.backward(place.edge, dx, retain_graph=True)
         self.places.clear()
 
@@ -148,9 +159,14 @@ class Meeting:
 def _place(x: Tensor, offload: bool | None) -> Place:
     """Return the place of a micro-batch, its input in the host's memory if asked to."""
     edge = get_gradient_edge(x) if x.requires_grad else None
-    away = x.device.type != "cpu" if offload is None else offload
+    away = goes_to_host(x, offload)
     kept = to_host(x.detach()) if away else x.detach()
     return Place(edge, kept, x.device, None if away else kept._version)
+
+
+def goes_to_host(x: Tensor, offload: bool | None) -> bool:
+    """Return whether a tensor of the forward waits in the host's memory; None: if it is not there anyway."""
+    return x.device.type != "cpu" if offload is None else offload
 
 
 def to_host(x: Tensor) -> Tensor:
