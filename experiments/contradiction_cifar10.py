@@ -14,7 +14,7 @@ and 10 local steps; rates begin at 0.001, since batch norm's choices lay at digi
 
 from dataclasses import replace
 
-from contradiction import BASE, CLASSES, FIGURES, NORMS, TUNE, grids
+from contradiction import BASE, CLASSES, NORMS, SKEW, TUNE, figures, grids
 
 from syncnorm.config import Data
 from syncnorm.study import LogUniform, Study
@@ -33,9 +33,11 @@ STUDY = Study(
     base=CIFAR,
     vary=FIRST.vary,
     seeds=5,
-    tune=replace(TUNE, ranges={"lr": LogUniform(0.001, 1.0)}, trials=8, halve=True),
+    tune=replace(
+        TUNE, ranges={"lr": LogUniform(0.001, 1.0)}, trials=8, halve=True, per=("norm", *SKEW, "local_steps")
+    ),
     also=tuple(OTHERS),
-    figures=FIGURES,
+    figures=figures(),
     quick={
         "vary": grids(NORMS, [10], [1, 5], [])[0].vary,
         "also": grids(NORMS, [100], [1, 5], []),

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.core.shapes import in_layout_of
-from syncnorm.norms.weight_standardization import CONVOLUTIONS
+from syncnorm.norms.weight.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.conversion.convert import converted_layers
 from syncnorm.surgery.layers.fused import same_layer, without_rest
 from syncnorm.surgery.layers.replace import copied, replace_modules

@@ -1,31 +1,31 @@
 """Norm layers, and the table of them by name."""
 
-from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.batch.batch_renorm import BatchRenorm
+from syncnorm.norms.batch.cross_iteration_batch_norm import CrossIterationBatchNorm
+from syncnorm.norms.batch.diminishing_batch_norm import DiminishingBatchNorm
+from syncnorm.norms.batch.eval_norm import EvalNorm, ExampleWeighedBatchNorm
+from syncnorm.norms.batch.evo_norm import EvoNormB0, EvoNormS0
+from syncnorm.norms.batch.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
+from syncnorm.norms.batch.full_norm import FullNorm
+from syncnorm.norms.batch.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
+from syncnorm.norms.batch.hybrid_batch_norm import HybridBatchNorm
+from syncnorm.norms.batch.moving_average_batch_norm import MovingAverageBatchNorm
+from syncnorm.norms.batch.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.core.domain_context import domain, keep_domain
 from syncnorm.norms.core.mask_context import keep_mask, mask
-from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
-from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
-from syncnorm.norms.domain_batch_norm import DomainBatchNorm
-from syncnorm.norms.eval_norm import EvalNorm, ExampleWeighedBatchNorm
-from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
-from syncnorm.norms.filter_response_norm import FilterResponseNorm
-from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
-from syncnorm.norms.full_norm import FullNorm
-from syncnorm.norms.ghost_batch_norm import GhostBatchNorm, pool_running_statistics
-from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
-from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
+from syncnorm.norms.domains.domain_batch_norm import DomainBatchNorm
+from syncnorm.norms.domains.instance_aware_batch_norm import InstanceAwareBatchNorm
+from syncnorm.norms.domains.mix_style import MixStyle, MixStyleBatchNorm
+from syncnorm.norms.domains.online_batch_norm import OnlineBatchNorm, stream
+from syncnorm.norms.domains.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.make import make_norm, norm_options, register_norm
-from syncnorm.norms.mix_style import MixStyle, MixStyleBatchNorm
-from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
-from syncnorm.norms.online_batch_norm import OnlineBatchNorm, stream
-from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
-from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
 from syncnorm.norms.registry import NORMS, norm_names, norm_spec, sees_batch
-from syncnorm.norms.rms_norm import RMSNorm
+from syncnorm.norms.sample.filter_response_norm import FilterResponseNorm
+from syncnorm.norms.sample.per_sample import GroupNorm, InstanceNorm, LayerNorm
+from syncnorm.norms.sample.rms_norm import RMSNorm
 from syncnorm.norms.spec import NormSpec
-from syncnorm.norms.sync_batch_norm import SyncBatchNorm
-from syncnorm.norms.weight_side import WeightCentralization, WeightStandardization
-from syncnorm.norms.weight_standardization import (
+from syncnorm.norms.weight.weight_side import WeightCentralization, WeightStandardization
+from syncnorm.norms.weight.weight_standardization import (
     ScaledWSConv1d,
     ScaledWSConv2d,
     ScaledWSConv3d,

@@ -5,28 +5,28 @@ from inspect import isclass
 from torch import nn
 
 from syncnorm.errors import unknown
-from syncnorm.norms.batch_renorm import BatchRenorm
+from syncnorm.norms.batch.batch_renorm import BatchRenorm
+from syncnorm.norms.batch.cross_iteration_batch_norm import CrossIterationBatchNorm
+from syncnorm.norms.batch.diminishing_batch_norm import DiminishingBatchNorm
+from syncnorm.norms.batch.eval_norm import EvalNorm, ExampleWeighedBatchNorm
+from syncnorm.norms.batch.evo_norm import EvoNormB0, EvoNormS0
+from syncnorm.norms.batch.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
+from syncnorm.norms.batch.full_norm import FullNorm
+from syncnorm.norms.batch.ghost_batch_norm import GhostBatchNorm
+from syncnorm.norms.batch.hybrid_batch_norm import HybridBatchNorm
+from syncnorm.norms.batch.moving_average_batch_norm import MovingAverageBatchNorm
+from syncnorm.norms.batch.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.core.affine import running_affine, running_square_affine
-from syncnorm.norms.cross_iteration_batch_norm import CrossIterationBatchNorm
-from syncnorm.norms.diminishing_batch_norm import DiminishingBatchNorm
-from syncnorm.norms.domain_batch_norm import DomainBatchNorm
-from syncnorm.norms.eval_norm import EvalNorm, ExampleWeighedBatchNorm
-from syncnorm.norms.evo_norm import EvoNormB0, EvoNormS0
-from syncnorm.norms.filter_response_norm import FilterResponseNorm
-from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm, ReferenceBatchNorm
-from syncnorm.norms.full_norm import FullNorm
-from syncnorm.norms.ghost_batch_norm import GhostBatchNorm
-from syncnorm.norms.hybrid_batch_norm import HybridBatchNorm
-from syncnorm.norms.instance_aware_batch_norm import InstanceAwareBatchNorm
-from syncnorm.norms.mix_style import MixStyleBatchNorm
-from syncnorm.norms.moving_average_batch_norm import MovingAverageBatchNorm
-from syncnorm.norms.online_batch_norm import OnlineBatchNorm
-from syncnorm.norms.per_sample import GroupNorm, InstanceNorm, LayerNorm
-from syncnorm.norms.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
-from syncnorm.norms.rms_norm import RMSNorm
+from syncnorm.norms.domains.domain_batch_norm import DomainBatchNorm
+from syncnorm.norms.domains.instance_aware_batch_norm import InstanceAwareBatchNorm
+from syncnorm.norms.domains.mix_style import MixStyleBatchNorm
+from syncnorm.norms.domains.online_batch_norm import OnlineBatchNorm
+from syncnorm.norms.domains.prediction_batch_norm import AlphaBatchNorm, PredictionBatchNorm
+from syncnorm.norms.sample.filter_response_norm import FilterResponseNorm
+from syncnorm.norms.sample.per_sample import GroupNorm, InstanceNorm, LayerNorm
+from syncnorm.norms.sample.rms_norm import RMSNorm
 from syncnorm.norms.spec import NormSpec
-from syncnorm.norms.sync_batch_norm import SyncBatchNorm
-from syncnorm.norms.weight_side import (
+from syncnorm.norms.weight.weight_side import (
     BesideSpectralNorm,
     centre_weight,
     norm_beside_ws,

@@ -54,7 +54,7 @@ def test_each_style_lies_between_its_own_and_one_others(shape: tuple[int, ...]) 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_formula_and_gradient(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     shares = torch.linspace(0.1, 0.9, shape[0], dtype=torch.float64)
-    monkeypatch.setattr("syncnorm.norms.mix_style.beta_samples", lambda alpha, *size: shares.view(size))
+    monkeypatch.setattr("syncnorm.norms.domains.mix_style.beta_samples", lambda alpha, *size: shares.view(size))
     monkeypatch.setattr(torch, "randperm", lambda n: torch.arange(n).flip(0))
     x = sample(*shape).requires_grad_()
     y = MixStyle(C, p=1.0)(x)

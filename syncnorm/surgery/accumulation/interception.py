@@ -23,12 +23,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from syncnorm.errors import UserError
+from syncnorm.norms.batch.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.layer import NormLayer
 from syncnorm.norms.core.running import update_running
 from syncnorm.norms.core.valid import close_to_masks
 from syncnorm.norms.registry import spec_of
-from syncnorm.norms.sync_batch_norm import SyncBatchNorm
 from syncnorm.surgery.accumulation.lockstep import Meet
 from syncnorm.surgery.accumulation.meeting import Arrival, Enter
 

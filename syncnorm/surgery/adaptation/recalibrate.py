@@ -14,8 +14,8 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
+from syncnorm.norms.batch.eval_norm import EvalNorm
 from syncnorm.norms.core.collectives import rank_and_size
-from syncnorm.norms.eval_norm import EvalNorm
 from syncnorm.surgery.adaptation.measure import (
     Measured,
     Normaliser,

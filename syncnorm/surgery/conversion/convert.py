@@ -15,8 +15,8 @@ from torch.nn.parameter import is_lazy
 from syncnorm.errors import UserError
 from syncnorm.norms import DomainBatchNorm, SyncBatchNorm, norm_spec
 from syncnorm.norms.make import check_options
-from syncnorm.norms.weight_side import raw_parameter
-from syncnorm.norms.weight_standardization import CONVOLUTIONS, can_be_standardised
+from syncnorm.norms.weight.weight_side import raw_parameter
+from syncnorm.norms.weight.weight_standardization import CONVOLUTIONS, can_be_standardised
 from syncnorm.surgery.conversion.groups import with_group
 from syncnorm.surgery.conversion.where import Where, selected
 from syncnorm.surgery.layers.fused import Rest, rest_of

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from syncnorm.errors import UserError, where_raised
 from syncnorm.norms import NORMS
-from syncnorm.norms.weight_side import raw_parameter
+from syncnorm.norms.weight.weight_side import raw_parameter
 from syncnorm.surgery.folding.values import TRANSPOSED, as_affine, folded
 from syncnorm.surgery.layers.fused import Rest, norm_class, rest_of
 from syncnorm.surgery.layers.modes import evaluation

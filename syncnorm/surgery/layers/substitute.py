@@ -14,8 +14,8 @@ from torch.nn.parameter import is_lazy
 from syncnorm.errors import UserError
 from syncnorm.norms import DomainBatchNorm, NormSpec, make_norm, norm_options, norm_spec
 from syncnorm.norms.registry import spec_of
-from syncnorm.norms.weight_side import raw_parameter
-from syncnorm.norms.weight_standardization import CONVOLUTIONS
+from syncnorm.norms.weight.weight_side import raw_parameter
+from syncnorm.norms.weight.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.layers.any_dimensions import BatchNorm
 from syncnorm.surgery.layers.fused import Rest, with_rest
 from syncnorm.surgery.layers.own_parts import AFFINE, STATISTICS, OwnParts, own_parts

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.moments import Moments
-from syncnorm.norms.weight_standardization import CONVOLUTIONS
+from syncnorm.norms.weight.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.conversion.convert import converted_layers
 
 LEAST = 2

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.config import Run
-from syncnorm.norms.evo_norm import EvoNormS0
+from syncnorm.norms.batch.evo_norm import EvoNormS0
 from syncnorm.progress import counted
 from syncnorm.surgery.layers.replace import copied
 

@@ -11,7 +11,7 @@ from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import by_channel, by_sample, check_divisor, check_positions, check_values
-from syncnorm.norms.per_sample import default_groups
+from syncnorm.norms.sample.per_sample import default_groups
 
 
 class EvoNormS0(ChannelAffine):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.moments import Moments
+from syncnorm.norms.batch.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.shapes import check_divisor, check_values
-from syncnorm.norms.frozen_batch_norm import FrozenBatchNorm
 
 
 class HybridBatchNorm(FrozenBatchNorm):

@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import register_parametrization
 
 from syncnorm.moments import acc_dtype
-from syncnorm.norms.per_sample import GroupNorm
+from syncnorm.norms.sample.per_sample import GroupNorm
 from syncnorm.norms.spec import OnWeight
-from syncnorm.norms.weight_standardization import convolution_like, standardised
+from syncnorm.norms.weight.weight_standardization import convolution_like, standardised
 
 _MARK = "_syncnorm_weight_norm"
 

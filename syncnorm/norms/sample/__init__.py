@@ -1,0 +1,1 @@
+"""Norms by the statistics of each sample alone."""
