@@ -68,7 +68,7 @@ def personalise(name: str, base: Run, folds: Sequence[tuple[str, ...]], samples:
         question=QUESTION,
         base=base,
         vary=grid("bn", "mixed", ways).vary,
-        seeds=10,
+        seeds=6,
         tune=replace(TUNE, at=fold),
         also=(
             grid("bn", "one_domain", ways),
@@ -129,5 +129,5 @@ STUDY = personalise(
         optim=Optim(lr=0.05, epochs=8),
     ),
     folds=[PERSONS[start::4] for start in range(4)],
-    samples=[1, 2, 4, 16, 64, 240],
+    samples=[1, 4, 16, 240],
 )
