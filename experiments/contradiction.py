@@ -27,7 +27,12 @@ NORMS = ["bn", "gn"]
 
 
 def grids(
-    norms: list[str], local_steps: list[int], classes: list[int], alphas: list[float], **more: list[object]
+    norms: list[str],
+    local_steps: list[int],
+    classes: list[int],
+    alphas: list[float],
+    seeds: int | None = None,
+    **more: list[object],
 ) -> tuple[Grid, ...]:
     """Return every norm at every skew and number of local steps, with as many rounds as make `STEPS` steps."""
     skews: list[dict[str, list[object]]] = []
@@ -37,7 +42,7 @@ def grids(
     if alphas:
         skews.append({"skew": ["dirichlet_by_class"], "alpha": list(alphas)})
     return tuple(
-        Grid({"norm": list(norms), "local_steps": [steps], "rounds": [STEPS // steps], **skew, **more})
+        Grid({"norm": list(norms), "local_steps": [steps], "rounds": [STEPS // steps], **skew, **more}, seeds)
         for steps in local_steps
         for skew in skews
     )
@@ -96,7 +101,7 @@ def figures(**where: list[object]) -> tuple[Plot, ...]:
 
 
 FIRST, *OTHERS = grids(NORMS, LOCAL_STEPS, CLASSES, ALPHAS, **SMALL)
-DEEPER = grids(NORMS, [1, 10], [1, 2], [0.1], **DEEP)
+DEEPER = grids(NORMS, [1, 10], [1, 2], [0.1], seeds=5, **DEEP)
 CROSSED = {"local_steps": [1, 10], "skew_options": [{"classes_per_client": 1}, {"classes_per_client": 2}, {}]}
 
 STUDY = Study(

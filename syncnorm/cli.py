@@ -2,6 +2,7 @@
 
 syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's defaults
 syncnorm report DIR                     rewrite tables, figures and page from the rows in DIR
+syncnorm compare DIR DIR                compare two results folders of one study: other machine, seeds, version
 syncnorm list [KIND]                    norms, policies, algorithms, partitions, data, models, metrics, plugins, ...
 syncnorm --version                      the version of this package
 """
@@ -23,6 +24,7 @@ _AS_PYTHON_DOES = warnings.formatwarning
 COMMANDS = {
     "run": "syncnorm.commands.run:run",
     "report": "syncnorm.commands.report:report",
+    "compare": "syncnorm.commands.compare:compare",
     "list": "syncnorm.commands.catalog:catalog",
 }
 

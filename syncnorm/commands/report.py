@@ -31,7 +31,12 @@ def report(arguments: list[str]) -> int:
         raise UserError("write the results folder first: syncnorm report DIR.")
     directory, *rest = arguments
     options = read_options(ReportOptions(), given_options(rest, PROG), PROG)
-    if options.study:
-        load_study(str(options.study))
+    plots_of(options.study)
     write_report(Path(directory), [name for text in options.formats for name in text.split(",")])
     return show(Path(directory))
+
+
+def plots_of(study: Path | None) -> None:
+    """Load a study's file, if one is given, so that the plots that it registers are known."""
+    if study:
+        load_study(str(study))

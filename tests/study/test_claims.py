@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from made_up import Fill, fake_row
+from made_up_tuned import tuned
 from scipy import stats
 
-from syncnorm.config import Run, run_id
+from syncnorm.config import Run
 from syncnorm.samples import sample_details
 from syncnorm.study import Columns, Curve, Study
 from syncnorm.study.plan.spec import expand
@@ -21,10 +22,8 @@ from syncnorm.study.report.claims import claims_table
 from syncnorm.study.report.inference.comparisons import Line, compared, holm
 from syncnorm.study.report.inference.verdict import verdict, verdicts
 from syncnorm.study.report.report import write_report
-from syncnorm.study.rows import Results, read
+from syncnorm.study.rows import read
 from syncnorm.study.run.store import Store
-from syncnorm.study.tuning import choose
-from syncnorm.study.tuning.ranges import LogUniform
 
 
 def test_holms_correction_is_the_closed_test_of_bonferroni() -> None:
@@ -151,26 +150,6 @@ def test_a_record_that_says_nothing_has_every_reason() -> None:
     said = verdict({"reference": "bn"})
     assert len(said.reasons) == 9
     assert verdicts([{"reference": None}, {}]) == []
-
-
-def tuned(study: Study, folder: Path, gap: float = 0.2) -> Results:
-    """Return the results of a study of bn and gn whose runs are tuned, gn better by `gap`, with samples' scores."""
-    with Store.open(folder, study) as store:
-        for run in expand(study):
-            rng = np.random.default_rng([run.seed, run.norm.name == "gn"])
-            right = rng.random(300) < (0.6 + gap * (run.norm.name == "gn"))
-            row = fake_row(study.name, run, accuracy=float(right.mean()))
-            store.append({**row, "details": sample_details(right, np.arange(300) % 10)})
-    results = read(folder)
-    lines, runs = {}, {}
-    for run in expand(study):
-        name = f"norm {run.norm.name}"
-        runs[run_id(run)] = {**results.about.runs[run_id(run)], "role": ["tuned"], "line": name}
-        trials = tuple(choose.Trial({"lr": lr}, (("x",), ("y",))) for lr in (0.01, 0.05, 0.2))
-        ranges = {"lr": LogUniform(0.005, 0.5).plain()}
-        lines[name] = choose.Line(name, {"norm": run.norm.name}, ranges, trials, points=1)
-    tuning = choose.Tuning("validation_accuracy", True, 2, False, ("norm",), {}, tuple(lines.values())).plain()
-    return replace(results, about=replace(results.about, runs=runs, tuning=tuning))
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """The table of claims: what may be said of every comparison that a study's tables make."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from syncnorm.study.report.analysis.baselines import METRIC, baseline_marks
 from syncnorm.study.report.analysis.evidence import evidence
 from syncnorm.study.report.analysis.labels import setting
+from syncnorm.study.report.analysis.lines import Place
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points
 from syncnorm.study.report.analysis.tables import mean_text
 from syncnorm.study.report.inference.verdict import Record, Verdict, verdicts
@@ -26,14 +28,7 @@ def claims_table(results: Results) -> Table | None:
     blocks: list[tuple[str, list[list[Cell]]]] = []
     records: list[dict[str, Any]] = []
     found = 0
-    for one in stored_plots(results):
-        view = _view(one, results)
-        if view is None:
-            continue
-        number, points = view
-        judged = verdicts(evidence(points, results, _baselines(points, results)))
-        if not judged:
-            continue
+    for number, points, judged in judgements(results):
         found += sum(said.found for _, said in judged)
         lines = [_cells(points, record, said) for record, said in judged]
         blocks.append((f"{number}: {points.title}", lines))
@@ -52,6 +47,33 @@ def claims_table(results: Results) -> Table | None:
     )
 
 
+def charts(results: Results) -> Iterator[tuple[int, Points]]:
+    """Yield the points of the plots whose lines have numbers to compare, with the plots' numbers."""
+    for one in stored_plots(results):
+        if isinstance(one, LeftOut) or not isinstance(one[1], Chart) or not one[1].compares:
+            continue
+        rendered = render(*one, results)
+        if not isinstance(rendered, LeftOut) and isinstance(rendered[0], ChartView):
+            yield one[0], rendered[0].points
+
+
+def judgements(results: Results) -> Iterator[tuple[int, Points, list[tuple[Record, Verdict]]]]:
+    """Yield the plots whose lines compete: number, points, and the verdicts on comparisons with the first line."""
+    for number, points in charts(results):
+        judged = verdicts(evidence(points, results, _baselines(points, results))) if points.chart.rivals else []
+        if judged:
+            yield number, points, judged
+
+
+def place_words(points: Points, at: Place) -> str:
+    """Return a place in words, without its line: "samples per device 2"."""
+    panel, _, x = at
+    where = [setting(points.chart.panel, panel)] if points.chart.panel else []
+    metric = points.metric(x)
+    where.append(metric.short if points.across.several else f"{points.x_label} {points.x_text(x)}")
+    return ", ".join(where)
+
+
 def _baselines(points: Points, results: Results) -> dict[tuple[Any, Any], float]:
     """Return the best pixel baseline by panel and x.
 
@@ -64,29 +86,15 @@ def _baselines(points: Points, results: Results) -> dict[tuple[Any, Any], float]
     return {at: max(found.values()) for at, found in marks.items() if found}
 
 
-def _view(one: tuple[int, object] | LeftOut, results: Results) -> tuple[int, Points] | None:
-    if isinstance(one, LeftOut):
-        return None
-    number, plot = one
-    if not isinstance(plot, Chart) or not (plot.compares and plot.rivals):
-        return None
-    rendered = render(number, plot, results)
-    if isinstance(rendered, LeftOut) or not isinstance(rendered[0], ChartView):
-        return None
-    return number, rendered[0].points
-
-
 def _cells(points: Points, record: Record, said: Verdict) -> list[Cell]:
     panel, line, x = record["place"]
-    where = [setting(points.chart.panel, panel)] if points.chart.panel else []
     metric = points.metric(x)
-    where.append(metric.short if points.across.several else f"{points.x_label} {points.x_text(x)}")
     size = points.comparisons[panel, line, x].difference
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     ahead = {"line": "better than", "reference": "worse than"}.get(said.better if said.found else "", "against")
     words = f"{line} {ahead} {record['reference']}"
     return [
-        Cell(f"{words}, {', '.join(where)}"),
+        Cell(f"{words}, {place_words(points, record['place'])}"),
         Cell(mean_text(size, metric, sign="+") + unit),
         Cell(said.word, bold=said.found),
         Cell("; ".join([*said.reasons, *said.notes])),

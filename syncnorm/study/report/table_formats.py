@@ -27,13 +27,14 @@ _LATEX = {
 
 
 def write_tables(tables: list[Table], runs: list[dict[str, Any]], folder: Path) -> None:
-    """Write every table as NAME.md, NAME.tex and, if it has records, NAME.csv; write all rows as runs.csv."""
+    """Write every table as NAME.md, NAME.tex and, if it has records, NAME.csv; write rows, if any, as runs.csv."""
     for table in tables:
         write_file(folder / f"{table.name}.md", markdown(table))
         write_file(folder / f"{table.name}.tex", latex(table))
         if table.records:
             write_file(folder / f"{table.name}.csv", long_csv(table.records))
-    write_file(folder / "runs.csv", long_csv(runs))
+    if runs:
+        write_file(folder / "runs.csv", long_csv(runs))
 
 
 def markdown(table: Table) -> str:
