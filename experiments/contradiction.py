@@ -59,11 +59,12 @@ BASE = Run(
 SMALL = {"model": ["small_cnn"], "model_options": [{"width": 8}]}
 DEEP = {"model": ["resnet20"], "model_options": [{"width": 8, "depth": 14}]}
 DEPTH = ("model", "model_options")
+AVERAGED = {"norm": "bn", "method": "fedavg"}
 
 TUNE = Tune(
     {"lr": LogUniform(0.01, 1.0)},
     own={"gn": {"norm.options.groups": Choice([1, 2, 4, 8])}},
-    per=("norm", *SKEW, "local_steps", *DEPTH),
+    per=("norm", "method", *SKEW, "local_steps", *DEPTH),
     trials=5,
     seeds=2,
     shared=False,
@@ -74,7 +75,7 @@ def figures(**where: list[object]) -> tuple[Plot, ...]:
     """Return the figures of skew and local steps, of the runs that agree with `where`."""
     return (
         Effects(
-            low={"norm": "bn"},
+            low=AVERAGED,
             high={"norm": "gn"},
             factors=(SKEW, "local_steps"),
             metric="global_accuracy",
@@ -86,14 +87,14 @@ def figures(**where: list[object]) -> tuple[Plot, ...]:
             line="norm",
             panel=SKEW,
             metric="global_accuracy",
-            where=where,
+            where={**where, "method": "fedavg"},
             title="Accuracy of the global model against local steps, at 400 steps in all",
         ),
         Columns(
             line=SKEW,
             panel="local_steps",
             metrics=("global_accuracy", "global_reestimated_accuracy", "global_batch_accuracy"),
-            where={**where, "norm": "bn"},
+            where={**where, **AVERAGED},
             rivals=False,
             title="Batch norm: averaged statistics, re-estimated on all clients' images, and of the test images",
         ),
@@ -101,6 +102,7 @@ def figures(**where: list[object]) -> tuple[Plot, ...]:
 
 
 FIRST, *OTHERS = grids(NORMS, LOCAL_STEPS, CLASSES, ALPHAS, **SMALL)
+POOLED = grids(["bn"], [10], [1, 2], [0.1], seeds=5, method=["fedavg_pooled"], **SMALL)
 DEEPER = grids(NORMS, [1, 10], [1, 2], [0.1], seeds=5, **DEEP)
 CROSSED = {"local_steps": [1, 10], "skew_options": [{"classes_per_client": 1}, {"classes_per_client": 2}, {}]}
 
@@ -111,16 +113,29 @@ STUDY = Study(
     vary=FIRST.vary,
     seeds=10,
     tune=TUNE,
-    also=(*OTHERS, *DEEPER),
+    also=(*OTHERS, *POOLED, *DEEPER),
     figures=(
         *figures(**SMALL),
         Effects(
-            low={"norm": "bn"},
+            low=AVERAGED,
             high={"norm": "gn"},
             factors=(DEPTH, SKEW, "local_steps"),
             metric="global_accuracy",
             where={**CROSSED, "alpha": [0.1, None]},
             title="Group norm minus batch norm in two networks: three and fourteen layers, each tuned",
+        ),
+        Columns(
+            line="method",
+            panel=SKEW,
+            metrics=("global_accuracy", "global_reestimated_accuracy"),
+            where={
+                **SMALL,
+                "norm": "bn",
+                "local_steps": 10,
+                "skew_options": CROSSED["skew_options"],
+                "alpha": [0.1, None],
+            },
+            title="Batch norm, 10 local steps: running variances averaged, and pooled with the spread of means",
         ),
         Columns(
             line=(*DEPTH, *SKEW, "norm"),
