@@ -13,7 +13,10 @@ PROG = "syncnorm report DIR"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Rewrite tables, figures and page from the rows in a results folder DIR, the --out folder of a run."""
+    """Rewrite tables, figures and pages from the rows in a results folder DIR, the --out folder of a run.
+
+    If DIR holds several results folders, each is reported, and DIR/index.html leads to them.
+    """
 
     study: Path | None = None
     """The study's file; needed if the report uses plots that it registers."""
@@ -23,7 +26,8 @@ class ReportOptions:
 
 def report(arguments: list[str]) -> int:
     """Run the command; return its exit code."""
-    from syncnorm.study.report.report import write_report
+    from syncnorm.study.report.page.site import studies_in
+    from syncnorm.study.report.report import write_report, write_site
 
     if set(arguments) & {"-h", "--help"}:
         show_help(ReportOptions(), PROG)
@@ -32,7 +36,11 @@ def report(arguments: list[str]) -> int:
     directory, *rest = arguments
     options = read_options(ReportOptions(), given_options(rest, PROG), PROG)
     plots_of(options.study)
-    write_report(Path(directory), [name for text in options.formats for name in text.split(",")])
+    formats = [name for text in options.formats for name in text.split(",")]
+    if studies := studies_in(Path(directory)):
+        print(write_site(directory, studies, formats), flush=True)
+        return 0
+    write_report(Path(directory), formats)
     return show(Path(directory))
 
 

@@ -263,7 +263,7 @@ def test_a_card_that_lists_no_client_is_not_drawn(write: Any) -> None:
 def test_the_page_shows_every_plot_and_its_files_are_there(write: Any) -> None:
     folder = write(clients_study())
     page = write_report(folder).read_text()
-    headings = re.findall(r"<h2>((?:Figure|Table) \d)</h2>", page)
+    headings = re.findall(r"<h2>((?:Figure|Table) \d)", page)
     assert headings == ["Figure 1", "Figure 2", "Figure 3", "Table 4", "Table 5", "Figure 6"]
     assert page.count("<figure") == 4 + 4
     ids = re.findall(r'\bid="([^"]+)"', page)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from syncnorm.errors import unknown
@@ -14,7 +13,12 @@ from syncnorm.study.report.analysis.agreement import agreement_table
 from syncnorm.study.report.analysis.labels import listing, value_label
 from syncnorm.study.report.baselines import baseline_table
 from syncnorm.study.report.claims import claims_table
+from syncnorm.study.report.drawing.inline import inline_svg
 from syncnorm.study.report.drawing.style import FORMATS, write_image
+from syncnorm.study.report.page.findings import findings
+from syncnorm.study.report.page.frame import Section, page
+from syncnorm.study.report.page.run_list import runs_page
+from syncnorm.study.report.page.site import index_page
 from syncnorm.study.report.partitions import partitions, write_partition
 from syncnorm.study.report.provenance import provenance
 from syncnorm.study.report.render import LeftOut, draw, render, stored_plots
@@ -45,23 +49,33 @@ def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,)) -> Pa
     folder = Path(directory)
     formats = _checked(formats)
     results = read(folder)
-    parts = [_head(results)]
+    sections: list[Section | None] = [findings(folder)]
     tables: list[Table] = []
     for found in stored_plots(results.reported):
         section, own = _plot(found, results, folder / "figures", formats)
-        parts.append(section)
+        sections.append(section)
         tables += own
     for view in tuning_views(results):
         section, own = _view(view, folder / "figures", formats)
-        parts.append(section)
+        sections.append(section)
         tables += own
-    parts += _partitions(results.reported, folder / "figures", formats)
+    sections += _partitions(results.reported, folder / "figures", formats)
     for table, more in _about_runs(results):
-        parts.append(f"<h2>{escape(table.title)}</h2>{_table(table)}{more}")
+        sections.append(Section(table.title, f"{_table(table)}{more}"))
         tables.append(table)
-    parts += [_settings(results), _environment(results), _reproduce(results, folder)]
+    sections += [_settings(results), _environment(results), _reproduce(results, folder)]
     write_tables(tables, run_records(results), folder / "tables")
-    return write_file(folder / "report.html", _page(results.about.study, "\n".join(parts)))
+    write_file(folder / "runs.html", runs_page(results))
+    return write_file(
+        folder / "report.html", page(results.about.study, _head(results), [part for part in sections if part])
+    )
+
+
+def write_site(directory: str | Path, studies: Sequence[Path], formats: Sequence[str] = (SHOWN,)) -> Path:
+    """Write the report of each of several results folders, and one page that leads to them; return its path."""
+    for study in studies:
+        write_report(study, formats)
+    return write_file(Path(directory) / "index.html", index_page(Path(directory), list(studies)))
 
 
 def _checked(formats: Sequence[str]) -> tuple[str, ...]:
@@ -82,15 +96,6 @@ def _about_runs(results: Results) -> list[tuple[Table, str]]:
     if results.failed:
         found.append((failures(results.failed), _tracebacks(results.failed)))
     return found
-
-
-def _page(title: str, body: str) -> str:
-    style = files("syncnorm.study.report").joinpath("report.css").read_text()
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
 
 
 def _head(results: Results) -> str:
@@ -118,13 +123,14 @@ def _head(results: Results) -> str:
     return (
         f'<header>\n<p class="eyebrow">syncnorm study</p>\n<h1>{escape(about.study)}</h1>\n'
         f'<p class="question">{escape(about.question)}</p>\n<ul class="status">{items}</ul>\n'
-        f'<div class="bar"><div style="width: {share:.1f}%"></div></div>\n<p>{state}</p>\n</header>'
+        f'<div class="bar"><div style="width: {share:.1f}%"></div></div>\n<p>{state} '
+        '<a href="runs.html">All runs in a table</a></p>\n</header>'
     )
 
 
 def _plot(
     found: tuple[int, Plot] | LeftOut, results: Results, folder: Path, formats: Sequence[str]
-) -> tuple[str, list[Table]]:
+) -> tuple[Section, list[Table]]:
     """Write a plot's figure, if it has one; return its part of the page, and its tables."""
     if isinstance(found, LeftOut):
         return _left_out(found), []
@@ -139,29 +145,32 @@ def _plot(
     figure = _figure(drawn.name, view, formats) if drawn.there else ""
     shared = shared_tables(number, plot, results)
     titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in [*tables, *shared])
-    return f"<h2>{'Figure' if figure else 'Table'} {number}</h2>\n{figure}\n{titled}", [*tables, *shared]
+    name = f"{'Figure' if figure else 'Table'} {number}"
+    return Section(name, f"{figure}\n{titled}", view.title), [*tables, *shared]
 
 
-def _view(view: View, folder: Path, formats: Sequence[str]) -> tuple[str, list[Table]]:
+def _view(view: View, folder: Path, formats: Sequence[str]) -> tuple[Section, list[Table]]:
     """Write the figure of a view that belongs to no plot; return its part of the page, and its tables."""
     figure = _figure(view.name, view, formats) if write_image(view.figure, folder, view.name, formats) else ""
     tables = view.tables()
-    return f"<h2>{escape(view.title)}</h2>\n{figure}\n{''.join(map(_table, tables))}", tables
+    return Section(view.title, f"{figure}\n{''.join(map(_table, tables))}"), tables
 
 
-def _left_out(plot: LeftOut) -> str:
-    return f'<h2>Plot {plot.number}</h2>\n<p class="warn">Left out: {escape(plot.why)}</p>'
+def _left_out(plot: LeftOut) -> Section:
+    return Section(f"Plot {plot.number}", f'<p class="warn">Left out: {escape(plot.why)}</p>')
 
 
 def _figure(name: str, view: View, formats: Sequence[str]) -> str:
     """Return the HTML of a figure in the folder, with links to its files."""
-    narrow = "" if view.wide else ' class="narrow"'
-    image = f'<img src="figures/{escape(name)}.{SHOWN}" alt="{escape(view.title)}">'
+    image = (
+        inline_svg(view.figure, name, view.title)
+        or f'<img src="figures/{escape(name)}.{SHOWN}" alt="{escape(view.title)}">'
+    )
     below = f"<figcaption>{escape(view.caption)}</figcaption>" if view.caption else ""
-    return f"<figure{narrow}>{image}{below}{_links('figures', name, formats)}</figure>"
+    return f'<figure><div class="drawing">{image}</div>{below}{_links("figures", name, formats)}</figure>'
 
 
-def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[str]:
+def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[Section | None]:
     """Return the partitions' part of the page: the first partition open, the others collapsed."""
     parts = []
     for number, (words, card) in enumerate(partitions(results), start=1):
@@ -170,12 +179,14 @@ def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[
         figure = _figure(name, View(name=name, title=f"Who holds what: {words}"), formats)
         shown = f"<p>{escape(words)}</p>{figure}"
         parts.append(shown if number == 1 else f"<details><summary>{escape(words)}</summary>{figure}</details>")
-    return ["<h2>Who holds what</h2>", *parts] if parts else []
+    return [Section("Who holds what", "\n".join(parts))] if parts else []
 
 
 def _table(table: Table) -> str:
     formats = ("md", "tex", "csv") if table.records else ("md", "tex")
-    return f'<div class="wide">{html(table)}</div>{_links("tables", table.name, formats)}'
+    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
+    shown = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.title)}">{html(table)}</div>'
+    return f"{caption}{shown}{_links('tables', table.name, formats)}"
 
 
 def _links(folder: str, name: str, suffixes: Sequence[str]) -> str:
@@ -195,20 +206,20 @@ def _tracebacks(failed: list[Row]) -> str:
     )
 
 
-def _settings(results: Results) -> str:
+def _settings(results: Results) -> Section | None:
     """Return the settings that all finished runs share."""
     configs = [flatten(row["config"]) for row in results.finished]
     if not configs:
-        return ""
+        return None
     same = {name: value for name, value in configs[0].items() if all(name in c and c[name] == value for c in configs)}
-    return f"<h2>The same in all runs</h2>{_definitions({name: value_label(value) for name, value in same.items()})}"
+    return Section("The same in all runs", _definitions({name: value_label(value) for name, value in same.items()}))
 
 
-def _environment(results: Results) -> str:
+def _environment(results: Results) -> Section | None:
     """Return the environment of the runs; if it differs between runs, with the number of runs of each."""
     rows = results.finished
     if not rows:
-        return ""
+        return None
     counts = {
         name: Counter(row["environment"].get(name, "not recorded") for row in rows) for name in rows[0]["environment"]
     }
@@ -216,22 +227,23 @@ def _environment(results: Results) -> str:
         name: next(iter(count)) if len(count) == 1 else "; ".join(f"{value} ({n} runs)" for value, n in count.items())
         for name, count in counts.items()
     }
-    return f"<h2>Environment</h2>{_definitions(words)}"
+    return Section("Environment", _definitions(words))
 
 
-def _reproduce(results: Results, folder: Path) -> str:
+def _reproduce(results: Results, folder: Path) -> Section:
     command = results.about.command
     again = f"<p>The study:</p><pre>{escape(command)}</pre>" if command else ""
     finished = [row["finished"] for row in results.rows.values()]
     when = f" The latest row is of {escape(max(finished))}." if finished else ""
-    return (
-        f"<h2>Reproduce</h2>{again}<p>This page, its tables and its figures, from <code>{ROWS}</code>:</p>"
+    return Section(
+        "Reproduce",
+        f"{again}<p>This page, its tables and its figures, from <code>{ROWS}</code>:</p>"
         f"<pre>syncnorm report {escape(folder.name)}</pre>"
         f"{''.join(f'<p>{escape(sentence)}</p>' for sentence in provenance(results))}"
         "<p>A run is named by the hash of its configuration: the same run has the same name anywhere.</p>"
         f"<details><summary>The study's {len(results.about.runs)} run ids</summary>"
         f"<pre>{escape(' '.join(results.about.runs))}</pre></details>"
-        f"<footer>Written by syncnorm from {len(results.finished)} rows.{when}</footer>"
+        f"<footer>Written by syncnorm from {len(results.finished)} rows.{when}</footer>",
     )
 
 

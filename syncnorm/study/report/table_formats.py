@@ -83,7 +83,7 @@ def latex(table: Table) -> str:
 
 
 def html(table: Table) -> str:
-    """Return a table as HTML: one `tbody` per block."""
+    """Return a table as HTML, without its title and caption: one `tbody` per block."""
     columns = len(table.header)
     kind = "numbers" if table.span else "words"
     head = [f'<th scope="col">{escape(table.corner)}</th>']
@@ -91,7 +91,7 @@ def html(table: Table) -> str:
     rows = [f"<tr>{''.join(head)}</tr>"]
     if table.span:
         rows.insert(0, f'<tr class="span"><td></td><th colspan="{columns}">{escape(table.span)}</th></tr>')
-    parts = [f'<table class="{kind}"><caption>{escape(table.caption)}</caption><thead>{"".join(rows)}</thead>']
+    parts = [f'<table class="{kind}"><thead>{"".join(rows)}</thead>']
     for heading, lines in table.blocks:
         parts.append("<tbody>")
         if heading:
