@@ -5,7 +5,7 @@ RUN = $(VENV)/bin
 TESTS ?=
 WORKERS ?= 2
 
-.PHONY: study test check coverage setup clean
+.PHONY: study test check coverage docs setup clean
 
 study: $(VENV)/ready
 	@echo "make study: training the quick study, some minutes on two cores; the first line of progress comes within one" >&2
@@ -20,10 +20,15 @@ check: $(VENV)/ready
 	$(RUN)/ruff format --check
 	$(RUN)/mypy --strict
 	$(RUN)/lint-imports
+	$(MAKE) docs
 
 # Tracing makes the tests take 1.4 to 1.7 times as long, so it is no part of `make test`.
 coverage: $(VENV)/ready
 	$(RUN)/pytest $(TESTS) --cov --cov-report=term
+
+# The manual as a site in site/; links between its pages, and their anchors, are checked.
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --quiet
 
 setup: $(VENV)/ready
 

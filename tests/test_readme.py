@@ -22,6 +22,8 @@ from torch import nn
 
 import syncnorm
 from syncnorm.commands.catalog import catalog
+from syncnorm.commands.compare import PROG as COMPARE
+from syncnorm.commands.compare import CompareOptions
 from syncnorm.commands.options import given_options, read_options
 from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
@@ -248,6 +250,8 @@ def try_command(words: list[str], *more: str) -> None:
             dry_run(rest, *more)
         case ["syncnorm", "list", *kinds]:
             assert catalog(kinds) == 0
+        case ["syncnorm", "compare", _, _, *options]:
+            read_options(CompareOptions(), given_options(options, COMPARE), COMPARE)
         case ["syncnorm", "report", _, *options]:
             read_options(ReportOptions(), given_options(options, PROG), PROG)
         case ["sh", "launch/flower.sh", text]:
@@ -301,6 +305,7 @@ def plain(text: str) -> str:
 
 def test_numbers_of_findings_stand_in_tables() -> None:
     _, *sections = re.split(r"^## ", plain((DOCS / "findings.md").read_text()), flags=re.M)
+    sections += re.split(r"^## ", plain((DOCS / "choose.md").read_text()), flags=re.M)[1:]
     sections += re.findall(r"^## (What it found\n.*?)(?=^## )", plain(README.read_text()), flags=re.M | re.S)
     checked = 0
     for section in sections:

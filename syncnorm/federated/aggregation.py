@@ -45,7 +45,7 @@ def aggregate(
         UserError: no states, weights that do not match, an unknown policy, or a policy that does not apply to the
             model; values that are finite for each client but not combined.
         ValueError: a state that cannot be averaged (see `check_update`); the message names the client by its
-        position.
+            position.
     """
     reductions = rules(model, policy)
     shares = normalised_weights(states, weights)

@@ -72,7 +72,7 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
 
     Raises:
         ValueError: alpha out of range; fewer than two values per channel in training; an input with another number of
-        channels.
+            channels.
     """
 
     def __init__(

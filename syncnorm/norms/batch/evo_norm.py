@@ -83,7 +83,7 @@ class EvoNormB0(ChannelAffine):
 
     Raises:
         ValueError: one value per channel and sample, which makes var_i zero; an input with another number of
-        channels.
+            channels.
     """
 
     running_var: Tensor

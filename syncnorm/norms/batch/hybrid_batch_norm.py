@@ -31,9 +31,8 @@ class HybridBatchNorm(FrozenBatchNorm):
 
     Source: HBN (Chen, Xu, Wu & Kittler, arXiv 2505.21877).
 
-    Args:
-        as for FrozenBatchNorm. `mix` is a parameter of shape (C,), 0 at first (a = 1/2); it is learnt even with
-        affine=False.
+    The arguments are those of FrozenBatchNorm. `mix` is a parameter of shape (C,), 0 at first (a = 1/2); it is learnt
+    even with affine=False.
 
     Raises:
         ValueError: one value per channel in training; an input with another number of channels.

@@ -56,7 +56,7 @@ class DomainBatchNorm(NormLayer):
 
     Raises:
         ValueError: an unknown domain; no domain (in training, or with fallback="error"); one value per channel for a
-        domain in training.
+            domain in training.
     """
 
     weight: nn.Parameter | None

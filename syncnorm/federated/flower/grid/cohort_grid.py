@@ -135,7 +135,7 @@ class CohortGrid(Grid):
 
         Raises:
             UserError: a server that waits for more clients than there are: it asks again and again, and sends
-            nothing.
+                nothing.
         """
         if get_ident() == self._server:  # older servers also watch the nodes from a thread, which waits for nothing
             now = time.monotonic()

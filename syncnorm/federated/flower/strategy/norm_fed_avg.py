@@ -72,8 +72,8 @@ class NormFedAvg(FedAvg):
 
     Raises:
         UserError: an unknown policy, one that changes how clients train, or one about batch norm for a model without
-        it; in a round, fewer than `enough` usable replies, or weights that are all zero. `arrays` then has the last
-        global model.
+            it; in a round, fewer than `enough` usable replies, or weights that are all zero. `arrays` then has the
+            last global model.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ TICKS, TICK_CHARACTERS = 18, 20
 class Profile(Chart):
     """A figure: one value per layer, in layer order, one line per value of `line`.
 
-    Shows the details["profiles"][metric] of runs: {"layers": [...], "values": [one per layer]}.
+    Shows the `details["profiles"][metric]` of runs: {"layers": [...], "values": [one per layer]}.
     """
 
     kind: ClassVar[str] = "profile"
