@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for folder in ("", "models", "norms", "training", "devices", "federated"):
+for folder in ("", "models", "norms", "training", "devices", "federated", "federated/flower"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 torch.set_num_threads(1)
 

@@ -18,7 +18,7 @@ def torchrun(ranks: int, program: Path, *arguments: str) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         done = subprocess.run(
             [*command, str(program), *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
             timeout=200,

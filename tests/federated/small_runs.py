@@ -174,3 +174,25 @@ def is_statistics(name: str) -> bool:
 def is_affine(name: str) -> bool:
     """Say whether an entry of small_cnn is gamma or beta of a batch norm."""
     return name.startswith(NORM_LAYERS) and name.endswith(("weight", "bias"))
+
+
+def every_kind_of_tensor(client: int) -> dict[str, Tensor]:
+    """Return a tensor of every kind; names and shapes are the same for each client."""
+    generator = torch.Generator().manual_seed(client)
+    base = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    return {
+        "flag": torch.tensor([True, False, client % 2 == 0]),
+        "state.a.num_batches_tracked": torch.tensor(2**40 + client),
+        "bytes": torch.arange(7, dtype=torch.uint8) + client,
+        "double": base,
+        "half": base.half(),
+        "state.float": base.float(),
+        "brain": base.bfloat16(),
+        "empty": torch.zeros(0),
+        "emptier": torch.zeros(3, 0, 2, dtype=torch.int64),
+        "int32": torch.tensor([[client]], dtype=torch.int32),
+        "scalar": torch.tensor(1.5 * client, dtype=torch.float64),
+        "transposed": base.t(),
+        "sliced": base[1:, ::2],
+        "special": torch.tensor([torch.nan, torch.inf, -0.0, 5e-324], dtype=torch.float64),
+    }

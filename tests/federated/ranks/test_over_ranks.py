@@ -14,8 +14,7 @@ import torch
 import torch.distributed as dist
 from processes import torchrun
 from ranks import ok, run_ranks
-from small_runs import bits, small_run
-from test_client_states import everything
+from small_runs import bits, every_kind_of_tensor, small_run
 
 from syncnorm.config import Clients, Run, run_id
 from syncnorm.errors import UserError
@@ -27,7 +26,7 @@ from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.moments import Moments
 from syncnorm.worlds import check
 
-PROGRAM = Path(__file__).with_name("ranks_program.py")
+PROGRAM = Path(__file__).with_name("over_ranks_program.py")
 
 
 @pytest.mark.dist
@@ -80,7 +79,11 @@ def test_a_rank_that_dies_is_named_and_the_same_command_goes_on(tmp_path: Path) 
 def told(rank: int) -> dict[str, Any]:
     """Return what a rank tells: more of it, the higher the rank."""
     moments = Moments.of(torch.full((3, 2), float(rank)), 0)
-    return {"tensors": [everything(client) for client in range(rank)], "moments": moments, "plain": (rank, "x", None)}
+    return {
+        "tensors": [every_kind_of_tensor(client) for client in range(rank)],
+        "moments": moments,
+        "plain": (rank, "x", None),
+    }
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

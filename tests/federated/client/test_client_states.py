@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import PLAIN, bits, play, small_run
-from torch import Tensor
+from small_runs import PLAIN, bits, every_kind_of_tensor, play, small_run
 
 from syncnorm.config import Optim
 from syncnorm.errors import UserError
@@ -16,39 +15,17 @@ from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk, kep
 STORES: dict[str, Callable[[], ClientStates]] = {"memory": InMemory, "disk": lambda: OnDisk(10)}
 
 
-def everything(client: int) -> dict[str, Tensor]:
-    """Return a tensor of every kind; names and shapes are the same for each client."""
-    generator = torch.Generator().manual_seed(client)
-    base = torch.randn(4, 6, generator=generator, dtype=torch.float64)
-    return {
-        "flag": torch.tensor([True, False, client % 2 == 0]),
-        "state.a.num_batches_tracked": torch.tensor(2**40 + client),
-        "bytes": torch.arange(7, dtype=torch.uint8) + client,
-        "double": base,
-        "half": base.half(),
-        "state.float": base.float(),
-        "brain": base.bfloat16(),
-        "empty": torch.zeros(0),
-        "emptier": torch.zeros(3, 0, 2, dtype=torch.int64),
-        "int32": torch.tensor([[client]], dtype=torch.int32),
-        "scalar": torch.tensor(1.5 * client, dtype=torch.float64),
-        "transposed": base.t(),
-        "sliced": base[1:, ::2],
-        "special": torch.tensor([torch.nan, torch.inf, -0.0, 5e-324], dtype=torch.float64),
-    }
-
-
 @pytest.mark.parametrize("store", STORES)
 def test_every_kind_of_tensor_comes_back_bit_for_bit(store: str) -> None:
     states = STORES[store]()
     assert states.clients() == []
     assert all(states.get(client) is None for client in range(10))
     for client in (7, 0, 9):
-        states.put(client, everything(client))
-    states.put(7, everything(70))
+        states.put(client, every_kind_of_tensor(client))
+    states.put(7, every_kind_of_tensor(70))
     assert states.clients() == [0, 7, 9]
     for client, kept in ((0, 0), (7, 70), (9, 9)):
-        found, expected = states.get(client), everything(kept)
+        found, expected = states.get(client), every_kind_of_tensor(kept)
         assert found is not None
         assert list(found) == list(expected)
         assert bits(found) == bits(expected)
@@ -61,8 +38,8 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(store: str) -> None:
     states.drop(3)  # it has none
     assert [client for client in range(10) if states.has(client)] == states.clients() == [0, 9]
     assert states.get(7) is None
-    states.put(7, everything(1))
-    assert bits(states.get(7) or {}) == bits(everything(1))
+    states.put(7, every_kind_of_tensor(1))
+    assert bits(states.get(7) or {}) == bits(every_kind_of_tensor(1))
 
 
 @pytest.mark.parametrize("store", STORES)
