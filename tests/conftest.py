@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,16 @@ import torch
 for folder in ("", "models", "norms", "training", "devices", "federated", "federated/flower"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_code_is_forgotten() -> Iterator[None]:
+    """No test meets what another compiled: after an error in compiled code, torch compiles that function no more."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo and dynamo.counters["frames"]:
+        dynamo.counters.clear()
+        torch.compiler.reset()
 
 
 @pytest.fixture

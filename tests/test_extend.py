@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import CLIENTS, DEVICES
+from processes import run as run_process
 
 from syncnorm.study.rows import Results, read
 
@@ -36,28 +38,32 @@ STUDY = Study("own", "Does it work?", BASE, {{"lr": [0.01, 0.05]}}, seeds=2,
 """
 
 
-def environment(*folders: Path) -> dict[str, str]:
-    paths = [*map(str, folders), *(path for path in sys.path if path)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
-
-
-def run(folder: Path, *options: str, launcher: tuple[str, ...] = (), **more: str) -> Results:
-    """Run `syncnorm run own.py` in a folder, in a process of its own, and return what its results folder holds."""
-    command = [
-        sys.executable,
-        "-m",
-        *launcher,
-        "syncnorm",
-        "run",
-        "own.py",
-        "--wandb",
-        "off",
-        "--out",
-        "out",
-        *options,
-    ]
-    done = subprocess.run(command, cwd=folder, env=environment(folder) | more, capture_output=True, text=True)
+def command(folder: Path, *options: str, imports: str = DEVICES) -> str:
+    """Run `syncnorm run own.py` in a folder, in a process of its own, and return what it printed."""
+    path = [str(folder), *filter(None, sys.path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "FLWR_TELEMETRY_ENABLED": "0"}
+    arguments = ("run", "own.py", "--wandb", "off", "--out", "out", *options)
+    done = run_process("syncnorm", *arguments, imports=imports, cwd=folder, env=env, path=path)
     assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def run(folder: Path, *options: str, imports: str = DEVICES) -> Results:
+    """Run `syncnorm run own.py` likewise, and return what its results folder holds."""
+    command(folder, *options, imports=imports)
+    return read(folder / "out")
+
+
+def under_torchrun(folder: Path, *options: str) -> Results:
+    """Run `syncnorm run own.py` as two ranks of a torchrun, and return what its results folder holds."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "syncnorm")
+    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    subprocess.run(
+        [*launcher, "run", "own.py", "--wandb", "off", "--out", "out", *options],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=True,
+    )
     return read(folder / "out")
 
 
@@ -72,8 +78,8 @@ def check(results: Results, *made_of: str, runs: int = 4) -> None:
         assert set(made_of) <= set(row["fingerprints"])
 
 
-@pytest.mark.parametrize("where", ["file", "module", "package"])
-def test_devices_in_two_workers(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(("where", "workers"), [("file", 2), ("module", 1), ("package", 1)])
+def test_devices_in_workers(tmp_path: Path, where: str, workers: int) -> None:
     if where == "file":
         (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "virtual"))
     else:
@@ -85,31 +91,31 @@ def test_devices_in_two_workers(tmp_path: Path, where: str) -> None:
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text("[syncnorm.plugins]\nmine = my_module\n")
-    check(run(tmp_path, "--jobs", "2"), "norm scale_only", "model two_layers", "data stripes", "metric top2")
+    results = run(tmp_path, "--jobs", str(workers))
+    check(results, "norm scale_only", "model two_layers", "data stripes", "metric top2")
 
 
 @pytest.mark.dist
 def test_devices_under_torchrun(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "torchrun"))
-    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
     ours = run(tmp_path, "--first-seed", "5")
-    theirs = run(tmp_path, "--first-seed", "7", launcher=launcher)
+    theirs = under_torchrun(tmp_path, "--first-seed", "7")
     for results in (ours, theirs):
         check(results, "norm scale_only", "model two_layers")
 
 
-@pytest.mark.parametrize("engine", ["loop", "cohort"])
-def test_clients_in_two_workers(tmp_path: Path, engine: str) -> None:
-    (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", engine))
+def test_clients_in_two_workers(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", "loop"))
     made_of = ("policy affine_home", "partition parity", "model two_layers", "data stripes", "algorithm half_step")
-    check(run(tmp_path, "--jobs", "2"), *made_of)
+    check(run(tmp_path, "--jobs", "2", "--vary", "engine=loop,cohort", imports=CLIENTS), *made_of, runs=8)
 
 
 @pytest.mark.dist
 def test_clients_over_flowers_own_simulation(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", "flower"))
-    check(run(tmp_path, "--jobs", "1", "--seeds", "1", "--vary", "lr=0.05"), "policy affine_home", runs=1)
+    results = run(tmp_path, "--jobs", "1", "--seeds", "1", "--vary", "lr=0.05", imports=CLIENTS)
+    check(results, "policy affine_home", runs=1)
 
 
 def test_every_kind_of_name_has_an_example() -> None:
@@ -127,29 +133,10 @@ def test_an_edited_model_is_said_and_its_runs_are_trained_again(tmp_path: Path) 
     before = run(tmp_path, "--seeds", "1", "--jobs", "1")
     module.write_text(REGISTRATIONS.replace("padding=1", "padding='same'"))
 
-    def said(*options: str) -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "syncnorm",
-            "run",
-            "own.py",
-            "--wandb",
-            "off",
-            "--out",
-            "out",
-            "--seeds",
-            "1",
-        ]
-        done = subprocess.run(
-            [*command, *options], cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=True
-        )
-        return done.stdout + done.stderr
-
-    assert "2 runs, 0 finished, 2 to train" in (plan := said("--dry-run"))
+    assert "2 runs, 0 finished, 2 to train" in (plan := command(tmp_path, "--seeds", "1", "--dry-run"))
     assert "model two_layers has changed" in plan
-    assert "2 finished runs, kept as --keep says" in said("--keep")
+    assert "2 finished runs, kept as --keep says" in command(tmp_path, "--seeds", "1", "--keep")
     assert read(tmp_path / "out").rows == before.rows
-    assert "2 finished runs, to be trained again" in said("--jobs", "1")
+    assert "2 finished runs, to be trained again" in command(tmp_path, "--seeds", "1", "--jobs", "1")
     after = read(tmp_path / "out").rows
     assert all(after[run]["fingerprints"] != row["fingerprints"] for run, row in before.rows.items())

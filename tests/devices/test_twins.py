@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import torchrun
+from processes import DEVICES, torchrun
 from twin_program import RUNS, state_after
 
 NORMS = {
@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).with_name("twin_program.py")
 @pytest.mark.parametrize(("task", "ranks"), [("classification", 2), ("classification", 4), ("segmentation", 2)])
 def test_torchrun_and_virtual_ranks_train_the_same_model(task: str, ranks: int, tmp_path: Path) -> None:
     out = tmp_path / "states.pt"
-    torchrun(ranks, PROGRAM, str(out), json.dumps(NORMS[task]), task)
+    torchrun(ranks, PROGRAM, str(out), json.dumps(NORMS[task]), task, imports=DEVICES)
     real = torch.load(out, weights_only=True)
     for norm in NORMS[task]:
         virtual = state_after(RUNS[task](norm, ranks, "virtual"), None)

@@ -1,6 +1,6 @@
 """Plays runs that are killed and resumed: python resume_program.py FOLDER SEED.
 
-One process imports, which takes seconds, and a forked one plays each part. Prints a line of JSON a run: its name, the
+A forked process plays each part. Prints a line of JSON a run: its name, the
 rounds from which it went on, and the results of the resumed and of an uninterrupted run.
 """
 

@@ -2,34 +2,25 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from processes import CLIENTS, run
 from small_runs import bits, small_run, start
 
 from syncnorm.config import Run
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.server.rounds import Rounds
 
-HERE = Path(__file__).parent
+PROGRAM = Path(__file__).with_name("resume_program.py")
 
 
 @pytest.mark.fault
 def test_runs_killed_at_any_moment_end_as_if_they_had_not_been(tmp_path: Path) -> None:
     seed = int.from_bytes(os.urandom(4))
     print("seed", seed)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(HERE / "resume_program.py"), str(tmp_path), str(seed)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=200,
-        check=False,
-    )
+    done = run(PROGRAM, str(tmp_path), str(seed), imports=CLIENTS)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 9

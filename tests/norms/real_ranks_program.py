@@ -1,6 +1,7 @@
 """What each of two gloo ranks of test_real_ranks.py runs: one check by name, which raises where it fails."""
 
 import copy
+import os
 import sys
 from collections.abc import Callable
 
@@ -56,6 +57,7 @@ def check_ddp_with_no_sync() -> None:
 
 def check_compiled() -> None:
     """torch.compile(fullgraph=True) with inductor: outputs, gradients and buffers of the eager layer."""
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # here, and not in processes that have to import torch first
     eager = nn.Sequential(nn.Conv2d(2, 4, 3), SyncBatchNorm(4)).double()
     for p in eager.parameters():
         dist.broadcast(p.data, 0)

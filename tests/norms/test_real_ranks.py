@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from processes import torchrun
+from processes import COMPILER, LAYERS, torchrun
 from real_ranks_program import CHECKS
 
 from syncnorm._torch import COMPILES_COLLECTIVES
@@ -16,4 +16,4 @@ PROGRAM = Path(__file__).with_name("real_ranks_program.py")
 def test_two_gloo_ranks(check: str) -> None:
     if check == "compiled" and not COMPILES_COLLECTIVES:
         pytest.skip("this torch's collectives carry no gradient when compiled: 2.11 is the first whose do")
-    torchrun(2, PROGRAM, check)
+    torchrun(2, PROGRAM, check, imports=f"{COMPILER} {LAYERS}")

@@ -164,7 +164,6 @@ def test_recalibrated_and_adapted(kind: str) -> None:
 def test_compiled_exported_and_stacked(kind: str, name: str) -> None:
     model = convert(trained(kind), name, **OPTIONS.get(name, {}))
     before = out(model)
-    torch.compiler.reset()
     assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(X), before)
     torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), before, rtol=1e-12, atol=1e-12)
     twins = [model, copy.deepcopy(model)]

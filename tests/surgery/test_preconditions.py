@@ -125,7 +125,6 @@ def test_compiled_models(compile_it: Callable[..., Any]) -> None:
     model = fold(compiled())
     assert not batch_norms(model)
     same(model(X), network()(X))
-    torch.compiler.reset()
 
 
 def test_options_of_the_wrong_kind_leave_the_model_untouched() -> None:

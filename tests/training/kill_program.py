@@ -1,6 +1,6 @@
 """Trains runs that are killed and resumed: python kill_program.py FOLDER SEED NAME...
 
-One process imports, which takes seconds, and a forked one is each rank. Prints a line of JSON a run: the steps at
+Each rank is a forked process. Prints a line of JSON a run: the steps at
 which its three lives started, and the results and the states of the resumed and of an uninterrupted run.
 """
 

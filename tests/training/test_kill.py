@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import DEVICES, run
 
 PROGRAM = Path(__file__).with_name("kill_program.py")
 STEPS = 30
@@ -15,9 +14,7 @@ STEPS = 30
 def play(folder: Path, *names: str) -> None:
     seed = int.from_bytes(os.urandom(4))
     print("seed", seed)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(folder), str(seed), *names]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200, check=False)
+    done = run(PROGRAM, str(folder), str(seed), *names, imports=DEVICES)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(names)

@@ -93,7 +93,6 @@ def test_mixed_precision_rounds_activations_and_keeps_parameters(run: Run, ends:
 def test_a_compiled_model_is_called_in_place_of_the_model(ends: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
-    torch.compiler.reset()  # code that an earlier test compiled would be found again, and counted nowhere
     inner = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: inner(self, backend="eager"))  # needs no C++ compiler
     counters.clear()

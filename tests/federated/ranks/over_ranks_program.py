@@ -72,6 +72,8 @@ def check(run: Run, engine: str, ranks: Ranks, on_disk: bool = False) -> None:
         rounds.play()
     mine = ends(rounds)
     others = ranks.gather(mine)
+    if ranks.rank:
+        return  # the first rank compares the ends of all
     alone = ends(play(run, engine=AutoEngine(engine)))
     for found in others:
         assert found["kept"].keys() == alone["kept"].keys()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from processes import torchrun
+from processes import CLIENTS, torchrun
 from ranks import ok, run_ranks
 from small_runs import bits, every_kind_of_tensor, small_run
 
@@ -32,22 +32,22 @@ PROGRAM = Path(__file__).with_name("over_ranks_program.py")
 @pytest.mark.dist
 @pytest.mark.parametrize(("ranks", "engines"), [(2, ("loop", "cohort")), (3, ("cohort",)), (4, ("loop",))])
 def test_every_policy_and_algorithm_equals_one_process(ranks: int, engines: Sequence[str]) -> None:
-    torchrun(ranks, PROGRAM, "equal", *engines)
+    torchrun(ranks, PROGRAM, "equal", *engines, imports=CLIENTS)
 
 
 @pytest.mark.dist
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
-    torchrun(2, PROGRAM, "resume", str(tmp_path))
+    torchrun(2, PROGRAM, "resume", str(tmp_path), imports=CLIENTS)
 
 
 @pytest.mark.dist
 def test_a_batched_run_goes_on_bit_for_bit_with_as_many_ranks(tmp_path: Path) -> None:
-    torchrun(2, PROGRAM, "same_ranks", str(tmp_path))
+    torchrun(2, PROGRAM, "same_ranks", str(tmp_path), imports=CLIENTS)
 
 
 @pytest.mark.dist
 def test_ranks_return_the_result_of_one_process_and_save_its_model(tmp_path: Path) -> None:
-    torchrun(2, PROGRAM, "fit", str(tmp_path))
+    torchrun(2, PROGRAM, "fit", str(tmp_path), imports=CLIENTS)
 
 
 @pytest.mark.dist
