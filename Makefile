@@ -11,9 +11,10 @@ study: $(VENV)/ready
 	@echo "make study: training the quick study, some minutes on two cores; the first line of progress comes within one" >&2
 	$(RUN)/syncnorm run experiments/batch_size.py --quick
 
-# Two processes share the tests, file by file, with one thread each: they start further processes of their own.
+# Two processes share the tests, file by file (the longest first: tests/order.py), with one thread each: they start
+# further processes of their own.
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/ready
 	$(RUN)/ruff check

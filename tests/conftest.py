@@ -10,6 +10,13 @@ for folder in ("", "models", "norms", "training", "devices", "federated", "feder
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first."""
+    from order import LONGEST
+
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def _compiled_code_is_forgotten() -> Iterator[None]:
     """No test meets what another compiled: after an error in compiled code, torch compiles that function no more."""

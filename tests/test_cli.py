@@ -1,6 +1,6 @@
 """The `syncnorm` command: what it changes in a study, what it prints, its exit codes and sentences."""
 
-import os
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -362,11 +362,15 @@ def test_a_dry_run_refuses_a_plot_of_a_metric_that_no_run_has(
     assert "unknown metric 'acuracy': did you mean 'accuracy'?" in capsys.readouterr().err
 
 
-def test_a_terminal_that_lacks_a_sign_ends_nothing(experiment: Path) -> None:
-    command = [sys.executable, "-m", "syncnorm", "run", "asked.py", "--dry-run", "--out", "résultats"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "results: r?sultats" in done.stdout
+def test_a_terminal_that_lacks_a_sign_ends_nothing(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert syncnorm(monkeypatch, "run", "asked.py", "--dry-run", "--out", "résultats") == 0
+    terminal.flush()
+    assert b"results: r?sultats" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+    assert capsys.readouterr().err == ""
 
 
 def test_a_warning_of_ours_is_a_sentence_without_its_place_in_the_source() -> None:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from order import LONGEST
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "syncnorm").rglob("*.py"))
 
@@ -30,6 +32,10 @@ def test_files_and_functions_do_one_thing() -> None:
             if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60:
                 long.append(f"{path}:{node.lineno} {node.name}")
     assert not long
+
+
+def test_the_files_of_tests_that_are_run_first_are_there() -> None:
+    assert set(LONGEST) <= {path.name for path in (ROOT / "tests").rglob("test_*.py")}
 
 
 def test_public_functions_and_classes_are_documented() -> None:

@@ -12,11 +12,12 @@ from syncnorm.config import Data, Devices, Domains, Optim, Run, describe, run_id
 from syncnorm.study import Study
 from syncnorm.study.plan.spec import expand
 from syncnorm.study.report.provenance import provenance
-from syncnorm.study.rows import Row, read
+from syncnorm.study.rows import Row, finished_row, read
 from syncnorm.study.run import changes
 from syncnorm.study.run.changes import changed_rows, stale_ids
 from syncnorm.study.run.runner import run_study
-from syncnorm.worlds import SAMPLES
+from syncnorm.study.run.store import Store
+from syncnorm.worlds import SAMPLES, fit
 
 BASE = Run(
     data=Data("digits", size=8, train_limit=40, test_limit=20),
@@ -88,6 +89,13 @@ def test_domains_are_named(loaded: list[Run]) -> None:
     assert change.what == "content of data digits, digits-noisy"
 
 
+def trained(study: Study, out: Path) -> None:
+    """Train a study as its worker would, in this process."""
+    with Store.open(out, study) as store:
+        for run in expand(study):
+            store.append(finished_row(study.name, fit(run)))
+
+
 def tampered(out: Path) -> None:
     """Make the rows of a folder speak of other data."""
     rows = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
@@ -101,7 +109,7 @@ def test_rows_on_other_data_are_trained_again_or_kept_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: bool
 ) -> None:
     out, study = tmp_path / "out", replace(STUDY, seeds=1)
-    run_study(study, out, jobs=1, wandb="off")
+    trained(study, out)
     tampered(out)
     run_study(replace(STUDY, vary={"norm": ["bn", "none", "gn"]}, seeds=1), out, jobs=1, wandb="off", keep=keep)
     assert "note: content of data digits has changed (0000000000000000" in capsys.readouterr().err
@@ -113,9 +121,7 @@ def test_rows_on_other_data_are_trained_again_or_kept_and_said(
 
 def test_other_seeds_and_other_data_are_no_other_version(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_study(
-        replace(STUDY, vary={"data": [BASE.data, replace(BASE.data, name="digits-noisy")]}), out, jobs=1, wandb="off"
-    )
+    trained(replace(STUDY, vary={"data": [BASE.data, replace(BASE.data, name="digits-noisy")]}), out)
     results = read(out)
     assert len({row["fingerprints"][SAMPLES] for row in results.finished}) >= 2
     assert not [doubt for doubt in provenance(results) if "Different versions" in doubt]
