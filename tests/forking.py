@@ -1,8 +1,7 @@
-"""Forks the processes of tests: a line of JSON on stdin is an order (see `processes.py`).
+"""Forks the processes of tests: a line of JSON on stdin is an order (see `processes.py`), the answer exit codes.
 
 It imports what orders name, computes nothing and starts no thread, so that a fork of it is as good as a new process.
-Each order has a process that watches over the others, as torchrun does, and writes their exit codes to a file. The
-store at which ranks meet is in a process of its own.
+The store at which ranks meet is in a process of its own, as torchrun's is in the launcher.
 """
 
 import json
@@ -74,9 +73,9 @@ def store(pipe: int) -> None:
         time.sleep(60)
 
 
-def watch(order: dict[str, Any]) -> None:
-    """Run the program of an order on all its ranks, or alone, and write the exit codes to its folder."""
-    parent, ranks, others = os.getppid(), order["ranks"], []
+def played(order: dict[str, Any]) -> list[int]:
+    """Run the program of an order on all its ranks, or alone; return the exit codes."""
+    ranks, others = order["ranks"], []
     mores: list[dict[str, str]] = [{}]
     if ranks is not None:
         reading, writing = os.pipe()
@@ -85,14 +84,12 @@ def watch(order: dict[str, Any]) -> None:
         port = os.read(reading, 16).decode()
         os.close(reading)
         mores = [ranks_environment(rank, ranks, port) for rank in range(ranks)]
-    children = [forked(lambda n=n, more=more: play(order, n, more)) for n, more in enumerate(mores)]  # type: ignore[misc]
-    codes = ended(children, parent)
-    for child in others:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    draft = Path(order["output"], "draft")
-    draft.write_text(json.dumps(codes))
-    draft.rename(draft.with_name("codes"))
+    try:
+        return ended([forked(lambda n=n, more=more: play(order, n, more)) for n, more in enumerate(mores)])  # type: ignore[misc]
+    finally:
+        for child in others:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
 
 
 def ranks_environment(rank: int, ranks: int, port: str) -> dict[str, str]:
@@ -104,12 +101,12 @@ def ranks_environment(rank: int, ranks: int, port: str) -> dict[str, str]:
     }
 
 
-def ended(children: list[int], parent: int) -> list[int]:
-    """Wait for processes and return their exit codes; if one fails, or the parent is gone, the others are killed."""
+def ended(children: list[int]) -> list[int]:
+    """Wait for processes; where one fails, or nobody waits for the answer any more, the others are killed."""
     codes: dict[int, int] = {}
     until = float("inf")
     while len(codes) < len(children):
-        if time.monotonic() > until or os.getppid() != parent:
+        if time.monotonic() > until or select.select([0], [], [], 0)[0]:
             for child in set(children) - codes.keys():
                 os.kill(child, signal.SIGKILL)
         for child in set(children) - codes.keys():
@@ -123,21 +120,12 @@ def ended(children: list[int], parent: int) -> list[int]:
 
 
 def main() -> None:
-    """Carry out orders, each beside the others, until stdin ends."""
-    text, watching = b"", set[int]()
-    while True:
-        watching -= {child for child in watching if os.waitpid(child, os.WNOHANG)[0]}
-        if not select.select([0], [], [], 0.2)[0]:
-            continue
-        read = os.read(0, 1 << 16)
-        if not read:
-            return
-        *lines, text = (text + read).split(b"\n")
-        for line in lines:
-            order = json.loads(line)
-            for name in order["imports"].split():
-                import_module(name)
-            watching.add(forked(lambda order=order: watch(order)))  # type: ignore[misc]
+    """Carry out orders until stdin ends."""
+    while line := sys.stdin.readline():
+        order = json.loads(line)
+        for name in order["imports"].split():
+            import_module(name)
+        print(json.dumps(played(order)), flush=True)
 
 
 if __name__ == "__main__":

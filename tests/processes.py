@@ -5,8 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +20,6 @@ COMPILER = "torch._dynamo"
 """Torch's optimisers import it too."""
 CLIENTS = f"{COMPILER} syncnorm.federated.world"
 DEVICES = "syncnorm.devices.world syncnorm.domains.world"
-_STARTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def torchrun(ranks: int, program: Path, *arguments: str, imports: str = LAYERS) 
     started afresh, as a study's workers do. A rank that raises, as a failed check does, ends the test.
     """
     for attempt in range(1, ATTEMPTS + 1):
-        done = _ask(str(program), arguments, imports, ranks)
+        done = _forker().ask(str(program), arguments, imports, ranks)
         if not any(one.returncode for one in done):
             return
         if attempt == ATTEMPTS or not any(one.returncode in ABORTS for one in done):
@@ -54,18 +51,12 @@ def torchrun(ranks: int, program: Path, *arguments: str, imports: str = LAYERS) 
 
 def run(program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> Done:
     """Run a program, or the module of this name, in a process of its own; `more`: its `cwd`, `env` and `path`."""
-    (done,) = _ask(str(program), arguments, imports, None, **more)
+    (done,) = _forker().ask(str(program), arguments, imports, None, **more)
     return done
 
 
 def _told(done: Done) -> str:
     return f"code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-8000:]}"
-
-
-def _ask(*order: Any, **more: Any) -> list[Done]:
-    with _STARTING:
-        forker = _forker()
-    return forker.ask(*order, **more)
 
 
 @cache
@@ -76,18 +67,16 @@ def _forker() -> "_Forker":
 
 
 class _Forker:
-    """The process that forks the others (`forking.py`): started once a session, for importing takes seconds.
-
-    Several threads may ask it at once.
-    """
+    """The process that forks the others (`forking.py`): started once a session, for importing takes seconds."""
 
     def __init__(self) -> None:
         program = str(Path(__file__).with_name("forking.py"))
-        self._asking = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, program],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(
@@ -102,6 +91,8 @@ class _Forker:
         path: Sequence[str] | None = None,
     ) -> list[Done]:
         """Have a program run, on ranks or alone (None); return how each process ended."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with TemporaryDirectory() as folder:
             order = {
                 "program": program,
@@ -113,29 +104,22 @@ class _Forker:
                 "environment": {**(dict(os.environ) if env is None else env), "OMP_NUM_THREADS": "1"},
                 "path": list(filter(None, sys.path if path is None else path)),
             }
-            codes = self._codes(order)
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            codes = json.loads(self._answer())
             texts = [[Path(folder, f"{kind} {n}").read_text() for kind in ("out", "err")] for n in range(len(codes))]
             return [Done(code, *text) for code, text in zip(codes, texts, strict=True)]
 
-    def _codes(self, order: dict[str, Any]) -> list[int]:
-        assert self._process.stdin is not None
-        answer = Path(order["output"], "codes")
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
         try:
-            with self._asking:
-                self._process.stdin.write(json.dumps(order).encode() + b"\n")
-                self._process.stdin.flush()
-            while not answer.exists():
-                assert self._process.poll() is None, "the process that forks the others has died"
-                time.sleep(0.01)
-        except BaseException:  # the test's time is over
+            return self._process.stdout.readline()
+        except BaseException:  # the test's time is over, and a later answer would be taken for another's
             self.close()
             _forker.cache_clear()
             raise
-        codes: list[int] = json.loads(answer.read_text())
-        return codes
 
     def close(self) -> None:
         """End the process, and with it those that it has forked."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(60)
