@@ -31,7 +31,7 @@ class Done:
     stderr: str
 
 
-def torchrun(ranks: int, program: Path, *arguments: str, imports: str = LAYERS) -> None:
+def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> None:
     """Run `program` on so many gloo ranks, in the environment of torchrun; fail the test with what it wrote where a
     rank fails.
 
@@ -41,7 +41,7 @@ def torchrun(ranks: int, program: Path, *arguments: str, imports: str = LAYERS) 
     started afresh, as a study's workers do. A rank that raises, as a failed check does, ends the test.
     """
     for attempt in range(1, ATTEMPTS + 1):
-        done = _forker().ask(str(program), arguments, imports, ranks)
+        done = _forker().ask(str(program), arguments, imports, ranks, **more)
         if not any(one.returncode for one in done):
             return
         if attempt == ATTEMPTS or not any(one.returncode in ABORTS for one in done):

@@ -6,18 +6,19 @@ as an installed package; the runs go through two workers, two ranks of torchrun,
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from processes import CLIENTS, DEVICES
+from processes import CLIENTS, DEVICES, torchrun
 from processes import run as run_process
 
 from syncnorm.study.rows import Results, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "extend.md"
 BLOCKS = re.findall(r"## (?:A|An) (\w+)[^\n]*\n.*?```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+COMMAND = ("run", "own.py", "--wandb", "off", "--out", "out")
 REGISTRATIONS = "\n".join(re.split("\n(?:BASE|WORLD|STUDY) = ", block)[0] for _, block in BLOCKS)
 
 STUDY = """
@@ -38,12 +39,16 @@ STUDY = Study("own", "Does it work?", BASE, {{"lr": [0.01, 0.05]}}, seeds=2,
 """
 
 
-def command(folder: Path, *options: str, imports: str = DEVICES) -> str:
-    """Run `syncnorm run own.py` in a folder, in a process of its own, and return what it printed."""
+def place(folder: Path) -> dict[str, Any]:
+    """Return where a process finds what lies in a folder, as its own processes do."""
     path = [str(folder), *filter(None, sys.path)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "FLWR_TELEMETRY_ENABLED": "0"}
-    arguments = ("run", "own.py", "--wandb", "off", "--out", "out", *options)
-    done = run_process("syncnorm", *arguments, imports=imports, cwd=folder, env=env, path=path)
+    return {"cwd": folder, "env": env, "path": path}
+
+
+def command(folder: Path, *options: str, imports: str = DEVICES) -> str:
+    """Run `syncnorm run own.py` in a folder, in a process of its own, and return what it printed."""
+    done = run_process("syncnorm", *COMMAND, *options, imports=imports, **place(folder))
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -51,19 +56,6 @@ def command(folder: Path, *options: str, imports: str = DEVICES) -> str:
 def run(folder: Path, *options: str, imports: str = DEVICES) -> Results:
     """Run `syncnorm run own.py` likewise, and return what its results folder holds."""
     command(folder, *options, imports=imports)
-    return read(folder / "out")
-
-
-def under_torchrun(folder: Path, *options: str) -> Results:
-    """Run `syncnorm run own.py` as two ranks of a torchrun, and return what its results folder holds."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "syncnorm")
-    path = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    subprocess.run(
-        [*launcher, "run", "own.py", "--wandb", "off", "--out", "out", *options],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
     return read(folder / "out")
 
 
@@ -99,7 +91,8 @@ def test_devices_in_workers(tmp_path: Path, where: str, workers: int) -> None:
 def test_devices_under_torchrun(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "torchrun"))
     ours = run(tmp_path, "--first-seed", "5")
-    theirs = under_torchrun(tmp_path, "--first-seed", "7")
+    torchrun(2, "syncnorm", *COMMAND, "--first-seed", "7", imports=DEVICES, **place(tmp_path))
+    theirs = read(tmp_path / "out")
     for results in (ours, theirs):
         check(results, "norm scale_only", "model two_layers")
 

@@ -65,6 +65,7 @@ def test_every_person_has_all_classes_equally_often(kind, shape, train, test, cl
 
 @both
 def test_own_scale_standardises_each_channel_and_the_fixed_one_is_the_same_for_all(kind):
+    first = SIGNALS[f"{kind}-01"]()
     for own, fixed in zip(persons(kind, "own"), persons(kind, "fixed"), strict=True):
         std, mean = torch.std_mean(own.train_x.double(), dim=(0, 2), correction=0)
         assert mean.abs().max() < 1e-4
@@ -73,7 +74,6 @@ def test_own_scale_standardises_each_channel_and_the_fixed_one_is_the_same_for_a
         unit, centre = (torch.from_numpy(part).view(1, -1, 1) for part in (raw.unit, raw.centre))
         tested = raw.train_x[stratified_fifth(raw.train_y)[1]]
         assert (fixed.test_x * unit + centre - torch.from_numpy(tested)).abs().max() < 1e-5
-        first = SIGNALS[f"{kind}-01"]()
         assert (raw.unit == first.unit).all()
         assert (raw.centre == first.centre).all()
 
