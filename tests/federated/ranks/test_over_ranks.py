@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from processes import CLIENTS, torchrun
+from processes import run as run_process
 from ranks import ok, run_ranks
 from small_runs import bits, every_kind_of_tensor, small_run
 
@@ -54,16 +54,13 @@ def test_ranks_return_the_result_of_one_process_and_save_its_model(tmp_path: Pat
 @pytest.mark.fault
 def test_a_rank_that_dies_is_named_and_the_same_command_goes_on(tmp_path: Path) -> None:
     (tmp_path / "lives").write_text("2")  # a study tries such a run twice
-    environment = {**os.environ, "SYNCNORM_TEST_LIVES": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parent), *sys.path])
+    environment = {**os.environ, "SYNCNORM_TEST_LIVES": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     study = str(PROGRAM.with_name("dying_study.py"))
-    command = [sys.executable, "-m", "syncnorm", "run", study, "--out", str(tmp_path / "out")]
+    arguments = ("run", study, "--out", str(tmp_path / "out"), "--checkpoint-every", "0")
 
     def go(code: int) -> dict[str, Any]:
         (tmp_path / "calls").write_text("")
-        done = subprocess.run(
-            [*command, "--checkpoint-every", "0"], env=environment, capture_output=True, text=True, timeout=200
-        )
+        done = run_process("syncnorm", *arguments, imports=CLIENTS, env=environment)
         assert done.returncode == code, done.stderr
         row: dict[str, Any] = json.loads((tmp_path / "out" / "runs.jsonl").read_text().splitlines()[-1])
         return row
