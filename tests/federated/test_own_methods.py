@@ -1,13 +1,15 @@
 """A policy and an algorithm of one's own: registered, checked, and the same on every engine."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
-from processes import CLIENTS, run
 from small_runs import small_run
 
 import syncnorm
@@ -93,7 +95,16 @@ def played(folder: Path, worlds: dict[str, dict[str, Any]]) -> dict[str, dict[st
     assert len(blocks) == 2
     (folder / "thesis.py").write_text("\n".join([THESIS, *blocks]))
     (folder / "program.py").write_text(PROGRAM)
-    done = run(folder / "program.py", json.dumps(worlds), imports=CLIENTS, cwd=folder)
+    path = os.pathsep.join([str(Path(syncnorm.__file__).parents[1]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "program.py", json.dumps(worlds)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        timeout=400,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return found
