@@ -1,0 +1,58 @@
+"""The checks that come with syncnorm, in the order in which they run."""
+
+from __future__ import annotations
+
+from syncnorm.doctor.checks import batches, deployment, federated, modes, optimiser, reach, statistics, structure
+from syncnorm.doctor.registry import CHECKS, Check
+
+INPUT = ("model", "input")
+
+# fmt: off
+ROWS: dict[str, Check] = {
+    "left_in_training": Check(modes.left_in_training, ("model",)),
+    "stays_in_training": Check(modes.stays_in_training, ("model", "input")),
+    "depends_on_batch": Check(modes.depends_on_batch, ("model", "input")),
+    "moves_in_evaluation": Check(modes.moves_in_evaluation, ("model", "input")),
+    "frozen_but_moving": Check(modes.frozen_but_moving, ("model",)),
+
+    "not_finite": Check(statistics.not_finite),
+    "negative_variance": Check(statistics.negative_variance),
+    "zero_variance": Check(statistics.zero_variance),
+    "never_updated": Check(statistics.never_updated),
+    "averaged_counter": Check(statistics.averaged_counter),
+    "contradicting_flag": Check(statistics.contradicting_flag, ("model",)),
+    "odd_momentum": Check(statistics.odd_momentum, ("model",)),
+    "odd_eps": Check(statistics.odd_eps, ("model",)),
+    "misfitting_statistics": Check(statistics.misfitting_statistics, ("model", "input")),
+
+    "few_values": Check(batches.few_values, ("model", "input", "batch_size")),
+    "per_device_statistics": Check(batches.per_device_statistics, ("model", "input", "ranks")),
+    "accumulated_statistics": Check(batches.accumulated_statistics, ("model", "input", "accumulate")),
+    "counted_twice": Check(batches.counted_twice, ("model", "input")),
+    "several_depths": Check(batches.several_depths, ("model", "input")),
+    "unreached": Check(batches.unreached, ("model", "input")),
+
+    "dead_bias": Check(structure.dead_bias, ("model", "input")),
+    "dead_channels": Check(structure.dead_channels),
+    "two_in_a_row": Check(structure.two_in_a_row, ("model", "input")),
+    "before_softmax": Check(structure.before_softmax, ("model", "input")),
+    "small_groups": Check(structure.small_groups, ("model", "input")),
+    "on_the_shortcut": Check(structure.on_the_shortcut, ("model", "input")),
+
+    "unlisted": Check(reach.unlisted, ("model", "input")),
+    "unconvertible": Check(reach.unconvertible, ("model", "input")),
+
+    "decayed": Check(optimiser.decayed, ("model", "optimizer")),
+    "not_optimised": Check(optimiser.not_optimised, ("model", "optimizer")),
+
+    "policy_without_effect": Check(federated.policy_without_effect, ("model", "policy")),
+    "missed_by_name": Check(federated.missed_by_name, ("policy",)),
+    "left_by_parameters": Check(federated.left_by_parameters, ("policy",)),
+    "stepped_by_server": Check(federated.stepped_by_server, ("policy",)),
+    "single_samples": Check(federated.single_samples, ("model", "policy")),
+
+    "unfolded": Check(deployment.unfolded, ("model", "input", "deploy")),
+}
+# fmt: on
+
+CHECKS._items.update(ROWS)

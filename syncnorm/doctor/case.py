@@ -1,0 +1,119 @@
+"""What a check gets: the model, what its user has said about its use, and what was seen when a copy ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from syncnorm.doctor.evaluation import Evaluation, evaluate
+from syncnorm.doctor.inputs import Inputs
+from syncnorm.doctor.kinds import Kind, kind_of
+from syncnorm.doctor.registry import NEEDS
+from syncnorm.doctor.trace import Trace, trace
+from syncnorm.errors import UserError
+from syncnorm.surgery.layers.replace import copied
+
+
+class Case:
+    """A model under diagnosis. A check reads it, and runs copies alone.
+
+    model: the user's model, which no check may change.
+    inputs: the batch that it is run on; None if there is none.
+    batch_size: samples of a forward pass on one device; None if unknown.
+    world_size: number of devices.
+    accumulate: forward passes of a step of the optimiser.
+    optimizer: the user's.
+    policy, algorithm, client_sizes: of a federation: its batch-norm policy and algorithm by name, and the number of
+        samples of each client.
+    deploy: whether the model is to be deployed as it is.
+    live: False for a checkpoint, whose stand-in for the model cannot run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs | None = None,
+        *,
+        batch_size: int | None = None,
+        world_size: int = 1,
+        accumulate: int = 1,
+        optimizer: Optimizer | None = None,
+        policy: str | None = None,
+        algorithm: str | None = None,
+        client_sizes: Sequence[int] = (),
+        deploy: bool = False,
+        live: bool = True,
+    ) -> None:
+        self.model, self.inputs, self.live = model, inputs, live
+        self.batch_size, self.world_size, self.accumulate = batch_size, world_size, accumulate
+        self.optimizer, self.deploy = optimizer, deploy
+        self.policy, self.algorithm, self.client_sizes = policy, algorithm, tuple(client_sizes)
+
+    def copy(self) -> nn.Module:
+        """Return a copy of the model, to run or change.
+
+        Raises:
+            UserError: a model that `copy.deepcopy` cannot copy.
+        """
+        try:
+            return copied(self.model)
+        except Exception as error:  # a user's module may contain anything
+            kind = type(self.model).__name__
+            raise UserError(f"the model runs on a copy, and {kind} cannot be copied ({error}).") from error
+
+    def lacks(self, needs: Sequence[str]) -> str:
+        """Return what is missing of `needs`, as advice; an empty string if nothing is."""
+        there = {
+            "model": self.live,
+            "input": self.live and self.inputs is not None,
+            "batch_size": self.batch_size is not None,
+            "ranks": self.batch_size is not None and self.world_size > 1,
+            "accumulate": self.batch_size is not None and self.accumulate > 1,
+            "optimizer": self.optimizer is not None,
+            "policy": self.policy is not None,
+            "deploy": self.deploy,
+        }
+        missing = [need for need in needs if not there[need]]
+        return NEEDS["model"] if missing and not self.live else NEEDS[missing[0]] if missing else ""
+
+    @cached_property
+    def norms(self) -> dict[str, tuple[Kind, nn.Module]]:
+        """The norms that the model's modules list, by name: the kind and the layer."""
+        kinds = {name: (kind_of(module), module) for name, module in self.model.named_modules()}
+        return {name: (kind, module) for name, (kind, module) in kinds.items() if kind is not None}
+
+    @cached_property
+    def batch_norms(self) -> dict[str, Any]:
+        """The batch norms among them."""
+        return {name: module for name, (kind, module) in self.norms.items() if kind == "batch"}
+
+    @cached_property
+    def training(self) -> Trace:
+        """What was seen in a step of training."""
+        return trace(self.copy(), self.given)
+
+    @cached_property
+    def as_trained(self) -> dict[str, bool]:
+        """For each batch norm, whether `model.train()` puts it into training mode."""
+        twin = self.copy().train()
+        return {name: twin.get_submodule(name).training for name in self.batch_norms}
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """What was seen in evaluation."""
+        return evaluate(self.copy(), self.given)
+
+    @property
+    def given(self) -> Inputs:
+        """The input; only for checks that need it."""
+        if self.inputs is None:
+            raise UserError(NEEDS["input"])
+        return self.inputs
+
+    def values(self, values: int) -> float:
+        """Return how many values a batch of one device has in place of the traced batch's `values`."""
+        return values / self.given.count * (self.batch_size or self.given.count)

@@ -1,0 +1,117 @@
+"""Training and evaluation: which mode a norm is in, and whether it keeps to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from syncnorm.doctor.case import Case
+from syncnorm.doctor.finding import Finding
+from syncnorm.doctor.kinds import uses_the_batch
+from syncnorm.doctor.words import percent
+from syncnorm.surgery import batch_norms, frozen_layers
+
+STATE = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def left_in_training(case: Case) -> Iterator[Finding]:
+    """A batch norm in training mode inside a model in evaluation mode."""
+    if case.model.training:
+        return
+    for name, layer in case.batch_norms.items():
+        if layer.training and uses_the_batch(layer):
+            yield Finding(
+                name,
+                "the model is in evaluation mode, and this layer is in training mode: it normalises by the batch and "
+                "moves its statistics",
+                "call model.eval() after whatever called .train() on a part of the model",
+                "error",
+            )
+
+
+def stays_in_training(case: Case) -> Iterator[Finding]:
+    """A batch norm that `model.eval()` leaves in training mode."""
+    for name in case.evaluation.training:
+        if name in case.batch_norms and uses_the_batch(case.batch_norms[name]):
+            yield Finding(
+                name,
+                "model.eval() leaves it in training mode",
+                "let the model's own train(mode) or eval() reach all of its modules: end it with super().train(mode)",
+                "error",
+                "measured",
+                _change(case),
+            )
+
+
+def depends_on_batch(case: Case) -> Iterator[Finding]:
+    """A sample's output in evaluation that depends on the other samples of its batch."""
+    seen = case.evaluation
+    if not seen.change:
+        return
+    explained = {*seen.training, *(name.rpartition(".")[0] for name in seen.moved)}
+    if explained & set(seen.coupled):
+        return
+    for name in seen.coupled or [""]:
+        layer = case.batch_norms.get(name)
+        if layer is not None and getattr(layer, "running_mean", None) is None:
+            why, remedy = "it keeps no running statistics, so it", "write track_running_stats=True, or use group norm"
+        elif layer is not None:
+            why, remedy = "it", "let it use its running statistics in evaluation"
+        else:
+            why = "it is no batch norm of torch.nn, and"
+            remedy = "let it use running statistics if not self.training, or give each sample statistics of its own"
+        yield Finding(
+            name,
+            f"in evaluation {why} mixes the samples of a batch: a sample's output depends on the others",
+            remedy,
+            "warning",
+            "measured",
+            _change(case),
+        )
+
+
+def moves_in_evaluation(case: Case) -> Iterator[Finding]:
+    """Running statistics that a forward pass in evaluation changes."""
+    for where in dict.fromkeys(name.rpartition(".")[0] for name in case.evaluation.moved if _is_state(name)):
+        if where not in case.evaluation.training:
+            yield Finding(
+                where,
+                "a forward pass in evaluation changes its running statistics",
+                "write F.batch_norm(..., training=self.training), not True",
+                "error",
+                "measured",
+                _change(case),
+            )
+
+
+def frozen_but_moving(case: Case) -> Iterator[Finding]:
+    """Weights that are frozen, beside running statistics that move in training."""
+    if not any(p.requires_grad for p in case.model.parameters()):
+        return
+    held = set(frozen_layers(case.model))
+    listed = batch_norms(case.model)
+    for name, layer in case.batch_norms.items():
+        own = [p for p in layer.parameters(recurse=False)]
+        frozen = bool(own) and not any(p.requires_grad for p in own)
+        moves = layer.running_mean is not None and layer.track_running_stats if name in listed else False
+        if frozen and moves and name not in held and case.as_trained[name] and layer.momentum != 0:
+            yield Finding(
+                name,
+                "its weight and bias are frozen, and training still moves its running statistics, and normalises by "
+                "the batch",
+                f'call syncnorm.freeze(model, "{name}"), which lasts through model.train()',
+                "warning",
+                "likely",
+            )
+
+
+def _is_state(name: str) -> bool:
+    return name.rpartition(".")[2] in STATE or "running_" in name.rpartition(".")[2]
+
+
+def _change(case: Case) -> str:
+    if not case.evaluation.change:
+        return ""
+    return (
+        f"other samples in its batch move a sample's output by up to {percent(case.evaluation.change)} of the largest "
+        f"output ({case.given.words})"
+    )

@@ -1,0 +1,209 @@
+"""Structure: what stands before, after and beside a norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from syncnorm.doctor.case import Case
+from syncnorm.doctor.finding import Finding
+from syncnorm.doctor.graph import SUMS, Node, is_a
+from syncnorm.doctor.trace import Call, Linear
+from syncnorm.doctor.words import number, percent
+
+CANCELS = 1e-4
+"""A bias is dead if its gradient is below this share of the gradients that it sums up."""
+DEAD = 1e-3
+"""A channel is dead if |gamma| is at most this, or this share of the layer's largest."""
+MOSTLY = 0.5
+"""Share of dead channels that is reported."""
+BLOCKS = ("ConvolutionBackward", "AddmmBackward", "MmBackward", "BmmBackward", "LinearBackward", "MkldnnConvolution")
+
+
+def dead_bias(case: Case) -> Iterator[Finding]:
+    """A bias right before a norm that subtracts it again."""
+    seen = case.training
+    total = sum(p.numel() for p in case.model.parameters())
+    parameters = dict(case.model.named_parameters())
+    verdicts: dict[str, list[tuple[bool, str]]] = {}
+    for one in seen.linear:
+        norm = _norm_after(case, one)
+        verdicts.setdefault(one.bias, []).append((norm is not None and _cancels(one, norm), norm.name if norm else ""))
+    for name, told in verdicts.items():
+        if all(cancels for cancels, _ in told):
+            layer, _, _ = name.rpartition(".")
+            share = parameters[name].numel() / max(total, 1) if name in parameters else 0.0
+            yield Finding(
+                layer,
+                f"its bias is subtracted again by the norm after it ('{told[0][1]}'): it changes nothing, and gets no "
+                "gradient",
+                "write bias=False",
+                "note",
+                "measured",
+                f"{parameters[name].numel() if name in parameters else 0} parameters, {percent(share)} of the model's",
+            )
+
+
+def two_in_a_row(case: Case) -> Iterator[Finding]:
+    """A norm whose output goes into another norm, and nowhere else."""
+    graph = case.training.graph
+    norms = {call.node: call for call in case.training.calls if call.node is not None}
+    for call in case.training.calls:
+        if call.source is None:
+            continue
+        before = norms.get(graph.origin(call.source, norms))
+        if before is not None and before is not call and len(graph.readers(before.node)) == 1:
+            yield Finding(
+                call.name,
+                f"its input is the output of another norm ('{before.name}'), which goes nowhere else: the second one "
+                "undoes the first",
+                "leave one of both out",
+                "warning",
+                "certain" if call.kind == before.kind else "likely",
+            )
+
+
+def before_softmax(case: Case) -> Iterator[Finding]:
+    """A norm whose output goes right into a softmax, which then cannot be sure of anything."""
+    graph = case.training.graph
+    norms = {call.node: call for call in case.training.calls if call.node is not None}
+    for node in graph.nodes:
+        if is_a(node, "SoftmaxBackward", "LogSoftmaxBackward"):
+            call = norms.get(graph.origin(node.next_functions[0][0], norms))
+            if call is not None:
+                yield Finding(
+                    call.name,
+                    "its output goes right into a softmax: the norm fixes the spread of the logits, and so how sure "
+                    "the model can be",
+                    "leave the norm out, or put it before the layer that makes the logits",
+                    "warning",
+                    "likely",
+                )
+
+
+def dead_channels(case: Case) -> Iterator[Finding]:
+    """A norm most of whose channels are multiplied by almost nothing."""
+    for name, (kind, layer) in case.norms.items():
+        weight = getattr(layer, "weight", None)
+        if kind not in ("batch", "group", "instance", "layer") or not isinstance(weight, Tensor) or weight.is_meta:
+            continue
+        size = weight.detach().abs().double()
+        largest = float(size.max()) if size.numel() else 0.0
+        if largest == 0.0:
+            if not case.lacks(("input",)) and _ends_here(case, name):
+                yield Finding(
+                    name,
+                    "its weight is 0 in all channels, and no shortcut goes around it: nothing gets through",
+                    "start the weight at 1; 0 is for the last norm of a residual branch",
+                    "error",
+                )
+            continue
+        dead = size <= max(DEAD, DEAD * largest)
+        if float(dead.double().mean()) >= MOSTLY:
+            yield Finding(
+                name,
+                f"|weight| is at most {max(DEAD, DEAD * largest):.1g} in {int(dead.sum())} of {dead.numel()} "
+                "channels, which carry nothing",
+                "prune these channels, or lower the weight decay on the norm's weight and the learning rate",
+                "warning",
+                "likely",
+            )
+
+
+def small_groups(case: Case) -> Iterator[Finding]:
+    """A norm of each sample by itself whose groups have one value, two, or hardly more."""
+    fewest: dict[str, Call] = {}
+    for call in case.training.of("group", "instance", "layer", "rms"):
+        if call.name not in fewest or call.values < fewest[call.name].values:
+            fewest[call.name] = call
+    for name, call in fewest.items():
+        if call.values > 4:
+            continue
+        if call.values == 1:
+            what = "it normalises single values, so its output is a constant, whatever the input"
+            if call.kind == "rms":
+                what = "it normalises single values, of which the sign alone is left"
+        elif call.values == 2:
+            what = "it normalises groups of 2 values, of which is left which one is larger"
+        else:
+            what = f"it normalises groups of {call.values} values, which keeps little of a sample"
+        yield Finding(
+            name,
+            what,
+            "take fewer groups, so that a group has 8 values or more",
+            "error" if call.values == 1 else "warning" if call.values == 2 else "note",
+            "certain",
+            f"input of {number(call.shape[1]) if len(call.shape) > 1 else 1} channels, shape {tuple(call.shape)}",
+        )
+
+
+def on_the_shortcut(case: Case) -> Iterator[Finding]:
+    """A batch norm on the identity path of residual blocks, which then is none."""
+    graph = case.training.graph
+    for call in case.training.of("batch"):
+        if call.source is None or call.node is None:
+            continue
+        total = graph.origin(call.source)
+        if not is_a(total, *SUMS) or len(graph.readers(total)) != 1:
+            continue
+        if _joins_a_sum(case, call.node) and _holds_a_shortcut(case, total):
+            yield Finding(
+                call.name,
+                "it normalises a residual sum that has no other way on, so no identity is left from block to block",
+                "put it into the branch, before the sum (or before the branch's first layer)",
+                "note",
+                "likely",
+            )
+
+
+def _norm_after(case: Case, one: Linear) -> Call | None:
+    """Return the norm that alone takes the output of a layer, unchanged."""
+    graph = case.training.graph
+    if len(graph.readers(one.node)) != 1:
+        return None
+    found = (c for c in case.training.calls if c.source is not None and graph.origin(c.source, {one.node}) is one.node)
+    return next(found, None)
+
+
+def _cancels(one: Linear, norm: Call) -> bool:
+    if one.total is None or one.size is None or not (one.size > 0).any():
+        return norm.kind == "batch" and norm.by_batch and norm.shape[1] == one.channels and norm.source is one.node
+    some = one.size > 0
+    return bool((one.total[some].abs() <= CANCELS * one.size[some]).all())
+
+
+def _joins_a_sum(case: Case, node: Node) -> bool:
+    """Return whether a result is added to something as it is, or after a rectifier."""
+    for user in case.training.graph.readers(node):
+        if is_a(user, *SUMS):
+            return True
+        if is_a(user, "ReluBackward", "LeakyReluBackward") and any(
+            is_a(further, *SUMS) for further in case.training.graph.readers(user)
+        ):
+            return True
+    return False
+
+
+def _holds_a_shortcut(case: Case, total: Node) -> bool:
+    """Return whether a sum is of a branch and what the branch started from."""
+    parts = [before for before, _ in total.next_functions if before is not None]
+    graph = case.training.graph
+    return len(parts) == 2 and any(graph.reaches(a, b) for a, b in (parts, parts[::-1]))
+
+
+def _ends_here(case: Case, name: str) -> bool:
+    """Return whether nothing but zeros goes on from a norm: no sum takes its output before another layer does."""
+    graph = case.training.graph
+    waiting = [call.node for call in case.training.calls if call.name == name and call.listed and call.node is not None]
+    seen = set(waiting)
+    if not waiting:
+        return False
+    while waiting:
+        for user in graph.users.get(waiting.pop(), []):
+            if is_a(user, *SUMS, "CatBackward", "StackBackward"):
+                return False
+            if user not in seen and not is_a(user, *BLOCKS):
+                seen.add(user)
+                waiting.append(user)
+    return True

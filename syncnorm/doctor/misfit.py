@@ -1,0 +1,89 @@
+"""How far running statistics are from the data that a model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from syncnorm.doctor.case import Case
+from syncnorm.doctor.inputs import tensors_of
+from syncnorm.doctor.quiet import running
+from syncnorm.moments import Moments
+
+ENOUGH = 8
+"""Fewest samples that can tell."""
+FAR = 1.0
+"""Standard deviations that are too far, as a mean over channels."""
+
+
+@dataclass(frozen=True)
+class Misfits:
+    """Distances of layers by name, and by how much outputs differ between both modes, relative; None if unknown."""
+
+    distances: dict[str, float]
+    gap: float | None
+
+
+def wasserstein(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """Return the distance of two normal distributions, channel by channel, in standard deviations of the first.
+
+        W = sqrt((mean - mean')^2 + (std - std')^2) / std
+
+    the 2-Wasserstein distance of N(mean, var) and N(mean', var') (Dowson & Landau 1982), all of shape (C,).
+    """
+    std, other = var.clamp(min=0).sqrt(), other_var.clamp(min=0).sqrt()
+    return ((mean - other_mean).square() + (std - other).square()).sqrt() / std.clamp(min=1e-12)
+
+
+def misfits(case: Case, names: Sequence[str]) -> Misfits:
+    """Measure the inputs of batch norms in evaluation, where each follows layers with running statistics too."""
+    if not names:
+        return Misfits({}, None)
+    twin, found = case.copy().eval(), {}
+
+    def note(name: str, layer: nn.Module) -> None:
+        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args and isinstance(args[0], Tensor) and args[0].dim() > 1:
+                x = args[0]
+                part = Moments.of(x, (0, *range(2, x.dim())))
+                found[name] = found[name].merge(part) if name in found else part
+
+        layer.register_forward_pre_hook(see)
+
+    for name in names:
+        note(name, twin.get_submodule(name))
+    with running(twin, case.given):
+        evaluated = tensors_of(case.given.call(twin))
+    distances = {}
+    for name, moments in found.items():
+        layer = case.batch_norms[name]
+        eps = float(getattr(layer, "eps", 1e-5))
+        pair = (layer.running_mean.double(), layer.running_var.double() + eps)
+        # Nearly constant channels carry nothing, and their distance in their own tiny deviations would drown the rest.
+        far = wasserstein(*pair, moments.mean.double(), moments.var().double() + eps)
+        distances[name] = float(far.clamp(max=10.0).mean())
+    return Misfits(distances, _gap(case, evaluated))
+
+
+def _gap(case: Case, evaluated: list[Tensor]) -> float | None:
+    twin = case.copy().train()
+    for module in twin.modules():
+        if "dropout" in type(module).__name__.lower() or "droppath" in type(module).__name__.lower():
+            module.training = False
+    with running(twin, case.given):
+        trained = tensors_of(case.given.call(twin))
+    return relative(trained, evaluated)
+
+
+def relative(outputs: list[Tensor], reference: list[Tensor]) -> float | None:
+    """Return the root mean square of the differences, relative to that of the reference; None if not comparable."""
+    total = size = 0.0
+    for one, other in zip(outputs, reference, strict=False):
+        if one.is_floating_point() and one.shape == other.shape:
+            total += float((one.double() - other.double()).square().sum())
+            size += float(other.double().square().sum())
+    ratio = (total / size) ** 0.5 if size > 0 else None
+    return ratio if ratio is not None and torch.tensor(ratio).isfinite() else None
