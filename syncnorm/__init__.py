@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from syncnorm.baselines import register_baseline
     from syncnorm.data import register_data, register_partition
+    from syncnorm.doctor import diagnose, register_check
     from syncnorm.domains.adaptation import register_adaptation
     from syncnorm.federated.algorithms import register_algorithm
     from syncnorm.federated.policies import register_policy
@@ -64,6 +65,7 @@ _HOMES = {
     "syncnorm.worlds": ["fit"],
     "syncnorm.federated.algorithms": ["register_algorithm"],
     "syncnorm.federated.policies": ["register_policy"],
+    "syncnorm.doctor": ["diagnose", "register_check"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
     "syncnorm.models.registry": ["register_model"],
     "syncnorm.tasks": ["Task", "register_task"],
@@ -122,6 +124,7 @@ __all__ = [
     "batch_norms",
     "convert",
     "convert_report",
+    "diagnose",
     "domain",
     "domain_embeddings",
     "domain_ensemble",
@@ -141,6 +144,7 @@ __all__ = [
     "register_adaptation",
     "register_algorithm",
     "register_baseline",
+    "register_check",
     "register_data",
     "register_metric",
     "register_model",

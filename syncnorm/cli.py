@@ -3,6 +3,7 @@
 syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's defaults
 syncnorm report DIR                     rewrite tables, figures and page from the rows in DIR
 syncnorm compare DIR DIR                compare two results folders of one study: other machine, seeds, version
+syncnorm doctor MODEL [options]         say what is wrong with the norms of a model, or of a checkpoint
 syncnorm list [KIND]                    norms, policies, algorithms, partitions, data, models, metrics, plugins, ...
 syncnorm --version                      the version of this package
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "run": "syncnorm.commands.run:run",
     "report": "syncnorm.commands.report:report",
     "compare": "syncnorm.commands.compare:compare",
+    "doctor": "syncnorm.commands.doctor:doctor",
     "list": "syncnorm.commands.catalog:catalog",
 }
 
@@ -32,8 +34,8 @@ COMMANDS = {
 def main() -> int:
     """Run the command in `sys.argv`; return its exit code.
 
-    0 done, 1 some runs failed, 2 the user's mistake (one sentence on stderr), 130 interrupted,
-    141 nobody reads stdout.
+    0 done, 1 some runs failed, or the doctor found something wrong, 2 the user's mistake (one sentence on stderr),
+    130 interrupted, 141 nobody reads stdout.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sign that the terminal lacks is no reason to end

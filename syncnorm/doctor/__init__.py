@@ -1,9 +1,24 @@
-"""The doctor: what is wrong with the norms of a model, what it costs, and what to write instead."""
+"""The doctor: what is wrong with the norms of a model, what it costs, and what to write instead.
 
-from syncnorm.doctor.builtin import CHECKS
+Names are imported at first use; `CheckNorms` needs Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.diagnose import diagnose
 from syncnorm.doctor.finding import Diagnosis, Finding
-from syncnorm.doctor.registry import Check, register_check
+from syncnorm.doctor.registry import CHECKS, register_check
+from syncnorm.doctor.rows import Check
 
-__all__ = ["CHECKS", "Case", "Check", "Diagnosis", "Finding", "diagnose", "register_check"]
+if TYPE_CHECKING:
+    from syncnorm.doctor.lightning import CheckNorms
+
+__all__ = ["CHECKS", "Case", "Check", "CheckNorms", "Diagnosis", "Finding", "diagnose", "register_check"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CheckNorms":
+        return import_module("syncnorm.doctor.lightning").CheckNorms
+    raise AttributeError(f"module 'syncnorm.doctor' has no attribute '{name}'")

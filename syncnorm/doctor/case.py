@@ -12,10 +12,13 @@ from torch.optim import Optimizer
 from syncnorm.doctor.evaluation import Evaluation, evaluate
 from syncnorm.doctor.inputs import Inputs
 from syncnorm.doctor.kinds import Kind, kind_of
-from syncnorm.doctor.registry import NEEDS
+from syncnorm.doctor.rows import NEEDS
 from syncnorm.doctor.trace import Trace, trace
 from syncnorm.errors import UserError
 from syncnorm.surgery.layers.replace import copied
+
+MOST = 32
+"""Most samples of the step of training and the evaluation that checks read."""
 
 
 class Case:
@@ -52,6 +55,7 @@ class Case:
         self.batch_size, self.world_size, self.accumulate = batch_size, world_size, accumulate
         self.optimizer, self.deploy = optimizer, deploy
         self.policy, self.algorithm, self.client_sizes = policy, algorithm, tuple(client_sizes)
+        self._trained: Trace | UserError | None = None
 
     def copy(self) -> nn.Module:
         """Return a copy of the model, to run or change.
@@ -91,10 +95,21 @@ class Case:
         """The batch norms among them."""
         return {name: module for name, (kind, module) in self.norms.items() if kind == "batch"}
 
-    @cached_property
+    @property
     def training(self) -> Trace:
-        """What was seen in a step of training."""
-        return trace(self.copy(), self.given)
+        """What was seen in a step of training, of at most `MOST` samples; of a single sample, two of it.
+
+        Raises:
+            UserError: the model fails.
+        """
+        if self._trained is None:
+            try:
+                self._trained = trace(self.copy(), self.given.repeated() if self.given.count == 1 else self._small)
+            except UserError as error:
+                self._trained = error
+        if isinstance(self._trained, UserError):
+            raise self._trained
+        return self._trained
 
     @cached_property
     def as_trained(self) -> dict[str, bool]:
@@ -105,7 +120,11 @@ class Case:
     @cached_property
     def evaluation(self) -> Evaluation:
         """What was seen in evaluation."""
-        return evaluate(self.copy(), self.given)
+        return evaluate(self.copy(), self._small)
+
+    @property
+    def _small(self) -> Inputs:
+        return self.given.take(min(self.given.count, MOST)) or self.given
 
     @property
     def given(self) -> Inputs:
@@ -116,4 +135,4 @@ class Case:
 
     def values(self, values: int) -> float:
         """Return how many values a batch of one device has in place of the traced batch's `values`."""
-        return values / self.given.count * (self.batch_size or self.given.count)
+        return values / self.training.samples * (self.batch_size or self.training.samples)

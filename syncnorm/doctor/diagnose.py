@@ -12,11 +12,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from syncnorm._torch import uncompiled_module
-from syncnorm.doctor.builtin import CHECKS
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import ORDER, Diagnosis, Finding
 from syncnorm.doctor.inputs import read_inputs
+from syncnorm.doctor.registry import CHECKS
 from syncnorm.errors import UserError, unknown
+from syncnorm.federated.policies import policy_named
 from syncnorm.surgery.layers.preconditions import check_model
 
 
@@ -39,24 +40,24 @@ def diagnose(
         findings = syncnorm.diagnose(model, (3, 32, 32), batch_size=2, world_size=8)
         print(findings)
 
-    The list is empty if nothing was found; `findings.wrong` says whether anything is worse than a note, and
-    `findings.skipped` which checks did not run, and why. What is said of a layer is in its `Finding`.
+    The list is empty if nothing was found. `findings.wrong` says whether anything is worse than a note, and
+    `findings.skipped` which checks did not run, and why.
 
     Layers are found by type and by what they do: copies of the model run a step of training and an evaluation, with
-    hooks on everything. The model itself does not run, and its parameters, buffers, modes, hooks and gradients stay
-    as they are, as do the random states of torch, NumPy and Python.
+    hooks on everything. The model itself does not run or change, nor do the random states of torch, NumPy and Python.
 
     Args:
         model: any module. In DistributedDataParallel, or compiled, the module inside is looked at.
-        inputs: a batch of your data, of 8 samples or more (a tensor (N, ...), a tuple of tensors for several
-            arguments, or a dict of them), or the shape of one sample, such as (3, 32, 32), for which a batch is
-            drawn. None leaves out what needs a run.
+        inputs: a batch of your data, best of 8 samples or more (a tensor (N, ...), a tuple of tensors for several
+            arguments, or a dict of them); or the shape of one sample, (3, 32, 32), for which a batch is drawn. None
+            leaves out what needs a run.
         batch_size: samples of a forward pass on one device.
         world_size: number of devices.
         accumulate: forward passes of a step of the optimiser.
         optimizer: that of the training, to see what it does to norms.
-        policy, algorithm, client_sizes: of a federation: the batch-norm policy ("fedbn") and the algorithm
-            ("fedadam") by name, and the number of samples of each client.
+        policy: of a federation, the batch-norm policy by name, such as "fedbn".
+        algorithm: of a federation, the algorithm by name, such as "fedadam".
+        client_sizes: of a federation, the number of samples of each client.
         deploy: also tell what could be folded, and what that saves.
         checks: names of the checks to run; None runs all, also registered ones (`syncnorm.register_check`).
 
@@ -65,16 +66,14 @@ def diagnose(
             unknown policy or check.
     """
     check_model(model)
-    for name, value in (("batch_size", batch_size), ("world_size", world_size), ("accumulate", accumulate)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise UserError(f"{name} is {value!r}: it must be a whole number, at least 1.")
-    inner = uncompiled_module(model)
-    while isinstance(inner, DistributedDataParallel | DataParallel):
-        inner = uncompiled_module(inner.module)
+    _check_sizes(batch_size=batch_size, world_size=world_size, accumulate=accumulate)
+    if policy is not None:
+        policy_named(policy)
+    inner = _inner(model)
+    read = None if inputs is None else read_inputs(inputs, inner)
     case = Case(
         inner,
-        None if inputs is None else read_inputs(inputs, inner),
+        read,
         batch_size=batch_size,
         world_size=world_size,
         accumulate=accumulate,
@@ -84,14 +83,24 @@ def diagnose(
         client_sizes=client_sizes,
         deploy=deploy,
     )
-    if policy is not None:
-        from syncnorm.federated.policies import policy_named
-
-        policy_named(policy)
-    if case.inputs is not None:
-        _ = case.evaluation  # an input that the model does not take is said at once, and not check by check
-        _check_training(case)
+    if read is not None:
+        _ = case.evaluation, case.training  # an input that the model does not take is said at once
     return examine(case, checks, type(inner).__name__)
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise UserError(f"{name} is {value!r}: it must be a whole number, at least 1.")
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the module inside DDP, DataParallel and `torch.compile`."""
+    inner = uncompiled_module(model)
+    while isinstance(inner, DistributedDataParallel | DataParallel):
+        inner = uncompiled_module(inner.module)
+    return inner
 
 
 def examine(case: Case, checks: Iterable[str] | None = None, subject: str = "model") -> Diagnosis:
@@ -122,15 +131,6 @@ def examine(case: Case, checks: Iterable[str] | None = None, subject: str = "mod
         if _state(case.model) != before:
             raise UserError(f"check '{name}' has changed the model: let it run and change case.copy() alone.")
     return Diagnosis(found, subject, checked, skipped)
-
-
-def _check_training(case: Case) -> None:
-    """Run the step of training once for all checks; where only training fails, the checks say so themselves."""
-    try:
-        _ = case.training
-    except UserError as error:
-        if "Expected more than 1 value" not in str(error):
-            raise
 
 
 def _named(finding: Any, check: str) -> Finding:

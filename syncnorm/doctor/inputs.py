@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.errors import UserError
+from syncnorm.errors import UserError, with_article
 
 DRAWN = 4
 """Samples of a drawn batch, unless a check asks for more."""
@@ -45,6 +45,10 @@ class Inputs:
     def with_other_mates(self, keep: int) -> Inputs:
         """Return the batch with copies of sample 0 in place of all samples from `keep` on."""
         return self._mapped(lambda x: torch.cat([x[:keep], x[:1].expand(len(x) - keep, *x.shape[1:])]), self.count)
+
+    def repeated(self) -> Inputs:
+        """Return the batch with each sample twice."""
+        return self._mapped(lambda x: torch.cat([x, x]), 2 * self.count)
 
     @property
     def words(self) -> str:
@@ -83,6 +87,8 @@ def read_inputs(given: Any, model: nn.Module) -> Inputs:
         return given
     if isinstance(given, Sequence) and given and all(isinstance(size, int) for size in given):
         return _drawn(tuple(given), model)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     if isinstance(given, Tensor):
         args, kwargs = (given,), {}
     elif isinstance(given, Mapping) and all(isinstance(key, str) for key in given):
@@ -91,7 +97,7 @@ def read_inputs(given: Any, model: nn.Module) -> Inputs:
         args, kwargs = tuple(given), {}
     else:
         raise UserError(
-            f"the input is a {type(given).__name__}: give a batch (a tensor, a tuple of tensors, or a dict of the "
+            f"the input is {with_article(type(given).__name__)}: give a batch (a tensor, a tuple of tensors, or a dict of the "
             "forward's arguments), or the shape of one sample, such as (3, 32, 32)."
         )
     first = next((x for x in _tensors([*args, *kwargs.values()]) if x.dim()), None)

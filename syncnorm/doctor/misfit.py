@@ -42,7 +42,8 @@ def misfits(case: Case, names: Sequence[str]) -> Misfits:
     """Measure the inputs of batch norms in evaluation, where each follows layers with running statistics too."""
     if not names:
         return Misfits({}, None)
-    twin, found = case.copy().eval(), {}
+    twin = case.copy().eval()
+    found: dict[str, Moments] = {}
 
     def note(name: str, layer: nn.Module) -> None:
         def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -62,7 +63,7 @@ def misfits(case: Case, names: Sequence[str]) -> Misfits:
         layer = case.batch_norms[name]
         eps = float(getattr(layer, "eps", 1e-5))
         pair = (layer.running_mean.double(), layer.running_var.double() + eps)
-        # Nearly constant channels carry nothing, and their distance in their own tiny deviations would drown the rest.
+        # A channel that was nearly constant is far in its own tiny deviations, and must not drown the rest.
         far = wasserstein(*pair, moments.mean.double(), moments.var().double() + eps)
         distances[name] = float(far.clamp(max=10.0).mean())
     return Misfits(distances, _gap(case, evaluated))

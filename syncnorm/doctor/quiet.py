@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from syncnorm.doctor.inputs import Inputs
@@ -37,6 +37,14 @@ def same_chance(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+def _restore(outside: dict[nn.Module, list[tuple[Tensor, Tensor]]]) -> None:
+    with torch.no_grad():
+        for tensor, before in (pair for pairs in outside.values() for pair in pairs):
+            if not torch.equal(tensor, before):
+                tensor.copy_(before)
+            tensor.grad = None
+
+
 @contextmanager
 def watched_modules(model: nn.Module, inputs: Inputs, enter: Enter, leave: Leave) -> Iterator[list[str]]:
     """Call `enter` and `leave` around every forward of a module, listed in the model or not.
@@ -51,7 +59,12 @@ def watched_modules(model: nn.Module, inputs: Inputs, enter: Enter, leave: Leave
     stack: list[str] = []
     modules: list[nn.Module] = []
 
+    outside: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
     def before(module: nn.Module, args: Any) -> None:
+        if module not in names and module not in outside:  # held by a global variable, perhaps, and so not copied
+            own = [*module.parameters(), *module.buffers()]
+            outside[module] = [(tensor, tensor.detach().clone()) for tensor in own]
         name = names.get(module, stack[-1] if stack else "")
         stack.append(name)
         modules.append(module)
@@ -69,6 +82,7 @@ def watched_modules(model: nn.Module, inputs: Inputs, enter: Enter, leave: Leave
         for context in (same_chance(model), uncompiled(), warnings.catch_warnings()):
             all_hooks.enter_context(context)
         warnings.simplefilter("ignore")
+        all_hooks.callback(_restore, outside)
         try:
             yield stack
         except UserError:

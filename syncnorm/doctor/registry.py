@@ -1,50 +1,62 @@
-"""The table of checks. A check is one function, which yields findings, and one row."""
+"""The table of checks, in the order in which they run. A check is a function that yields findings, and a row."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
 
+from syncnorm.doctor.checks import batches, deployment, federated, modes, optimiser, reach, statistics, structure
+from syncnorm.doctor.rows import NEEDS, Check, CheckFunction, Need
 from syncnorm.errors import UserError, unknown
 from syncnorm.registry import Registry, check_named
 
-if TYPE_CHECKING:
-    from syncnorm.doctor.case import Case
-    from syncnorm.doctor.finding import Finding
+# fmt: off
+CHECKS: Registry[Check] = Registry("check", {
+    "left_in_training": Check(modes.left_in_training, ("model",)),
+    "stays_in_training": Check(modes.stays_in_training, ("model", "input")),
+    "depends_on_batch": Check(modes.depends_on_batch, ("model", "input")),
+    "moves_in_evaluation": Check(modes.moves_in_evaluation, ("model", "input")),
+    "frozen_but_moving": Check(modes.frozen_but_moving, ("model",)),
 
-Need = Literal["model", "input", "batch_size", "ranks", "accumulate", "optimizer", "policy", "deploy"]
-CheckFunction = Callable[["Case"], Iterable["Finding"]]
+    "not_finite": Check(statistics.not_finite),
+    "negative_variance": Check(statistics.negative_variance),
+    "zero_variance": Check(statistics.zero_variance),
+    "never_updated": Check(statistics.never_updated),
+    "averaged_counter": Check(statistics.averaged_counter),
+    "contradicting_flag": Check(statistics.contradicting_flag, ("model",)),
+    "odd_momentum": Check(statistics.odd_momentum, ("model",)),
+    "odd_eps": Check(statistics.odd_eps, ("model",)),
+    "misfitting_statistics": Check(statistics.misfitting_statistics, ("model", "input")),
 
-NEEDS: dict[str, str] = {
-    "model": "it needs the model, and a checkpoint holds its numbers alone",
-    "input": "give an input, or its shape",
-    "batch_size": "give batch_size",
-    "ranks": "give batch_size, and a world_size above 1",
-    "accumulate": "give batch_size, and accumulate above 1",
-    "optimizer": "give the optimizer",
-    "policy": "give a federated policy",
-    "deploy": "ask for it with deploy=True",
-}
-"""What a check can need, and what to say where that is missing."""
+    "few_values": Check(batches.few_values, ("model", "input", "batch_size")),
+    "per_device_statistics": Check(batches.per_device_statistics, ("model", "input", "ranks")),
+    "accumulated_statistics": Check(batches.accumulated_statistics, ("model", "input", "accumulate")),
+    "counted_twice": Check(batches.counted_twice, ("model", "input")),
+    "several_depths": Check(batches.several_depths, ("model", "input")),
+    "unreached": Check(batches.unreached, ("model", "input")),
 
+    "dead_bias": Check(structure.dead_bias, ("model", "input")),
+    "dead_channels": Check(structure.dead_channels),
+    "two_in_a_row": Check(structure.two_in_a_row, ("model", "input")),
+    "before_softmax": Check(structure.before_softmax, ("model", "input")),
+    "small_groups": Check(structure.small_groups, ("model", "input")),
+    "on_the_shortcut": Check(structure.on_the_shortcut, ("model", "input")),
 
-@dataclass(frozen=True)
-class Check:
-    """A row of the table: the function, and what it needs of the `Case`."""
+    "unlisted": Check(reach.unlisted, ("model", "input")),
+    "unconvertible": Check(reach.unconvertible, ("model", "input")),
 
-    function: CheckFunction
-    needs: tuple[Need, ...] = ()
+    "decayed": Check(optimiser.decayed, ("model", "optimizer")),
+    "not_optimised": Check(optimiser.not_optimised, ("model", "optimizer")),
 
-    @property
-    def summary(self) -> str:
-        """The first sentence of the function's docstring."""
-        return (inspect.getdoc(self.function) or "").partition("\n\n")[0].replace("\n", " ").rstrip(".")
+    "policy_without_effect": Check(federated.policy_without_effect, ("model", "policy")),
+    "missed_by_name": Check(federated.missed_by_name, ("policy",)),
+    "left_by_parameters": Check(federated.left_by_parameters, ("policy",)),
+    "stepped_by_server": Check(federated.stepped_by_server, ("policy",)),
+    "single_samples": Check(federated.single_samples, ("model", "policy")),
 
-
-CHECKS: Registry[Check] = Registry("check", {})
-"""The checks by name."""
+    "unfolded": Check(deployment.unfolded, ("model", "input", "deploy")),
+})
+# fmt: on
+"""The checks by name; `syncnorm.register_check` adds to them."""
 
 
 def register_check(name: str, *, needs: tuple[Need, ...] = ()) -> Callable[[CheckFunction], CheckFunction]:

@@ -216,8 +216,6 @@ class _Watch(TorchFunctionMode):
         kind = self._kind(module)
         if kind is None:
             return
-        if not listed:
-            self._keep([*module.parameters(), *module.buffers()])
         x = next(iter(tensors_of(args)), None)
         if x is None or not self._counts() or self._norms:
             self._norms.append(None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from syncnorm.doctor.case import Case
-from syncnorm.doctor.finding import Finding
+from syncnorm.doctor.finding import Finding, Severity
 from syncnorm.doctor.kinds import is_over_ranks
 from syncnorm.doctor.misfit import wasserstein
 from syncnorm.doctor.ranks import Ranks, is_plain, measure_ranks
@@ -26,22 +26,23 @@ def few_values(case: Case) -> Iterator[Finding]:
     for call, values in _batch_norm_values(case):
         if values >= FEW_VALUES:
             continue
+        severity: Severity = "error" if values <= 1 else "warning"
         where = f"{number(values)} value{'s' if values > 1 else ''} a channel on each device"
         if values <= 1:
-            what, severity = f"it gets {where}, of which there is no variance: PyTorch refuses to train", "error"
+            what = f"it gets {where}, of which there is no variance: PyTorch refuses to train"
         elif values <= 2:
-            what, severity = f"it gets {where}: normalised, these say no more than which is larger", "warning"
+            what = f"it gets {where}: normalised, these say no more than which is larger"
         else:
-            what, severity = f"it gets {where}, so its statistics are mostly noise", "warning"
+            what = f"it gets {where}, so its statistics are mostly noise"
         yield Finding(
             call.name,
             what,
             'give a device more samples, synchronise (syncnorm.convert(model, "sync_bn")), or take group norm '
             'with few groups (syncnorm.convert(model, "gn", groups=...))',
-            severity,  # type: ignore[arg-type]
+            severity,
             "certain",
-            f"{case.batch_size} samples of {number(values / (case.batch_size or 1))} positions; the relative error of "
-            f"its standard deviation is about {percent((1 / (2 * max(values - 1, 1))) ** 0.5)}",
+            f"{case.batch_size} samples of {number(values / (case.batch_size or 1))} positions; the relative error "
+            f"of its standard deviation is about {percent((1 / (2 * max(values - 1, 1))) ** 0.5)}",
         )
 
 
@@ -93,19 +94,19 @@ def counted_twice(case: Case) -> Iterator[Finding]:
     seen = case.training
     for name, moves in seen.moves.items():
         uses = seen.uses.get(name, 0)
-        if uses and moves > uses:
-            momentum = getattr(case.batch_norms[name], "momentum", None)
-            effective = f", so momentum {momentum:g} acts as {1 - (1 - momentum) ** (moves / uses):.2g}"
-            yield Finding(
-                name,
-                f"a step updates its statistics {moves} times, and the forward calls it "
-                f"{'once' if uses == 1 else f'{uses} times'}: activation checkpointing runs it again"
-                + (effective if momentum else ""),
-                'leave norms out of the checkpointed part, or write syncnorm.convert(model, "sync_bn"), whose layers '
-                "do not count the second run (also with one device)",
-                "warning",
-                "measured",
-            )
+        if not uses or moves <= uses:
+            continue
+        momentum = getattr(case.batch_norms[name], "momentum", None)
+        acts = f", so momentum {momentum:g} acts as {1 - (1 - momentum) ** (moves / uses):.2g}" if momentum else ""
+        yield Finding(
+            name,
+            f"a step updates its statistics {moves} times, and the forward calls it "
+            f"{'once' if uses == 1 else f'{uses} times'}: activation checkpointing runs it again{acts}",
+            'leave norms out of the checkpointed part, or write syncnorm.convert(model, "sync_bn"), whose layers do '
+            "not count the second run (also with one device)",
+            "warning",
+            "measured",
+        )
 
 
 def several_depths(case: Case) -> Iterator[Finding]:

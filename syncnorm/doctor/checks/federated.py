@@ -23,19 +23,20 @@ def policy_without_effect(case: Case) -> Iterator[Finding]:
     try:
         rules(case.model, case.policy)
     except UserError as error:
-        yield Finding("", str(error).rstrip("."), "see the sentence", "error")
+        what, _, remedy = str(error).rstrip(".").rpartition(": ")
+        yield Finding("", what, remedy, "error")
         return
     policy = policy_named(case.policy)
-    entries = batch_norm_entries(case.model).values()
-    if policy.affine == "shared" and not any(part.startswith("running") for part in entries):
-        if policy.statistics != "average" or policy.statistics_source != "ema":
-            yield Finding(
-                "",
-                f"{case.policy} is about running statistics, and no batch norm of the model keeps any: it does what "
-                "fedavg does",
-                "build the batch norms with track_running_stats=True, or choose fedavg",
-                "error",
-            )
+    kept = any(part.startswith("running") for part in batch_norm_entries(case.model).values())
+    about = policy.affine == "shared" and (policy.statistics, policy.statistics_source) != ("average", "ema")
+    if about and not kept:
+        yield Finding(
+            "",
+            f"{case.policy} is about running statistics, and no batch norm of the model keeps any: it does what "
+            "fedavg does",
+            "build the batch norms with track_running_stats=True, or choose fedavg",
+            "error",
+        )
 
 
 def missed_by_name(case: Case) -> Iterator[Finding]:
@@ -89,8 +90,8 @@ def stepped_by_server(case: Case) -> Iterator[Finding]:
         )
     yield Finding(
         "",
-        f"the server of {name} steps every entry that it is given: {len(every)} running variances would be stepped as "
-        "weights, and whole-number counters would become fractions",
+        f"the server of {name} steps every entry that it is given: {len(every)} running variances would be stepped "
+        "as weights, and whole-number counters would become fractions",
         "step trained parameters alone, as syncnorm's algorithms do; in Flower: class A(NormFedAvg, FedAdam)",
         "warning",
         "certain",

@@ -48,8 +48,8 @@ def depends_on_batch(case: Case) -> Iterator[Finding]:
     if not seen.change:
         return
     explained = {*seen.training, *(name.rpartition(".")[0] for name in seen.moved)}
-    if explained & set(seen.coupled):
-        return
+    if explained & set(seen.coupled) or any(call.by_batch and not call.listed for call in case.training.calls):
+        return  # another check says so
     for name in seen.coupled or [""]:
         layer = case.batch_norms.get(name)
         if layer is not None and getattr(layer, "running_mean", None) is None:
@@ -112,6 +112,6 @@ def _change(case: Case) -> str:
     if not case.evaluation.change:
         return ""
     return (
-        f"other samples in its batch move a sample's output by up to {percent(case.evaluation.change)} of the largest "
-        f"output ({case.given.words})"
+        f"other samples in its batch move a sample's output by up to {percent(case.evaluation.change)} of the "
+        f"largest output ({case.given.words})"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from syncnorm.doctor.case import Case
-from syncnorm.doctor.finding import Finding
+from syncnorm.doctor.finding import Finding, Severity
 from syncnorm.surgery import batch_norms, convert_report
 
 
@@ -29,7 +29,7 @@ def unlisted(case: Case) -> Iterator[Finding]:
 
 def unconvertible(case: Case) -> Iterator[Finding]:
     """A norm over the batch that `syncnorm.convert` and PyTorch's converter cannot replace."""
-    severity = "warning" if case.world_size > 1 else "note"
+    severity: Severity = "warning" if case.world_size > 1 else "note"
     told = set()
     listed = batch_norms(case.model)
     for call in case.training.of("batch"):
@@ -40,11 +40,10 @@ def unconvertible(case: Case) -> Iterator[Finding]:
                 f"it normalises over the batch ({call.what}), and is no torch.nn batch norm: convert, fold, freeze, "
                 "recalibrate and SyncBatchNorm's converter do not find it",
                 "use nn.BatchNorm1d, 2d or 3d there, or derive the class from one",
-                severity,  # type: ignore[arg-type]
+                severity,
                 "measured",
             )
     for name, reason in convert_report(case.model, "sync_bn").refused.items():
         if name not in told:
-            yield Finding(
-                name, reason.rstrip("."), "see the sentence", severity, "certain"  # type: ignore[arg-type]
-            )
+            what, _, remedy = reason.rstrip(".").rpartition(": ")
+            yield Finding(name, what, remedy, severity)

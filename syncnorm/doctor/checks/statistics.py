@@ -64,21 +64,25 @@ def zero_variance(case: Case) -> Iterator[Finding]:
 def never_updated(case: Case) -> Iterator[Finding]:
     """Running statistics still at mean 0 and variance 1 in a model that has been trained."""
     layers = {name: case.batch_norms[name] for name, _, _ in _statistics(case)}
-    updated = [name for name, layer in layers.items() if not _is_fresh(layer)]
+    updated = [name for name, layer in layers.items() if not _is_fresh(layer) and _batches(layer) != 0]
     for name, layer in layers.items():
         if not _is_fresh(layer):
             continue
-        counter = getattr(layer, "num_batches_tracked", None)
-        counted = isinstance(counter, Tensor) and float(counter.sum()) > 0
-        if counted:
-            why = f"it has counted {int(counter.sum())} batches, and its statistics are still mean 0 and variance 1"
+        if batches := _batches(layer):
+            why = f"it has counted {batches} batches, and its statistics are still mean 0 and variance 1"
+            yield Finding(name, why, RECALIBRATE, "error")
         elif _is_trained(layer):
             why = "its weight and bias are trained, and its statistics are still mean 0 and variance 1"
+            yield Finding(name, why, RECALIBRATE, "warning", "likely")
         elif updated:
-            why = f"its statistics were never updated, and those of {len(updated)} other layers were"
-        else:
-            continue
-        yield Finding(name, why, RECALIBRATE, "error" if counted else "warning", "certain" if counted else "likely")
+            why = f"its statistics were never updated, and those of {len(updated)} other layers were: it is new, or "
+            yield Finding(
+                name,
+                why + "training does not reach it",
+                "train before you evaluate; if it is not new, look whether the forward reaches it",
+                "note" if case.model.training else "warning",
+                "likely",
+            )
 
 
 def contradicting_flag(case: Case) -> Iterator[Finding]:
@@ -115,8 +119,8 @@ def odd_momentum(case: Case) -> Iterator[Finding]:
         if momentum is None:
             yield Finding(
                 name,
-                "momentum is None: its statistics are the mean over all batches since the start, the early ones of an "
-                "untrained network included",
+                "momentum is None: its statistics are the mean over all batches since the start, with the early "
+                "ones of an untrained network",
                 "write momentum=0.1, or recalibrate before evaluation",
                 "note",
             )
@@ -203,6 +207,12 @@ def _statistics(case: Case) -> Iterator[tuple[str, Tensor, Tensor]]:
             yield name, mean.detach().double(), var.detach().double()
 
 
+def _batches(layer: Any) -> int | None:
+    """Return how many batches a layer has counted; None if it does not count."""
+    counter = getattr(layer, "num_batches_tracked", None)
+    return int(counter.sum()) if isinstance(counter, Tensor) and not counter.is_meta else None
+
+
 def _is_fresh(layer: Any) -> bool:
     return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
 
@@ -217,6 +227,8 @@ def _is_trained(layer: Any) -> bool:
 
 def _scale(layer: Any, var: Tensor) -> Tensor:
     weight = getattr(layer, "weight", None)
-    gamma = weight.detach().double() if isinstance(weight, Tensor) and weight.shape == var.shape else torch.ones_like(var)
+    gamma = (
+        weight.detach().double() if isinstance(weight, Tensor) and weight.shape == var.shape else torch.ones_like(var)
+    )
     scale: Tensor = gamma.abs() / (var.clamp(min=0) + getattr(layer, "eps", 1e-5)).sqrt()
     return scale

@@ -29,20 +29,22 @@ def dead_bias(case: Case) -> Iterator[Finding]:
     verdicts: dict[str, list[tuple[bool, str]]] = {}
     for one in seen.linear:
         norm = _norm_after(case, one)
-        verdicts.setdefault(one.bias, []).append((norm is not None and _cancels(one, norm), norm.name if norm else ""))
+        verdicts.setdefault(one.bias, []).append(
+            (norm is not None and _cancels(one, norm), norm.name if norm else "")
+        )
     for name, told in verdicts.items():
-        if all(cancels for cancels, _ in told):
-            layer, _, _ = name.rpartition(".")
-            share = parameters[name].numel() / max(total, 1) if name in parameters else 0.0
-            yield Finding(
-                layer,
-                f"its bias is subtracted again by the norm after it ('{told[0][1]}'): it changes nothing, and gets no "
-                "gradient",
-                "write bias=False",
-                "note",
-                "measured",
-                f"{parameters[name].numel() if name in parameters else 0} parameters, {percent(share)} of the model's",
-            )
+        if not all(cancels for cancels, _ in told):
+            continue
+        count = parameters[name].numel() if name in parameters else 0
+        yield Finding(
+            name.rpartition(".")[0],
+            f"its bias is subtracted again by the norm after it ('{told[0][1]}'): it changes nothing, and gets no "
+            "gradient",
+            "write bias=False",
+            "note",
+            "measured",
+            f"{count} parameters, {percent(count / max(total, 1))} of the model's",
+        )
 
 
 def two_in_a_row(case: Case) -> Iterator[Finding]:
@@ -162,7 +164,9 @@ def _norm_after(case: Case, one: Linear) -> Call | None:
     graph = case.training.graph
     if len(graph.readers(one.node)) != 1:
         return None
-    found = (c for c in case.training.calls if c.source is not None and graph.origin(c.source, {one.node}) is one.node)
+    found = (
+        c for c in case.training.calls if c.source is not None and graph.origin(c.source, {one.node}) is one.node
+    )
     return next(found, None)
 
 
@@ -193,17 +197,20 @@ def _holds_a_shortcut(case: Case, total: Node) -> bool:
 
 
 def _ends_here(case: Case, name: str) -> bool:
-    """Return whether nothing but zeros goes on from a norm: no sum takes its output before another layer does."""
+    """Return whether nothing goes around a norm: no sum joins its output with what does not come from it."""
     graph = case.training.graph
-    waiting = [call.node for call in case.training.calls if call.name == name and call.listed and call.node is not None]
-    seen = set(waiting)
-    if not waiting:
-        return False
+    starts = [
+        call.node for call in case.training.calls if call.name == name and call.listed and call.node is not None
+    ]
+    seen, waiting = set(starts), list(starts)
     while waiting:
         for user in graph.users.get(waiting.pop(), []):
             if is_a(user, *SUMS, "CatBackward", "StackBackward"):
-                return False
+                others = [before for before, _ in user.next_functions if before is not None]
+                around = [one for one in others if not any(graph.reaches(start, one) for start in starts)]
+                if any(not is_a(graph.origin(one), "torch::autograd::AccumulateGrad") for one in around):
+                    return False
             if user not in seen and not is_a(user, *BLOCKS):
                 seen.add(user)
                 waiting.append(user)
-    return True
+    return bool(starts)

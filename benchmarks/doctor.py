@@ -1,0 +1,171 @@
+"""The doctor on public architectures: what it finds in healthy models, and in the same models with planted faults.
+
+    python benchmarks/doctor.py [NAME...]        # needs timm, which needs torchvision
+
+Weights are random. The columns:
+
+    norms      norms that ran in a step of training, by kind
+    healthy    what `diagnose` finds in the model as it is, at 32 samples on each of 8 devices: checks worse than a note,
+               and notes; "-" is nothing
+    planted    of the faults that the model can have, how many are found, at their layer; those that are not are named
+    seconds    of the diagnosis of the healthy model, on one thread
+"""
+
+import argparse
+import copy
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+import syncnorm
+from syncnorm.doctor import Diagnosis, diagnose
+from syncnorm.environment import environment
+
+# fmt: off
+NAMES = [
+    "resnet18", "resnet50", "resnetv2_50", "seresnet50", "resnest14d", "res2net50_26w_4s", "skresnet18",
+    "wide_resnet50_2", "densenet121", "vgg11_bn", "mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small",
+    "efficientnet_b0", "efficientnet_lite0", "tf_efficientnet_b0", "mnasnet_100", "ghostnet_100", "lcnet_050",
+    "rexnet_100", "regnety_002", "dla34", "dpn68", "hrnet_w18_small", "inception_v3", "xception41", "cspresnet50",
+    "ese_vovnet19b_dw", "repvgg_a0", "repvit_m0_9", "mobileone_s0", "levit_128s", "efficientformer_l1", "fastvit_t8",
+    "resnet50_gn", "convnext_atto", "vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "swin_tiny_patch4_window7_224",
+    "deit_tiny_patch16_224", "mixer_s32_224", "poolformer_s12", "mobilevit_xxs", "coat_tiny", "pvt_v2_b0",
+]
+# fmt: on
+SIDE = 96
+Plant = Callable[[nn.Module, str], None]
+
+
+def put(model: nn.Module, where: str, new: nn.Module) -> None:
+    """Put a module in the place of another."""
+    model.set_submodule(where, new)
+
+
+def keyed(key: str, value: Any) -> Plant:
+    """Return a function that sets an attribute of a layer."""
+    return lambda model, where: setattr(model.get_submodule(where), key, value)
+
+
+def statistic(key: str, value: float) -> Plant:
+    """Return a function that sets the first channel of a layer's parameter or statistics."""
+
+    def plant(model: nn.Module, where: str) -> None:
+        getattr(model.get_submodule(where), key).data[:1] = value
+
+    return plant
+
+
+def untracked(model: nn.Module, where: str) -> None:
+    """Take a layer's running statistics away."""
+    found: Any = model.get_submodule(where)
+    found.running_mean = found.running_var = found.num_batches_tracked = None
+    found.track_running_stats = False
+
+
+def dead(model: nn.Module, where: str) -> None:
+    """Let most channels of a layer die."""
+    weight: Any = model.get_submodule(where).weight
+    weight.data.fill_(1.0)[: len(weight) * 3 // 4] = 1e-7
+
+
+def twice(model: nn.Module, where: str) -> None:
+    """Put another norm right after a norm."""
+    first: Any = model.get_submodule(where)
+    put(model, where, nn.Sequential(first, nn.BatchNorm2d(first.num_features)))
+
+
+def left(model: nn.Module, where: str) -> None:
+    """Leave one layer in training mode."""
+    model.eval().get_submodule(where).train()
+
+
+FAULTS: dict[str, Plant] = {
+    "left_in_training": left,
+    "depends_on_batch": untracked,
+    "not_finite": statistic("running_var", float("nan")),
+    "negative_variance": statistic("running_var", -0.1),
+    "zero_variance": statistic("running_var", 0.0),
+    "odd_momentum": keyed("momentum", 0.99),
+    "odd_eps": keyed("eps", 0.1),
+    "contradicting_flag": keyed("track_running_stats", False),
+    "dead_channels": dead,
+    "two_in_a_row": twice,
+}
+"""Faults of a batch norm, by the check that has to find each."""
+RUN = {"depends_on_batch", "two_in_a_row"}
+"""The checks among them that have to run the model."""
+
+
+def said(found: Diagnosis) -> str:
+    """Return the checks that found something, the bad ones and then the notes."""
+    worse = Counter(finding.check for finding in found if finding.severity != "note")
+    notes = Counter(finding.check for finding in found if finding.severity == "note")
+    words = [f"{check} x{count}" for check, count in worse.items()]
+    words += [f"note {check} x{count}" for check, count in notes.items()]
+    return ", ".join(words) or "-"
+
+
+def planted(model: nn.Module, shape: tuple[int, ...]) -> str:
+    """Plant each fault in turn; return how many are found."""
+    names = [
+        name
+        for name, module in syncnorm.batch_norms(model).items()
+        if type(module).forward is nn.BatchNorm2d.forward or isinstance(module, nn.BatchNorm2d)
+    ]
+    if not names:
+        return "none to plant"
+    where, missed = names[len(names) // 2], []
+    for check, plant in FAULTS.items():
+        twin = copy.deepcopy(model)
+        plant(twin, where)
+        found = diagnose(twin, shape if check in RUN else None, checks=[check])
+        if not any(finding.layer in (where, f"{where}.1") for finding in found):
+            missed.append(check)
+    return f"{len(FAULTS) - len(missed)}/{len(FAULTS)} {' '.join(missed)}".strip()
+
+
+def row(name: str) -> str:
+    """Look at a model, and return its row."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, pretrained=False).train()
+    made_for: Any = model.pretrained_cfg
+    shape = tuple(made_for["input_size"]) if made_for.get("fixed_input_size") else (3, SIDE, SIDE)
+    started = time.perf_counter()
+    found = diagnose(model, shape, batch_size=32, world_size=8)
+    seconds = time.perf_counter() - started
+    kinds = Counter(type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__)
+    norms = " ".join(f"{count} {kind}" for kind, count in kinds.most_common(2))
+    return f"{name:30s} {norms:42s} {said(found):28s} {planted(model, shape):16s} {seconds:6.1f}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", default=NAMES, help=f"names of timm's models; default: {len(NAMES)}")
+    names = parser.parse_args().names
+    try:
+        import timm
+    except ImportError as error:
+        sys.exit(f"timm cannot be imported ({error}): pip install timm, and torchvision.")
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    here = environment()
+    print(f"timm {timm.__version__}, torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}")
+    print(f"{'model':30s} {'norms':42s} {'healthy':28s} {'planted':16s} seconds")
+    for name in names:
+        try:
+            print(row(name), flush=True)
+        except Exception as error:  # a row, so that the others are looked at
+            print(f"{name:30s} {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

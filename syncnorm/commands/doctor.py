@@ -1,0 +1,147 @@
+"""`syncnorm doctor`: what is wrong with the norms of a model, or of a checkpoint."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncnorm import __version__
+from syncnorm.commands.options import given_options, read_options, show_help
+from syncnorm.errors import UserError
+from syncnorm.files import write_file
+
+if TYPE_CHECKING:
+    from syncnorm.doctor.finding import Diagnosis
+    from syncnorm.doctor.subject import Subject
+
+PROG = "syncnorm doctor MODEL"
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Say what is wrong with the norms of MODEL: package.module:function, file.py:function, or a checkpoint's file.
+
+    Exit code 1 if anything worse than a note was found.
+    """
+
+    input: str = ""
+    """Shape of one sample, such as 3x32x32, or a file with a batch of your data (.pt, .npy, .safetensors)."""
+    batch_size: int | None = None
+    """Samples of a forward pass on one device."""
+    world_size: int = 1
+    """Number of devices."""
+    accumulate: int = 1
+    """Forward passes of a step of the optimiser."""
+    checkpoint: Path | None = None
+    """A checkpoint to load into the model."""
+    policy: str = ""
+    """Of a federation: its batch-norm policy, such as fedbn."""
+    algorithm: str = ""
+    """Of a federation: its algorithm, such as fedadam."""
+    client_sizes: tuple[int, ...] = ()
+    """Of a federation: samples of each client."""
+    deploy: bool = False
+    """Also tell what could be folded, and what that saves."""
+    checks: tuple[str, ...] = ()
+    """Names of the checks to run (`syncnorm list check`); all by default."""
+    json: bool = False
+    """Print JSON instead of the table."""
+    sarif: Path | None = None
+    """Also write SARIF, for code review, to this file."""
+
+
+def doctor(arguments: list[str]) -> int:
+    """Run the command; return its exit code."""
+    if set(arguments) & {"-h", "--help"}:
+        show_help(DoctorOptions(), PROG)
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("write the model first: syncnorm doctor package.module:function, or a checkpoint's file.")
+    text, *rest = arguments
+    options = read_options(DoctorOptions(), given_options(rest, PROG), PROG)
+    from syncnorm.doctor.subject import subject_of
+
+    subject = subject_of(text)
+    diagnosis = _diagnosis(subject, options)
+    diagnosis.subject = subject.name
+    if options.sarif:
+        from syncnorm.doctor.output.sarif import sarif
+
+        write_file(
+            options.sarif, json.dumps(sarif(diagnosis, __version__, subject.file, subject.line), indent=1) + "\n"
+        )
+    print(json.dumps(diagnosis.as_dict(), indent=1) if options.json else diagnosis)
+    return 1 if diagnosis.wrong else 0
+
+
+def _diagnosis(subject: "Subject", options: DoctorOptions) -> "Diagnosis":
+    from syncnorm.doctor.case import Case
+    from syncnorm.doctor.diagnose import diagnose, examine
+
+    checks = options.checks or None
+    if not subject.live:
+        if options.input or options.checkpoint or options.batch_size:
+            raise UserError(
+                f"{subject.name} is a checkpoint, which cannot run: leave out --input, --batch-size and "
+                "--checkpoint, or name the function that builds the model, with --checkpoint."
+            )
+        case = Case(subject.model, policy=options.policy or None, algorithm=options.algorithm or None, live=False)
+        return examine(case, checks, subject.name)
+    if options.checkpoint:
+        _load(subject, options.checkpoint)
+    return diagnose(
+        subject.model,
+        _input(options.input),
+        batch_size=options.batch_size,
+        world_size=options.world_size,
+        accumulate=options.accumulate,
+        policy=options.policy or None,
+        algorithm=options.algorithm or None,
+        client_sizes=options.client_sizes,
+        deploy=options.deploy,
+        checks=checks,
+    )
+
+
+def _load(subject: "Subject", path: Path) -> None:
+    from syncnorm.doctor.subject import state_of
+
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}.")
+    try:
+        subject.model.load_state_dict(state_of(path))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]] or [str(error)]
+        raise UserError(f"{path} does not fit {subject.name}: {lines[0].rstrip('.')}.") from error
+
+
+def _input(text: str) -> Any:
+    """Return the input that --input means: a shape, or the batch in a file."""
+    if not text:
+        return None
+    sizes = text.lower().split("x")
+    if all(size.isdigit() for size in sizes):
+        return tuple(int(size) for size in sizes)
+    path = Path(text)
+    if not path.is_file():
+        raise UserError(f"--input is '{text}': write the shape of a sample, such as 3x32x32, or a file with a batch.")
+    return _batch(path)
+
+
+def _batch(path: Path) -> Any:
+    import torch
+
+    try:
+        if path.suffix == ".npy":
+            import numpy as np
+
+            return torch.from_numpy(np.load(path, allow_pickle=False))
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            held = load_file(path)
+        else:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file may hold anything
+        said = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"--input {path} cannot be read as a batch: {said}.") from error
+    return next(iter(held.values())) if isinstance(held, dict) and len(held) == 1 else held
