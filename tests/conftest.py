@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for folder in ("", "models", "norms", "training", "devices", "federated", "federated/flower"):
+for folder in ("", "models", "norms", "training", "devices", "federated", "federated/flower", "doctor"):
     sys.path.insert(0, str(Path(__file__).parent / folder))
 torch.set_num_threads(1)
 

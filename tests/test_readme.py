@@ -24,6 +24,8 @@ import syncnorm
 from syncnorm.commands.catalog import catalog
 from syncnorm.commands.compare import PROG as COMPARE
 from syncnorm.commands.compare import CompareOptions
+from syncnorm.commands.doctor import PROG as DOCTOR
+from syncnorm.commands.doctor import DoctorOptions
 from syncnorm.commands.options import given_options, read_options
 from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
@@ -40,7 +42,17 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
-PYTHON = {"README.md", "layers.md", "tools.md", "studies.md", "tuning.md", "data.md", "federated.md", "domains.md"}
+PYTHON = {
+    "README.md",
+    "layers.md",
+    "doctor.md",
+    "tools.md",
+    "studies.md",
+    "tuning.md",
+    "data.md",
+    "federated.md",
+    "domains.md",
+}
 """The pages whose Python blocks are run here."""
 RESULT = re.compile(r"-?\d+\.\d+ (?:± \d+\.\d+|\[[^\]]+\])")
 """A mean with its interval, as in "54.5 ± 6.0" and "89.0 [74.3, 105.7]"."""
@@ -92,6 +104,18 @@ def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run
     assert len(expand(names["STUDY"])) == 45
     run_block(federated, names)
     assert [run.world.method for run in asked] == ["fedbn"]
+
+
+def test_doctor(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    from syncnorm.doctor import CHECKS
+
+    diagnose, callback = blocks(DOCS / "doctor.md", "python")
+    run_block(diagnose, names)
+    assert "per_device_statistics 1 warning measured each of 8 devices" in capsys.readouterr().out
+    run_block(callback, names)
+    table = (DOCS / "doctor.md").read_text().partition("## What it checks")[2]
+    listed = {name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`(\w+)`", row)}
+    assert listed == set(CHECKS)
 
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
@@ -254,6 +278,8 @@ def try_command(words: list[str], *more: str) -> None:
             read_options(CompareOptions(), given_options(options, COMPARE), COMPARE)
         case ["syncnorm", "report", _, *options]:
             read_options(ReportOptions(), given_options(options, PROG), PROG)
+        case ["syncnorm", "doctor", _, *options]:
+            read_options(DoctorOptions(), given_options(options, DOCTOR), DOCTOR)
         case ["sh", "launch/flower.sh", text]:
             run_from_text(text)
         case ["sh" | "sbatch", *rest]:

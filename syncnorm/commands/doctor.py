@@ -11,7 +11,7 @@ from syncnorm.errors import UserError
 from syncnorm.files import write_file
 
 if TYPE_CHECKING:
-    from syncnorm.doctor.finding import Diagnosis
+    from syncnorm.doctor.diagnosis import Diagnosis
     from syncnorm.doctor.subject import Subject
 
 PROG = "syncnorm doctor MODEL"
@@ -65,10 +65,11 @@ def doctor(arguments: list[str]) -> int:
     diagnosis.subject = subject.name
     if options.sarif:
         from syncnorm.doctor.output.sarif import sarif
+        from syncnorm.doctor.registry import CHECKS
 
-        write_file(
-            options.sarif, json.dumps(sarif(diagnosis, __version__, subject.file, subject.line), indent=1) + "\n"
-        )
+        checks = {name: CHECKS[name].summary for name in [*diagnosis.checked, *diagnosis.skipped]}
+        log = sarif(diagnosis, checks, __version__, subject.file, subject.line)
+        write_file(options.sarif, json.dumps(log, indent=1) + "\n")
     print(json.dumps(diagnosis.as_dict(), indent=1) if options.json else diagnosis)
     return 1 if diagnosis.wrong else 0
 
@@ -84,7 +85,8 @@ def _diagnosis(subject: "Subject", options: DoctorOptions) -> "Diagnosis":
                 f"{subject.name} is a checkpoint, which cannot run: leave out --input, --batch-size and "
                 "--checkpoint, or name the function that builds the model, with --checkpoint."
             )
-        case = Case(subject.model, policy=options.policy or None, algorithm=options.algorithm or None, live=False)
+        case = Case(subject.model, live=False)
+        case.policy, case.algorithm = options.policy or None, options.algorithm or None
         return examine(case, checks, subject.name)
     if options.checkpoint:
         _load(subject, options.checkpoint)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.diagnose import diagnose
-from syncnorm.doctor.finding import Diagnosis, Finding
+from syncnorm.doctor.diagnosis import Diagnosis
+from syncnorm.doctor.finding import Finding
 from syncnorm.doctor.registry import CHECKS, register_check
 from syncnorm.doctor.rows import Check
 

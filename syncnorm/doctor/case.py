@@ -36,25 +36,15 @@ class Case:
     live: False for a checkpoint, whose stand-in for the model cannot run.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Inputs | None = None,
-        *,
-        batch_size: int | None = None,
-        world_size: int = 1,
-        accumulate: int = 1,
-        optimizer: Optimizer | None = None,
-        policy: str | None = None,
-        algorithm: str | None = None,
-        client_sizes: Sequence[int] = (),
-        deploy: bool = False,
-        live: bool = True,
-    ) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs | None = None, *, live: bool = True) -> None:
         self.model, self.inputs, self.live = model, inputs, live
-        self.batch_size, self.world_size, self.accumulate = batch_size, world_size, accumulate
-        self.optimizer, self.deploy = optimizer, deploy
-        self.policy, self.algorithm, self.client_sizes = policy, algorithm, tuple(client_sizes)
+        self.batch_size: int | None = None
+        self.world_size, self.accumulate = 1, 1
+        self.optimizer: Optimizer | None = None
+        self.policy: str | None = None
+        self.algorithm: str | None = None
+        self.client_sizes: tuple[int, ...] = ()
+        self.deploy = False
         self._trained: Trace | UserError | None = None
 
     def copy(self) -> nn.Module:

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from syncnorm._torch import uncompiled_module
 from syncnorm.doctor.case import Case
-from syncnorm.doctor.finding import ORDER, Diagnosis, Finding
+from syncnorm.doctor.diagnosis import Diagnosis
+from syncnorm.doctor.finding import ORDER, Finding
 from syncnorm.doctor.inputs import read_inputs
 from syncnorm.doctor.registry import CHECKS
 from syncnorm.errors import UserError, unknown
@@ -69,23 +70,12 @@ def diagnose(
     _check_sizes(batch_size=batch_size, world_size=world_size, accumulate=accumulate)
     if policy is not None:
         policy_named(policy)
-    inner = _inner(model)
-    read = None if inputs is None else read_inputs(inputs, inner)
-    case = Case(
-        inner,
-        read,
-        batch_size=batch_size,
-        world_size=world_size,
-        accumulate=accumulate,
-        optimizer=optimizer,
-        policy=policy,
-        algorithm=algorithm,
-        client_sizes=client_sizes,
-        deploy=deploy,
-    )
-    if read is not None:
+    case = Case(_inner(model), None if inputs is None else read_inputs(inputs, _inner(model)))
+    case.batch_size, case.world_size, case.accumulate, case.optimizer = batch_size, world_size, accumulate, optimizer
+    case.policy, case.algorithm, case.client_sizes, case.deploy = policy, algorithm, tuple(client_sizes), deploy
+    if case.inputs is not None:
         _ = case.evaluation, case.training  # an input that the model does not take is said at once
-    return examine(case, checks, type(inner).__name__)
+    return examine(case, checks, type(case.model).__name__)
 
 
 def _check_sizes(**sizes: int | None) -> None:

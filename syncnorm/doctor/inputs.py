@@ -97,8 +97,8 @@ def read_inputs(given: Any, model: nn.Module) -> Inputs:
         args, kwargs = tuple(given), {}
     else:
         raise UserError(
-            f"the input is {with_article(type(given).__name__)}: give a batch (a tensor, a tuple of tensors, or a dict of the "
-            "forward's arguments), or the shape of one sample, such as (3, 32, 32)."
+            f"the input is {with_article(type(given).__name__)}: give a batch (a tensor, a tuple of tensors, or a "
+            "dict of the forward's arguments), or the shape of one sample, such as (3, 32, 32)."
         )
     first = next((x for x in _tensors([*args, *kwargs.values()]) if x.dim()), None)
     if first is None or not len(first):

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from syncnorm.doctor.diagnose import diagnose
-from syncnorm.doctor.finding import Diagnosis
+from syncnorm.doctor.diagnosis import Diagnosis
 from syncnorm.errors import UserError
 
 _LOG = logging.getLogger("syncnorm.doctor")

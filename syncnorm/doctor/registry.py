@@ -39,7 +39,6 @@ CHECKS: Registry[Check] = Registry("check", {
     "two_in_a_row": Check(structure.two_in_a_row, ("model", "input")),
     "before_softmax": Check(structure.before_softmax, ("model", "input")),
     "small_groups": Check(structure.small_groups, ("model", "input")),
-    "on_the_shortcut": Check(structure.on_the_shortcut, ("model", "input")),
 
     "unlisted": Check(reach.unlisted, ("model", "input")),
     "unconvertible": Check(reach.unconvertible, ("model", "input")),

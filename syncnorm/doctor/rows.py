@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from syncnorm.doctor.case import Case
-    from syncnorm.doctor.finding import Finding
+from syncnorm.doctor.finding import Finding
 
 Need = Literal["model", "input", "batch_size", "ranks", "accumulate", "optimizer", "policy", "deploy"]
-CheckFunction = Callable[["Case"], Iterable["Finding"]]
+CheckFunction = Callable[[Any], Iterable[Finding]]
+"""Takes a `Case`."""
 
 NEEDS: dict[str, str] = {
     "model": "it needs the model, and a checkpoint holds its numbers alone",

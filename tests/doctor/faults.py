@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from healthy import Net, Residual, batch, trained
+from healthy import Net, batch, trained
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -174,20 +174,6 @@ def nothing(net: nn.Module) -> None:
     """The fault lies in what is told."""
 
 
-class AfterTheSum(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.inner, self.outer = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.outer(x + self.inner(self.conv(x))))
-
-
-def on_the_shortcut(net: Net) -> None:
-    net.layer1 = nn.Sequential(AfterTheSum(), Residual(8, 8))  # type: ignore[assignment]
-
-
 RANKS = {"batch_size": 2, "world_size": 4}
 FAULTS: dict[str, Fault] = {
     "a part in training mode": Fault(
@@ -282,7 +268,6 @@ FAULTS: dict[str, Fault] = {
     "a layer norm over one value": Fault(
         lambda net: set_(net, "fc", nn.Sequential(nn.Linear(16, 1), nn.LayerNorm(1))), "small_groups", "fc.1"
     ),
-    "a norm on the shortcut": Fault(on_the_shortcut, "on_the_shortcut", "layer1.0.outer"),
     "a norm in a list": Fault(in_a_list, "unlisted", ""),
     "name matching": Fault(nothing, "missed_by_name", "layer2.down.1", {"policy": "fedavg"}, healthy={}),
     "parameters alone": Fault(nothing, "left_by_parameters", "", {"policy": "fedavg"}, healthy={}),

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from healthy import Net, batch, trained
 from safetensors.torch import save_file
 from torch import nn
 
 from syncnorm import cli
-
-sys.path.insert(0, str(Path(__file__).parent))
-from healthy import Net, batch, trained
 
 MODULE = """
 import torch

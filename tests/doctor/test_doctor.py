@@ -1,22 +1,18 @@
 """Nothing is found in healthy models; each planted fault is found, at its layer; the model stays as it is."""
 
 import random
-import sys
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from faults import FAULTS
+from healthy import HEALTHY, Net, batch
 from torch import Tensor, nn
 
 from syncnorm.doctor import CHECKS, Finding, diagnose, register_check
 from syncnorm.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from faults import FAULTS
-from healthy import HEALTHY, Net, batch
 
 SHAPE = (3, 8, 8)
 
@@ -201,9 +197,8 @@ def test_inputs_by_name_in_order_and_of_whole_numbers() -> None:
         assert [finding.check for finding in found] == ["few_values"]
 
 
-def test_a_check_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CHECKS, "_items", dict(CHECKS._items))
-
+@pytest.mark.usefixtures("registries")
+def test_a_check_of_ones_own() -> None:
     @register_check("wide")
     def wide(case: Any) -> Any:
         """A batch norm of many channels."""

@@ -1,20 +1,17 @@
 """The callback: it logs what it finds as a fit starts, and stops the fit only if asked."""
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from healthy import Net, batch
 from torch import Tensor
 
 from syncnorm.doctor import CheckNorms
 from syncnorm.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from healthy import Net, batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
 from syncnorm.doctor.kinds import uses_the_batch
 from syncnorm.doctor.words import percent
+from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms, frozen_layers
 
 STATE = ("running_mean", "running_var", "num_batches_tracked")
@@ -44,29 +48,40 @@ def stays_in_training(case: Case) -> Iterator[Finding]:
 
 def depends_on_batch(case: Case) -> Iterator[Finding]:
     """A sample's output in evaluation that depends on the other samples of its batch."""
-    seen = case.evaluation
-    if not seen.change:
-        return
-    explained = {*seen.training, *(name.rpartition(".")[0] for name in seen.moved)}
-    if explained & set(seen.coupled) or any(call.by_batch and not call.listed for call in case.training.calls):
-        return  # another check says so
-    for name in seen.coupled or [""]:
-        layer = case.batch_norms.get(name)
-        if layer is not None and getattr(layer, "running_mean", None) is None:
-            why, remedy = "it keeps no running statistics, so it", "write track_running_stats=True, or use group norm"
-        elif layer is not None:
-            why, remedy = "it", "let it use its running statistics in evaluation"
-        else:
-            why = "it is no batch norm of torch.nn, and"
-            remedy = "let it use running statistics if not self.training, or give each sample statistics of its own"
+    without = [name for name, layer in case.batch_norms.items() if _keeps_nothing(layer)]
+    for name in without:
         yield Finding(
             name,
-            f"in evaluation {why} mixes the samples of a batch: a sample's output depends on the others",
-            remedy,
+            "it keeps no running statistics, so in evaluation it mixes the samples of a batch: a sample's output "
+            "depends on the others",
+            "write track_running_stats=True, or take group norm",
+            cost=_change(case),
+        )
+    seen = case.evaluation
+    explained = {*without, *seen.training, *(name.rpartition(".")[0] for name in seen.moved)}
+    unlisted = any(call.by_batch and not call.listed for call in case.training.calls)
+    if not seen.change or unlisted or explained & set(seen.coupled):
+        return  # or another check says so
+    for name in seen.coupled or [""]:
+        known = name in case.batch_norms
+        yield Finding(
+            name,
+            f"in evaluation it {'' if known else 'is no batch norm of torch.nn, and '}mixes the samples of a batch: "
+            "a sample's output depends on the others",
+            "let it use running statistics if not self.training, or give each sample statistics of its own",
             "warning",
             "measured",
             _change(case),
         )
+
+
+def _keeps_nothing(layer: nn.Module) -> bool:
+    spec = spec_of(layer)
+    if not isinstance(layer, _BatchNorm) or (
+        spec is not None and (spec.evaluates != "running" or not spec.sees_batch)
+    ):
+        return False
+    return layer.running_mean is None and layer.running_var is None
 
 
 def moves_in_evaluation(case: Case) -> Iterator[Finding]:

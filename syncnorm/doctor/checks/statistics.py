@@ -71,9 +71,10 @@ def never_updated(case: Case) -> Iterator[Finding]:
         if batches := _batches(layer):
             why = f"it has counted {batches} batches, and its statistics are still mean 0 and variance 1"
             yield Finding(name, why, RECALIBRATE, "error")
-        elif _is_trained(layer):
-            why = "its weight and bias are trained, and its statistics are still mean 0 and variance 1"
-            yield Finding(name, why, RECALIBRATE, "warning", "likely")
+        elif _is_trained(layer) and (updated or not case.live or not case.model.training):
+            why = "its weight and bias are not at their start, and its statistics are still mean 0 and variance 1"
+            # Some networks draw weight and bias at the start: where no layer was updated, this may be one of them.
+            yield Finding(name, why, RECALIBRATE, "warning" if updated or not case.live else "note", "likely")
         elif updated:
             why = f"its statistics were never updated, and those of {len(updated)} other layers were: it is new, or "
             yield Finding(

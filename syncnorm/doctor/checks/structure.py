@@ -8,7 +8,7 @@ from torch import Tensor
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.graph import SUMS, Node, is_a
+from syncnorm.doctor.graph import SUMS, is_a
 from syncnorm.doctor.trace import Call, Linear
 from syncnorm.doctor.words import number, percent
 
@@ -140,25 +140,6 @@ def small_groups(case: Case) -> Iterator[Finding]:
         )
 
 
-def on_the_shortcut(case: Case) -> Iterator[Finding]:
-    """A batch norm on the identity path of residual blocks, which then is none."""
-    graph = case.training.graph
-    for call in case.training.of("batch"):
-        if call.source is None or call.node is None:
-            continue
-        total = graph.origin(call.source)
-        if not is_a(total, *SUMS) or len(graph.readers(total)) != 1:
-            continue
-        if _joins_a_sum(case, call.node) and _holds_a_shortcut(case, total):
-            yield Finding(
-                call.name,
-                "it normalises a residual sum that has no other way on, so no identity is left from block to block",
-                "put it into the branch, before the sum (or before the branch's first layer)",
-                "note",
-                "likely",
-            )
-
-
 def _norm_after(case: Case, one: Linear) -> Call | None:
     """Return the norm that alone takes the output of a layer, unchanged."""
     graph = case.training.graph
@@ -175,25 +156,6 @@ def _cancels(one: Linear, norm: Call) -> bool:
         return norm.kind == "batch" and norm.by_batch and norm.shape[1] == one.channels and norm.source is one.node
     some = one.size > 0
     return bool((one.total[some].abs() <= CANCELS * one.size[some]).all())
-
-
-def _joins_a_sum(case: Case, node: Node) -> bool:
-    """Return whether a result is added to something as it is, or after a rectifier."""
-    for user in case.training.graph.readers(node):
-        if is_a(user, *SUMS):
-            return True
-        if is_a(user, "ReluBackward", "LeakyReluBackward") and any(
-            is_a(further, *SUMS) for further in case.training.graph.readers(user)
-        ):
-            return True
-    return False
-
-
-def _holds_a_shortcut(case: Case, total: Node) -> bool:
-    """Return whether a sum is of a branch and what the branch started from."""
-    parts = [before for before, _ in total.next_functions if before is not None]
-    graph = case.training.graph
-    return len(parts) == 2 and any(graph.reaches(a, b) for a, b in (parts, parts[::-1]))
 
 
 def _ends_here(case: Case, name: str) -> bool:

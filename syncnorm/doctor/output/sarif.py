@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from syncnorm.doctor.finding import Diagnosis, Finding
-from syncnorm.doctor.registry import CHECKS
+from syncnorm.doctor.finding import Finding
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 
-def sarif(diagnosis: Diagnosis, version: str, file: str = "", line: int = 1) -> dict[str, Any]:
-    """Return the log of one run of this `version`; `file` and `line`, where the model is built, are every finding's."""
-    rules = [
-        {"id": name, "shortDescription": {"text": f"{CHECKS[name].summary}."}}
-        for name in [*diagnosis.checked, *diagnosis.skipped]
-    ]
+def sarif(
+    found: Sequence[Finding], checks: Mapping[str, str], version: str, file: str = "", line: int = 1
+) -> dict[str, Any]:
+    """Return the log of one run; `checks` are those that were asked for, with what each finds.
+
+    version: of syncnorm.
+    file, line: where the model is built, relative to the working directory.
+    """
+    rules = [{"id": name, "shortDescription": {"text": f"{summary}."}} for name, summary in checks.items()]
     driver = {"name": "syncnorm doctor", "version": version, "rules": rules}
-    results = [_result(finding, file, line) for finding in diagnosis]
+    results = [_result(finding, file, line) for finding in found]
     return {"$schema": SCHEMA, "version": "2.1.0", "runs": [{"tool": {"driver": driver}, "results": results}]}
 
 

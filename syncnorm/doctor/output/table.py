@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from syncnorm.doctor.finding import ORDER, Diagnosis, Finding
+from syncnorm.doctor.finding import ORDER, Finding
 from syncnorm.doctor.words import some
 
 WIDTH = 80
 INDENT = "    "
 
 
-def table(diagnosis: Diagnosis) -> str:
-    """Return the findings as text: a headline, and equal findings of several layers together."""
-    lines = [_headline(diagnosis)]
-    for findings in _groups(diagnosis):
+def table(found: Sequence[Finding], subject: str, checked: int, skipped: Mapping[str, str]) -> str:
+    """Return the findings as text: a headline, equal findings of several layers together, what was not checked."""
+    lines = [_headline(found, subject, checked)]
+    for findings in _groups(found):
         first = findings[0]
         lines += ["", f"{first.severity.upper()}  {first.check}  ({first.certainty})"]
         layers = list(dict.fromkeys(finding.layer for finding in findings))
@@ -26,18 +27,18 @@ def table(diagnosis: Diagnosis) -> str:
         if first.cost:
             lines += _wrapped(f"Cost: {first.cost}.")
         lines += _wrapped(f"Instead: {first.remedy}.")
-    return "\n".join([*lines, *_skipped(diagnosis)])
+    return "\n".join([*lines, *_skipped(skipped)])
 
 
-def _headline(diagnosis: Diagnosis) -> str:
-    counts = Counter(finding.severity for finding in diagnosis)
+def _headline(found: Sequence[Finding], subject: str, checked: int) -> str:
+    counts = Counter(finding.severity for finding in found)
     told = ", ".join(f"{counts[one]} {one}{'s' if counts[one] > 1 else ''}" for one in ORDER if counts[one])
-    return f"{diagnosis.subject}: {told or 'nothing found'} ({len(diagnosis.checked)} checks)"
+    return f"{subject}: {told or 'nothing found'} ({checked} checks)"
 
 
-def _groups(diagnosis: Diagnosis) -> list[list[Finding]]:
+def _groups(found: Sequence[Finding]) -> list[list[Finding]]:
     groups: dict[tuple[str, ...], list[Finding]] = {}
-    for finding in diagnosis:
+    for finding in found:
         alike = finding.severity, finding.check, finding.certainty, _rule(finding)
         groups.setdefault(alike, []).append(finding)
     return list(groups.values())
@@ -49,9 +50,9 @@ def _rule(finding: Finding) -> str:
     return "".join(sign for sign in "".join(quoted[::2]) if not sign.isdigit())
 
 
-def _skipped(diagnosis: Diagnosis) -> list[str]:
+def _skipped(skipped: Mapping[str, str]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
-    for name, reason in diagnosis.skipped.items():
+    for name, reason in skipped.items():
         by_reason.setdefault(reason, []).append(name)
     lines = ["", "Not checked:"] if by_reason else []
     for reason, names in by_reason.items():
