@@ -6,19 +6,24 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from syncnorm.doctor.evaluation import Evaluation, evaluate
-from syncnorm.doctor.inputs import Inputs
-from syncnorm.doctor.kinds import Kind, kind_of
 from syncnorm.doctor.rows import NEEDS
-from syncnorm.doctor.trace import Trace, trace
+from syncnorm.doctor.watch.evaluation import Evaluation, evaluate
+from syncnorm.doctor.watch.inputs import Inputs
+from syncnorm.doctor.watch.kinds import Kind, is_over_ranks, kind_of
+from syncnorm.doctor.watch.trace import Trace, trace
 from syncnorm.errors import UserError
 from syncnorm.surgery.layers.replace import copied
 
 MOST = 32
 """Most samples of the step of training and the evaluation that checks read."""
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class Case:
@@ -45,6 +50,10 @@ class Case:
         self.algorithm: str | None = None
         self.client_sizes: tuple[int, ...] = ()
         self.deploy = False
+        self.kept_from_running = ""
+        if inputs is not None and _several_ranks() and any(is_over_ranks(module) for module in model.modules()):
+            self.inputs = None
+            self.kept_from_running = "one rank cannot run a synchronised norm alone: diagnose before ranks join"
         self._trained: Trace | UserError | None = None
 
     def copy(self) -> nn.Module:
@@ -72,7 +81,11 @@ class Case:
             "deploy": self.deploy,
         }
         missing = [need for need in needs if not there[need]]
-        return NEEDS["model"] if missing and not self.live else NEEDS[missing[0]] if missing else ""
+        if not missing:
+            return ""
+        if not self.live:
+            return NEEDS["model"]
+        return self.kept_from_running if missing[0] == "input" and self.kept_from_running else NEEDS[missing[0]]
 
     @cached_property
     def norms(self) -> dict[str, tuple[Kind, nn.Module]]:

@@ -15,8 +15,8 @@ from syncnorm._torch import uncompiled_module
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.diagnosis import Diagnosis
 from syncnorm.doctor.finding import ORDER, Finding
-from syncnorm.doctor.inputs import read_inputs
 from syncnorm.doctor.registry import CHECKS
+from syncnorm.doctor.watch.inputs import read_inputs
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.policies import policy_named
 from syncnorm.surgery.layers.preconditions import check_model

@@ -40,6 +40,7 @@ class CheckNorms(pl.Callback):
         given = pl_module.example_input_array if self._inputs is None else self._inputs
         if isinstance(given, Tensor):
             given = given.to(pl_module.device)
+        pl_module.trainer = None  # a copy of the module would hold a copy of the trainer, and of all data
         try:
             self.diagnosis = diagnose(
                 pl_module,
@@ -52,6 +53,8 @@ class CheckNorms(pl.Callback):
         except UserError as error:
             _LOG.warning("the norms were not looked at: %s", error)
             return
+        finally:
+            pl_module.trainer = trainer
         _LOG.log(logging.WARNING if self.diagnosis.wrong else logging.INFO, "%s", self.diagnosis)
         if self._stop and self.diagnosis.wrong:
             raise UserError(f"CheckNorms found something wrong, and was asked to stop then.\n{self.diagnosis}")

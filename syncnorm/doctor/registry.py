@@ -16,6 +16,7 @@ CHECKS: Registry[Check] = Registry("check", {
     "depends_on_batch": Check(modes.depends_on_batch, ("model", "input")),
     "moves_in_evaluation": Check(modes.moves_in_evaluation, ("model", "input")),
     "frozen_but_moving": Check(modes.frozen_but_moving, ("model",)),
+    "dropout_before": Check(modes.dropout_before, ("model", "input")),
 
     "not_finite": Check(statistics.not_finite),
     "negative_variance": Check(statistics.negative_variance),

@@ -208,6 +208,11 @@ FAULTS: dict[str, Fault] = {
         lambda net: set_(net, "layer1.bn1", ByFunction(8)), "depends_on_batch", "layer1.bn1", also=("unconvertible",)
     ),
     "frozen weights, moving statistics": Fault(frozen_backbone, "frozen_but_moving", "layer1.bn2"),
+    "dropout before a norm": Fault(
+        lambda net: set_(net, "conv", nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Dropout(0.5))),
+        "dropout_before",
+        "bn",
+    ),
     "NaN": Fault(value("layer1.bn1", "running_mean", float("nan")), "not_finite", "layer1.bn1"),
     "infinite": Fault(value("layer1.bn1", "running_var", float("inf")), "not_finite", "layer1.bn1"),
     "negative variance": Fault(value("layer1.bn1", "running_var", -0.1), "negative_variance", "layer1.bn1"),

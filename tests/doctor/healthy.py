@@ -172,6 +172,13 @@ class RepVgg(nn.Module):
         return self.fc(F.relu(self.large(x) + self.small(x) + self.identity(x)).mean((2, 3)))
 
 
+def dropout_last() -> nn.Module:
+    """Dropout after the last batch norm, and within a branch that a norm of each sample follows."""
+    net = Net()
+    net.fc = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 5))  # type: ignore[assignment]
+    return net
+
+
 class Siamese(nn.Module):
     """One network on both halves of the input: its batch norms run twice, at one depth."""
 
@@ -247,6 +254,7 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "unet": UNet,
     "convnext": ConvNext,
     "repvgg": RepVgg,
+    "dropout_last": dropout_last,
     "siamese": Siamese,
     "recurrent": Recurrent,
     "generator": Generator,

@@ -118,6 +118,16 @@ def test_a_norm_in_a_global_variable_is_found_and_stays_as_it_is() -> None:
     assert equal(before, NORM.state_dict())
 
 
+def test_one_rank_of_several_does_not_run_a_synchronised_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    net = Net()
+    net.bn = nn.SyncBatchNorm(8, eps=0.5)  # type: ignore[assignment]
+    found = diagnose(net, SHAPE, batch_size=2, world_size=2)
+    assert [finding.check for finding in found] == ["odd_eps"]
+    assert "one rank cannot run a synchronised norm alone" in found.skipped["few_values"]
+
+
 def test_the_cost_of_per_device_statistics_is_that_of_virtual_ranks() -> None:
     """Against a plain loop over ranks, in float64."""
     torch.manual_seed(1)

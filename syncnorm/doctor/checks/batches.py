@@ -7,10 +7,10 @@ from itertools import combinations
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding, Severity
-from syncnorm.doctor.kinds import is_over_ranks
-from syncnorm.doctor.misfit import wasserstein
-from syncnorm.doctor.ranks import Ranks, is_plain, measure_ranks
-from syncnorm.doctor.trace import Call
+from syncnorm.doctor.measures.misfit import wasserstein
+from syncnorm.doctor.measures.ranks import Ranks, is_plain, measure_ranks
+from syncnorm.doctor.watch.kinds import is_over_ranks
+from syncnorm.doctor.watch.trace import Call
 from syncnorm.doctor.words import number, percent
 
 FEW_VALUES = 16

@@ -11,7 +11,7 @@ from torch import nn
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.quiet import running
+from syncnorm.doctor.watch.quiet import running
 from syncnorm.doctor.words import percent
 from syncnorm.surgery import fold, fold_report
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.kinds import uses_the_batch
+from syncnorm.doctor.watch.inputs import Inputs
+from syncnorm.doctor.watch.kinds import uses_the_batch
+from syncnorm.doctor.watch.quiet import running
 from syncnorm.doctor.words import percent
+from syncnorm.moments import Moments
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms, frozen_layers
 
+ENOUGH = 64
+"""Samples, and values a channel, that tell a shift of the variance from chance."""
+SHIFTED = 1.25
+"""A variance in training, relative to that in evaluation, that has shifted."""
 STATE = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -108,7 +116,8 @@ def frozen_but_moving(case: Case) -> Iterator[Finding]:
         own = [p for p in layer.parameters(recurse=False)]
         frozen = bool(own) and not any(p.requires_grad for p in own)
         moves = layer.running_mean is not None and layer.track_running_stats if name in listed else False
-        if frozen and moves and name not in held and case.as_trained[name] and layer.momentum != 0:
+        kept = name in held or (case.model.training and not layer.training)
+        if frozen and moves and not kept and layer.momentum != 0 and case.as_trained[name]:
             yield Finding(
                 name,
                 "its weight and bias are frozen, and training still moves its running statistics, and normalises by "
@@ -117,6 +126,52 @@ def frozen_but_moving(case: Case) -> Iterator[Finding]:
                 "warning",
                 "likely",
             )
+
+
+def dropout_before(case: Case) -> Iterator[Finding]:
+    """Dropout before a batch norm, whose variance in training then is not that of evaluation."""
+    dropping = any(isinstance(module, _DropoutNd) and module.p > 0 for module in case.model.modules())
+    if not dropping or not case.batch_norms:
+        return
+    inputs = case.given.take(ENOUGH) or case.given
+    with_it, without = (_variances(case, inputs, on) for on in (True, False))
+    for name, (var, count) in with_it.items():
+        plain = without[name][0] if name in without else 0.0
+        ratio = var / plain if plain > 0 else 1.0
+        if count >= ENOUGH and ratio > SHIFTED:
+            yield Finding(
+                name,
+                f"dropout before it makes the variance of its input in training {ratio:.1f} times that of "
+                "evaluation, and its running variance is that of training",
+                "put dropout after the last batch norm",
+                "warning",
+                "measured",
+                f"{inputs.count} samples of {inputs.words}",
+            )
+
+
+def _variances(case: Case, inputs: Inputs, dropping: bool) -> dict[str, tuple[float, int]]:
+    """Return the variance of each batch norm's input, a mean over channels, and the number of values a channel."""
+    twin = case.copy().train()
+    for module in twin.modules():
+        if isinstance(module, _DropoutNd):
+            module.training = dropping
+    found: dict[str, tuple[float, int]] = {}
+
+    def noting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if args and isinstance(args[0], Tensor) and args[0].dim() > 1:
+                x = args[0].detach()
+                moments = Moments.of(x, (0, *range(2, x.dim())))
+                found.setdefault(name, (float(moments.var().mean()), int(moments.count)))
+
+        return see
+
+    for name in case.batch_norms:
+        twin.get_submodule(name).register_forward_pre_hook(noting(name))
+    with running(twin, inputs):
+        inputs.call(twin)
+    return found
 
 
 def _is_state(name: str) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.misfit import ENOUGH, FAR, misfits
+from syncnorm.doctor.measures.misfit import ENOUGH, FAR, misfits
 from syncnorm.doctor.words import percent
 from syncnorm.errors import UserError
 from syncnorm.surgery import batch_norms

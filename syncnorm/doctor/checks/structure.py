@@ -8,8 +8,8 @@ from torch import Tensor
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.graph import SUMS, is_a
-from syncnorm.doctor.trace import Call, Linear
+from syncnorm.doctor.watch.graph import SUMS, is_a
+from syncnorm.doctor.watch.trace import Call, Linear
 from syncnorm.doctor.words import number, percent
 
 CANCELS = 1e-4

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.doctor.case import Case
-from syncnorm.doctor.inputs import tensors_of
-from syncnorm.doctor.misfit import relative
-from syncnorm.doctor.quiet import running
+from syncnorm.doctor.measures.misfit import relative
+from syncnorm.doctor.watch.inputs import tensors_of
+from syncnorm.doctor.watch.quiet import running
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms import norm_spec

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from syncnorm.doctor.inputs import Inputs
+from syncnorm.doctor.watch.inputs import Inputs
 from syncnorm.errors import UserError
 from syncnorm.surgery.layers.preconditions import in_a_line, uncompiled
 

@@ -18,10 +18,10 @@ from torch import Size, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from syncnorm._torch import in_backward
-from syncnorm.doctor.graph import Graph, Node
-from syncnorm.doctor.inputs import Inputs, tensors_of
-from syncnorm.doctor.kinds import Kind, kind_of, uses_the_batch, values_of
-from syncnorm.doctor.quiet import watched_modules
+from syncnorm.doctor.watch.graph import Graph, Node
+from syncnorm.doctor.watch.inputs import Inputs, tensors_of
+from syncnorm.doctor.watch.kinds import Kind, kind_of, uses_the_batch, values_of
+from syncnorm.doctor.watch.quiet import watched_modules
 from syncnorm.moments import Moments
 
 FUNCTIONS: dict[Any, tuple[Kind, str, int]] = {

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm.doctor.case import Case
-from syncnorm.doctor.inputs import tensors_of
-from syncnorm.doctor.quiet import running
+from syncnorm.doctor.watch.inputs import tensors_of
+from syncnorm.doctor.watch.quiet import running
 from syncnorm.moments import Moments
 
 ENOUGH = 8

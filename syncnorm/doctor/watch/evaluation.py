@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.doctor.inputs import Inputs, tensors_of
-from syncnorm.doctor.kinds import kind_of
-from syncnorm.doctor.quiet import watched_modules
-from syncnorm.doctor.trace import differ
+from syncnorm.doctor.watch.inputs import Inputs, tensors_of
+from syncnorm.doctor.watch.kinds import kind_of
+from syncnorm.doctor.watch.quiet import watched_modules
+from syncnorm.doctor.watch.trace import differ
 from syncnorm.norms.registry import spec_of
 
 Print = Tensor
