@@ -172,6 +172,21 @@ class RepVgg(nn.Module):
         return self.fc(F.relu(self.large(x) + self.small(x) + self.identity(x)).mean((2, 3)))
 
 
+class Standardised(nn.Conv2d):
+    """A convolution that standardises its weight by the function of batch norm, as many write it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(input, weight, self.bias, padding=1)
+
+
+def weight_standardised() -> nn.Module:
+    """Convolutions with standardised weights, and group norm beside them."""
+    parts = [(Standardised(inputs, 16, 3, padding=1), nn.GroupNorm(2, 16), nn.ReLU()) for inputs in (3, 16)]
+    return nn.Sequential(*(layer for part in parts for layer in part), nn.Conv2d(16, 2, 1))
+
+
 def dropout_last() -> nn.Module:
     """Dropout after the last batch norm, and within a branch that a norm of each sample follows."""
     net = Net()
@@ -255,6 +270,7 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "convnext": ConvNext,
     "repvgg": RepVgg,
     "dropout_last": dropout_last,
+    "weight_standardised": weight_standardised,
     "siamese": Siamese,
     "recurrent": Recurrent,
     "generator": Generator,

@@ -41,8 +41,8 @@ def few_values(case: Case) -> Iterator[Finding]:
             'with few groups (syncnorm.convert(model, "gn", groups=...))',
             severity,
             "certain",
-            f"{case.batch_size} samples of {number(values / (case.batch_size or 1))} positions; the relative error "
-            f"of its standard deviation is about {percent((1 / (2 * max(values - 1, 1))) ** 0.5)}",
+            f"the relative error of its standard deviation is about {percent((1 / (2 * max(values - 1, 1))) ** 0.5)}, "
+            "if values are independent",
         )
 
 

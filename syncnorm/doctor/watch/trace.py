@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from syncnorm._torch import in_backward
-from syncnorm.doctor.watch.graph import Graph, Node
+from syncnorm.doctor.watch.graph import VIEWS, Graph, Node, is_a
 from syncnorm.doctor.watch.inputs import Inputs, tensors_of
 from syncnorm.doctor.watch.kinds import Kind, kind_of, uses_the_batch, values_of
 from syncnorm.doctor.watch.quiet import watched_modules
@@ -170,6 +170,8 @@ class _Watch(TorchFunctionMode):
     def _norm_function(self, func: Any, args: Any, kwargs: Any) -> Any:
         kind, extra, place = FUNCTIONS[func]
         x: Tensor = args[0] if args else kwargs["input"]
+        if _is_weight(x):  # standardised by a function for activations, as some convolutions do
+            return func(*args, **kwargs)
         value = args[place] if len(args) > place else kwargs.get(extra)
         self._keep([*args[1:], *kwargs.values()])
         moments = _moments(x) if kind == "batch" and self._counts() and not self._norms else None
@@ -310,6 +312,14 @@ def differ(one: Tensor, other: Tensor, within: float = 1e-3) -> bool:
     if one.shape != other.shape or not one.isfinite().all() or not other.isfinite().all() or not one.numel():
         return False
     return bool((one.double() - other.double()).abs().max() > within * one.double().abs().max())
+
+
+def _is_weight(x: Tensor) -> bool:
+    """Return whether a tensor is a parameter, or a view of one."""
+    node = x.grad_fn
+    while is_a(node, *VIEWS):
+        node = node.next_functions[0][0]  # type: ignore[union-attr]
+    return is_a(node, "torch::autograd::AccumulateGrad") or (node is None and x.is_leaf and x.requires_grad)
 
 
 def _moments(x: Tensor) -> Moments | None:
