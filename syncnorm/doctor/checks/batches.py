@@ -27,6 +27,7 @@ def few_values(case: Case) -> Iterator[Finding]:
         if values >= FEW_VALUES:
             continue
         severity: Severity = "error" if values <= 1 else "warning"
+        error = (1 / (2 * max(values - 1, 1))) ** 0.5
         where = f"{number(values)} value{'s' if values > 1 else ''} a channel on each device"
         if values <= 1:
             what = f"it gets {where}, of which there is no variance: PyTorch refuses to train"
@@ -41,8 +42,7 @@ def few_values(case: Case) -> Iterator[Finding]:
             'with few groups (syncnorm.convert(model, "gn", groups=...))',
             severity,
             "certain",
-            f"the relative error of its standard deviation is about {percent((1 / (2 * max(values - 1, 1))) ** 0.5)}, "
-            "if values are independent",
+            f"the error of its standard deviation is about {percent(error)}, if values are independent",
         )
 
 
