@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,7 @@ def is_plain(layer: nn.Module) -> bool:
     return spec is None or spec == norm_spec("bn")
 
 
-def _noting(name: str, ranks: int, found: dict[str, float]):  # type: ignore[no-untyped-def]
+def _noting(name: str, ranks: int, found: dict[str, float]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         x = args[0] if args else None
         if not isinstance(x, Tensor) or x.dim() < 2 or len(x) % ranks:
