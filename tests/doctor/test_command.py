@@ -154,6 +154,7 @@ class Trap:
         return Path.touch, (Path("sprung"),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_pickle_of_code_is_refused(doctor: Doctor, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Trap()))

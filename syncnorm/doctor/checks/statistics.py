@@ -16,7 +16,7 @@ from syncnorm.errors import UserError
 from syncnorm.surgery import batch_norms
 
 RECALIBRATE = "run syncnorm.recalibrate(model, batches) on training data, or load a checkpoint from before"
-LOUD = 50.0
+LOUD = 20.0
 """A channel with |gamma| / sqrt(var + eps) above this, at variance 0, makes large outputs of the least deviation."""
 
 
