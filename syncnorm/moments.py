@@ -81,10 +81,13 @@ class Moments:
         ).pooled()
 
     def pooled(self) -> Moments:
-        """Return the moments of all parts of a stack (count (R,), mean (R, C), m2 (R, C)) together."""
-        count = self.count.unsqueeze(1)
-        total = count.sum()
-        share = (count / torch.where(total > 0, total, 1.0)).to(self.mean.dtype)
+        """Return the moments of all parts of a stack (count (R,), mean (R, C), m2 (R, C)) together.
+
+        One dimension more after the first, (R, D) and (R, D, C), gives D moments: count (D,), mean and m2 (D, C).
+        """
+        count = self.count.unsqueeze(-1)
+        total = self.count.sum(0)
+        share = (count / torch.where(total > 0, total, 1.0).unsqueeze(-1)).to(self.mean.dtype)
         # The mean of a part without samples may be anything, even NaN, so a weight of zero would not exclude it.
         mean_of_part = torch.where(count > 0, self.mean, 0.0)
         m2_of_part = torch.where(count > 0, self.m2, 0.0)

@@ -48,7 +48,7 @@ def two_rounds_of(run: Run, world: Clients) -> Run:
 def two_epochs_of(run: Run, world: Domains) -> Run:
     """Return a run cut to two epochs of few steps, with the unseen domains and two others."""
     others = [name for name in world.domains if name not in world.unseen][:2]
-    cut = replace(world, domains=(*world.unseen, *others), batch=8, test_batch=8, adapt_samples=8)
+    cut = replace(world, domains=(*world.unseen, *others), batch=8, test_batch=8, adapt_samples=8, engine="virtual")
     data = replace(run.data, train_limit=20, test_limit=20)
     return replace(run, data=data, world=cut, optim=replace(run.optim, epochs=2))
 

@@ -205,23 +205,28 @@ class Domains(WorldConfig):
     """The domains world: one model, trained centrally on several domains and tested on those and on unseen ones.
 
     Each domain is a data set: a kind of image, a camera, a person. Training knows every sample's domain. `adapt` says
-    what the test knows of its domain. Adaptation to each domain starts from the trained model.
+    what the test knows of its domain. Adaptation to each domain starts from the trained model. The training may be
+    spread over ranks, and `domain_skew` says which domains a rank holds.
     """
 
     kind: ClassVar[str] = "domains"
     call: ClassVar[str] = "syncnorm.domains.fit"
+    engines: ClassVar[tuple[str, ...]] = get_args(Engine)
     deals: ClassVar[tuple[str, ...]] = ("domains", "unseen")
-    tests: ClassVar[tuple[str, ...]] = ("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order")
-    watches: ClassVar[bool] = False  # its history is not adapted
+    tests: ClassVar[tuple[str, ...]] = (
+        *("adapt", "adapt_options", "adapt_samples", "test_batch", "test_order"),
+        "buffers",
+    )
+    watches: ClassVar[bool] = False  # its history is not adapted, and goes by rank 0's buffers
 
     domains: tuple[str, ...] = ()
     """The domains' data sets, all of one task. With data.path, each is in that folder under its name."""
     unseen: tuple[str, ...] = ()
     """Domains that are left out of training."""
     batch: int = 32
-    """Training batch size."""
+    """Training batch size, of all ranks together."""
     batches: Literal["mixed", "one_domain"] = "mixed"
-    """Whether a training batch mixes all domains, or comes from one domain at a time."""
+    """Whether a training batch, of all ranks together, mixes all domains, or comes from one domain at a time."""
     adapt: str = "none"
     """Unsupervised adaptation at test time. none: use the training statistics (a seen domain's own, if the norm
     separates domains). pooled: use the statistics of all training domains together. ensemble: average the outputs
@@ -240,10 +245,25 @@ class Domains(WorldConfig):
     stream for online."""
     test_order: Literal["shuffled", "sorted"] = "shuffled"
     """Order of a domain's samples in adaptation and test: random, or sorted by label."""
+    ranks: int = field(default=1, metadata=LATER)
+    """Number of ranks (devices) that share a training batch, each with batch / ranks samples of it."""
+    domain_skew: float = field(default=0.0, metadata=LATER)
+    """Percentage of the training data that is sorted by domain before it is split among ranks, in equal parts. 0:
+    every rank holds all domains; 100: each its own, or its own ones. (A domain that is larger than a part goes on at
+    the next rank.)"""
+    engine: Engine = field(default="virtual", metadata=LATER)
+    """virtual: all ranks in one process, with exact results; torchrun: one process per rank."""
+    buffers: Literal["rank0", "pooled"] = field(default="rank0", metadata=LATER)
+    """Running statistics for the test with unsynchronised BN: rank 0's, as in DDP, or pooled over all ranks. The
+    history, and a choice by validation, go by rank 0's."""
 
     def names(self) -> list[tuple[str, str]]:
         """Return the names of the adaptation and the data sets."""
         return [("adaptation", self.adapt), *(("data", name) for name in self.domains)]
+
+    def processes(self) -> int | None:
+        """Return the number of ranks if each is a process."""
+        return self.ranks if self.engine == "torchrun" else None
 
 
 def layout(world: Devices) -> tuple[int, int]:

@@ -8,9 +8,7 @@ from torch import nn
 
 from syncnorm.config import Run, evaluated_at, layout, validated_at
 from syncnorm.data import Dataset
-from syncnorm.devices.prepare import devices, goes_by_device
-from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
-from syncnorm.devices.virtual_ranks import rank_0
+from syncnorm.devices.prepare import devices
 from syncnorm.norms import SyncBatchNorm
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.conversion.convert import layers_with_statistics
@@ -19,6 +17,9 @@ from syncnorm.tasks import task_named
 from syncnorm.training.evaluation import evaluate, predict, score_and_loss
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.metrics import own_metrics
+from syncnorm.training.ranks.layers import goes_by_rank
+from syncnorm.training.ranks.rank_statistics import statistics_by_rank, use_statistics
+from syncnorm.training.ranks.virtual_ranks import rank_0
 from syncnorm.training.selection import Best
 
 
@@ -110,6 +111,6 @@ def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
     if not layers:
         return "none"
     ranks, _ = layout(devices(run))
-    if ranks > 1 and goes_by_device(run.norm.name):
+    if ranks > 1 and goes_by_rank(run.norm):
         return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
     return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"

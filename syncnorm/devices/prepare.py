@@ -10,12 +10,19 @@ from torch import Tensor, nn
 
 from syncnorm.config import Data, Devices, Norm, Run, layout
 from syncnorm.data import ON_REGISTRATION, Dataset, load_config, partition, rank_batches
-from syncnorm.devices.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
-from syncnorm.norms.make import options_in_world
+from syncnorm.norms.spec import WorldFact
 from syncnorm.surgery import batch_norms
 from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device, in_precision
+from syncnorm.training.ranks.layers import (
+    check_buffers,
+    layer_on_ranks,
+    needs_virtual_ranks,
+    shares,
+    sharing_samples,
+)
+from syncnorm.training.ranks.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.worlds import expect
 
 
@@ -39,7 +46,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
     norm_spec(run.norm.name)
-    _check_buffers(run, ranks)
+    check_buffers(run.norm, ranks, devices(run).buffers)
     data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision], run.task)
     shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
@@ -55,21 +62,10 @@ def devices(run: Run) -> Devices:
 
 
 def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
-    """Return the name and options of the layer that computes `norm` on devices.
-
-    Virtual ranks share one process. If the norm's row has a layer `on_ranks` (ghost batch norm for batch norm), that
-    layer computes all ranks and keeps the statistics of each. A norm over all ranks has its whole batch in this
-    process. Other norms that depend on the batch use `on_virtual_ranks`.
-    """
-    ranks, _ = layout(world)
-    spec = norm_spec(norm.name)
-    options = options_in_world(norm.name, norm.options, {"batch": _sharing_samples(norm.name, world)})
-    if ranks == 1 or spec.on_ranks is None:
-        return norm.name, options
-    if world.engine == "virtual":
-        within = options.get("virtual_ranks", 1)
-        return spec.on_ranks, {**options, "virtual_ranks": ranks * within, "buffers": "pooled"}
-    return norm.name, {**options, "buffers": "pooled"} if spec.on_ranks == norm.name else options
+    """Return the name and options of the layer that computes `norm` on devices (`layer_on_ranks`)."""
+    ranks, per_device_batch = layout(world)
+    facts: dict[WorldFact, int] = {"batch": sharing_samples(norm, ranks, per_device_batch)}
+    return layer_on_ranks(norm, ranks, world.engine, facts)
 
 
 def shards_of(run: Run, data: Dataset) -> list[Tensor]:
@@ -96,26 +92,10 @@ def shards_of(run: Run, data: Dataset) -> list[Tensor]:
     return partition(labels, "sorted", ranks, run.seed, percent=world.natural_skew or world.skew)
 
 
-def statistics_are_kept_by_rank(norm: str) -> bool:
-    """Return whether all ranks' running statistics are available, to evaluate with rank 0's and the pooled ones."""
-    return norm_spec(norm).on_ranks is not None
-
-
-def goes_by_device(norm: str) -> bool:
-    """Return whether a norm's training output depends on the batch of one device, not of all devices."""
-    return norm_spec(norm).by_device
-
-
-def _sharing_samples(norm: str, world: Devices) -> int:
-    """Return the number of samples that share statistics in training."""
-    ranks, per_device_batch = layout(world)
-    return per_device_batch * (ranks if norm_spec(norm).over_ranks else 1)
-
-
-def needs_virtual_ranks(norm: str, world: Devices) -> bool:
-    """Return whether `norm` needs `on_virtual_ranks` in `world`, because no single layer computes all its ranks."""
-    ranks, _ = layout(world)
-    return world.engine == "virtual" and ranks > 1 and goes_by_device(norm) and not statistics_are_kept_by_rank(norm)
+def has_virtual_ranks(run: Run) -> bool:
+    """Return whether the run's norm needs `on_virtual_ranks`."""
+    world = devices(run)
+    return needs_virtual_ranks(run.norm, layout(world)[0], world.engine)
 
 
 @lru_cache(maxsize=2)
@@ -127,16 +107,6 @@ def load_data(
 
 
 ON_REGISTRATION.append(load_data.cache_clear)
-
-
-def _check_buffers(run: Run, ranks: int) -> None:
-    name = run.norm.name
-    alone = ranks > 1 and goes_by_device(name) and not statistics_are_kept_by_rank(name)
-    if alone and devices(run).buffers == "pooled":
-        raise UserError(
-            f"norm '{name}' evaluates by what rank 0 has seen, and there is no way to pool what {ranks} ranks have: "
-            "leave buffers at rank0, or set norm to bn."
-        )
 
 
 @torch.no_grad()
@@ -171,7 +141,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
     """Check the needs of virtual ranks: if each has a copy of the model, run one device's first batch through a
     copy."""
-    if not needs_virtual_ranks(run.norm.name, devices(run)):
+    if not has_virtual_ranks(run):
         return
     if norm_spec(run.norm.name).by_channel:
         check_by_channel(model, run.norm.name)
@@ -194,10 +164,10 @@ def _fewest_values(run: Run, positions: dict[str, int]) -> int | None:
     spec = norm_spec(run.norm.name)
     if not spec.sees_batch or not positions:
         return None
-    samples = _sharing_samples(run.norm.name, devices(run))
+    samples = sharing_samples(run.norm, *layout(devices(run)))
     for name, count in positions.items():
         if samples * count == 1:
-            shared = "on all ranks together" if spec.over_ranks else "on each device"
+            shared = "on all ranks together" if shares(run.norm) else "on each device"
             raise UserError(
                 f"layer '{name}' of model '{run.model}' would get one value per channel {shared} (one sample of one "
                 "position), and a variance needs two: set per_device_batch to 2 or more, or norm to gn or ln."

@@ -5,14 +5,11 @@ from syncnorm.devices import fit
 print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=100))).metrics)
 """
 
-import os
 import time
 from itertools import islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from syncnorm.baselines import Problem
@@ -25,25 +22,27 @@ from syncnorm.devices.measure import DevicesClassifier, measure, validate
 from syncnorm.devices.prepare import (
     Prepared,
     devices,
+    has_virtual_ranks,
     load_data,
-    needs_virtual_ranks,
     norm_layer,
     prepare,
 )
-from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
-from syncnorm.errors import UserError
+from syncnorm.environment import rank as launched_rank
 from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import DTYPES, device_of_rank
 from syncnorm.training.kept import LastTraining
-from syncnorm.training.lightning.trainer import optimiser_steps, run_trainer
+from syncnorm.training.lightning.trainer import mean_over_ranks, optimiser_steps, placement, run_trainer
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.launch import check_started
+from syncnorm.training.ranks.layers import shares
+from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 
@@ -90,7 +89,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         metrics["epoch"] = float(classifier.best.epoch)
     if prepared.values_per_channel:
         metrics["values_per_channel"] = float(prepared.values_per_channel)
-    train_loss = _mean_over_ranks(classifier.history["train_loss"])
+    train_loss = mean_over_ranks(classifier.history["train_loss"])
     result = Result(
         run_id=run_id(run),
         config=describe(run),
@@ -144,13 +143,8 @@ def _check_world(run: Run) -> int | None:
     ranks, _ = layout(devices(run))
     if devices(run).engine == "virtual":
         return None
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != ranks:
-        raise UserError(
-            f"this run needs {ranks} ranks and was started with {started}: use torchrun --nproc-per-node {ranks}, or "
-            "set engine to virtual."
-        )
-    return int(os.environ.get("RANK", "0"))
+    check_started(ranks, "set engine to virtual")
+    return launched_rank()
 
 
 def train(
@@ -162,11 +156,11 @@ def train(
     """
     ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
-    several = needs_virtual_ranks(run.norm.name, devices(run))
+    several = has_virtual_ranks(run)
     model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
     classifier = DevicesClassifier(run, model, prepared.data)
     batches = _batches(run, prepared, rank)
-    run_trainer(run, classifier, batches, execution or Execution(), **_placement(run))
+    run_trainer(run, classifier, batches, execution or Execution(), **placement(devices(run).engine))
     classifier.best.restore(classifier.model)
     classifier.model = rank_0(classifier.model)
     return classifier, batches
@@ -175,7 +169,7 @@ def train(
 def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the first training batch (only rank 0's share if each rank has a copy of the model)."""
     x, y = (part.to(device) for part in next(_batches(run, prepared, rank=None).deal(epoch=0, first=0)))
-    ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
+    ranks = len(prepared.shards) if has_virtual_ranks(run) else 1
     return x[::ranks], y[::ranks]
 
 
@@ -186,7 +180,7 @@ def _effective_profiles(run: Run, prepared: Prepared, model: nn.Module) -> dict[
     """
     dealt = islice(_batches(run, prepared, rank=None).deal(epoch=0, first=0), PROFILED)
     device = next(model.parameters()).device
-    parts = 1 if norm_spec(run.norm.name).over_ranks else len(prepared.shards)
+    parts = 1 if shares(run.norm) else len(prepared.shards)
     return effective_profiles(batch_moments(model, (x.to(device) for x, _ in dealt), parts))
 
 
@@ -195,27 +189,6 @@ def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
     return RankBatches(
         prepared.data, prepared.shards, per_device_batch, run.seed, run.data.augment, rank, run.data.workers
     )
-
-
-def _placement(run: Run) -> dict[str, Any]:
-    """Return the Trainer's placement: this device, or this rank of a torchrun launch."""
-    accelerator = device_of_rank().type
-    if devices(run).engine == "virtual":
-        return {"accelerator": accelerator, "devices": 1}
-    world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    # Each rank keeps its own running statistics; those for evaluation are chosen afterwards.
-    strategy = DDPStrategy(broadcast_buffers=False)
-    return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
-
-
-def _mean_over_ranks(values: list[float]) -> list[float]:
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    device = device_of_rank() if dist.get_backend() == "nccl" else torch.device("cpu")
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
-    means: list[float] = (total / dist.get_world_size()).tolist()
-    return means
 
 
 class DevicesWorld:

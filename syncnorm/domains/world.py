@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,22 +30,24 @@ from syncnorm.config import (
 from syncnorm.data.domain_pool import Pool, load_pool
 from syncnorm.data.plain import plain_problem
 from syncnorm.data.sources.load import MEMORY
-from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
-from syncnorm.domains.batches import Batch, DomainBatches
-from syncnorm.domains.prepare import Prepared, domains, load_domains, prepare
+from syncnorm.domains.batches import Batch, DomainBatches, held_by_rank
+from syncnorm.domains.measure import as_tested, evaluated_by, layer_as_tested, measure, tested, validated
+from syncnorm.domains.prepare import Prepared, check_world, domains, has_virtual_ranks, load_domains, prepare
 from syncnorm.environment import environment
 from syncnorm.norms import domain
-from syncnorm.norms.make import options_in_world
-from syncnorm.samples import ACCURACY, sample_details
+from syncnorm.norms.spec import WorldFact
 from syncnorm.seeds import derive
-from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training import Classifier
-from syncnorm.training.evaluation import score_and_loss
+from syncnorm.training.building import device_of_rank
 from syncnorm.training.kept import LastTraining
-from syncnorm.training.lightning.trainer import optimiser_steps, run_trainer
-from syncnorm.training.metrics import other_metrics, own_metrics
+from syncnorm.training.lightning.trainer import mean_over_ranks, optimiser_steps, placement, run_trainer
+from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
+from syncnorm.training.ranks.layers import layer_on_ranks, sharing_samples
+from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import Best, by_validation
 
@@ -70,6 +71,10 @@ _KEPT: LastTraining[Trained] = LastTraining()
 def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train one model on a run's seen domains, and test it on all domains.
 
+    With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
+    launch with as many processes as the run has ranks; all return the same result. Ranks share the domains' tests
+    out. Runs with several ranks say in details["samples_by_rank"] how many samples of each domain a rank holds.
+
     Runs that differ only in test settings share one trained model: if they follow each other in one process, it is
     trained once, and `seconds` then covers the test only.
 
@@ -84,79 +89,64 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     started = time.perf_counter()
     check_saving(execution)
     world = domains(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prepared = prepare(run, device)
-    trained, fresh = _KEPT.of(run, str(device), lambda: train(training_of(run), prepared, device, execution))
+    ranks = _ranks_of(world)
+    device = ranks.device
+    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: made.model)
+    trained, fresh = _KEPT.of(
+        run,
+        f"{device} {ranks}",
+        lambda: train(training_of(run), prepared, device, execution, ranks),
+        ranks.anywhere,
+    )
     before = trained.seconds_before if fresh else 0.0
-    metrics, details = _test(run, prepared, trained.model)
+    model = as_tested(run, trained.model, ranks, world.buffers)
+    metrics, details = tested(run, prepared, model, ranks)
     result = Result(
         run_id=run_id(run),
         config=describe(run),
         metrics={
             **metrics,
-            **_validation(run, prepared, trained.model),
+            **validated(run, prepared, model, ranks),
             **({"epoch": float(trained.epoch)} if run.select == "best" else {}),
             "train_loss": trained.history["train_loss"][-1],
             "steps": float(trained.steps),
         },
-        evaluated_by=statistics_of(world.adapt, trained.model),
+        evaluated_by=evaluated_by(run, model),
         seconds=before + time.perf_counter() - started,
         environment=environment(),
         history=trained.history,
-        details=details,
+        details={**details, **_held(run, prepared)},
     )
     result = marked(result)
-    if execution and execution.model:
+    if execution and execution.model and not ranks.rank:
         shape, classes = tuple(prepared.pool.x.shape[1:]), len(prepared.pool.class_names)
-        save_model(execution.model, run, result, trained.model, shape, classes)
+        save_model(execution.model, run, result, model, shape, classes, layer=layer_as_tested(run))
     return result
 
 
-def _test(run: Run, prepared: Prepared, model: nn.Module) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the metrics of a trained model on every domain, their means over the domains that count, and the scores
-    of these domains' samples."""
-    task, by_domain = task_named(run.task), dict[str, list[float]]()
-    main, scores = task.metric, []
-    for index in range(len(prepared.pool.names)):
-        outputs, y = predicted(run, prepared, model, index, domains(run).adapt)
-        score, loss = score_and_loss(run.task, outputs, y)
-        for name, value in {main: score, "loss": loss, **own_metrics(run, outputs, y)}.items():
-            by_domain.setdefault(name, []).append(value)
-        scores.append(task.scores(outputs, y).cpu())
-    tested = prepared.unseen or prepared.seen
-    means = {name: fmean(values[index] for index in tested) for name, values in by_domain.items()}
-    named = {
-        f"{name}_{domain}": value
-        for name, values in by_domain.items()
-        if name != "loss"
-        for domain, value in zip(prepared.pool.names, values, strict=True)
-    }
-    seen = fmean(by_domain[main][index] for index in prepared.seen)
-    metrics = {main: means.pop(main), f"{main}_seen": seen, **named, **means}
-    return metrics, _samples(run, prepared, [(index, scores[index]) for index in tested])
+def _held(run: Run, prepared: Prepared) -> dict[str, Any]:
+    """Return the details on who holds what, of a run with several ranks."""
+    world = domains(run)
+    if world.ranks == 1:
+        return {}
+    return {"samples_by_rank": held_by_rank(prepared.pool, prepared.seen, world, run.seed)}
 
 
-def _samples(run: Run, prepared: Prepared, scores: list[tuple[int, Tensor]]) -> dict[str, Any]:
-    """Return the details on the test samples of domains, given their scores in the order of the test.
-
-    All domains count alike in the main metric, so each sample has the weight 1 / its domain's size.
-    """
-    pool, main = prepared.pool, task_named(run.task).metric
-    place = torch.cat([_tested(run, pool.names[index], pool.tests(index), pool.test_strata) for index, _ in scores])
-    weight = torch.cat([torch.full((len(one),), 1 / len(one), dtype=torch.float64) for _, one in scores])
-    weight = weight / weight.mean()
-    score = weight * torch.cat([one for _, one in scores])
-    labels = pool.test_y.cpu()[place] if main == ACCURACY else None
-    origin = None if pool.origin is None else pool.origin[place]
-    return sample_details(score, labels, weight, origin, main)
+def _ranks_of(world: Domains) -> Ranks:
+    """Return the real ranks of a run, joined; of virtual ones, this process alone."""
+    check_world(world)
+    if world.engine == "virtual":
+        return Ranks(device=device_of_rank())
+    check_started(world.ranks, "set engine to virtual")
+    return join_ranks()
 
 
 class DomainClassifier(Classifier):
     """A classifier whose batches include each sample's domain; it is tested after epochs, without adaptation."""
 
-    def __init__(self, run: Run, prepared: Prepared) -> None:
-        super().__init__(prepared.model, optim=run.optim, task=run.task)
-        self._run, self._prepared = run, prepared
+    def __init__(self, run: Run, model: nn.Module, prepared: Prepared, ranks: Ranks) -> None:
+        super().__init__(model, optim=run.optim, task=run.task)
+        self._run, self._prepared, self._ranks = run, prepared, ranks
         self.best = Best()
         self._groups = {f"seen_{self.task.metric}": prepared.seen}
         if prepared.unseen:
@@ -176,18 +166,20 @@ class DomainClassifier(Classifier):
     def on_train_epoch_end(self) -> None:
         """Record the epoch's mean loss, and the accuracy on seen and unseen domains if it is due."""
         super().on_train_epoch_end()
-        if self._run.evaluate_every:
-            if not evaluated_at(self._run, self.epochs_done, self._run.optim.epochs):
+        run, prepared = self._run, self._prepared
+        if run.evaluate_every:
+            if not evaluated_at(run, self.epochs_done, run.optim.epochs):
                 return
             self.history["accuracy_at"].append(float(self.epochs_done))
+        model = as_tested(run, self.model, self._ranks, "rank0")
         for name, group in self._groups.items():
-            scores = [measure(self._run, self._prepared, self.model, index, "none")[0] for index in group]
+            scores = self._ranks.shared_out(group, lambda index: measure(run, prepared, model, index, "none")[0])
             self.history[name].append(fmean(scores))
-        if self._run.data.validation:
+        if run.data.validation:
             name = self.task.named("validation_accuracy")
-            score = _validation(self._run, self._prepared, self.model, "none")[name]
+            score = validated(run, prepared, model, self._ranks, "none")[name]
             self.history[name].append(score)
-            if self._run.select == "best":
+            if run.select == "best":
                 self.best.offer(self.epochs_done, score, self.model)
 
     def remember(self) -> dict[str, Any]:
@@ -200,71 +192,23 @@ class DomainClassifier(Classifier):
         self.best.recall(state["best"])
 
 
-def train(run: Run, prepared: Prepared, device: torch.device, execution: Execution | None = None) -> Trained:
-    """Train the prepared model, and return it with its history."""
-    torch.manual_seed(derive("training", run.seed, 0))
-    classifier = DomainClassifier(run, prepared)
+def train(
+    run: Run, prepared: Prepared, device: torch.device, execution: Execution | None = None, ranks: Ranks | None = None
+) -> Trained:
+    """Train the prepared model, as all virtual ranks or as one of real `ranks`; return it with its history."""
+    world, ranks = domains(run), ranks or Ranks()
+    torch.manual_seed(derive("training", run.seed, ranks.rank))
+    several = has_virtual_ranks(run)
+    model = on_virtual_ranks(prepared.model, run.norm.name, world.ranks) if several else prepared.model
+    classifier = DomainClassifier(run, model, prepared, ranks)
     kind, workers = run.data.augment, run.data.workers
-    batches = DomainBatches(prepared.pool, prepared.seen, domains(run), run.seed, kind, workers)
-    run_trainer(run, classifier, batches, execution or Execution(), accelerator=device.type, devices=1)
+    rank = ranks.rank if world.engine == "torchrun" else None
+    batches = DomainBatches(prepared.pool, prepared.seen, world, run.seed, kind, workers, rank)
+    run_trainer(run, classifier, batches, execution or Execution(), **placement(world.engine))
     classifier.best.restore(classifier.model)
     steps, before = optimiser_steps(run, batches), classifier.seconds_before
-    return Trained(classifier.model.to(device), classifier.history, steps, before, classifier.best.epoch)
-
-
-def _validation(run: Run, prepared: Prepared, model: nn.Module, adapt: str | None = None) -> dict[str, float]:
-    """Return the validation metrics: means over seen domains, under an adaptation (None: the run's)."""
-    if not run.data.validation:
-        return {}
-    adapt = domains(run).adapt if adapt is None else adapt
-    scores = [
-        score_and_loss(run.task, *predicted(run, prepared, model, index, adapt, validation=True))
-        for index in prepared.seen
-    ]
-    accuracies, losses = zip(*scores, strict=True)
-    return {task_named(run.task).named("validation_accuracy"): fmean(accuracies), "validation_loss": fmean(losses)}
-
-
-def measure(run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str) -> tuple[float, float]:
-    """Return `(main metric, loss)` of `model` on the test set of a domain, under an adaptation."""
-    return score_and_loss(run.task, *predicted(run, prepared, model, index, adapt))
-
-
-def predicted(
-    run: Run, prepared: Prepared, model: nn.Module, index: int, adapt: str, validation: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return outputs (n, ...) and targets (n, ...) of the test (or validation) set of a domain, under an adaptation.
-
-    The model does not change: a copy is adapted.
-    """
-    world, pool = domains(run), prepared.pool
-    name, tests = pool.names[index], pool.validations(index) if validation else pool.tests(index)
-    x, y = (pool.validation_x, pool.validation_y) if validation else (pool.test_x, pool.test_y)
-    training = slice(pool.starts[index], pool.starts[index + 1])
-    strata = pool.validation_strata if validation else pool.test_strata
-    order = _tested(run, pool.names[index], tests, strata)
-    unlabelled = _order(world, pool.strata[training].cpu(), derive("stream order", run.seed, name)) + training.start
-    held, device = pool.x.device, next(model.parameters()).device
-    test = TargetBatches(
-        batches=x[order.to(held)].to(device).split(world.test_batch),  # type: ignore[no-untyped-call]
-        unlabelled=pool.x[unlabelled[: world.adapt_samples].to(held)].to(device),
-        known=prepared.seen.index(index) if index in prepared.seen else None,
-        chunk=world.test_batch,
-        options=world.adapt_options if adapt == world.adapt else {},
-    )
-    return logits_of(adapt, copied(model), test), y[order.to(held)].to(device)
-
-
-def _tested(run: Run, name: str, tests: slice, labels: Tensor) -> Tensor:
-    """Return the samples `tests` of domain `name` in the order of its test: int64 (n,) places in the pool."""
-    places: Tensor = _order(domains(run), labels[tests].cpu(), derive("test order", run.seed, name)) + tests.start
-    return places
-
-
-def _order(world: Domains, labels: Tensor, seed: int) -> Tensor:
-    """Return the order of samples: random, or then sorted by label."""
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
-    return order[labels[order].argsort(stable=True)] if world.test_order == "sorted" else order
+    history = {**classifier.history, "train_loss": mean_over_ranks(classifier.history["train_loss"])}
+    return Trained(classifier.model.to(device), history, steps, before, classifier.best.epoch)
 
 
 class DomainsWorld:
@@ -317,9 +261,14 @@ class DomainsWorld:
         return []
 
     def norm_layer(self, norm: Norm, world: Domains) -> tuple[str, dict[str, Any]]:
-        """Return the layer that computes `norm`, with the number of training domains and the batch size filled in."""
-        seen = len(world.domains) - len(world.unseen)
-        return norm.name, options_in_world(norm.name, norm.options, {"domains": seen, "batch": world.batch})
+        """Return the layer that computes `norm` on the run's ranks, with the number of training domains and of the
+        samples that share statistics filled in."""
+        each = world.batch // max(world.ranks, 1)
+        facts: dict[WorldFact, int] = {
+            "domains": len(world.domains) - len(world.unseen),
+            "batch": sharing_samples(norm, world.ranks, each),
+        }
+        return layer_on_ranks(norm, world.ranks, world.engine, facts)
 
 
 WORLD = DomainsWorld()

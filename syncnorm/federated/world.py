@@ -24,8 +24,7 @@ from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
 from syncnorm.federated.engines.engine import AutoEngine, engine_of
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.ranks.exchange import Ranks
-from syncnorm.federated.ranks.launch import agreed, ranks_of
+from syncnorm.federated.ranks.launch import ranks_of
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.evaluator import evaluated_clients
 from syncnorm.federated.server.network import InProcess
@@ -37,6 +36,8 @@ from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 from syncnorm.worlds import expect
@@ -84,7 +85,7 @@ def simulate(
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
         return marked(_with_flower(run))
     ranks = ranks_of(world) if world.engine == "torchrun" else None
-    federation = Federation(run) if ranks is None else agreed(ranks, run, lambda: Federation(run, ranks.device))
+    federation = _federation(run, ranks)
     where = f"{federation.device} {store} {ranks}"
     own = _listening(execution, ranks)
     anywhere = bool if ranks is None else ranks.anywhere
@@ -98,6 +99,13 @@ def simulate(
     if execution and execution.model:
         _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
+
+
+def _federation(run: Run, ranks: Ranks | None) -> Federation:
+    """Return a run's federation, the same on all ranks."""
+    if ranks is None:
+        return Federation(run)
+    return agreed(ranks, run, lambda: Federation(run, ranks.device), lambda made: made.models.template)
 
 
 @dataclass(frozen=True)

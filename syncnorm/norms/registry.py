@@ -55,7 +55,8 @@ NORMS: Registry[NormSpec] = Registry("norm", {
     "reference_bn": NormSpec(ReferenceBatchNorm, sees_batch=False, fold=running_affine),
     "hybrid_bn": NormSpec(HybridBatchNorm, by_channel=True, fold=running_affine),
     # Domains and streams.
-    "domain_bn": NormSpec(DomainBatchNorm, evaluates="domain", fold=_DOMAIN, from_world={"domains": "domains"}),
+    "domain_bn": NormSpec(
+        DomainBatchNorm, over_ranks="sync", evaluates="domain", fold=_DOMAIN, from_world={"domains": "domains"}),
     "prediction_bn": NormSpec(PredictionBatchNorm, by_channel=True, evaluates="corrected", fold=_BATCH),
     "alpha_bn": NormSpec(AlphaBatchNorm, by_channel=True, evaluates="corrected", fold=_BATCH),
     "iabn": NormSpec(InstanceAwareBatchNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE),

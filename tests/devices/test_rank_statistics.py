@@ -7,7 +7,7 @@ from torch import nn
 from syncnorm import GhostBatchNorm, SyncBatchNorm
 from syncnorm.config import Devices, Norm
 from syncnorm.devices.prepare import norm_layer
-from syncnorm.devices.rank_statistics import Statistics, statistics_by_rank, use_statistics
+from syncnorm.training.ranks.rank_statistics import Statistics, statistics_by_rank, use_statistics
 
 
 def test_virtual_ranks_within_real_ranks_are_gathered_in_the_order_of_samples() -> None:

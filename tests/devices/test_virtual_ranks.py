@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from syncnorm import convert
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.devices.prepare import norm_layer
-from syncnorm.devices.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
 from syncnorm.norms import NORMS as ROWS
 from syncnorm.surgery import batch_norms
 from syncnorm.training import fit
 from syncnorm.training.lightning.classifier import make_optimizer
+from syncnorm.training.ranks.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 from syncnorm.worlds import check
 
 RANKS, STEPS = 3, 4

@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.devices.prepare import prepare
-from syncnorm.devices.rank_statistics import statistics_by_rank
 from syncnorm.devices.world import train
+from syncnorm.training.ranks.rank_statistics import statistics_by_rank
 
 OPTIONS = {
     "brn": {"warmup": 2, "r_end": 6, "d_end": 6},

@@ -16,8 +16,9 @@ from syncnorm.domains import fit
 from syncnorm.domains.adaptation import TargetBatches as Trial
 from syncnorm.domains.adaptation import logits_of, statistics_of
 from syncnorm.domains.batches import deal
+from syncnorm.domains.measure import measure
 from syncnorm.domains.prepare import prepare
-from syncnorm.domains.world import measure, train
+from syncnorm.domains.world import train
 from syncnorm.errors import UserError
 from syncnorm.training.lightning.classifier import learning_rate, make_optimizer
 from syncnorm.worlds import check, forget

@@ -46,8 +46,8 @@ def test_what_it_says_of_the_batch_and_of_options() -> None:
 def test_what_it_says_of_the_facts() -> None:
     for name, said in rows(1).items():
         spec = NORMS[name]
-        batch = "all ranks'" if spec.over_ranks else "one device's" if spec.sees_batch else "no other"
-        virtual = spec.on_ranks or ("channels" if spec.by_channel else "copies") if spec.by_device else "one"
+        batch = "all ranks'" if spec.shares({}) else "one device's" if spec.sees_batch else "no other"
+        virtual = spec.on_ranks or ("channels" if spec.by_channel else "copies") if spec.by_device({}) else "one"
         folds = "yes" if callable(spec.fold) else "no"
         from_world = ", ".join(f"{option} = {fact}" for option, fact in spec.from_world.items())
         assert said == [spec.side, batch, virtual, spec.evaluates, folds, from_world], name

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 import syncnorm
 from syncnorm import SyncBatchNorm, convert, fold, fold_report, make_norm, register_norm, revert
 from syncnorm.config import Clients, Data, Devices, Domains, Norm, Optim, Run
-from syncnorm.devices.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_names, norm_options, norm_spec
 from syncnorm.norms.spec import NO_FOLD
+from syncnorm.training.ranks.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 
 pytestmark = pytest.mark.usefixtures("registries")
 

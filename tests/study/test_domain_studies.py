@@ -130,8 +130,9 @@ def test_the_axis_of_samples_ends_with_all_of_them(tmp_path: Path) -> None:
     assert [points.x_text(x) for x in points.xs] == ["8", "32", "all"]
 
 
-def test_no_engine_is_chosen_for_domains() -> None:
-    with pytest.raises(UserError, match=r"has an engine 'cohort': those of domains have none to choose\.$"):
+def test_an_engine_of_domains_is_chosen_for_all_runs() -> None:
+    assert {run.world.engine for run in expand(with_engine(domains_study(), "torchrun"))} == {"torchrun"}  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"has an engine 'cohort': those of domains have virtual, torchrun\.$"):
         with_engine(domains_study(), "cohort")
 
 
@@ -170,9 +171,9 @@ def test_an_engine_and_an_unknown_adaptation_are_refused_in_a_sentence(
 ) -> None:
     file = tmp_path / "own.py"
     file.write_text(EXPERIMENT)
-    monkeypatch.setattr("sys.argv", ["syncnorm", "run", str(file), "--engine", "virtual"])
+    monkeypatch.setattr("sys.argv", ["syncnorm", "run", str(file), "--engine", "cohort"])
     assert main() == 2
-    said = "syncnorm: no run of study 'own' has an engine 'virtual': those of domains have none to choose.\n"
+    said = "syncnorm: no run of study 'own' has an engine 'cohort': those of domains have virtual, torchrun.\n"
     assert capsys.readouterr().err == said
     monkeypatch.setattr(
         "sys.argv", ["syncnorm", "run", str(file), "--vary", "adapt=tend", "--out", str(tmp_path / "o")]

@@ -13,7 +13,7 @@ from fused_layers import LAYERS, X, out, trained
 from torch import Tensor, nn
 
 from syncnorm import batch_norms, convert, fold, fold_report, norm_names, recalibrate, revert, tent
-from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
+from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "ghost_bn": {"virtual_ranks": 2},

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from syncnorm import convert, fold, revert, tent
-from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.errors import UserError
 from syncnorm.surgery.layers.replace import copied
+from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
 
 Layer = Callable[[Tensor], Tensor]
 

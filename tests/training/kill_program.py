@@ -40,8 +40,9 @@ def devices(norm: str, engine: Any, ranks: int = 2, batch: int = 8, **options: A
     return Run(data=DATA, model_options={"width": 4}, norm=Norm(norm, options), world=world, optim=OPTIM)
 
 
-def domains() -> Run:
-    world = Domains(("digits", "digits-inverted", "digits-noisy"), unseen=("digits-noisy",), batch=16, test_batch=20)
+def domains(**fields: Any) -> Run:
+    names = ("digits", "digits-inverted", "digits-noisy")
+    world = Domains(names, unseen=("digits-noisy",), batch=16, test_batch=20, **fields)
     data = Data("few", train_limit=80, test_limit=40, augment="shift")
     return Run(data=data, model_options={"width": 4}, norm=Norm("domain_bn"), world=world, optim=OPTIM)
 
@@ -61,6 +62,7 @@ RUNS: dict[str, tuple[Run, int]] = {
     "two ranks": (devices("bn", "torchrun"), 2),
     "two ranks, best": (best(devices("bn", "torchrun"), 200), 2),
     "two ranks, one killed": (devices("sync_bn", "torchrun"), 2),
+    "domains, two ranks": (domains(ranks=2, domain_skew=100.0, engine="torchrun"), 2),
     "four ranks": (devices("mixstyle", "torchrun", ranks=4, batch=4), 4),
 }
 """By name, a run and in how many processes it trains."""

@@ -35,6 +35,8 @@ def test_in_one_process_what_validation_chose(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 @pytest.mark.fault
-@pytest.mark.parametrize("name", ["two ranks", "two ranks, best", "two ranks, one killed", "four ranks"])
+@pytest.mark.parametrize(
+    "name", ["two ranks", "two ranks, best", "two ranks, one killed", "domains, two ranks", "four ranks"]
+)
 def test_on_ranks(name: str, tmp_path: Path) -> None:
     play(tmp_path, name)

@@ -11,8 +11,8 @@ import torch
 import syncnorm
 from syncnorm.config import Clients, Data, Devices, Domains, Execution, Norm, Optim, Run, run_from, run_id
 from syncnorm.data import load
+from syncnorm.domains.measure import measure
 from syncnorm.domains.prepare import prepare
-from syncnorm.domains.world import measure
 from syncnorm.errors import UserError
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.server.scores import score, uniform, weighted

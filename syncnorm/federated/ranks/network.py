@@ -17,10 +17,10 @@ from syncnorm.federated.engines.cohort import check_first_step
 from syncnorm.federated.engines.engine import Engine
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.ranks.deal import deal
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.server.network import Answer, InProcess, To
 from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
+from syncnorm.training.ranks.exchange import Ranks
 
 
 class OverRanks:
@@ -77,9 +77,7 @@ class OverRanks:
 
     def shared_out(self, parts: Sequence[int], work: Callable[[int], Answer]) -> list[Answer]:
         """Return the work of the server itself that can be done in parts, in their order: a part a rank in turn."""
-        mine = parts[self.ranks.rank :: self.ranks.size]
-        found = _joined(self.ranks.each(lambda: {part: work(part) for part in mine}))
-        return [found[part] for part in parts]
+        return self.ranks.shared_out(parts, work)
 
     def remember(self) -> dict[str, Any]:
         """Return the clients' states, their owners, and the engine's name, as plain data and tensors: complete on

@@ -15,14 +15,15 @@ from torch.distributed import ProcessGroup
 from syncnorm._torch import key_value_store, sum_in_graph
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
+from syncnorm.norms.core.alone import is_alone
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank in `group` (None: all processes) and the group's size; (0, 1) without a group.
 
-    A process outside the group raises `UserError`.
+    Inside `alone`, it is (0, 1) as well. A process outside the group raises `UserError`.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_available() or not dist.is_initialized() or is_alone():
         return 0, 1
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
@@ -44,6 +45,8 @@ def gather_rows(row: Tensor, group: ProcessGroup | None) -> Tensor:
 def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) -> Moments:
     """Return every rank's moments, stacked: count (R,), mean (R, C), m2 (R, C), with gradients through every rank.
 
+    Of D moments a rank, count (D,) and mean (D, C), they are (R, D) and (R, D, C): one row, and one collective.
+
     Each rank puts its moments into its own row of a zero matrix, and the matrices are summed. An all-reduce is its
     own adjoint, so one collective in the forward needs one in the backward, on every backend.
     """
@@ -52,8 +55,8 @@ def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) ->
     rows = row.unsqueeze(0)
     if size > 1:
         mine = torch.arange(size, device=row.device).unsqueeze(1) == rank
-        rows = _sum_differentiably(torch.where(mine, row, 0.0), group)
-    return unpack(rows, local.mean.numel())[0]
+        rows = sum_differentiably(torch.where(mine, row, 0.0), group)
+    return unpack(rows, local.mean.shape)[0]
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -99,7 +102,8 @@ def agree(
     return turn, {peer: store.get(f"{prefix}/{peer}/in full").decode() for peer in range(size)}
 
 
-def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return the sum of `x` over the ranks, with a gradient, to any order: the sum of the ranks' gradients."""
     if torch.compiler.is_compiling():
         return sum_in_graph(x, group)
     summed: Tensor = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]
@@ -131,12 +135,19 @@ class _AllReduceSum(torch.autograd.Function):
 
 
 def pack(moments: Moments, tail: Tensor | None = None) -> Tensor:
-    """Return moments of C channels as one row of numbers, and after them what a `tail` adds."""
-    parts = [moments.count.to(moments.mean.dtype).unsqueeze(0), moments.mean, moments.m2]
+    """Return moments of C channels, or D of them, as one row of numbers, and after them what a `tail` adds."""
+    parts = [part.flatten() for part in (moments.count.to(moments.mean.dtype), moments.mean, moments.m2)]
     return torch.cat(parts if tail is None else [*parts, tail])
 
 
-def unpack(rows: Tensor, channels: int) -> tuple[Moments, Tensor | None]:
-    """Return the moments that rows hold, stacked, and the last value of each row's tail, (R,), if there is one."""
-    count, mean, m2, tail = rows.split([1, channels, channels, rows.shape[1] - 1 - 2 * channels], dim=1)  # type: ignore[no-untyped-call]
-    return Moments(count.squeeze(1), mean, m2), tail.select(1, -1) if tail.shape[1] else None
+def unpack(rows: Tensor, shape: torch.Size) -> tuple[Moments, Tensor | None]:
+    """Return the moments that rows hold, stacked, and the last value of each row's tail, (R,), if there is one.
+
+    `shape` is that of the means of a row: (C,), or (D, C) of D moments.
+    """
+    counts, values = shape[:-1].numel(), shape.numel()
+    count, mean, m2, tail = rows.split([counts, values, values, rows.shape[1] - counts - 2 * values], dim=1)  # type: ignore[no-untyped-call]
+    moments = Moments(
+        *(part.reshape(len(rows), *dims) for part, dims in ((count, shape[:-1]), (mean, shape), (m2, shape)))
+    )
+    return moments, tail.select(1, -1) if tail.shape[1] else None

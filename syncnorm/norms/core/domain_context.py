@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,20 @@ def domain(ids: int | Tensor) -> Iterator[None]:
         UserError: ids that are not integers, a tensor that is not one-dimensional, or a negative id.
     """
     token = _CURRENT.set(_checked(ids))
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+@contextmanager
+def domain_of_part(rank: int, ranks: int) -> Iterator[None]:
+    """Let layers called inside see the ids of samples rank, rank + ranks, ... of the current ones, if any."""
+    now = _CURRENT.get()
+    if now is None or isinstance(now.ids, int):
+        yield
+        return
+    token = _CURRENT.set(replace(now, ids=now.ids[rank::ranks]))
     try:
         yield
     finally:

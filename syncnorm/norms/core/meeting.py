@@ -11,8 +11,9 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from math import prod
 from typing import Any
 
 import torch
@@ -159,8 +160,11 @@ class Place:
         layer = self.layer()
         return _name(self, names_of([layer]) if layer is not None else {})
 
-    def agree(self, said: str, channels: int, statistics: torch.dtype) -> dict[int, str]:
-        """Compare what all ranks say of the layer that each has come to: {rank: text} if they differ, else {}."""
+    def agree(self, said: str, shape: tuple[int, ...], statistics: torch.dtype) -> dict[int, str]:
+        """Compare what all ranks say of the layer that each has come to: {rank: text} if they differ, else {}.
+
+        `shape` is that of the means that it shares: (C,), or (D, C) of D moments.
+        """
         meeting = self.meeting
         self._arrive()
         try:
@@ -169,7 +173,7 @@ class Place:
             raise meeting.parted(self, error) from error
         meeting.leave()
         meeting.places[self.number] = self
-        meeting.width = max(meeting.width, _length(channels) * statistics.itemsize)
+        meeting.width = max(meeting.width, _length(shape) * statistics.itemsize)
         return {meeting.ranks[peer]: what for peer, what in differ.items()}
 
     def gather(self, local: Moments) -> Moments:
@@ -181,9 +185,9 @@ class Place:
         except RuntimeError as error:
             raise self.meeting.parted(self, error) from error
         self.meeting.waits = None
-        moments, numbers = unpack(rows, local.mean.numel())
+        moments, numbers = unpack(rows, local.mean.shape)
         if numbers is not None:
-            self._compare(moments.count.tolist(), numbers.tolist())
+            self._compare(moments.count.view(len(rows), -1)[:, 0].tolist(), numbers.tolist())
         return moments
 
     def sum(self, x: Tensor) -> Tensor:
@@ -197,10 +201,13 @@ class Place:
         meeting.waits = None
         return x
 
-    def announce_error(self, like: Tensor, channels: int) -> None:
-        """Join the peers' gather with a count of -1, so that they raise instead of waiting for this rank."""
-        nothing = like.new_zeros(channels, dtype=acc_dtype(like.dtype))
-        announced = Moments(nothing.new_tensor(-1.0), nothing, nothing)
+    def announce_error(self, like: Tensor, shape: tuple[int, ...]) -> None:
+        """Join the peers' gather with a count of -1, so that they raise instead of waiting for this rank.
+
+        `shape` is that of the means that the layer shares.
+        """
+        nothing = like.new_zeros(shape, dtype=acc_dtype(like.dtype))
+        announced = Moments(nothing.new_full(shape[:-1], -1.0), nothing, nothing)
         gather_rows(pack(announced, self._tail_for(nothing)), self.group)
 
     def _arrive(self) -> None:
@@ -220,7 +227,7 @@ class Place:
             return None
         tail, width = self._tail, self.meeting.width
         if tail is None or self._width != width or tail.dtype is not mean.dtype:
-            zeros = max(width // mean.element_size() - _length(mean.numel()), 0)
+            zeros = max(width // mean.element_size() - _length(mean.shape), 0)
             tail = self._tail = F.pad(mean.new_tensor([self.number]), (zeros, 0))
             self._width = width
         return tail
@@ -251,9 +258,9 @@ def _resolved(group: ProcessGroup | None) -> ProcessGroup:
     return whole
 
 
-def _length(channels: int) -> int:
-    """Return how many values a row holds: count, mean, sum of squared deviations, the layer's number."""
-    return 2 + 2 * channels
+def _length(shape: Sequence[int]) -> int:
+    """Return how many values a row holds: counts, means, sums of squared deviations, and the layer's number."""
+    return prod(shape[:-1]) + 2 * prod(shape) + 1
 
 
 def _name(place: Place, names: dict[int, str]) -> str:

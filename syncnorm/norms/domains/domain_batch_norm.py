@@ -13,18 +13,20 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.domain_context import current_domain, no_domain
-from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
+from syncnorm.norms.core.layer import check_eps, check_flags
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.synchronised import Synchronised
 from syncnorm.norms.core.valid import Valid
 
 
-class DomainBatchNorm(NormLayer):
+class DomainBatchNorm(Synchronised):
     """Batch norm in which samples share statistics only within their domain.
 
     For a sample of domain d, with statistics of the batch's samples of d in training and the running statistics of d
@@ -34,8 +36,13 @@ class DomainBatchNorm(NormLayer):
 
     Domains come from `syncnorm.domain(ids)`, and a batch may mix them. Each domain's running statistics are
     updated as in PyTorch's layer: `momentum` is the weight of the new ones, and the variance is unbiased. A domain
-    without a sample in the batch keeps its statistics; set `track_running_stats` to False, and all keep theirs. Under
-    DDP, each process uses the statistics of its own samples, as in PyTorch's layer.
+    without a sample in the batch keeps its statistics; set `track_running_stats` to False, and all keep theirs.
+
+    Under DDP the batch is that of all ranks in `process_group`: a domain's statistics are the exact moments of its
+    samples wherever they are, on some ranks or on one, and all ranks keep the same ones. There is one collective in
+    the forward, for all domains together, and one in the backward, and none in evaluation. Gradients are those of the
+    sum over ranks of each rank's loss, and those of parameters this rank's part, as in `SyncBatchNorm`. With
+    sync=False each rank uses and keeps the statistics of its own samples, as in PyTorch's layer.
 
     This is not a subclass of PyTorch's `_BatchNorm`, since it has no single running_mean. `recalibrate`, `fold` and
     federated policies read running_mean, so they leave this layer alone.
@@ -53,10 +60,12 @@ class DomainBatchNorm(NormLayer):
         domain_affine: learn them for each domain, domain_weight and domain_bias (D, C), instead of (C,) for all.
         fallback: what evaluation does outside `syncnorm.domain`: "error" raises, "pooled" normalises with `pooled()`
             and the mean of the domains' weights and biases.
+        sync: whether ranks share statistics, domain by domain.
+        process_group: those ranks; None is all of them.
 
     Raises:
         ValueError: an unknown domain; no domain (in training, or with fallback="error"); one value per channel for a
-            domain in training.
+            domain in training, on all ranks together.
     """
 
     weight: nn.Parameter | None
@@ -78,18 +87,21 @@ class DomainBatchNorm(NormLayer):
         *,
         domain_affine: bool = False,
         fallback: Literal["error", "pooled"] = "error",
+        sync: bool = True,
+        process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_eps(self, num_features, eps)
-        check_flags(self, num_features, affine=affine, domain_affine=domain_affine)
+        check_flags(self, num_features, affine=affine, domain_affine=domain_affine, sync=sync)
         if domains < 1:
             raise ValueError(f"domains is {domains}: it must be at least 1.")
         if fallback not in ("error", "pooled"):
             raise ValueError(f"fallback is {fallback!r}: write 'error' or 'pooled'.")
         self.num_features, self.domains, self.eps, self.momentum = num_features, domains, eps, momentum
         self.affine, self.domain_affine, self.fallback = affine, domain_affine, fallback
+        self.share(sync, process_group)
         self.track_running_stats = True
         by_domain = (domains, num_features)
         shared, own = affine and not domain_affine, affine and domain_affine
@@ -107,6 +119,10 @@ class DomainBatchNorm(NormLayer):
         for name in ("domain_count", "domain_batches"):
             self.register_buffer(name, torch.zeros(domains, device=device, dtype=torch.int64))
 
+    def shape_shared(self) -> tuple[int, ...]:
+        """Return the shape of the means that the layer shares."""
+        return self.domains, self.num_features
+
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), each sample with its domain's statistics."""
         return self._normalised(x, None)
@@ -122,6 +138,8 @@ class DomainBatchNorm(NormLayer):
             mean, var = pooled.mean.expand(len(x), -1), pooled.var().expand(len(x), -1)
         elif self.training:
             batch = moments_by_domain(x, ids, self.domains, None if valid is None else valid.where)
+            if self.meets():
+                batch = self.over_ranks(batch, x)
             self._check_counts(x, batch.count, valid)
             share = batch.count.clamp(min=1).unsqueeze(1).to(batch.m2.dtype)
             mean, var = batch.mean[ids], (batch.m2 / share)[ids]
@@ -178,7 +196,7 @@ class DomainBatchNorm(NormLayer):
         """Show the layer's options."""
         return (
             f"{self.num_features}, domains={self.domains}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self.affine}, domain_affine={self.domain_affine}, fallback={self.fallback!r}"
+            f"affine={self.affine}, domain_affine={self.domain_affine}, fallback={self.fallback!r}, sync={self.sync}"
         )
 
     def _standardise(self, x: Tensor, mean: Tensor, var: Tensor, ids: Tensor | None) -> Tensor:
@@ -195,12 +213,15 @@ class DomainBatchNorm(NormLayer):
         current = current_domain()
         if current is not None:
             if current.largest >= self.domains:
-                raise ValueError(self._unknown(current.largest))
-            return current.of(x)
+                self.refuse(self._unknown(current.largest), x)
+            try:
+                return current.of(x)
+            except ValueError as problem:
+                self.refuse(str(problem), x)
         if not self.training and self.fallback == "pooled":
             return None
         instead = "." if self.training else ", or build the layer with fallback='pooled'."
-        raise ValueError(no_domain(f"DomainBatchNorm({self.num_features})") + instead)
+        self.refuse(no_domain(f"DomainBatchNorm({self.num_features})") + instead, x)
 
     def _unknown(self, domain: int) -> str:
         return (
@@ -213,8 +234,9 @@ class DomainBatchNorm(NormLayer):
         one = x.numel() == len(x) * self.num_features if valid is None else 1 in valid.by_sample
         if one and (counts == 1).any():
             alone = int((counts == 1).int().argmax())
+            where = ", on all ranks together" if self.meets() else ""
             raise ValueError(
-                f"DomainBatchNorm({self.num_features}) got one value per channel of domain {alone} (input "
+                f"DomainBatchNorm({self.num_features}) got one value per channel of domain {alone}{where} (input "
                 f"{tuple(x.shape)}): a variance needs two. Give it more samples, or call .eval()."
             )
 

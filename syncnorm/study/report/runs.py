@@ -15,6 +15,7 @@ MAIN = (
     "ranks",
     "per_device_batch",
     "skew",
+    "domain_skew",
     "alpha",
     "domains",
     "unseen",

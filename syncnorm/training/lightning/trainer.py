@@ -8,12 +8,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
 
 from syncnorm.config import Execution, Run, silent
 from syncnorm.training.batches import Batches
+from syncnorm.training.building import device_of_rank
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.lightning.progress import Report
 from syncnorm.training.lightning.resume import Resume
@@ -71,6 +75,28 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
 def optimiser_steps(run: Run, batches: Batches) -> int:
     """Return the number of optimiser steps of a run."""
     return ceil(batches.steps / run.optim.accumulate) * run.optim.epochs
+
+
+def placement(engine: Literal["virtual", "torchrun"]) -> dict[str, Any]:
+    """Return the Trainer's placement: this device, or this rank of a torchrun launch."""
+    accelerator = device_of_rank().type
+    if engine == "virtual":
+        return {"accelerator": accelerator, "devices": 1}
+    world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # Each rank keeps its own running statistics; those for evaluation are chosen afterwards.
+    strategy = DDPStrategy(broadcast_buffers=False)
+    return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
+
+
+def mean_over_ranks(values: list[float]) -> list[float]:
+    """Return the means over ranks of numbers that each has, e.g. of its losses."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    device = device_of_rank() if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    means: list[float] = (total / dist.get_world_size()).tolist()
+    return means
 
 
 @contextmanager

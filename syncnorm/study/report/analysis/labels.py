@@ -13,6 +13,7 @@ WORDS = {
     "ranks": "devices",
     "skew": "label-sorted data",
     "natural_skew": "group-sorted data",
+    "domain_skew": "domain-sorted data",
     "partition": "partition",
     "skew_options": "partition",
     "norm": "norm",
@@ -41,7 +42,7 @@ WORDS = {
     "test_batch": "samples per test batch",
     "test_order": "test order",
 }
-UNITS = {"skew": "%", "natural_skew": "%", "size": "pixels", "participation": "%"}
+UNITS = {"skew": "%", "natural_skew": "%", "domain_skew": "%", "size": "pixels", "participation": "%"}
 PERCENT = {"participation"}
 """Fields with fractions that are shown in percent."""
 NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batches"}

@@ -105,6 +105,13 @@ class Ranks:
             raise RuntimeError(f"rank {first} failed: {one.why}") from cause
         raise UserError(one.why if list(failed.values()) == [one] * self.size else f"rank {first}: {one.why}")
 
+    def shared_out(self, parts: Sequence[int], work: Callable[[int], T]) -> list[T]:
+        """Return the work of each part, in the order of parts: every rank does some of them, in turn."""
+        mine = parts[self.rank :: self.size]
+        told = self.each(lambda: {part: work(part) for part in mine})
+        found = {part: answer for some in told for part, answer in some.items()}
+        return [found[part] for part in parts]
+
     @property
     def _transport(self) -> torch.device:
         return self.device if "nccl" in dist.get_backend_config() else CPU

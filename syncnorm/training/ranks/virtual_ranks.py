@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
+from syncnorm.norms.core.domain_context import domain_of_part
 from syncnorm.norms.core.shapes import in_layout_of
 from syncnorm.norms.weight.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.conversion.convert import converted_layers
@@ -135,7 +136,10 @@ class ModelCopies(nn.Module):
             return y
         ranks = len(self.copies)
         check_samples(x, ranks)
-        by_rank = [model(x[rank::ranks]) for rank, model in enumerate(self.copies)]
+        by_rank = []
+        for rank, model in enumerate(self.copies):
+            with domain_of_part(rank, ranks):
+                by_rank.append(model(x[rank::ranks]))
         return torch.stack(by_rank, dim=1).flatten(0, 1)
 
 
