@@ -69,27 +69,6 @@ def test_gradients_longer_than_the_clip_are_as_long_as_it(ends: list[Any]) -> No
     assert distance(ends[1], ends[3]) > 1e-3
 
 
-@pytest.mark.parametrize("run", [DEVICES, DOMAINS], ids=["devices", "domains"])
-def test_mixed_precision_rounds_activations_and_keeps_parameters(run: Run, ends: list[Any]) -> None:
-    seen: set[torch.dtype] = set()
-
-    def see(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(module, nn.Conv2d) and module.training:
-            seen.add(output.dtype)
-
-    hook = nn.modules.module.register_module_forward_hook(see)
-    try:
-        mixed = fit(replace(run, precision="bf16-mixed"))
-    finally:
-        hook.remove()
-    assert torch.bfloat16 in seen
-    forget()
-    full = fit(run)
-    assert 0 < distance(*ends) < 1
-    assert all(value.dtype in (torch.float32, torch.int64) for value in ends[0].values())
-    assert mixed.metrics["train_loss"] == pytest.approx(full.metrics["train_loss"], rel=0.05)
-
-
 LOOP = replace(CLIENTS, world=Clients(count=3, rounds=2, engine="loop"))
 
 
