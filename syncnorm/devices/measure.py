@@ -29,7 +29,7 @@ class DevicesClassifier(Classifier):
     """
 
     def __init__(self, run: Run, model: nn.Module, data: Dataset) -> None:
-        super().__init__(model, optim=run.optim, task=run.task)
+        super().__init__(model, optim=run.optim, task=run.task, precision=run.precision)
         self._run, self._data = run, data
         self.best = Best()
         if run.evaluate_every:

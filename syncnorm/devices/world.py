@@ -37,10 +37,11 @@ from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES, device_of_rank
+from syncnorm.training.building import device_of_rank
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.lightning.trainer import optimiser_steps, run_trainer
 from syncnorm.training.metrics import other_metrics
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
@@ -238,7 +239,7 @@ class DevicesWorld:
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
-        return load_data(run.data, run.seed, torch.device("cpu"), DTYPES[run.precision], run.task)
+        return load_data(run.data, run.seed, torch.device("cpu"), PRECISIONS[run.precision].data, run.task)
 
     def pixels(self, run: Run) -> Problem:
         """Return all devices' training samples together, and the test set."""

@@ -155,7 +155,7 @@ class DomainClassifier(Classifier):
     """A classifier whose batches include each sample's domain; it is tested after epochs, without adaptation."""
 
     def __init__(self, run: Run, prepared: Prepared) -> None:
-        super().__init__(prepared.model, optim=run.optim, task=run.task)
+        super().__init__(prepared.model, optim=run.optim, task=run.task, precision=run.precision)
         self._run, self._prepared = run, prepared
         self.best = Best()
         self._groups = {f"seen_{self.task.metric}": prepared.seen}

@@ -33,9 +33,9 @@ from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
@@ -205,7 +205,7 @@ class ClientsWorld:
 
     def data(self, run: Run) -> FederatedDataset:
         """Return a run's data."""
-        cpu, dtype = torch.device("cpu"), DTYPES[run.precision]
+        cpu, dtype = torch.device("cpu"), PRECISIONS[run.precision].data
         return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype, run.task)
 
     def pixels(self, run: Run) -> Problem:

@@ -21,13 +21,19 @@ OPTIONS = {
 
 
 def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
-    """Return a short run in float64 that differs from its twin in the engine alone."""
+    """Return a short run that differs from its twin in the engine alone.
+
+    It is in float64, unless `norm` is "X in PRECISION". In "X with workers", processes make the real ranks' batches.
+    """
+    norm, _, precision = norm.partition(" in ")
+    norm, _, working = norm.partition(" with ")
     world = Devices(ranks=ranks, per_device_batch=4, skew=skew, engine=engine)
     return Run(
         norm=Norm(norm, OPTIONS.get(norm, {})),
         world=world,
         optim=Optim(epochs=2, lr=0.05),
-        precision="float64",
+        precision=precision or "float64",
+        data=Data(workers=int(bool(working) and engine == "torchrun")),
         seed=3,
     )
 

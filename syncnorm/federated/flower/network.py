@@ -66,7 +66,7 @@ class OverFlower:
             answer = answers[client]
             if isinstance(answer, str) or answer.has_error():
                 replies.append(Reply(client, {}, error=answer if isinstance(answer, str) else reason(answer)))
-            elif reply := wire.unpack_reply(client, answer.content, self.federation.device):
+            elif reply := wire.unpack_reply(client, answer.content, self.federation):
                 self._note_loss(client, answer.content)
                 replies.append(reply)
         return replies

@@ -17,15 +17,8 @@ from syncnorm.training.batches import Batches
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.lightning.progress import Report
 from syncnorm.training.lightning.resume import Resume
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.worlds import checkpoint_id
-
-PRECISIONS: dict[str, Any] = {
-    "float32": "32-true",
-    "float64": "64-true",
-    "bf16-mixed": "bf16-mixed",
-    "16-mixed": "16-mixed",
-}
-"""The Trainer's names of a run's precisions."""
 
 
 def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: Execution, **placement: Any) -> None:
@@ -43,7 +36,7 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
     with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
-            precision=PRECISIONS[run.precision],
+            precision=PRECISIONS[run.precision].trainer,  # type: ignore[arg-type]
             gradient_clip_val=run.optim.clip_norm or None,
             accumulate_grad_batches=run.optim.accumulate,
             barebones=True,
