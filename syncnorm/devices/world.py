@@ -44,6 +44,9 @@ from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.agreement import agreed, joined
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 
@@ -56,7 +59,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
     With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
-    launch with as many processes as the run has ranks; all return the same result.
+    launch with as many processes as the run has ranks; all return the same result, in which `ranks` says what each
+    did. They first compare versions, source and data.
 
     Runs that differ only in `world.buffers` share one training if they follow each other in one process; `seconds`
     then covers the evaluation only. (A run that is evaluated while it trains shares with none.)
@@ -78,8 +82,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     started = time.perf_counter()
     check_saving(execution)
     rank = _check_world(run)
-    device = device_of_rank()
-    prepared = prepare(run, device)
+    ranks, device = Ranks() if rank is None else joined(), device_of_rank()
+    prepared = agreed(ranks, run, lambda: prepare(run, device))
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
     model = _own_copy(classifier.model)
@@ -100,6 +104,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history={**classifier.history, "train_loss": train_loss},
         details={**details, **({"profiles": profiles} if profiles else {})},
+        ranks=of_all(ranks, classifier.work),
     )
     result = marked(result)
     if execution and execution.model and not rank:

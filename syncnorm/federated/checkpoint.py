@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from syncnorm.config import Clients, Run
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.training.checkpoints import Checkpoints
+from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import checkpoint_id, expect
 
 SECONDS = 30.0

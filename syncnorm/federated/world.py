@@ -24,7 +24,6 @@ from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
 from syncnorm.federated.engines.engine import AutoEngine, engine_of
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.ranks.launch import agreed, ranks_of
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.evaluator import evaluated_clients
@@ -37,6 +36,8 @@ from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.work import Work, of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 from syncnorm.worlds import expect
@@ -94,7 +95,7 @@ def simulate(
     before = played.seconds_before if fresh else 0.0
     result = rounds.result(before + time.perf_counter() - started)
     known = {"engine": played.engine} | ({} if ranks is None else {"ranks": str(ranks.size)})
-    result = marked(replace(result, environment={**result.environment, **known}))
+    result = marked(replace(result, environment={**result.environment, **known}, ranks=played.ranks))
     if execution and execution.model:
         _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
@@ -111,6 +112,8 @@ class Played:
     engine: str
     seconds_before: float
     """Training time in seconds before interruptions."""
+    ranks: list[dict[str, Any]]
+    """What each rank did."""
 
 
 _KEPT: LastTraining[Played] = LastTraining()
@@ -138,7 +141,7 @@ def _play(
 ) -> Played:
     """Play all rounds of a run, from its checkpoint if it has one."""
     run, world = federation.run, federation.world
-    states = _store(federation, store)
+    states, work = _store(federation, store), Work(federation.device)
     network = _network(federation, states, engine_of(world), ranks)
     rounds = Rounds(federation, network)
     kept = None
@@ -153,7 +156,9 @@ def _play(
         pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
-    return Played(states, rounds.remember(), network.engine.name, kept.seconds_before if kept else 0.0)
+    work.samples = network.samples if isinstance(network, OverRanks) else 0
+    did, before = of_all(ranks or Ranks(), work.record()), kept.seconds_before if kept else 0.0
+    return Played(states, rounds.remember(), network.engine.name, before, did)
 
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, writes: bool) -> None:

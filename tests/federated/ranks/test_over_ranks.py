@@ -22,8 +22,8 @@ from syncnorm.federated import simulate
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.ranks import launch
 from syncnorm.federated.ranks.deal import deal
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.moments import Moments
+from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import check
 
 PROGRAM = Path(__file__).with_name("over_ranks_program.py")
