@@ -61,7 +61,7 @@ def group_timeout(group: ProcessGroup, device: torch.device) -> float:
 
 def time_gradients(model: DistributedDataParallel) -> None:
     """Let DDP time every step, not one in a hundred; for CPUs, where no device has to be waited for."""
-    model._set_ddp_runtime_logging_sample_rate(1)
+    model._set_ddp_runtime_logging_sample_rate(1)  # type: ignore[no-untyped-call]
 
 
 def seconds_for_gradients(model: DistributedDataParallel) -> float:
@@ -70,7 +70,7 @@ def seconds_for_gradients(model: DistributedDataParallel) -> float:
     DDP times the exchange of gradients, and how much of it ran while gradients were still computed; its means, over
     the steps that it timed, times the number of steps.
     """
-    timed = model._get_ddp_logging_data()
+    timed = model._get_ddp_logging_data()  # type: ignore[no-untyped-call]
     exposed = timed.get("avg_backward_comm_time", 0) - timed.get("avg_backward_compute_comm_overlap_time", 0)
     return max(float(exposed), 0.0) * 1e-9 * (int(timed.get("iteration", 0)) + 1)
 

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -24,7 +24,8 @@ from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import Change, changed_rows, stale_ids
 from syncnorm.study.run.label import Label, labeller
 from syncnorm.study.run.processes.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
-from syncnorm.study.run.processes.ranks import Job, die_with_parent, take_part
+from syncnorm.study.run.processes.launch import meet
+from syncnorm.study.run.processes.ranks import Job, die_with_parent, ending_others, take_part
 from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, Started, work
 from syncnorm.study.run.record import INTERRUPTED_SECONDS, Record, recording, start_trackers
 from syncnorm.study.run.schedule import Schedule, schedule_of
@@ -70,14 +71,17 @@ def run_study(
     size = world_size()
     if size is not None:
         _check_size(plan, size)
+        meet(study.name)
         die_with_parent()
         _silence()
         if rank() != 0:
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = labeller(plan)
-    stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
-    with Store.open(out, study, command, plan) as store:
+    with ExitStack() as stack:
+        stack.enter_context(ending_others())
+        stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
+        store = stack.enter_context(Store.open(out, study, command, plan))
         store.finished -= stale
         schedule = schedule_of(plan, store.directory, stale)
         record = Record(schedule, store, start_trackers(store.directory, wandb, track), label, command)
