@@ -43,7 +43,7 @@ def ranks_table(results: Results) -> Table | None:
         caption=(
             f"{' '.join(said) or 'No rank was slow.'} Numbers are sums over runs, of memory the largest. Own time is "
             f"that without waiting for other ranks; it is bold, and the rank called slow, at {SLOW:g} times the "
-            f"others' median if that is {LEAST:g} s more. Of an interrupted run, the numbers are those since its last start."
+            f"others' median if that is {LEAST:g} s more. Of an interrupted run, numbers count from its last start."
         ),
         corner="rank",
         span="",

@@ -15,6 +15,7 @@ from pathlib import Path
 from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Result, Run
 from syncnorm.environment import cores, cuda_devices, environment, rank, world_size
 from syncnorm.errors import UserError
+from syncnorm.progress import counted
 from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, with_engine
 from syncnorm.study.plan.trials import Plan, plan_of
@@ -186,7 +187,7 @@ def _check_size(plan: Plan, size: int) -> None:
         raise UserError("the study has no torchrun runs: add --engine torchrun, or start it without torchrun.")
     if size not in sizes:
         known = ", ".join(map(str, sorted(sizes)))
-        raise UserError(f"no run of the study needs {size} ranks: start torchrun with one of {known}.")
+        raise UserError(f"no run of the study needs {counted(size, 'rank')}: start torchrun with one of {known}.")
 
 
 def _train_together(record: Record, trainer: str, how: Placement, size: int) -> None:

@@ -38,9 +38,10 @@ def _part() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that have to be the same on all ranks."""
+    """Return the versions that have to be the same on all ranks, and whether this rank has a GPU."""
     here = environment()
-    return {"syncnorm": version_of("syncnorm"), **{name: here[name] for name in VERSIONS}}
+    found = {"syncnorm": version_of("syncnorm"), **{name: here[name] for name in VERSIONS}}
+    return {**found, "kind of device": device_of_rank().type}
 
 
 def agreed(

@@ -23,6 +23,7 @@ from syncnorm.federated.federation import Federation
 from syncnorm.federated.ranks import launch
 from syncnorm.federated.ranks.deal import deal
 from syncnorm.moments import Moments
+from syncnorm.training.ranks import agreement
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import check
 
@@ -200,8 +201,8 @@ def test_another_number_of_ranks_than_torchrun_has_started(monkeypatch: pytest.M
 
 def test_ranks_agree_on_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run()
-    federation, here = Federation(run, torch.device("cpu")), launch.environment()
-    monkeypatch.setattr(launch, "environment", lambda: {**here, "torch": f"2.{8 + dist.get_rank() // 2}"})
+    federation, here = Federation(run, torch.device("cpu")), agreement.environment()
+    monkeypatch.setattr(agreement, "environment", lambda: {**here, "torch": f"2.{8 + dist.get_rank() // 2}"})
 
     def work(rank: int) -> None:
         with pytest.raises(UserError) as raised:
