@@ -83,7 +83,7 @@ def simulate(
     if world.engine == "flower":
         if execution and execution.model:
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
-        return marked(_with_flower(run))
+        return marked(_with_flower(run, execution))
     ranks = ranks_of(world) if world.engine == "torchrun" else None
     federation = Federation(run) if ranks is None else agreed(ranks, run, lambda: Federation(run, ranks.device))
     where = f"{federation.device} {store} {ranks}"
@@ -171,7 +171,7 @@ def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, 
         save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
-def _with_flower(run: Run) -> Result:
+def _with_flower(run: Run, execution: Execution | None) -> Result:
     try:
         from syncnorm.federated.flower.simulation import simulate_with_flower  # the only part that needs flwr
     except ImportError as error:
@@ -179,7 +179,7 @@ def _with_flower(run: Run) -> Result:
             f"the engine flower needs the package '{error.name}', which is not installed: pip install "
             "'syncnorm[federated]', or choose the engine cohort or loop."
         ) from error
-    return simulate_with_flower(run)
+    return simulate_with_flower(run, execution)
 
 
 def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> ClientStates:

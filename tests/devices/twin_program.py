@@ -52,7 +52,7 @@ def segmentation_run(norm: str, ranks: int, engine: str) -> Run:
     )
 
 
-@syncnorm.register_data("differs by rank")
+@syncnorm.register_data("differs-by-rank")
 def differs_by_rank() -> tuple[np.ndarray, np.ndarray]:
     """Return samples that are others on the second rank."""
     draw = np.random.default_rng(int(os.environ["RANK"] == "1"))
@@ -85,7 +85,7 @@ def check_fit(rank: int, ranks: int) -> None:
     assert all(min(one["seconds"], one["waited"], one["peak_memory"]) > 0 for one in result.ranks), result.ranks
     said = [""] * ranks
     try:
-        fit(replace(run, data=Data("differs by rank")))
+        fit(replace(run, data=Data("differs-by-rank")))
     except UserError as error:
         said[rank] = str(error)
     dist.all_gather_object(said, said[rank])
