@@ -79,9 +79,10 @@ def _by_size(rows: list[Row]) -> list[tuple[int, list[Rank]]]:
         for one in row.get("ranks", []):
             found[len(row["ranks"]), one["rank"], one["host"], one["device"]].append(one)
     by_size: defaultdict[int, list[Rank]] = defaultdict(list)
-    for (size, *who), records in sorted(found.items()):
-        sums = (sum(one[name] for one in records) for name in ("seconds", "waited", "samples"))
-        by_size[size].append(Rank(*who, len(records), *sums, max(one["peak_memory"] for one in records)))
+    for (size, number, host, device), records in sorted(found.items()):
+        seconds, waited, samples = (sum(one[name] for one in records) for name in ("seconds", "waited", "samples"))
+        peak = max(one["peak_memory"] for one in records)
+        by_size[size].append(Rank(number, host, device, len(records), seconds, waited, samples, peak))
     return sorted(by_size.items())
 
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -59,24 +60,35 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | No
     alarm = _Alarm(emit)
     source = iter(jobs)
     while True:
-        box = [next(source, None) if rank() == 0 else None]
+        box: list[Job | str | None] = [next(source, None) if rank() == 0 else None]
         dist.broadcast_object_list(box)
         job = box[0]
         if job is None:
             break
-        if job == MISTAKE:
+        if isinstance(job, str):
             raise SaidElsewhere("rank 0 says why this launch ends.")
         run, execution = job
         alarm.run = run
         outcome = attempt(trainer, run, listening(execution, run, tell))
-        if isinstance(outcome, Failure):
-            alarm.ring(outcome)
-        dist.barrier()
+        failure = outcome if isinstance(outcome, Failure) else _lost_at_the_end()
+        if failure:
+            alarm.ring(failure)
         if rank() == 0:
             emit(run, outcome)
     alarm.over.set()
     _parted.set()
     dist.destroy_process_group()
+
+
+def _lost_at_the_end() -> Failure | None:
+    """Wait until all ranks have finished a run; return the failure if one is gone."""
+    import torch.distributed as dist
+
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), lost=True)
+    return None
 
 
 @contextmanager
@@ -142,12 +154,11 @@ class _Alarm:
         """Return the failure with the ranks that are gone in the place of what a collective says of it."""
         if not failure.lost:
             return failure
-        peers = range(1, world_size() or 1)
-        gone = [peer for peer in peers if not self._store.check([f"survives/{peer}"])]
-        if not gone:
-            return failure
-        where = "; ".join(f"rank {peer} on {self._store.get(f'host/{peer}').decode()}" for peer in gone)
-        return replace(failure, error=f"{where}: gone, so the others cannot go on. Start the same command again.")
+        peers, where = range(1, world_size() or 1), ""
+        with suppress(RuntimeError):
+            gone = [peer for peer in peers if not self._store.check([f"survives/{peer}"])]
+            where = ", ".join(f"rank {peer} on {self._store.get(f'host/{peer}').decode()}" for peer in gone)
+        return replace(failure, error=f"gone while it trained: {where}.") if where else failure
 
     def _listen(self) -> None:
         while not self.over.wait(0.2):
@@ -155,13 +166,17 @@ class _Alarm:
                 self._end(failure)
 
     def _heard(self) -> Failure | None:
-        return Failure(**loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+        try:
+            return Failure(**loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+        except RuntimeError:  # the store is gone with its machine
+            return None
 
     def _end(self, failure: Failure) -> NoReturn:
         with self._lock:
             if self.run is not None:
                 self._emit(self.run, failure)
-            self._store.set("noted", "1")
+            with suppress(RuntimeError):
+                self._store.set("noted", "1")
             self._exit(failure)
 
     def _exit(self, failure: Failure) -> NoReturn:
