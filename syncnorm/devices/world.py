@@ -44,7 +44,7 @@ from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
-from syncnorm.training.ranks.agreement import agreed, joined
+from syncnorm.training.ranks.agreement import agreed, entries, joined
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
@@ -83,7 +83,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     check_saving(execution)
     rank = _check_world(run)
     ranks, device = Ranks() if rank is None else joined(), device_of_rank()
-    prepared = agreed(ranks, run, lambda: prepare(run, device))
+    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: entries(made.model))
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
     model = _own_copy(classifier.model)

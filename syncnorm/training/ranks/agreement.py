@@ -2,10 +2,12 @@
 
 import atexit
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from syncnorm.config import Run, run_id
 from syncnorm.environment import environment, rank, version_of, world_size
@@ -66,6 +68,13 @@ def agreed(
     if difference := differing(ranks.each(said)):
         raise UserError(f"{difference}: give all ranks the same, then start again.")
     return made[0]
+
+
+def entries(model: nn.Module) -> dict[str, str]:
+    """Return a hash of the names, shapes and types of a model's entries, as a `further` text: a model may come from a
+    package, whose source is not compared."""
+    known = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
+    return {"the model's entries": sha256("\n".join(known).encode()).hexdigest()[:12]}
 
 
 def differing(told: Sequence[Mapping[str, str]]) -> str:
