@@ -32,7 +32,7 @@ from syncnorm.devices.prepare import (
 )
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
-from syncnorm.errors import UserError
+from syncnorm.environment import rank as launched_rank
 from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
@@ -44,8 +44,8 @@ from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
-from syncnorm.training.ranks.agreement import agreed, entries, joined
 from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
 from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
@@ -82,8 +82,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     started = time.perf_counter()
     check_saving(execution)
     rank = _check_world(run)
-    ranks, device = Ranks() if rank is None else joined(), device_of_rank()
-    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: entries(made.model))
+    ranks, device = Ranks() if rank is None else join_ranks(), device_of_rank()
+    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: made.model)
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
     model = _own_copy(classifier.model)
@@ -149,13 +149,8 @@ def _check_world(run: Run) -> int | None:
     ranks, _ = layout(devices(run))
     if devices(run).engine == "virtual":
         return None
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != ranks:
-        raise UserError(
-            f"this run needs {ranks} ranks and was started with {started}: use torchrun --nproc-per-node {ranks}, or "
-            "set engine to virtual."
-        )
-    return int(os.environ.get("RANK", "0"))
+    check_started(ranks, "set engine to virtual")
+    return launched_rank()
 
 
 def train(

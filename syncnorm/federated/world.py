@@ -24,7 +24,7 @@ from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
 from syncnorm.federated.engines.engine import AutoEngine, engine_of
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.ranks.launch import agreed, ranks_of
+from syncnorm.federated.ranks.launch import ranks_of
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.evaluator import evaluated_clients
 from syncnorm.federated.server.network import InProcess
@@ -37,6 +37,7 @@ from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed
 from syncnorm.training.ranks.work import Work, of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
@@ -85,7 +86,7 @@ def simulate(
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
         return marked(_with_flower(run, execution))
     ranks = ranks_of(world) if world.engine == "torchrun" else None
-    federation = Federation(run) if ranks is None else agreed(ranks, run, lambda: Federation(run, ranks.device))
+    federation = Federation(run) if ranks is None else _agreed(run, ranks)
     where = f"{federation.device} {store} {ranks}"
     own = _listening(execution, ranks)
     anywhere = bool if ranks is None else ranks.anywhere
@@ -99,6 +100,11 @@ def simulate(
     if execution and execution.model:
         _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
+
+
+def _agreed(run: Run, ranks: Ranks) -> Federation:
+    """Return the federation that all ranks have made alike."""
+    return agreed(ranks, run, lambda: Federation(run, ranks.device), lambda made: made.models.template)
 
 
 @dataclass(frozen=True)

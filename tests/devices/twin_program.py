@@ -93,7 +93,7 @@ def check_fit(rank: int, ranks: int) -> None:
     others = "rank 0" if ranks == 2 else "ranks 0, 2 and 3"
     for changed, what in (
         (replace(run, data=Data("differs-by-rank")), "samples of the data"),
-        (replace(run, model="differs-by-rank", model_options={}), "the model's entries"),
+        (replace(run, model="differs-by-rank", model_options={}), "the first model"),
     ):
         said = [""] * ranks
         try:

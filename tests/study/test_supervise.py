@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -38,7 +39,7 @@ def supervised(*command: str, **environment: str) -> Launch:
     )
 
 
-def ended(launch: Launch, seconds: float = 10) -> tuple[int, str]:
+def ended(launch: Launch, seconds: float = 100) -> tuple[int, str]:
     """Return the exit code of a launch, and what it wrote."""
     said, _ = launch.communicate(timeout=seconds)
     return launch.returncode, said
@@ -65,10 +66,9 @@ def test_an_end_that_another_start_would_repeat_is_the_end(script: str, code: in
 def test_starts_are_counted_unless_a_launch_has_lived() -> None:
     code, said = ended(supervised("sh", "-c", "exit 3", RESTARTS="2"))
     assert code == 1
-    assert [line.rpartition(" in ")[0] for line in said.splitlines()[:2]] == [
-        f"supervise: ended with code 3 after {said.split()[6]} s; start {n} of 2" for n in (1, 2)
-    ]
-    assert said.endswith("given up after 2 starts in a row\n")
+    starts = re.findall(r"^supervise: ended with code 3 after \d+ s; start (\d) of 2 in 0 s$", said, flags=re.M)
+    assert starts == ["1", "2"]
+    assert said.endswith("supervise: given up after 2 starts in a row\n")
 
 
 def test_a_launch_that_has_lived_starts_the_count_anew(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_launch_that_has_lived_starts_the_count_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_goes_on_to_the_command_and_ends_the_loop(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    script = f'trap "echo heard; exit 7" TERM; touch "{tmp_path}/ready"; sleep 20 & wait $!'
+    script = f'trap "echo heard; exit 7" TERM; touch "{tmp_path}/ready"; sleep 90 & wait $!'
     launch = supervised("sh", "-c", script)
     until(lambda: (tmp_path / "ready").exists())
     launch.send_signal(number)

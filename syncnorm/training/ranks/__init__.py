@@ -1,1 +1,1 @@
-"""The ranks of a torchrun, in any world: what they tell each other, what they must agree on, and what each did."""
+"""Ranks, real or virtual, as all worlds use them: layers, statistics, what ranks tell each other and agree on."""

@@ -38,7 +38,7 @@ def meet(study: str = "", mistake: str = "") -> None:
     """
     from torch.distributed.rendezvous import rendezvous
 
-    from syncnorm.training.ranks.agreement import differing, numbered, versions
+    from syncnorm.training.ranks.launch import differing, numbered, versions
 
     if _launch:
         return

@@ -1,4 +1,4 @@
-"""The ranks of a torchrun before they train: they join, and compare what has to be the same on all."""
+"""The ranks of a torchrun launch before they train: how many they are, and what they must agree on."""
 
 import atexit
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,18 @@ VERSIONS = ("python", "torch", "numpy", "commit")
 """What of the environment has to be the same on all ranks; processors may differ."""
 
 
-def joined() -> Ranks:
-    """Return the ranks of the torchrun that started this process, and join them; one rank without torchrun."""
+def check_started(asked: int, otherwise: str) -> None:
+    """Raise `UserError` if torchrun has started another number of processes than a run asks for."""
+    started = world_size() or 1
+    if asked != started:
+        raise UserError(
+            f"this run needs {asked} ranks and was started with {started}: use torchrun --nproc-per-node {asked}, or "
+            f"{otherwise}."
+        )
+
+
+def join_ranks() -> Ranks:
+    """Return the ranks of this launch, and join them; one rank without torchrun."""
     started, device = world_size() or 1, device_of_rank()
     if started == 1:
         return Ranks(device=device)
@@ -46,35 +56,33 @@ def versions() -> dict[str, str]:
     return {**found, "kind of device": device_of_rank().type}
 
 
-def agreed(
-    ranks: Ranks, run: Run, make: Callable[[], Made], further: Callable[[Made], Mapping[str, str]] = lambda made: {}
-) -> Made:
-    """Return what this rank makes of a run, once all ranks have made it of the same.
-
-    They compare the run, versions, the source of what the run names, plugins' metrics, data, and `further` texts by
-    what they are about.
+def agreed(ranks: Ranks, run: Run, make: Callable[[], Made], model_of: Callable[[Made], nn.Module]) -> Made:
+    """Return what `make` makes of the run on this rank, with its model, once all ranks have made the same.
 
     Raises:
-        UserError: what `make` raises on any rank; ranks that differ. All ranks raise it.
+        UserError: what `make` raises on any rank; ranks that differ in the run, in versions, in the source of what
+            it names, in data, or in the first model. All ranks raise it.
     """
+    if ranks.size == 1:
+        return make()
     made: list[Made] = []
 
     def said() -> dict[str, str]:
         made.append(make())
-        return {"run": run_id(run), **versions(), **fingerprints(run, samples=True), **further(made[0])}
+        contents = {**fingerprints(run, samples=True), "the first model": _digest(model_of(made[0]))}
+        return {"run": run_id(run), **versions(), **contents}
 
-    if ranks.size == 1:
-        return make()
     if difference := differing(ranks.each(said)):
         raise UserError(f"{difference}: give all ranks the same, then start again.")
     return made[0]
 
 
-def entries(model: nn.Module) -> dict[str, str]:
-    """Return a hash of the names, shapes and types of a model's entries, as a `further` text: a model may come from a
-    package, whose source is not compared."""
-    known = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in model.state_dict().items()]
-    return {"the model's entries": sha256("\n".join(known).encode()).hexdigest()[:12]}
+def _digest(model: nn.Module) -> str:
+    """Return a hash of a model's state."""
+    digest = sha256()
+    for value in model.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def differing(told: Sequence[Mapping[str, str]]) -> str:
@@ -82,21 +90,20 @@ def differing(told: Sequence[Mapping[str, str]]) -> str:
     for name in dict.fromkeys(name for one in told for name in one):
         values = [one.get(name, "none") for one in told]
         if len(set(values)) > 1:
-            who = "; ".join(f"{value or 'none'} on {_numbers(values, value)}" for value in dict.fromkeys(values))
+            who = "; ".join(f"{value or 'none'} on {_who_has(values, value)}" for value in dict.fromkeys(values))
             return f"the ranks differ in {name} ({who})"
     return ""
 
 
-def _numbers(values: Sequence[str], value: str) -> str:
-    """Return the ranks that have a value: "rank 0", "ranks 1 and 2"."""
+def _who_has(values: Sequence[str], value: str) -> str:
     return numbered([rank for rank, own in enumerate(values) if own == value])
 
 
 def numbered(ranks: Sequence[int]) -> str:
-    """Return ranks in words: "rank 0", "ranks 1 and 2".
+    """Return ranks in words.
 
-    >>> numbered([0, 2, 3])
-    'ranks 0, 2 and 3'
+    >>> numbered([1]), numbered([0, 2, 3])
+    ('rank 1', 'ranks 0, 2 and 3')
     """
     first, last = [str(rank) for rank in ranks[:-1]], ranks[-1]
     return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"
