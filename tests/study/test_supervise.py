@@ -41,7 +41,10 @@ def supervised(*command: str, **environment: str) -> Launch:
 
 def ended(launch: Launch, seconds: float = 100) -> tuple[int, str]:
     """Return the exit code of a launch, and what it wrote."""
-    said, _ = launch.communicate(timeout=seconds)
+    try:
+        said, _ = launch.communicate(timeout=seconds)
+    finally:
+        launch.terminate()  # of one that hangs, so that the loop does not outlive the test
     return launch.returncode, said
 
 
@@ -122,7 +125,7 @@ def options(folder: Path) -> list[str]:
 def test_a_killed_rank_costs_one_start(tmp_path: Path) -> None:
     with study(tmp_path, lives=1) as environment:
         launch = supervised("sh", str(LAUNCH / "torchrun_one_node.sh"), "2", *options(tmp_path), **environment)
-        code, said = ended(launch, 300)
+        code, said = ended(launch, 600)
         assert code == 0, said
         assert said.count("start 1 of 10") == 1
 
@@ -144,7 +147,7 @@ def test_a_killed_node_costs_one_start_of_each(tmp_path: Path) -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for node in nodes:
-            code, said = ended(node, 300)
+            code, said = ended(node, 600)
             assert code == 0, said
             assert said.count("supervise: ended with code") >= 1
 
