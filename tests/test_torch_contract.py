@@ -3,6 +3,8 @@
 import contextlib
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -99,6 +101,33 @@ def test_a_forward_of_ddp_knows_of_join(tmp_path: Path) -> None:
         dist.destroy_process_group()
     assert said == [False, True, False, False]
     assert not _torch.joining_unevenly()
+
+
+PAUSE = 0.02
+
+
+def after_a_while(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Exchange gradients like a rank whose peers are late."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    threading.Timer(PAUSE, lambda: future.set_result(bucket.buffer())).start()
+    return future
+
+
+def test_ddp_times_its_wait_for_gradients(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        assert _torch.seconds_for_gradients(model) == 0
+        _torch.time_gradients(model)
+        model.register_comm_hook(None, after_a_while)
+        began = time.perf_counter()
+        for _ in range(20):  # the first ten are timed at any rate
+            model(torch.ones(1, 2)).sum().backward()
+        took = time.perf_counter() - began
+        assert 20 * PAUSE * 0.8 < _torch.seconds_for_gradients(model) < took
+    finally:
+        dist.destroy_process_group()
 
 
 def test_an_assertion_is_recorded_by_fx() -> None:

@@ -65,6 +65,9 @@ class Result:
     "diverged" is True if a metric or a value of the history is not finite."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of the source code and data behind the result, by what they cover (`worlds.fingerprints`)."""
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """What each rank of a torchrun did while it trained, in the order of ranks (`training.ranks.work.Work.record`);
+    empty without torchrun. Of a run that was interrupted, since its last start."""
 
 
 def marked(result: Result) -> Result:

@@ -20,6 +20,7 @@ from syncnorm.training.evaluation import evaluate, predict, score_and_loss
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.metrics import own_metrics
 from syncnorm.training.selection import Best
+from syncnorm.waiting import waiting
 
 
 class DevicesClassifier(Classifier):
@@ -73,7 +74,8 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     found = torch.tensor(evaluate(model, data.validation_x, data.validation_y, task=run.task), dtype=torch.float64)
     if dist.is_available() and dist.is_initialized():
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
-        dist.broadcast(found, src=0)
+        with waiting():
+            dist.broadcast(found, src=0)
     score, loss = found.tolist()
     return {task_named(run.task).named("validation_accuracy"): score, "validation_loss": loss}
 

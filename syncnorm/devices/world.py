@@ -32,7 +32,7 @@ from syncnorm.devices.prepare import (
 )
 from syncnorm.devices.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.environment import environment
-from syncnorm.errors import UserError
+from syncnorm.environment import rank as launched_rank
 from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
@@ -45,6 +45,9 @@ from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
+from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 
@@ -57,7 +60,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
     With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
-    launch with as many processes as the run has ranks; all return the same result.
+    launch with as many processes as the run has ranks; all return the same result, in which `ranks` says what each
+    did. They first compare versions, source and data.
 
     Runs that differ only in `world.buffers` share one training if they follow each other in one process; `seconds`
     then covers the evaluation only. (A run that is evaluated while it trains shares with none.)
@@ -79,8 +83,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     started = time.perf_counter()
     check_saving(execution)
     rank = _check_world(run)
-    device = device_of_rank()
-    prepared = prepare(run, device)
+    ranks, device = Ranks() if rank is None else join_ranks(), device_of_rank()
+    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: made.model)
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
     model = _own_copy(classifier.model)
@@ -101,6 +105,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history={**classifier.history, "train_loss": train_loss},
         details={**details, **({"profiles": profiles} if profiles else {})},
+        ranks=of_all(ranks, classifier.work),
     )
     result = marked(result)
     if execution and execution.model and not rank:
@@ -145,13 +150,8 @@ def _check_world(run: Run) -> int | None:
     ranks, _ = layout(devices(run))
     if devices(run).engine == "virtual":
         return None
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != ranks:
-        raise UserError(
-            f"this run needs {ranks} ranks and was started with {started}: use torchrun --nproc-per-node {ranks}, or "
-            "set engine to virtual."
-        )
-    return int(os.environ.get("RANK", "0"))
+    check_started(ranks, "set engine to virtual")
+    return launched_rank()
 
 
 def train(

@@ -24,8 +24,7 @@ from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import ClientStates, InMemory, OnDisk
 from syncnorm.federated.engines.engine import AutoEngine, engine_of
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.ranks.exchange import Ranks
-from syncnorm.federated.ranks.launch import agreed, ranks_of
+from syncnorm.federated.ranks.launch import ranks_of
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.evaluator import evaluated_clients
 from syncnorm.federated.server.network import InProcess
@@ -37,6 +36,9 @@ from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed
+from syncnorm.training.ranks.work import Work, of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 from syncnorm.worlds import expect
@@ -82,9 +84,9 @@ def simulate(
     if world.engine == "flower":
         if execution and execution.model:
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
-        return marked(_with_flower(run))
+        return marked(_with_flower(run, execution))
     ranks = ranks_of(world) if world.engine == "torchrun" else None
-    federation = Federation(run) if ranks is None else agreed(ranks, run, lambda: Federation(run, ranks.device))
+    federation = Federation(run) if ranks is None else _agreed(run, ranks)
     where = f"{federation.device} {store} {ranks}"
     own = _listening(execution, ranks)
     anywhere = bool if ranks is None else ranks.anywhere
@@ -94,10 +96,15 @@ def simulate(
     before = played.seconds_before if fresh else 0.0
     result = rounds.result(before + time.perf_counter() - started)
     known = {"engine": played.engine} | ({} if ranks is None else {"ranks": str(ranks.size)})
-    result = marked(replace(result, environment={**result.environment, **known}))
+    result = marked(replace(result, environment={**result.environment, **known}, ranks=played.ranks))
     if execution and execution.model:
         _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
+
+
+def _agreed(run: Run, ranks: Ranks) -> Federation:
+    """Return the federation that all ranks have made alike."""
+    return agreed(ranks, run, lambda: Federation(run, ranks.device), lambda made: made.models.template)
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,8 @@ class Played:
     engine: str
     seconds_before: float
     """Training time in seconds before interruptions."""
+    ranks: list[dict[str, Any]]
+    """What each rank did."""
 
 
 _KEPT: LastTraining[Played] = LastTraining()
@@ -138,7 +147,7 @@ def _play(
 ) -> Played:
     """Play all rounds of a run, from its checkpoint if it has one."""
     run, world = federation.run, federation.world
-    states = _store(federation, store)
+    states, work = _store(federation, store), Work(federation.device)
     network = _network(federation, states, engine_of(world), ranks)
     rounds = Rounds(federation, network)
     kept = None
@@ -153,7 +162,9 @@ def _play(
         pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
-    return Played(states, rounds.remember(), network.engine.name, kept.seconds_before if kept else 0.0)
+    work.samples = network.samples if isinstance(network, OverRanks) else 0
+    did, before = of_all(ranks or Ranks(), work.record()), kept.seconds_before if kept else 0.0
+    return Played(states, rounds.remember(), network.engine.name, before, did)
 
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, writes: bool) -> None:
@@ -166,7 +177,7 @@ def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, 
         save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
-def _with_flower(run: Run) -> Result:
+def _with_flower(run: Run, execution: Execution | None) -> Result:
     try:
         from syncnorm.federated.flower.simulation import simulate_with_flower  # the only part that needs flwr
     except ImportError as error:
@@ -174,7 +185,7 @@ def _with_flower(run: Run) -> Result:
             f"the engine flower needs the package '{error.name}', which is not installed: pip install "
             "'syncnorm[federated]', or choose the engine cohort or loop."
         ) from error
-    return simulate_with_flower(run)
+    return simulate_with_flower(run, execution)
 
 
 def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> ClientStates:

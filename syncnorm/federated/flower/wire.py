@@ -81,6 +81,11 @@ def pack_request(text: str) -> RecordDict:
     return RecordDict({CONFIG: ConfigRecord({RUN: text})})
 
 
+def pack_restored(own: ClientState, text: str) -> RecordDict:
+    """Return the content of a message that gives a client its kept entries back."""
+    return RecordDict({**pack_request(text), **pack_own(own)})
+
+
 def pack_broadcast(broadcast: Broadcast, text: str, fallback: ClientState | None = None) -> RecordDict:
     """Return a broadcast as a message's content; `fallback` is for a client that keeps nothing."""
     content = RecordDict(

@@ -17,20 +17,22 @@ from syncnorm.federated.engines.cohort import check_first_step
 from syncnorm.federated.engines.engine import Engine
 from syncnorm.federated.messages import Reply
 from syncnorm.federated.ranks.deal import deal
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.server.network import Answer, InProcess, To
 from syncnorm.federated.server.scores import Score
 from syncnorm.moments import Moments
+from syncnorm.training.ranks.exchange import Ranks
 
 
 class OverRanks:
     """A run's clients over ranks: a `syncnorm.federated.server.network.Network`.
 
     own: the clients that this rank plays; its states are those of the clients that it owns.
+    samples: training samples on which this rank's clients have taken steps.
     """
 
     def __init__(self, own: InProcess, ranks: Ranks) -> None:
         self.federation, self.own, self.ranks = own.federation, own, ranks
+        self.samples = 0
         self._work: dict[int, float] = {}
         self._owners = _by_client(ranks.gather(own.states.clients()))
 
@@ -113,6 +115,7 @@ class OverRanks:
     def _trained(self, mine: Sequence[int], to: To) -> tuple[str, list[Reply], list[int]]:
         """Train this rank's clients; return the engine's name, the replies, and which clients keep something."""
         replies = self.own.train(mine, to) if mine else []
+        self.samples += int(sum(self._expected(mine).values()))
         return self.own.engine.name, replies, [client for client in mine if self.own.states.has(client)]
 
     def _together(self, dealt: dict[int, int], to: To) -> dict[int, int]:

@@ -47,6 +47,8 @@ class Classifier(Learner, pl.LightningModule):
         """One value per epoch: "train_loss" is the mean over the steps of this rank, in nats for classification."""
         self.seconds_before = 0.0
         """Training time in seconds in earlier processes, from whose checkpoint this one resumed."""
+        self.work: dict[str, Any] = {}
+        """What this process did, once it has trained (`training.ranks.work.Work.record`)."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of this rank's batch of samples and targets."""

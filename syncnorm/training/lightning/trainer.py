@@ -16,6 +16,7 @@ from syncnorm.config import Execution, Run, silent
 from syncnorm.training.batches import Batches
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.lightning.progress import Report
+from syncnorm.training.lightning.rank_work import RankWork
 from syncnorm.training.lightning.resume import Resume
 from syncnorm.training.precision import PRECISIONS
 from syncnorm.worlds import checkpoint_id
@@ -26,7 +27,7 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
 
     An interrupted run resumes from its checkpoint bit-identically.
     """
-    callbacks: list[pl.Callback] = []
+    callbacks: list[pl.Callback] = [RankWork()]
     if execution.checkpoint:
         callbacks.append(Resume(execution.checkpoint, checkpoint_id(run), execution.checkpoint_every))
     if execution.report is not silent and int(os.environ.get("RANK", "0")) == 0:

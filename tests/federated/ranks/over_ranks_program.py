@@ -16,10 +16,10 @@ from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import InMemory, OnDisk
 from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.federated.ranks.network import OverRanks
 from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
+from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.training.saved import load_model
 
 MOMENTUM = Optim(lr=0.05, momentum=0.9, schedule="cosine", warmup=0.0)

@@ -20,10 +20,10 @@ from syncnorm.config import Clients, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.federated import simulate
 from syncnorm.federated.federation import Federation
-from syncnorm.federated.ranks import launch
 from syncnorm.federated.ranks.deal import deal
-from syncnorm.federated.ranks.exchange import Ranks
 from syncnorm.moments import Moments
+from syncnorm.training.ranks import launch
+from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import check
 
 PROGRAM = Path(__file__).with_name("over_ranks_program.py")
@@ -198,6 +198,11 @@ def test_another_number_of_ranks_than_torchrun_has_started(monkeypatch: pytest.M
         simulate(small_run(engine="torchrun"))
 
 
+def template(federation: Federation) -> torch.nn.Module:
+    """Return the first model of a federation."""
+    return federation.models.template
+
+
 def test_ranks_agree_on_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run()
     federation, here = Federation(run, torch.device("cpu")), launch.environment()
@@ -205,7 +210,7 @@ def test_ranks_agree_on_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def work(rank: int) -> None:
         with pytest.raises(UserError) as raised:
-            launch.agreed(Ranks(rank, 3), run, lambda: federation)
+            launch.agreed(Ranks(rank, 3), run, lambda: federation, template)
         assert str(raised.value).startswith("the ranks differ in torch (2.8 on ranks 0 and 1; 2.9 on rank 2): give")
 
     ok(run_ranks(3, work))
@@ -220,7 +225,7 @@ def test_ranks_agree_on_run_and_first_model() -> None:
     def work(rank: int, chosen: Sequence[int]) -> str:
         one = chosen[rank]
         try:
-            launch.agreed(Ranks(rank, len(chosen)), runs[one], lambda: federations[one])
+            launch.agreed(Ranks(rank, len(chosen)), runs[one], lambda: federations[one], template)
         except UserError as error:
             return str(error)
         return "agreed"
