@@ -20,6 +20,7 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain
+from syncnorm.norms.core.groups import Group, as_group
 from syncnorm.norms.core.meeting import Place
 from syncnorm.norms.core.parting import names_of, title
 from syncnorm.norms.core.recomputation import recomputing
@@ -56,7 +57,8 @@ class SyncBatchNorm(BatchNormLayer):
         affine: learn weight and bias, shape (C,).
         track_running_stats: keep running_mean and running_var, shape (C,). Set to False later, it freezes them.
             Without them, evaluation normalises with this rank's own batch, without communication.
-        process_group: the ranks that share statistics; None is all of them.
+        process_group: the ranks that share statistics; None is all of them. A DeviceMesh of one dimension, such as
+            mesh["shard"], means its ranks.
         device, dtype, bias: as in torch's layers.
         skip_nonfinite: keep batches whose statistics are not finite (an overflow under AMP) out of the running ones.
 
@@ -78,7 +80,7 @@ class SyncBatchNorm(BatchNormLayer):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -86,12 +88,7 @@ class SyncBatchNorm(BatchNormLayer):
         skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        if isinstance(process_group, str | torch.device):
-            raise ValueError(
-                f"SyncBatchNorm({num_features}): process_group is {process_group!r}: it must be a group of "
-                "torch.distributed, or None. The device comes after it: device=..."
-            )
-        self.process_group = process_group
+        self.process_group = as_group(process_group, f"SyncBatchNorm({num_features})")
         self.skip_nonfinite = skip_nonfinite
         self._place: Place | None = None
 
