@@ -68,6 +68,13 @@ def joining_unevenly() -> bool:
     return bool(config.enable and not config.throw_on_early_termination)
 
 
+def leave_join(model: DistributedDataParallel) -> None:
+    """Let a DDP model forget the `join()` that it was in, which torch leaves on: `joining_unevenly` is False then."""
+    model._join_config = model._join_config._replace(
+        enable=False, throw_on_early_termination=False, is_first_joinable=False
+    )
+
+
 def flat_sharded(model: nn.Module) -> list[Any]:
     """Return the modules of `model` that FSDP1 (FullyShardedDataParallel) wraps, from the outside in."""
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")  # importing it takes seconds

@@ -21,15 +21,16 @@ from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain
 from syncnorm.norms.core.groups import Group, as_group
-from syncnorm.norms.core.meeting import Place
+from syncnorm.norms.core.meeting import Place, joining
 from syncnorm.norms.core.parting import names_of, title
 from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.relay import JOINS
 from syncnorm.norms.core.shapes import channels_problem, check_divisor
 from syncnorm.norms.core.valid import Valid
 
 JOIN = (
-    "a rank that has run out of batches leaves the others waiting. Write join(throw_on_early_termination=True), deal "
-    "every rank equally many batches, or let that rank go on with empty ones, x[:0]"
+    "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, under which it "
+    "does not, or join(throw_on_early_termination=True), which ends all ranks with the first"
 )
 
 
@@ -68,7 +69,7 @@ class SyncBatchNorm(BatchNormLayer):
             raises alone, and the launcher ends its peers: reading a flag would stall the device. In a compiled graph
             only this rank's own input is checked.) On CPUs also, on every rank, if the ranks are in different layers.
         RuntimeError: with the group's timeout, if a rank does not come to the layer: the error names layer and ranks.
-        UserError: within DDP's `join()`, which lets ranks run out of batches.
+        UserError: within DDP's own `join()`, which lets ranks run out of batches; `syncnorm.join` is its equal.
 
     Sources: Ioffe & Szegedy (arXiv 1502.03167); pairwise merge after Chan, Golub & LeVeque (1983).
     """
@@ -123,7 +124,7 @@ class SyncBatchNorm(BatchNormLayer):
 
     def _over_ranks(self, x: Tensor, valid: Valid | None) -> Tensor:
         compiling = torch.compiler.is_compiling()
-        if compiling and COMPILES_COLLECTIVES:
+        if compiling and COMPILES_COLLECTIVES and not JOINS.any:
             where = None if valid is None else valid.where
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
@@ -160,12 +161,13 @@ class SyncBatchNorm(BatchNormLayer):
         super().move(mean, var, where)
 
     def _train_eagerly(self, x: Tensor, valid: Valid | None) -> tuple[Tensor, Moments]:
-        if joining_unevenly():
-            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within join(): {JOIN}.")
+        if joining_unevenly() and not joining(self.process_group):
+            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within DDP's join(): {JOIN}.")
         place = self.among_ranks(x)
         check_divisor(self, self.num_features)
         where = None if valid is None else valid.where
         if transforming():
+            place.refuse_in_join("transforms of torch.func")
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
             y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)

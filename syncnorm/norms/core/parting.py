@@ -15,7 +15,7 @@ Told = Mapping[int, "Whereabouts | None"]
 
 REMEDY = (
     "A rank that skips a layer, freezes it, has it in eval mode or is out of batches leaves the others waiting: let "
-    "every rank train the same layers on the same number of batches"
+    "every rank train the same layers on the same number of batches (syncnorm.join(model) serves ranks that run out)"
 )
 
 
