@@ -117,7 +117,7 @@ def move_sharded(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None
             info = kept._module_info
             info.module = swaps.get(info.module, info.module)
             info.shared_modules = [swaps.get(module, module) for module in info.shared_modules]
-        # Hooks that shard before state_dict() reads: they lie on the modules that held parameters at the first forward.
+        # Hooks that shard before state_dict() reads lie on the modules that held parameters at the first forward.
         hooks = (group._module_to_pre_save_state_dict_hook_handle, group._module_to_pre_load_state_dict_hook_handle)
         registered = any(hooks)
         for handles in hooks:

@@ -50,15 +50,15 @@ def join(
     Raises:
         UserError: a model that is not in DistributedDataParallel (FSDP's own layers wait for all ranks as well), or
             that holds torch's SyncBatchNorm. Within: a second derivative, a transform of torch.func, or exact
-            accumulation through a synchronised layer; a synchronised layer of another model that is new to its ranks.
+            accumulation through a synchronised layer; a synchronised layer of another model that comes first here.
             The sentence names the layer.
 
     Source: `torch.distributed.algorithms.Join`.
     """
     if not isinstance(model, DistributedDataParallel):
         raise UserError(
-            f"join takes a model in DistributedDataParallel, and got {with_article(type(model).__name__)}: only DDP has "
-            "what stands in for a rank that is out of batches. Deal every rank equally many."
+            f"join takes a model in DistributedDataParallel, and got {with_article(type(model).__name__)}: only DDP "
+            "has what stands in for a rank that is out of batches. Deal every rank equally many."
         )
     for name, layer in model.module.named_modules():
         if isinstance(layer, nn.SyncBatchNorm):
@@ -68,12 +68,24 @@ def join(
             )
     shadows = enable and not throw_on_early_termination and rank_and_size(model.process_group)[1] > 1
     joined = _JoinableModel(model) if shadows else model
-    return Join(
+    return _Join(
         [joined, *others],
         enable,
         throw_on_early_termination,
         divide_by_initial_world_size=divide_by_initial_world_size,
     )
+
+
+class _Join(Join):
+    """A join that ends where its context does, also with an error; torch's leaves a model as if in it."""
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)
+        finally:
+            for joinable in self._joinables:
+                if isinstance(joinable, _JoinableModel):
+                    joinable.leave()
 
 
 class _JoinableModel(Joinable):
@@ -92,9 +104,16 @@ class _JoinableModel(Joinable):
             meeting.relay = Relay(group, layers, meeting.timeout)
         JOINS.any = bool(groups)
 
+    def leave(self) -> None:
+        """Let the model and its layers go on without join."""
+        JOINS.any = False
+        for meeting in self.meetings:
+            meeting.relay = None
+        leave_join(self.model)
+
     def join_hook(self, **options: Any) -> JoinHook:
         """Return the model's own hook, with the layers' around it."""
-        return _Hook(self.model, self.meetings, self.model.join_hook(**options))
+        return _Hook(self.meetings, self.model.join_hook(**options))
 
     @property
     def join_device(self) -> torch.device:
@@ -119,8 +138,8 @@ class _JoinableModel(Joinable):
 class _Hook(JoinHook):
     """What a rank does that is out of batches: for the model what DDP does, and for its layers nothing, in time."""
 
-    def __init__(self, model: DistributedDataParallel, meetings: list[Meeting], ddp: JoinHook) -> None:
-        self.model, self.meetings, self.ddp = model, meetings, ddp
+    def __init__(self, meetings: list[Meeting], ddp: JoinHook) -> None:
+        self.meetings, self.ddp = meetings, ddp
 
     def main_hook(self) -> None:
         """Stand in for one step."""
@@ -134,13 +153,9 @@ class _Hook(JoinHook):
             meeting.stand_in()
         self.ddp.post_hook(is_last_joiner)
         for meeting in self.meetings:
-            relay = meeting.relay
-            if relay is not None:
-                relay.finish()
-                _hand_on_statistics(relay)
-            meeting.relay = None
-        JOINS.any = False
-        leave_join(self.model)
+            if meeting.relay is not None:
+                meeting.relay.finish()
+                _hand_on_statistics(meeting.relay)
 
 
 @torch.no_grad()

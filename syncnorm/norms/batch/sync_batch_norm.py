@@ -29,7 +29,7 @@ from syncnorm.norms.core.shapes import channels_problem, check_divisor
 from syncnorm.norms.core.valid import Valid
 
 JOIN = (
-    "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, under which it "
+    "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, in which it "
     "does not, or join(throw_on_early_termination=True), which ends all ranks with the first"
 )
 

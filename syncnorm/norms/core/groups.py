@@ -36,6 +36,6 @@ def as_group(given: Any, layer: str) -> ProcessGroup | None:
         )
     what = repr(given) if isinstance(given, str | int | torch.device) else with_article(type(given).__name__)
     raise UserError(
-        f"{layer}: process_group is {what}: it must be a group of torch.distributed, a DeviceMesh of one dimension, or None. (In a "
-        "layer's arguments the device comes after it: device=...)"
+        f"{layer}: process_group is {what}: it must be a group of torch.distributed, a DeviceMesh of one dimension, or "
+        "None. (In a layer's arguments the device comes after it: device=...)"
     )

@@ -59,6 +59,8 @@ class Meeting:
         names = names_of({layer for place in [*last, *([waits] if waits else [])] if (layer := place.layer())})
         called = [_name(place, names) for place in last]
         within = f"{'the backward pass of ' * backward}{_name(waits, names)}" if waits else ""
+        if self.relay is not None and self.relay.stands_in:
+            within = "syncnorm.join, out of batches"
         return Whereabouts(self.calls, called, within)
 
     def come(self, place: Place) -> None:
@@ -83,7 +85,7 @@ class Meeting:
                 layer._place = place  # type: ignore[assignment]
 
         if self.relay is not None:
-            self.relay.stand_in(lambda number: self.come(self.places[number]), meet)
+            self.relay.stand_in(lambda number: self.come(self.places[number]), meet, lambda: self.tell(self.here()))
 
     def leave(self) -> None:
         """Take back that this rank has come to a layer, which it has yet to run."""
@@ -189,13 +191,15 @@ class Place:
         if relay is not None:
             if layer not in relay.names:
                 raise UserError(
-                    f"{title(self.name())} comes first within syncnorm.join, and is in none of the models that it was "
-                    "given: a rank that is out of batches could not find it."
+                    f"{title(self.name())} comes first within syncnorm.join, and is not in the model that it was given: "
+                    "a rank that is out of batches could not find it."
                 )
+            self._arrive()
             try:
                 relay.call(layer, said, channels, statistics)
             except RuntimeError as error:
                 raise self.meeting.parted(self, error) from error
+            self.meeting.leave()
         return self.meet(said, channels, statistics)
 
     def meet(self, said: str, channels: int, statistics: torch.dtype) -> dict[int, str]:

@@ -23,6 +23,7 @@ from syncnorm.norms.core.collectives import gather_objects, gather_rows, sum_ove
 
 GATHER, SUM, MEET = 1, 2, 3
 _TYPES = (torch.float32, torch.float64)
+DIFFERENT = "the ranks that still have batches came to different layers"
 _NOBODY = torch.iinfo(torch.int64).min
 
 
@@ -64,15 +65,29 @@ class Relay:
     def call(self, layer: nn.Module, *said: Any) -> None:
         """Call the other ranks to the first meeting of `layer`, with what this one says there."""
         self._say(MEET, 0, 0, 0)
-        gather_objects((self.names[layer], *said), self.group)
+        self._hear((self.names[layer], *said))
 
-    def stand_in(self, note: Callable[[int], None], meet: Callable[..., None]) -> None:
+    def _hear(self, mine: tuple[Any, ...] | None = None) -> tuple[Any, ...]:
+        """Return what the ranks that still have batches say of a layer."""
+        said = [told for told in gather_objects(mine, self.group) if told is not None]
+        if len({name for name, *_ in said}) > 1:
+            raise RuntimeError(DIFFERENT)
+        return said[0]
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether this rank is out of batches."""
+        return self._thread is not None
+
+    def stand_in(self, note: Callable[[int], None], meet: Callable[..., None], failed: Callable[[], None]) -> None:
         """From now on, take part in what the others do, in a thread of its own.
 
-        `note(number)` is told of each gather, `meet(layer, *said)` of each first meeting.
+        `note(number)` is told of each gather, `meet(layer, *said)` of each first meeting, `failed()` of the end.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, args=(note, meet), daemon=True, name="syncnorm-join")
+            self._thread = threading.Thread(
+                target=self._serve, args=(note, meet, failed), daemon=True, name="syncnorm-join"
+            )
             self._thread.start()
 
     def finish(self) -> None:
@@ -82,7 +97,7 @@ class Relay:
         if self.problem is not None:
             raise self.problem
 
-    def _serve(self, note: Callable[[int], None], meet: Callable[..., None]) -> None:
+    def _serve(self, note: Callable[[int], None], meet: Callable[..., None], failed: Callable[[], None]) -> None:
         try:
             while (what := self._say()) is not None:
                 kind, values, dtype, number = what
@@ -94,14 +109,15 @@ class Relay:
                 elif kind == SUM:
                     sum_over_ranks(nothing, self.group)
                 else:
-                    said = next(told for told in gather_objects(None, self.group) if told is not None)
-                    meet(self.layers[said[0]], *said[1:])
+                    name, *said = self._hear()
+                    meet(self.layers[name], *said)
                 self.served += 1
         except Exception as error:  # the main thread raises it
             self.problem = error
+            failed()
 
     def _say(self, *mine: int) -> list[int] | None:
-        """Return what comes next: what this rank says, or, if it says nothing, the others; None if none says anything.
+        """Return what comes next, which this rank says, or the others if it says nothing; None if none says anything.
 
         Raises `RuntimeError` if ranks say different things.
         """
@@ -112,7 +128,7 @@ class Relay:
         if most[0] == _NOBODY:
             return None
         if most != least:
-            raise RuntimeError("the ranks that still have batches came to different layers")
+            raise RuntimeError(DIFFERENT)
         return most
 
 

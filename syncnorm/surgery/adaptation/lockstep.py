@@ -49,7 +49,9 @@ def run_with_others(run: Callable[[], Any]) -> None:
     try:
         run()
     except Exception as error:
-        raise ApartError(f"this rank failed where the others of a sharded model wait for it: {in_a_line(error)}.") from error
+        raise ApartError(
+            f"this rank failed where the others of a sharded model wait for it: {in_a_line(error)}."
+        ) from error
 
 
 def _check(ranks: list[tuple[bool, bool, str]]) -> None:

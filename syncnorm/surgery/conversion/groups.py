@@ -58,8 +58,7 @@ def _of_node() -> ProcessGroup:
     """Return the ranks that run where this one does; every rank makes every group, as torch.distributed wants it."""
     nodes = gather_objects((socket.gethostname(), os.environ.get("GROUP_RANK", "")), None)
     made = {
-        node: dist.new_group([rank for rank, at in enumerate(nodes) if at == node])
-        for node in dict.fromkeys(nodes)
+        node: dist.new_group([rank for rank, at in enumerate(nodes) if at == node]) for node in dict.fromkeys(nodes)
     }
     group: ProcessGroup = made[nodes[dist.get_rank()]]
     return group

@@ -34,8 +34,8 @@ def check_shards(model: nn.Module, swaps: Mapping[nn.Module, nn.Module], names: 
         if before != after:
             differ = sorted(key for key, _ in before.items() ^ after.items())
             raise UserError(
-                f"layer '{names[old]}' would become {with_article(type(new).__name__)}, with other parameters than fully_shard "
-                f"knows ({', '.join(dict.fromkeys(differ))}): change the model before you shard it."
+                f"layer '{names[old]}' would become {with_article(type(new).__name__)}, with other parameters than "
+                f"fully_shard knows ({', '.join(dict.fromkeys(differ))}): change the model before you shard it."
             )
 
 
