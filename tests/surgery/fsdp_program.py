@@ -177,8 +177,8 @@ def check_freeze() -> None:
 
     for after in (False, True):
         both(after, fsdp1)
-        for options in ({"affine": True}, {"affine": True, "from_step": 1}):
-            both(after, fsdp2, **options)
+        both(after, fsdp2, affine=True, from_step=1)
+    both(True, fsdp2, affine=True)
     both(False, lambda model: fsdp1(model, orig=True), affine=True)
     model = syncnorm.unfreeze(syncnorm.freeze(fsdp2(synced()), affine=True))
     same(train(model), train(DistributedDataParallel(synced())))

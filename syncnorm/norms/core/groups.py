@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
 
 from syncnorm.errors import UserError, with_article
 
-Group = ProcessGroup | dist.DeviceMesh | None
+Group = ProcessGroup | DeviceMesh | None
 """A ProcessGroup, a DeviceMesh of one dimension (`mesh["shard"]`), or None for all ranks."""
 
 
@@ -22,9 +23,12 @@ def as_group(given: Any, layer: str) -> ProcessGroup | None:
     """
     if given is None or not dist.is_available():
         return None
-    if isinstance(given, ProcessGroup) or given == dist.GroupMember.NON_GROUP_MEMBER:
-        return given  # a rank outside of the group is told so when it communicates
-    if isinstance(given, dist.DeviceMesh):
+    if isinstance(given, ProcessGroup):
+        return given
+    if given == dist.GroupMember.NON_GROUP_MEMBER:
+        outside: ProcessGroup = given  # such a rank is told so when it communicates
+        return outside
+    if isinstance(given, DeviceMesh):
         if given.ndim == 1:
             return given.get_group()
         names = given.mesh_dim_names
@@ -36,6 +40,6 @@ def as_group(given: Any, layer: str) -> ProcessGroup | None:
         )
     what = repr(given) if isinstance(given, str | int | torch.device) else with_article(type(given).__name__)
     raise UserError(
-        f"{layer}: process_group is {what}: it must be a group of torch.distributed, a DeviceMesh of one dimension, or "
-        "None. (In a layer's arguments the device comes after it: device=...)"
+        f"{layer}: process_group is {what}: it must be a group of torch.distributed, a DeviceMesh of one dimension "
+        "or None. (In a layer's arguments the device comes after it: device=...)"
     )

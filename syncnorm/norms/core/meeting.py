@@ -189,10 +189,10 @@ class Place:
         """Compare what all ranks say of the layer that each has come to: {rank: text} if they differ, else {}."""
         layer, relay = self.layer(), self.meeting.relay
         if relay is not None:
-            if layer not in relay.names:
+            if layer is None or layer not in relay.names:
                 raise UserError(
-                    f"{title(self.name())} comes first within syncnorm.join, and is not in the model that it was given: "
-                    "a rank that is out of batches could not find it."
+                    f"{title(self.name())} comes first within syncnorm.join, and is not in the model that it was "
+                    "given: a rank that is out of batches could not find it."
                 )
             self._arrive()
             try:

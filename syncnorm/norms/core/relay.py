@@ -69,7 +69,7 @@ class Relay:
 
     def _hear(self, mine: tuple[Any, ...] | None = None) -> tuple[Any, ...]:
         """Return what the ranks that still have batches say of a layer."""
-        said = [told for told in gather_objects(mine, self.group) if told is not None]
+        said: list[tuple[Any, ...]] = [told for told in gather_objects(mine, self.group) if told is not None]
         if len({name for name, *_ in said}) > 1:
             raise RuntimeError(DIFFERENT)
         return said[0]
@@ -89,6 +89,8 @@ class Relay:
                 target=self._serve, args=(note, meet, failed), daemon=True, name="syncnorm-join"
             )
             self._thread.start()
+        if self.problem is not None:
+            raise self.problem
 
     def finish(self) -> None:
         """Wait until no rank trains any more. Raises what has ended the thread, if anything has."""

@@ -43,8 +43,8 @@ def check_changeable(model: Any) -> None:
         )
     if flat_sharded(model):
         raise UserError(
-            "the model is wrapped in FullyShardedDataParallel (FSDP1), which has put the parameters of several layers "
-            "into one: change the model before you wrap it. (fully_shard, FSDP2, keeps them apart.)"
+            "the model is wrapped in FullyShardedDataParallel (FSDP1), which has put the parameters of several "
+            "layers into one: change the model before you wrap it. (fully_shard keeps them apart.)"
         )
 
 
