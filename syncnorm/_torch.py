@@ -91,8 +91,10 @@ def _sharding_groups(model: nn.Module) -> Iterator[Any]:
     """Yield what FSDP2 keeps of each set of parameters that it shards together."""
     for module in fully_sharded(model):
         state = module._get_fsdp_state()
-        before_2_12 = getattr(state, "_fsdp_param_group", None)
-        yield from getattr(state, "_fsdp_param_groups", [before_2_12] if before_2_12 else [])
+        if hasattr(state, "_fsdp_param_groups"):
+            yield from state._fsdp_param_groups
+        elif state._fsdp_param_group is not None:  # older releases of torch have one at most
+            yield state._fsdp_param_group
 
 
 def sharded_parameters(model: nn.Module) -> list[tuple[nn.Module, str, nn.Parameter]]:

@@ -16,9 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from syncnorm._torch import leave_join
 from syncnorm.errors import UserError, with_article
-from syncnorm.norms import SyncBatchNorm
 from syncnorm.norms.core.collectives import gather_objects, rank_and_size
-from syncnorm.norms.core.meeting import Meeting, meeting_of
+from syncnorm.norms.core.meeting import Meeting, meeting_of, meets
 from syncnorm.norms.core.relay import JOINS, Relay
 
 
@@ -41,7 +40,7 @@ def join(
 
     Args:
         model: in DistributedDataParallel, with any number of synchronised layers, in any process groups.
-        others: what else has to join (torch's `Joinable`), such as a ZeroRedundancyOptimizer.
+        others: what else has to join (torch's `Joinable`): other models in DDP, a ZeroRedundancyOptimizer.
         enable: False does nothing, for ranks that are known to have equally many batches.
         throw_on_early_termination: all ranks end with the first that runs out, in a RuntimeError.
         divide_by_initial_world_size: gradients are averaged over all ranks, those that have run out counting with
@@ -60,14 +59,16 @@ def join(
             f"join takes a model in DistributedDataParallel, and got {with_article(type(model).__name__)}: only DDP "
             "has what stands in for a rank that is out of batches. Deal every rank equally many."
         )
-    for name, layer in model.module.named_modules():
+    models = [joinable for joinable in (model, *others) if isinstance(joinable, DistributedDataParallel)]
+    layers = {f"{at}.{name}": m for at, ddp in enumerate(models) for name, m in ddp.module.named_modules()}
+    for name, layer in layers.items():
         if isinstance(layer, nn.SyncBatchNorm):
             raise UserError(
-                f"layer '{name}' is torch's SyncBatchNorm, whose ranks wait for each other: write "
+                f"layer '{name.partition('.')[2]}' is torch's SyncBatchNorm, whose ranks wait for each other: write "
                 "syncnorm.convert(model, 'sync_bn') before DistributedDataParallel."
             )
     shadows = enable and not throw_on_early_termination and rank_and_size(model.process_group)[1] > 1
-    joined = _JoinableModel(model) if shadows else model
+    joined = _JoinableModel(model, layers) if shadows else model
     return _Join(
         [joined, *others],
         enable,
@@ -89,19 +90,19 @@ class _Join(Join):
 
 
 class _JoinableModel(Joinable):
-    """A DDP model that joins together with its synchronised layers."""
+    """A DDP model that joins together with the synchronised ones of `layers`."""
 
-    def __init__(self, model: DistributedDataParallel) -> None:
+    def __init__(self, model: DistributedDataParallel, layers: dict[str, nn.Module]) -> None:
         self.model = model
         super().__init__()
         device = torch.device(model.device)
         groups: dict[Any, dict[str, nn.Module]] = {}
-        for name, layer in model.module.named_modules():
-            if isinstance(layer, SyncBatchNorm) and rank_and_size(layer.process_group)[1] > 1:
+        for name, layer in layers.items():
+            if meets(layer):
                 groups.setdefault(layer.process_group or dist.group.WORLD, {})[name] = layer
         self.meetings = [meeting_of(group, device) for group in groups]
-        for meeting, (group, layers) in zip(self.meetings, groups.items(), strict=True):
-            meeting.relay = Relay(group, layers, meeting.timeout)
+        for meeting, (group, own) in zip(self.meetings, groups.items(), strict=True):
+            meeting.relay = Relay(group, own, meeting.timeout)
         JOINS.any = bool(groups)
 
     def leave(self) -> None:

@@ -136,6 +136,21 @@ def check_groups() -> None:
     equal(model, [1, 2, 4, 3], [[0, 1], [2, 3]])
 
 
+def check_two_models() -> None:
+    """Two models in one loop, as a generator and its critic."""
+    rank, steps = dist.get_rank(), [3, 1]
+    both = [wrapped(), wrapped()]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in both]
+    with syncnorm.join(*both):
+        for step in range(steps[rank]):
+            for model, optimizer in zip(both, optimizers, strict=True):
+                optimizer.zero_grad()
+                loss_of(model(batch(rank, step))).backward()
+                optimizer.step()
+    for model in both:
+        equal(model, steps)
+
+
 def check_refused() -> None:
     """What nothing can stand in for is refused on every rank, with the layer's name, and what is no DDP model."""
     x = batch(dist.get_rank(), 0)
@@ -196,7 +211,7 @@ def _run(model: nn.Module, batches: list[Tensor]) -> None:
 
 
 CHECKS = {
-    2: (check_uneven, check_afterwards, check_steps_of_other_shapes, check_refused),
+    2: (check_uneven, check_afterwards, check_steps_of_other_shapes, check_two_models, check_refused),
     4: (check_uneven, check_groups, check_ranks_that_part),
 }
 

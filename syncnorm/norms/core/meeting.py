@@ -24,7 +24,7 @@ from torch.distributed import ProcessGroup
 from syncnorm._torch import group_timeout, key_value_store
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
-from syncnorm.norms.core.collectives import agree, gather_rows, pack, sum_over_ranks, unpack
+from syncnorm.norms.core.collectives import agree, gather_rows, pack, rank_and_size, sum_over_ranks, unpack
 from syncnorm.norms.core.parting import Whereabouts, difference, listed, names_of, sentence, title
 from syncnorm.norms.core.relay import Relay
 
@@ -293,6 +293,11 @@ class Place:
             place = meeting.places.get(int(number))
             ran[rank] = Whereabouts(1, [place.name() if place else f"the layer that came as number {int(number)}"])
         raise ValueError(sentence(self.name(), difference(ran) or "other layers of the same name"))
+
+
+def meets(layer: nn.Module) -> bool:
+    """Return whether a layer is one that meets those of other ranks."""
+    return "_place" in vars(layer) and rank_and_size(getattr(layer, "process_group", None))[1] > 1
 
 
 def meeting_of(group: ProcessGroup | None, device: torch.device) -> Meeting:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -116,7 +117,8 @@ class Relay:
                 self.served += 1
         except Exception as error:  # the main thread raises it
             self.problem = error
-            failed()
+            with suppress(RuntimeError):  # the ranks' store may have left with a rank
+                failed()
 
     def _say(self, *mine: int) -> list[int] | None:
         """Return what comes next, which this rank says, or the others if it says nothing; None if none says anything.
