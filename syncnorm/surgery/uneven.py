@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms import Join, Joinable, JoinHook
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 from torch.nn.parallel import DistributedDataParallel
 
 from syncnorm._torch import leave_join
@@ -114,12 +114,12 @@ class _JoinableModel(Joinable):
 
     def join_hook(self, **options: Any) -> JoinHook:
         """Return the model's own hook, with the layers' around it."""
-        return _Hook(self.meetings, self.model.join_hook(**options))
+        return _Hook(self.meetings, self.model.join_hook(**options))  # type: ignore[no-untyped-call]
 
     @property
     def join_device(self) -> torch.device:
         """The model's."""
-        return self.model.join_device
+        return torch.device(self.model.join_device)
 
     @property
     def join_process_group(self) -> Any:

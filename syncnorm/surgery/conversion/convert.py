@@ -64,10 +64,9 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     names it.
 
     "sync_bn" also takes `group_size`: neighbouring ranks, so many at a time, share statistics, or those of a machine
-    ("node"). Every rank has to convert then. `process_group` takes a group of your own, or a DeviceMesh of one
-    dimension (`mesh["shard"]`).
+    ("node"). Every rank has to convert then. `process_group` takes a group of your own, or `mesh["shard"]`.
 
-    A model in `fully_shard` (FSDP2) keeps its parameters too, so the norm has to have those of the layer.
+    In a model in `fully_shard` (FSDP2), the norm has to have the parameters of the layer.
 
     "gn" gets 32 groups by default, and fewer on layers of less than 64 channels. Where a layer has one position, that
     leaves few values a group, of which little can be learned: give `groups` (`norms.per_sample.default_groups`).
@@ -95,8 +94,6 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     put_shards_back(model)
     options = with_group(name, options)
     check_options(name, options)
-    if fully_sharded(model) and norm_spec(name).weight is not None:
-        raise UserError(f"norm '{name}' normalises weights, which fully_shard has sharded: convert before you shard.")
     warn_of_foreign_norms(model, "it stays as it is")
     layers = selected(model, candidates(model, name), where)
     if not layers:
@@ -187,6 +184,8 @@ def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
 
 def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
     """Return the convolutions of `model` whose weights the norm `name` will normalise, with their names."""
+    if fully_sharded(model):
+        raise UserError(f"norm '{name}' normalises weights, which fully_shard has sharded: convert before you shard.")
     if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
         raise UserError(
             f"norm '{name}' normalises the weights of convolutions, and the model has none: choose another norm."
