@@ -206,6 +206,8 @@ def check_refused() -> None:
     ):
         with pytest.raises(UserError, match=words):
             part()
+    assert list(syncnorm.convert_report(sharded, "frn").refused) == ["1", "3.1"]
+    assert list(syncnorm.convert_report(sharded, "sync_bn").converted) == ["1", "3.1"]
     same(train(sharded), train(by_ddp(network())))
 
 
