@@ -220,3 +220,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     for check in CHECKS[dist.get_world_size()]:
         check()
+    dist.destroy_process_group()
