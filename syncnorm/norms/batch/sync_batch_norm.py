@@ -20,15 +20,17 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain
-from syncnorm.norms.core.meeting import Place
+from syncnorm.norms.core.groups import Group, as_group
+from syncnorm.norms.core.meeting import Place, joining
 from syncnorm.norms.core.parting import names_of, title
 from syncnorm.norms.core.recomputation import recomputing
+from syncnorm.norms.core.relay import JOINS
 from syncnorm.norms.core.shapes import channels_problem, check_divisor
 from syncnorm.norms.core.valid import Valid
 
 JOIN = (
-    "a rank that has run out of batches leaves the others waiting. Write join(throw_on_early_termination=True), deal "
-    "every rank equally many batches, or let that rank go on with empty ones, x[:0]"
+    "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, in which it "
+    "does not, or join(throw_on_early_termination=True), which ends all ranks with the first"
 )
 
 
@@ -56,7 +58,8 @@ class SyncBatchNorm(BatchNormLayer):
         affine: learn weight and bias, shape (C,).
         track_running_stats: keep running_mean and running_var, shape (C,). Set to False later, it freezes them.
             Without them, evaluation normalises with this rank's own batch, without communication.
-        process_group: the ranks that share statistics; None is all of them.
+        process_group: the ranks that share statistics; None is all of them. A DeviceMesh of one dimension, such as
+            mesh["shard"], means its ranks.
         device, dtype, bias: as in torch's layers.
         skip_nonfinite: keep batches whose statistics are not finite (an overflow under AMP) out of the running ones.
 
@@ -66,7 +69,7 @@ class SyncBatchNorm(BatchNormLayer):
             raises alone, and the launcher ends its peers: reading a flag would stall the device. In a compiled graph
             only this rank's own input is checked.) On CPUs also, on every rank, if the ranks are in different layers.
         RuntimeError: with the group's timeout, if a rank does not come to the layer: the error names layer and ranks.
-        UserError: within DDP's `join()`, which lets ranks run out of batches.
+        UserError: within DDP's own `join()`, which lets ranks run out of batches; `syncnorm.join` is its equal.
 
     Sources: Ioffe & Szegedy (arXiv 1502.03167); pairwise merge after Chan, Golub & LeVeque (1983).
     """
@@ -78,7 +81,7 @@ class SyncBatchNorm(BatchNormLayer):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
@@ -86,12 +89,7 @@ class SyncBatchNorm(BatchNormLayer):
         skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        if isinstance(process_group, str | torch.device):
-            raise ValueError(
-                f"SyncBatchNorm({num_features}): process_group is {process_group!r}: it must be a group of "
-                "torch.distributed, or None. The device comes after it: device=..."
-            )
-        self.process_group = process_group
+        self.process_group = as_group(process_group, f"SyncBatchNorm({num_features})")
         self.skip_nonfinite = skip_nonfinite
         self._place: Place | None = None
 
@@ -126,7 +124,7 @@ class SyncBatchNorm(BatchNormLayer):
 
     def _over_ranks(self, x: Tensor, valid: Valid | None) -> Tensor:
         compiling = torch.compiler.is_compiling()
-        if compiling and COMPILES_COLLECTIVES:
+        if compiling and COMPILES_COLLECTIVES and not JOINS.any:
             where = None if valid is None else valid.where
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
@@ -163,12 +161,13 @@ class SyncBatchNorm(BatchNormLayer):
         super().move(mean, var, where)
 
     def _train_eagerly(self, x: Tensor, valid: Valid | None) -> tuple[Tensor, Moments]:
-        if joining_unevenly():
-            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within join(): {JOIN}.")
+        if joining_unevenly() and not joining(self.process_group):
+            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within DDP's join(): {JOIN}.")
         place = self.among_ranks(x)
         check_divisor(self, self.num_features)
         where = None if valid is None else valid.where
         if transforming():
+            place.refuse_in_join("transforms of torch.func")
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
             y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)

@@ -104,6 +104,7 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """First derivative as a differentiable function of x, weight and dy: autograd of the plain form."""
     x, weight, bias, *_, where = ctx.saved_tensors
+    ctx.place.refuse_in_join("create_graph=True")
     y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.place.group, where)
     wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))

@@ -16,7 +16,7 @@ from syncnorm.errors import UserError
 from syncnorm.surgery.accumulation.interception import AtNorms, Norms, no_recomputation, synchronised
 from syncnorm.surgery.accumulation.lockstep import Meet, run_in_lockstep
 from syncnorm.surgery.accumulation.meeting import Arrival, Meeting, Place, goes_to_host, to_host
-from syncnorm.surgery.layers.preconditions import check_model, uncompiled
+from syncnorm.surgery.layers.preconditions import check_model, check_whole, uncompiled
 
 Batch = TypeVar("Batch")
 
@@ -62,6 +62,7 @@ def accumulate(
             checkpointing around a norm, whose recomputation would be of one micro-batch.
     """
     check_model(model)
+    check_whole(model, "exact accumulation")
     parts = list(micro_batches)
     if not parts:
         raise UserError("accumulate got no micro-batches: give it at least one.")

@@ -26,6 +26,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms.batch.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.layer import NormLayer
+from syncnorm.norms.core.meeting import joining
 from syncnorm.norms.core.running import update_running
 from syncnorm.norms.core.valid import close_to_masks
 from syncnorm.norms.registry import spec_of
@@ -121,6 +122,11 @@ def synchronised(model: nn.Module) -> Iterator[None]:
         if isinstance(module, SyncBatchNorm) and module.training
     }
     for name, layer in layers.items():
+        if joining(layer.process_group):
+            raise UserError(
+                f"SyncBatchNorm '{name}' does not take exact accumulation within syncnorm.join: nothing can stand in "
+                "for a rank that is out of batches. Deal every rank equally many."
+            )
         group: ProcessGroup | None = None  # asked for here, since a thread may not know its ranks
         if rank_and_size(layer.process_group)[1] > 1:
             group = layer.process_group or torch.distributed.group.WORLD

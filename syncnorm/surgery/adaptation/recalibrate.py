@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.batch.eval_norm import EvalNorm
 from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.groups import Group, as_group
 from syncnorm.surgery.adaptation.measure import (
     Measured,
     Normaliser,
@@ -39,7 +39,7 @@ def layer_moments(
     *,
     call: Run | None = None,
     over_ranks: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: Group = None,
 ) -> dict[str, Moments]:
     """Return the exact moments of each batch norm's inputs over all `batches`, by the layer's name.
 
@@ -69,7 +69,7 @@ def layer_moments(
         normaliser: as above.
         call: how the model runs a batch, e.g. `lambda model, batch: model(batch["image"].cuda(), batch["mask"])`.
         over_ranks: merge over the ranks of torch.distributed, if it is initialised.
-        process_group: those ranks; None is all of them.
+        process_group: those ranks; None is all of them. (A DeviceMesh of one dimension means its ranks.)
 
     Returns:
         {} for a model without batch norm; layers that the forward does not reach are left out.
@@ -93,7 +93,7 @@ def recalibrate(
     *,
     call: Run | None = None,
     over_ranks: bool = True,
-    process_group: ProcessGroup | None = None,
+    process_group: Group = None,
 ) -> nn.Module:
     """Set the running statistics of every batch norm of `model` to those of `batches`, in place, and return it.
 
@@ -164,10 +164,11 @@ def _set(layers: dict[str, nn.Module], found: Measured, estimator: Estimator) ->
             start()
 
 
-def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> Measured:
+def _together(work: Callable[[], Measured], over_ranks: bool, group: Group) -> Measured:
     """Return what `work` measures, here or over all ranks."""
-    several = over_ranks and rank_and_size(group)[1] > 1
-    measured = measure_over_ranks(work, group) if several else work()
+    ranks = as_group(group, "the batch norms cannot be measured") if over_ranks else None
+    several = over_ranks and rank_and_size(ranks)[1] > 1
+    measured = measure_over_ranks(work, ranks) if several else work()
     if measured.channels and not measured.batches:
         raise UserError("there is no sample to measure batch norms with: give at least one batch.")
     return measured

@@ -21,7 +21,7 @@ from syncnorm.surgery.folding.values import TRANSPOSED, as_affine, folded
 from syncnorm.surgery.layers.fused import Rest, norm_class, rest_of
 from syncnorm.surgery.layers.modes import evaluation
 from syncnorm.surgery.layers.own_parts import base_class
-from syncnorm.surgery.layers.preconditions import check_model, uncompiled
+from syncnorm.surgery.layers.preconditions import check_model, check_whole, uncompiled
 from syncnorm.surgery.layers.replace import is_retired
 from syncnorm.surgery.layers.substitute import spec_of_layer
 
@@ -67,6 +67,7 @@ def fold_report(model: nn.Module) -> FoldReport:
 def traced_report(model: nn.Module) -> tuple[FoldReport, fx.Graph | None]:
     """Return the report of `fold_report`, and the graph that it follows, if there is anything to fold."""
     check_model(model)
+    check_whole(model, "fold")
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the meta device, where it has no weights to fold into: load them first.")
     if _is_reported(model):
