@@ -99,7 +99,9 @@ class DiminishingBatchNorm(BatchNormLayer):
     @torch.no_grad()
     def _update_running(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
         batch = Moments.of(x, (0, *range(2, x.dim())))
-        if not (batch.mean.isfinite() & batch.m2.isfinite()).all():
+        # A graph cannot branch on values: in one, a diverged step is not told.
+        traced = torch.compiler.is_compiling()
+        if not traced and not (batch.mean.isfinite() & batch.m2.isfinite()).all():
             step = "" if self.num_batches_tracked is None else f" of step {int(self.num_batches_tracked) + 1}"
             raise ValueError(
                 f"DiminishingBatchNorm({self.num_features}) diverged: the batch{step} has statistics that are not "

@@ -86,8 +86,8 @@ class EvoNormB0(ChannelAffine):
             channels.
     """
 
-    running_var: Tensor
-    num_batches_tracked: Tensor
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
 
     def __init__(
         self,
@@ -109,12 +109,12 @@ class EvoNormB0(ChannelAffine):
         """Normalise `x` and apply the nonlinearity."""
         check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
-        if self.training:
+        if self.training or self.running_var is None:
             check_values(self, self.num_features, x)
             batch = Moments.of(values, (0, *range(2, x.dim())))
             var = batch.var()
             check_divisor(self, self.num_features, var)
-            if self.track_running_stats and not recomputing():
+            if self.training and self.track_running_stats and not recomputing():
                 self._update_running(batch)
         else:
             var = self.running_var.to(values.dtype)
@@ -125,6 +125,9 @@ class EvoNormB0(ChannelAffine):
 
     @torch.no_grad()
     def _update_running(self, batch: Moments) -> None:
-        self.num_batches_tracked.add_(1)
-        newest = newest_weight(self.momentum, self.num_batches_tracked)
-        update_running(self.running_var, batch.var(correction=1), newest)
+        newest: float | Tensor = self.momentum or 0.0  # without a counter, the mean of all batches stands still
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            newest = newest_weight(self.momentum, self.num_batches_tracked)
+        if self.running_var is not None:
+            update_running(self.running_var, batch.var(correction=1), newest)
