@@ -177,8 +177,8 @@ def _warn_of_hooks(layers: Mapping[nn.Module, str]) -> None:
     if hooked:
         more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
         warnings.warn(
-            f"{', '.join(hooked[:3])}{more}: forward hooks stay with the replaced layer until revert, and do not run: "
-            "register them on the new layer too if they are needed.",
+            f"{', '.join(hooked[:3])}{more}: forward hooks stay with the replaced layer until revert, and do not run "
+            "meanwhile: register them on the new layer too if they are needed.",
             stacklevel=4,
         )
 

@@ -44,8 +44,8 @@ def warn_of_thawed(
             f"and does not find {kinds} by its class, so that trains now: let train() look for "
             "torch.nn.modules.batchnorm._BatchNorm."
             if others
-            else f"and {kinds} has no such train(), so it trains now: write syncnorm.freeze(model, ...) after convert, "
-            "or leave these layers out with where=."
+            else f"and {kinds} has no such train(), so it trains now: call syncnorm.freeze(model, ...) after "
+            "convert, or leave these layers out with where=."
         )
         warnings.warn(
             f"{theirs[0]}.train() kept {', '.join(lost[:3])}{more} in evaluation mode, {why}",
