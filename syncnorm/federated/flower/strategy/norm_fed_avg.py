@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
@@ -127,6 +127,14 @@ class NormFedAvg(FedAvg):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         refuse_wrong_order(cls, NormFedAvg)
+
+    def initialize_parameters(self, client_manager: object) -> NoReturn:
+        """Refuse to be used as a strategy of Flower's older API, whose workflows call this first."""
+        raise UserError(
+            "NormFedAvg is a strategy of flwr.serverapp, and flwr.server's workflows (DefaultWorkflow, "
+            "SecAggPlusWorkflow) take those of flwr.server.strategy alone: call strategy.start(grid, ...), without "
+            "secure aggregation."
+        )
 
     def send_whole_replies(self) -> None:
         """Let clients also send the entries that stay with them, as the option `whole_replies` does."""
@@ -294,7 +302,9 @@ class NormFedAvg(FedAvg):
                 key="unsent",
             )
         if self.home.isdisjoint(shared):
-            sent, fate = {one.client: changed(one, state, sorted(self.home)) for one in usable}, "thrown away"
+            # Whole replies by `reply_with` can only have been changed by a mod, such as noise.
+            own = [one for one in usable if not (self._terms.whole and one.word)]
+            sent, fate = {one.client: changed(one, state, sorted(self.home)) for one in own}, "thrown away"
         else:
             strangers = [one for one in usable if one.word is None]
             sent, fate = {one.client: sorted(self.home & one.state.keys()) for one in strangers}, "averaged alone"
