@@ -68,8 +68,8 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine: as in torch's layers.
-        alpha: share of the sample, from 0 (batch norm) to 1 (instance norm). The default is a choice made here: choose
-            it on validation data.
+        alpha: share of the sample, from 0 (batch norm) to 1 (instance norm). The default is a choice made here:
+            choose it on validation data.
 
     Raises:
         ValueError: alpha out of range; fewer than two values per channel in training; an input with another number of
