@@ -79,7 +79,7 @@ class FilterResponseNorm(ChannelAffine):
 
     def _bent(self, values: Tensor, square: Tensor) -> Tensor:
         """Return `values` divided by sqrt(square + eps), after weight, bias and threshold."""
-        eps = square.new_tensor(self.eps)
+        eps: float | Tensor = self.eps
         if self.extra_eps is not None:
             eps = by_channel(self.eps + self.extra_eps.to(values.dtype).abs(), values)
         y = self.scale_and_shift(values * torch.rsqrt(square + eps))

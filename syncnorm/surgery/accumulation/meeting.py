@@ -53,8 +53,9 @@ class Arrival:
     def problem(self, number: int, first: Arrival) -> str:
         """Say what is wrong with it, which has this number at the meeting, beside the `first`."""
         channels = len(self.layer) if isinstance(self.layer, Tensor) else getattr(self.layer, "num_features", None)
-        if channels is not None and self.x.shape[1] != channels:
-            return f"norm {self.named} got an input of shape {tuple(self.x.shape)}: it needs (N, {channels}, ...)."
+        if self.x.dim() < 2 or (channels is not None and self.x.shape[1] != channels):
+            needed = f"(N, {channels or 'C'}, ...)"
+            return f"norm {self.named} got an input of shape {tuple(self.x.shape)}: it needs {needed}."
         if self.layer is not first.layer or self.x.shape[1] != first.x.shape[1]:
             return (
                 f"micro-batch 1 comes to norm {first.named} where micro-batch {number} comes to {self.named}: exact "

@@ -169,11 +169,7 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
 
 def _warn_of_hooks(layers: Mapping[nn.Module, str]) -> None:
     """Warn of replaced layers with forward hooks, which may have changed their outputs."""
-    hooked = [
-        f"'{name}'"
-        for layer, name in layers.items()
-        if not hasattr(layer, ORIGIN) and (layer._forward_hooks or layer._forward_pre_hooks)
-    ]
+    hooked = [f"'{name}'" for layer, name in layers.items() if layer._forward_hooks or layer._forward_pre_hooks]
     if hooked:
         more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
         warnings.warn(

@@ -50,7 +50,7 @@ def checked(model: nn.Module, change: Change, inputs: Inputs, what: str) -> None
         undo = change()
         try:
             after = _outputs(model, inputs, what)
-            deviation = exact or _moved(before, after, exact is None, _coarsest(model))
+            deviation = exact or _moved(before, after, exact is None, _finest(model))
         except BaseException:
             undo()
             raise
@@ -132,10 +132,10 @@ def _rounding(dtype: torch.dtype) -> float:
     return _ROUNDED.get(dtype, 5e-2)
 
 
-def _coarsest(model: nn.Module) -> float:
-    """Return the rounding of the model's own types, which an output of a finer type has gone through."""
+def _finest(model: nn.Module) -> float:
+    """Return the rounding of the finest of the model's types, which an output of a finer one has gone through."""
     tensors = chain(model.parameters(), model.buffers())
-    return max((_rounding(tensor.dtype) for tensor in tensors if tensor.is_floating_point()), default=0.0)
+    return min((_rounding(tensor.dtype) for tensor in tensors if tensor.is_floating_point()), default=0.0)
 
 
 def _moved(before: list[Tensor], after: list[Tensor], alone: bool, rounding: float = 0.0) -> float:
