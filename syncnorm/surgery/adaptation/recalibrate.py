@@ -99,7 +99,7 @@ def layer_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, M
 
 def statistics_entries(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
     """Return moments by layer, as of `layer_statistics`, as entries of a state, variances unbiased."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, seen in moments.items():
         layer = name.removesuffix(OF_SAMPLES)
         parts = {"running_mean": seen.mean, "running_var": seen.var(correction=1)}

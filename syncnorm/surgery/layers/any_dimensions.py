@@ -23,7 +23,7 @@ class BatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input`; a trace of torch.fx records one call, as it does of torch's own layers."""
         if isinstance(input, Proxy):
-            return as_leaf(self, input)  # type: ignore[no-any-return]
+            return as_leaf(self, input)
         return super().forward(input)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -32,5 +32,6 @@ class BatchNorm(_BatchNorm):
                 f"BatchNorm({self.num_features}) got an input of shape {tuple(input.shape)}: it needs (N, C) and up "
                 "to three more dimensions."
             )
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # a graph cannot change a class
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if not traced:  # a graph cannot change a class
             become(self, _BY_DIMENSIONS[input.dim()])

@@ -283,11 +283,15 @@ class NormFedAvg(FedAvg):
         if missing := asked - len(given):
             sentences.append(f"{missing} of {asked} clients did not reply")
         self._report(server_round, sentences)
-        if len(usable) < max(1, self.enough * asked) or not reductions:
-            why = sentences[0] if sentences else f"no entry of the model came from half of the {len(usable)} clients"
+        if len(usable) < max(1, self.enough * asked):
             raise UserError(
                 f"round {server_round}: {asked - len(usable)} of {asked} clients gave no usable reply, and enough is "
-                f"{self.enough:g} ({why}). The last global model is in the strategy's `arrays`."
+                f"{self.enough:g} ({sentences[0].rstrip('.')}). The last global model is in the strategy's `arrays`."
+            )
+        if not reductions:
+            raise UserError(
+                f"round {server_round}: no entry of the model came from half of the {len(usable)} clients: let them "
+                "send its state. The last global model is in the strategy's `arrays`."
             )
         return usable, {name: reductions.get(name, "local") for name in state}
 
