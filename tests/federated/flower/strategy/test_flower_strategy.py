@@ -193,7 +193,7 @@ def bad_app(bad: Mapping[int, str]) -> ClientApp:
     [
         ("raises", "client 3: OSError: disk full (test_flower_strategy.py, line"),
         ("nan", "client 3: sent '4.weight' with values that are not finite."),
-        ("negative", "client 3: sent '1.running_var' with a negative variance."),
+        ("negative", "client 3: sent '1.running_var' with a negative variance: noise of a mod"),
         ("shape", "client 3: sent '0.bias' as torch.float64 of shape (4,)"),
         ("dtype", "client 3: sent '0.bias' as torch.complex64"),
         ("extra", "client 3: sent 'more.bias', which the global model does not have."),
