@@ -3,13 +3,7 @@
 from syncnorm.surgery.accumulation.accumulate import accumulate
 from syncnorm.surgery.adaptation.balanced_memory import BalancedMemory
 from syncnorm.surgery.adaptation.domain_ensemble import domain_embeddings, domain_ensemble
-from syncnorm.surgery.adaptation.recalibrate import (
-    OF_SAMPLES,
-    layer_moments,
-    layer_statistics,
-    recalibrate,
-    statistics_entries,
-)
+from syncnorm.surgery.adaptation.recalibrate import layer_moments, recalibrate
 from syncnorm.surgery.adaptation.tent import Tent, tent
 from syncnorm.surgery.conversion.convert import batch_norms, convert, revert
 from syncnorm.surgery.conversion.report import ConvertReport, convert_report
@@ -19,7 +13,6 @@ from syncnorm.surgery.freeze import freeze, frozen_layers, unfreeze
 from syncnorm.surgery.gradient_clip import adaptive_gradient_clip
 
 __all__ = [
-    "OF_SAMPLES",
     "BalancedMemory",
     "ConvertReport",
     "FoldReport",
@@ -36,10 +29,8 @@ __all__ = [
     "freeze",
     "frozen_layers",
     "layer_moments",
-    "layer_statistics",
     "recalibrate",
     "revert",
-    "statistics_entries",
     "tent",
     "unfreeze",
 ]

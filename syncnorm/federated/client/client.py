@@ -19,7 +19,7 @@ from syncnorm.federated.local import Task, Update
 from syncnorm.federated.messages import Broadcast, Reply
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
-from syncnorm.surgery import layer_statistics, statistics_entries
+from syncnorm.surgery.adaptation.recalibrate import layer_statistics, statistics_entries
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.samples import ACCURACY, FURTHER, sample_details
 from syncnorm.seeds import derive
-from syncnorm.surgery import layer_statistics, statistics_entries
+from syncnorm.surgery.adaptation.recalibrate import layer_statistics, statistics_entries
 from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 from syncnorm.worlds import expect

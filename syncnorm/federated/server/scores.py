@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
 from syncnorm.samples import ACCURACY, FURTHER, sample_details
-from syncnorm.surgery import OF_SAMPLES, layer_statistics, statistics_entries
+from syncnorm.surgery.adaptation.recalibrate import OF_SAMPLES, layer_statistics, statistics_entries
 from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 
