@@ -5,6 +5,7 @@ model = syncnorm.revert(model)
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -88,7 +89,7 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
 
     Warns if a module has a running mean but is not a PyTorch batch norm, since it stays; if the model has nothing to
     replace; and if its own `train()` keeps layers in evaluation mode and does not find the new ones (it is called to
-    find out, and modes are restored).
+    find out, and modes are restored); and if a replaced layer has forward hooks, since these do not run.
     """
     check_changeable(model)
     put_shards_back(model)
@@ -172,7 +173,20 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
         if hasattr(new, ORIGIN):
             getattr(new, ORIGIN).place = place_of(new, model)
     warn_of_thawed(model, layers, swaps, frozen)
+    _warn_of_hooks(layers)
     return model
+
+
+def _warn_of_hooks(layers: Mapping[nn.Module, str]) -> None:
+    """Warn of replaced layers with forward hooks, which may have changed their outputs."""
+    hooked = [f"'{name}'" for layer, name in layers.items() if layer._forward_hooks or layer._forward_pre_hooks]
+    if hooked:
+        more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
+        warnings.warn(
+            f"{', '.join(hooked[:3])}{more}: forward hooks stay with the replaced layer until revert, and do not run "
+            "meanwhile: register them on the new layer too if they are needed.",
+            stacklevel=4,
+        )
 
 
 def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:

@@ -18,6 +18,7 @@ from syncnorm.errors import UserError, where_raised
 from syncnorm.norms import NORMS
 from syncnorm.norms.weight.weight_side import raw_parameter
 from syncnorm.surgery.folding.values import TRANSPOSED, as_affine, folded
+from syncnorm.surgery.layers.any_dimensions import BatchNorm
 from syncnorm.surgery.layers.fused import Rest, norm_class, rest_of
 from syncnorm.surgery.layers.modes import evaluation
 from syncnorm.surgery.layers.own_parts import base_class
@@ -96,7 +97,7 @@ def _foldable_classes(layer: nn.Module) -> tuple[type[nn.Module], ...]:
     classes = [kind for spec in rows for kind in (spec.layer, *spec.by_ndim.values()) if inspect.isclass(kind)]
     spec = spec_of_layer(layer)
     built = [type(layer)] if spec is not None and not inspect.isclass(spec.layer) else []
-    return (_BatchNorm, nn.SyncBatchNorm, *classes, *built)
+    return (_BatchNorm, nn.SyncBatchNorm, BatchNorm, *classes, *built)
 
 
 def sequential_report(model: nn.Module) -> FoldReport:
@@ -303,6 +304,7 @@ def _unknown_forward(norm: nn.Module) -> str:
 
 def _has_forward_of(layer: nn.Module, known: tuple[type[nn.Module], ...]) -> bool:
     patched = "forward" in vars(layer) and not is_retired(layer)
+    patched = patched or type(layer).__call__ is not nn.Module.__call__
     return not patched and any(norm_class(layer).forward is kind.forward for kind in known)
 
 
