@@ -1,6 +1,9 @@
 """Surgery on public architectures: through every norm and back, folded, recalibrated. A table, a row a model.
 
-    python benchmarks/architectures.py [NAME...]        # needs timm, which needs torchvision
+    python benchmarks/architectures.py [NAME...] [--into results/architectures.txt]   # needs timm and torchvision
+
+With --into, rows are appended to a file as they come, and models that have a row there are passed over: a run that
+was ended goes on where it was.
 
 Weights are random, and a few batches set the running statistics. The columns:
 
@@ -17,6 +20,9 @@ import copy
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +42,7 @@ NAMES = [
     "hrnet_w18_small", "inception_v3", "inception_v4", "inception_resnet_v2", "xception41", "selecsls42b",
     "cspresnet50", "darknet53", "ese_vovnet19b_dw", "repvgg_a0", "repvit_m0_9", "mobileone_s0", "levit_128s",
     "efficientformer_l1", "fastvit_t8",
+    "mobilenetv1_100", "mixnet_s", "spnasnet_100",
 ]
 # fmt: on
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -45,6 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Options that a norm cannot do without."""
 SIDE = 96
+HEAD = "model                    layers evaluation  norms      folded   recalibrated  not through every norm"
 
 
 def outputs(model: nn.Module, x: Tensor) -> Tensor:
@@ -112,26 +120,46 @@ def row(name: str) -> str:
     )
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", default=NAMES, help="names of timm's models; default: 46 of them")
-    names = parser.parse_args().names
-    try:
-        import timm
-    except ImportError as error:
-        sys.exit(f"timm cannot be imported ({error}): pip install timm, and torchvision.")
-    warnings.simplefilter("ignore")
+def rows_of(names: list[str]) -> Iterator[str]:
+    """Measure the models, and give the lines of the table as they come."""
+    import timm
+
     here = environment()
-    print(f"timm {timm.__version__}, torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}")
-    print("model                    layers evaluation  norms      folded   recalibrated  not through every norm")
+    yield f"timm {timm.__version__}, torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}"
     for name in names:
         started = time.perf_counter()
         try:
-            print(row(name), flush=True)
+            yield row(name)
         except Exception as error:  # a row, so that the others are measured
-            print(f"{name:24s} {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
+            yield f"{name:24s} {type(error).__name__}: {str(error).splitlines()[0][:120]}"
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def main() -> None:
+    """Print the table, into a file too if asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "names", nargs="*", default=NAMES, help=f"names of timm's models; default: {len(NAMES)} of them"
+    )
+    parser.add_argument(
+        "--into", type=Path, help="append rows to this file, and pass over models that have one there"
+    )
+    given = parser.parse_args()
+    try:
+        import timm  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"timm cannot be imported ({error}): pip install timm, and torchvision.")
+    warnings.simplefilter("ignore")
+    old = given.into.read_text().splitlines() if given.into and given.into.exists() else []
+    there = {line.split()[0] for line in old if line.strip()}
+    names = [name for name in given.names if name not in there]
+    if not names:
+        sys.exit(f"every model has a row in {given.into}: delete the rows that you want measured again.")
+    for line in chain([] if old else [HEAD], rows_of(names)):
+        print(line, flush=True)
+        if given.into:
+            with given.into.open("a") as file:
+                file.write(f"{line.rstrip()}\n")
 
 
 if __name__ == "__main__":

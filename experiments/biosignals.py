@@ -29,7 +29,7 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.003, 0.5)},
+    {"lr": LogUniform(0.0003, 0.5)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm",),
     at={"unseen": LEFT_OUT[:2], "adapt": ["none"]},

@@ -7,6 +7,8 @@
 # Trains the runs that need exactly NODES x RANKS_PER_NODE real ranks. Rank 0, on one of the machines, writes the
 # results folder; no shared file system is needed, but every machine needs the experiment and its data.
 #
+# If a node dies, the others end. With `sh launch/supervise.sh` before the command on each machine, all start afresh.
+#
 # Two "nodes" on one machine, to try it:
 #   for node in 1 2; do HEAD=localhost:29400 NODES=2 sh launch/torchrun_many_nodes.sh 1 EXPERIMENT.py & done; wait
 set -eu

@@ -11,14 +11,13 @@ syncnorm --version                      the version of this package
 import io
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 from syncnorm import __version__
-from syncnorm.environment import rank
+from syncnorm.environment import note_exit, world_size
 from syncnorm.errors import UserError, unknown
 
 _AS_PYTHON_DOES = warnings.formatwarning
@@ -40,6 +39,14 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a sign that the terminal lacks is no reason to end
     warnings.formatwarning = _as_a_line
+    code = _run()
+    if code in (1, 2):
+        note_exit(code)
+    return code
+
+
+def _run() -> int:
+    """Run the command in `sys.argv`; return its exit code."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print((__doc__ or "").strip())
@@ -52,9 +59,12 @@ def main() -> int:
             raise unknown("command", name, COMMANDS)
         return _command(name)(arguments)
     except UserError as error:
-        if rank() != 0:
-            time.sleep(5)  # rank 0 reports the same error, and torchrun then ends this rank
-        print(f"syncnorm: {error}", file=sys.stderr, flush=True)
+        if world_size() is None:
+            print(f"syncnorm: {error}", file=sys.stderr, flush=True)
+        else:
+            from syncnorm.study.run.processes.launch import say
+
+            say(error)
         return 2
     except BrokenPipeError:  # from printing at the end, e.g. into `head`: all files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -57,6 +57,18 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+NOTE = "SYNCNORM_EXIT_FILE"
+
+
+def note_exit(code: int) -> None:
+    """Write an exit code to the file that the variable SYNCNORM_EXIT_FILE names, if there is one.
+
+    torchrun ends with 1 whatever its ranks end with. `launch/supervise.sh` reads here whether it was a mistake.
+    """
+    if path := os.environ.get(NOTE):
+        Path(path).write_text(f"{code}\n")
+
+
 def cuda_devices() -> list[str]:
     """Return the CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; without torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -107,3 +107,11 @@ def test_surgery_is_measured_on_any_model_by_the_same_rules() -> None:
     assert architectures.through(model, "sync_bn", x, before + 1e-6) == "different"
     flat = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8))
     assert architectures.through(flat, "ws", x, architectures.outputs(flat, x)).startswith("refused: ")
+
+
+def test_every_precision_takes_the_same_steps() -> None:
+    from precision import PRECISIONS, compare
+
+    found = compare("small_cnn", size=8, batch=4, repeats=1)
+    assert list(found) == PRECISIONS
+    assert all(seconds > 0 for seconds in found.values())

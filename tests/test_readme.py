@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -91,6 +92,14 @@ def names(monkeypatch: Any) -> dict[str, Any]:
     return {"torch": torch, "syncnorm": syncnorm, "model": model, "x": x, "batches": [x], "ids": ids}
 
 
+@pytest.fixture
+def one_rank(tmp_path: Path) -> Iterator[None]:
+    """Make this process the one rank of torch.distributed."""
+    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
 def test_every_page_with_python_is_run() -> None:
     elsewhere = {"extend.md", "norms.md", "policies.md"}
     assert {page.name for page in PAGES if blocks(page, "python")} == PYTHON | elsewhere
@@ -119,8 +128,8 @@ def test_doctor(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0")  # Lightning, of loggers that are not installed
-def test_layers(names: dict[str, Any]) -> None:
-    convert, some, synchronise, lightning, accumulate, domains, masks, freeze, rest = blocks(
+def test_layers(names: dict[str, Any], one_rank: None) -> None:
+    convert, some, synchronise, uneven, lightning, shard, accumulate, domains, masks, freeze, rest = blocks(
         DOCS / "layers.md", "python"
     )
     before = names["model"].eval()(names["x"])
@@ -136,6 +145,9 @@ def test_layers(names: dict[str, Any]) -> None:
     ]
     run_block(synchronise, names)
     assert type(names["model"][1]) is nn.BatchNorm2d
+    wrapped = nn.parallel.distributed.DistributedDataParallel(copy.deepcopy(names["model"]))
+    run_block(uneven, {**names, "model": wrapped, "loader": [(names["x"], None)]})
+    run_block(shard, {**names, "model": copy.deepcopy(names["model"])})
     run_block(lightning, names)  # Lightning refuses a plugin that it cannot use
     run_block(accumulate, {**names, "model": copy.deepcopy(names["model"]).train()})
     run_block(domains, names)

@@ -3,6 +3,8 @@
 import contextlib
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -95,10 +97,78 @@ def test_a_forward_of_ddp_knows_of_join(tmp_path: Path) -> None:
         for options in ({}, {"throw_on_early_termination": True}, {"enable": False}):
             with contextlib.suppress(RuntimeError), model.join(**options):
                 model(torch.zeros(1, 2))
+        with model.join():
+            model(torch.zeros(1, 2))
+        model(torch.zeros(1, 2))  # torch leaves it on
+        _torch.leave_join(model)
+        model(torch.zeros(1, 2))
     finally:
         dist.destroy_process_group()
-    assert said == [False, True, False, False]
+    assert said == [False, True, False, False, True, True, False]
     assert not _torch.joining_unevenly()
+
+
+PAUSE = 0.02
+
+
+def after_a_while(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Exchange gradients like a rank whose peers are late."""
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    threading.Timer(PAUSE, lambda: future.set_result(bucket.buffer())).start()
+    return future
+
+
+def test_ddp_times_its_wait_for_gradients(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(nn.Linear(2, 2))
+        assert _torch.seconds_for_gradients(model) == 0
+        _torch.time_gradients(model)
+        model.register_comm_hook(None, after_a_while)
+        began = time.perf_counter()
+        for _ in range(20):  # the first ten are timed at any rate
+            model(torch.ones(1, 2)).sum().backward()
+        took = time.perf_counter() - began
+        assert 20 * PAUSE * 0.8 < _torch.seconds_for_gradients(model) < took
+    finally:
+        dist.destroy_process_group()
+
+
+def test_fsdp2_sets_parameters_where_it_is_told(tmp_path: Path) -> None:
+    class Asks(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            whole.append(type(self.weight) is nn.Parameter)
+            return super().forward(input)
+
+    whole: list[bool] = []
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        assert _torch.fully_sharded(model) == []
+        from torch.distributed.fsdp import fully_shard  # seconds, for this test alone
+
+        fully_shard(model, mesh=dist.init_device_mesh("cpu", (1,)))
+        for _ in range(2):  # before the first forward, and after it, when hooks of state_dict() are there
+            old, new = model[1], Asks(2, 2)
+            new.weight, new.bias = old.weight, old.bias
+            model[1] = new
+            _torch.move_sharded(model, {old: new})
+            places = [(module, name) for module, name, _ in _torch.sharded_parameters(model)]
+            assert places == [(layer, name) for layer in model for name in ("weight", "bias")]
+            model(torch.zeros(1, 2))
+            shards = {name: value for name, value in model.state_dict().items() if type(value) is not Tensor}
+            assert len(shards) == 4
+        assert _torch.fully_sharded(model) == [model]
+        assert _torch.flat_sharded(model) == []
+        group = _torch.sharding_group(model)
+        assert group is not None
+        assert group.size() == 1
+        assert _torch.sharding_group(new) is None
+    finally:
+        dist.destroy_process_group()
+    assert whole == [True, True]
 
 
 def test_an_assertion_is_recorded_by_fx() -> None:

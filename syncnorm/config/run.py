@@ -25,14 +25,17 @@ class Run:
     norm: Norm = field(default_factory=Norm)
     world: Devices | Clients | Domains = field(default_factory=Devices)
     optim: Optim = field(default_factory=Optim)
-    precision: Literal["float32", "float64", "bf16-mixed", "16-mixed"] = "float32"
+    precision: Literal["float32", "float64", "bf16-mixed", "16-mixed", "bf16-true"] = "float32"
     """Data type of parameters and activations. Mixed: parameters in float32, training activations in bfloat16, or in
-    float16 with a scaled loss (on CUDA); evaluation in float32."""
+    float16 with a scaled loss (on CUDA); evaluation in float32. bf16-true: parameters and activations in bfloat16, in
+    evaluation too; layers that keep statistics stay in float32."""
     seed: int = 0
     """Seed of everything that chance decides: split, limits, validation, partition, initialisation, sample order and
     augmentation. Each has its own random stream."""
     compile: bool = field(default=False, metadata=LATER)
-    """Train the model with torch.compile."""
+    """Train the model with torch.compile. Of clients, the engine loop has it."""
+    channels_last: bool = field(default=False, metadata=LATER)
+    """Keep weights and images in PyTorch's memory format channels_last. Of clients, the engine loop has it."""
     evaluate_every: int | None = field(default=None, metadata=LATER)
     """Number of epochs or rounds between two evaluations for the run's history; the last one is always evaluated.
     None: only at the end; in the domains world after every epoch."""
@@ -62,6 +65,9 @@ class Result:
     "diverged" is True if a metric or a value of the history is not finite."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Hashes of the source code and data behind the result, by what they cover (`worlds.fingerprints`)."""
+    ranks: list[dict[str, Any]] = field(default_factory=list)
+    """What each rank of a torchrun did while it trained, in the order of ranks (`training.ranks.work.Work.record`);
+    empty without torchrun. Of a run that was interrupted, since its last start."""
 
 
 def marked(result: Result) -> Result:

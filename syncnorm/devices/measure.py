@@ -21,6 +21,7 @@ from syncnorm.training.ranks.layers import goes_by_rank
 from syncnorm.training.ranks.rank_statistics import statistics_by_rank, use_statistics
 from syncnorm.training.ranks.virtual_ranks import rank_0
 from syncnorm.training.selection import Best
+from syncnorm.waiting import waiting
 
 
 class DevicesClassifier(Classifier):
@@ -30,7 +31,7 @@ class DevicesClassifier(Classifier):
     """
 
     def __init__(self, run: Run, model: nn.Module, data: Dataset) -> None:
-        super().__init__(model, optim=run.optim, task=run.task)
+        super().__init__(model, optim=run.optim, task=run.task, precision=run.precision)
         self._run, self._data = run, data
         self.best = Best()
         if run.evaluate_every:
@@ -74,7 +75,8 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     found = torch.tensor(evaluate(model, data.validation_x, data.validation_y, task=run.task), dtype=torch.float64)
     if dist.is_available() and dist.is_initialized():
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
-        dist.broadcast(found, src=0)
+        with waiting():
+            dist.broadcast(found, src=0)
     score, loss = found.tolist()
     return {task_named(run.task).named("validation_accuracy"): score, "validation_loss": loss}
 

@@ -14,7 +14,8 @@ from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
 from syncnorm.norms.spec import WorldFact
 from syncnorm.surgery import batch_norms
-from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device, in_precision
+from syncnorm.training.building import build_model, check_outputs, check_training, data_device, place_model
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.ranks.layers import (
     check_buffers,
     layer_on_ranks,
@@ -47,10 +48,10 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     check_training(run)
     norm_spec(run.norm.name)
     check_buffers(run.norm, ranks, devices(run).buffers)
-    data = load_data(run.data, run.seed, data_device(run, device), DTYPES[run.precision], run.task)
+    data = load_data(run.data, run.seed, data_device(run, device), PRECISIONS[run.precision].data, run.task)
     shards = shards_of(run, data)
     rank_batches(shards, per_device_batch, run.seed, epoch=0)
-    model = in_precision(build_model(run, data.shape, data.classes), run.precision, device)
+    model = place_model(run, build_model(run, data.shape, data.classes), device)
     values = _check_layers(run, model, data, device)
     _check_first_step(run, model, data.train_x[shards[0][:per_device_batch]].to(device))
     return Prepared(data, model, shards, values)

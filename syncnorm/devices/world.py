@@ -33,16 +33,19 @@ from syncnorm.norms import norm_spec
 from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES, device_of_rank
+from syncnorm.training.building import device_of_rank
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.lightning.trainer import mean_over_ranks, optimiser_steps, placement, run_trainer
 from syncnorm.training.metrics import other_metrics
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
-from syncnorm.training.ranks.launch import check_started
+from syncnorm.training.ranks.exchange import Ranks
+from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
 from syncnorm.training.ranks.layers import shares
 from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
+from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 
@@ -55,7 +58,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
     With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
-    launch with as many processes as the run has ranks; all return the same result.
+    launch with as many processes as the run has ranks; all return the same result, in which `ranks` says what each
+    did. They first compare versions, source and data.
 
     Runs that differ only in `world.buffers` share one training if they follow each other in one process; `seconds`
     then covers the evaluation only. (A run that is evaluated while it trains shares with none.)
@@ -77,8 +81,8 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     started = time.perf_counter()
     check_saving(execution)
     rank = _check_world(run)
-    device = device_of_rank()
-    prepared = prepare(run, device)
+    ranks, device = Ranks() if rank is None else join_ranks(), device_of_rank()
+    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: made.model)
     trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
     classifier, batches, profiles = trained
     model = _own_copy(classifier.model)
@@ -99,6 +103,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history={**classifier.history, "train_loss": train_loss},
         details={**details, **({"profiles": profiles} if profiles else {})},
+        ranks=of_all(ranks, classifier.work),
     )
     result = marked(result)
     if execution and execution.model and not rank:
@@ -211,7 +216,7 @@ class DevicesWorld:
 
     def data(self, run: Run) -> Dataset:
         """Return a run's data."""
-        return load_data(run.data, run.seed, torch.device("cpu"), DTYPES[run.precision], run.task)
+        return load_data(run.data, run.seed, torch.device("cpu"), PRECISIONS[run.precision].data, run.task)
 
     def pixels(self, run: Run) -> Problem:
         """Return all devices' training samples together, and the test set."""

@@ -14,7 +14,8 @@ from syncnorm.norms import domain, norm_spec
 from syncnorm.norms.core.alone import alone
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES, build_model, check_outputs, check_training, data_device, in_precision
+from syncnorm.training.building import build_model, check_outputs, check_training, data_device, place_model
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.ranks.layers import (
     check_buffers,
     goes_by_rank,
@@ -57,7 +58,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     seen = tuple(index for index in range(len(world.domains)) if index not in unseen)
     check_batch(pool, seen, world, run.seed)
     classes = len(pool.class_names)
-    model = in_precision(build_model(run, tuple(pool.x.shape[1:]), classes), run.precision, device)
+    model = place_model(run, build_model(run, tuple(pool.x.shape[1:]), classes), device)
     index, ids = _tried(run, pool, seen)
     index = index.to(pool.x.device)
     _check_step(run, model, (pool.x[index].to(device), pool.y[index].to(device), ids), classes)
@@ -70,7 +71,7 @@ def load_domains(run: Run, device: torch.device) -> Pool:
     """Load a run's domains onto the device; the last two pools are cached."""
     world, by_folder = domains(run), bool(run.data.path)
     options = world.unseen, run.seed, run.task
-    return load_pool(run.data, world.domains, by_folder, device, DTYPES[run.precision], *options)
+    return load_pool(run.data, world.domains, by_folder, device, PRECISIONS[run.precision].data, *options)
 
 
 def domains(run: Run) -> Domains:

@@ -48,6 +48,7 @@ from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
 from syncnorm.training.ranks.layers import layer_on_ranks, sharing_samples
 from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks
+from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import Best, by_validation
 
@@ -63,6 +64,8 @@ class Trained:
     """Training time in seconds before interruptions."""
     epoch: int
     """The epoch whose model it is, if validation chose it."""
+    work: dict[str, Any]
+    """What this rank did."""
 
 
 _KEPT: LastTraining[Trained] = LastTraining()
@@ -72,8 +75,9 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train one model on a run's seen domains, and test it on all domains.
 
     With `world.engine` "virtual", all ranks are in this process. With "torchrun", every rank calls this in a torchrun
-    launch with as many processes as the run has ranks; all return the same result. Ranks share the domains' tests
-    out. Runs with several ranks say in details["samples_by_rank"] how many samples of each domain a rank holds.
+    launch with as many processes as the run has ranks; all return the same result, in which `ranks` says what each
+    did. They first compare versions, source and data, and share the domains' tests out. Runs with several ranks say
+    in details["samples_by_rank"] how many samples of each domain a rank holds.
 
     Runs that differ only in test settings share one trained model: if they follow each other in one process, it is
     trained once, and `seconds` then covers the test only.
@@ -116,6 +120,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         environment=environment(),
         history=trained.history,
         details={**details, **_held(run, prepared)},
+        ranks=of_all(ranks, trained.work),
     )
     result = marked(result)
     if execution and execution.model and not ranks.rank:
@@ -145,7 +150,7 @@ class DomainClassifier(Classifier):
     """A classifier whose batches include each sample's domain; it is tested after epochs, without adaptation."""
 
     def __init__(self, run: Run, model: nn.Module, prepared: Prepared, ranks: Ranks) -> None:
-        super().__init__(model, optim=run.optim, task=run.task)
+        super().__init__(model, optim=run.optim, task=run.task, precision=run.precision)
         self._run, self._prepared, self._ranks = run, prepared, ranks
         self.best = Best()
         self._groups = {f"seen_{self.task.metric}": prepared.seen}
@@ -208,7 +213,7 @@ def train(
     classifier.best.restore(classifier.model)
     steps, before = optimiser_steps(run, batches), classifier.seconds_before
     history = {**classifier.history, "train_loss": mean_over_ranks(classifier.history["train_loss"])}
-    return Trained(classifier.model.to(device), history, steps, before, classifier.best.epoch)
+    return Trained(classifier.model.to(device), history, steps, before, classifier.best.epoch, classifier.work)
 
 
 class DomainsWorld:

@@ -5,13 +5,12 @@ ranks, rank 0 holds the file: it has what one process would write, so a run goes
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from syncnorm.config import Clients, Run
-from syncnorm.federated.ranks.network import OverRanks
-from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.training.checkpoints import Checkpoints
 from syncnorm.training.ranks.exchange import Ranks
@@ -19,6 +18,16 @@ from syncnorm.worlds import checkpoint_id, expect
 
 SECONDS = 30.0
 """Between two checkpoints."""
+
+
+class Remembers(Protocol):
+    """A network whose clients' states can be saved and restored."""
+
+    def remember(self) -> dict[str, Any]:
+        """Return the clients' states and the engine's name, as plain data and tensors."""
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """Restore the state that `remember` returned."""
 
 
 class Checkpoint:
@@ -29,7 +38,7 @@ class Checkpoint:
         folder: Path,
         run: Run,
         rounds: Rounds,
-        network: InProcess | OverRanks,
+        network: Remembers,
         seconds: float = SECONDS,
         ranks: Ranks | None = None,
     ) -> None:

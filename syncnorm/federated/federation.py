@@ -19,7 +19,7 @@ from syncnorm.federated.policies import policy_named, policy_options
 from syncnorm.federated.schedule import Schedule
 from syncnorm.federated.validation import check_clients
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.worlds import expect
 
 CHUNK = 500
@@ -45,7 +45,7 @@ class Federation:
         self.algorithm = algorithm_of(self.world, self.policy, self.options)
         check_clients(run, self.policy, self.algorithm)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = DTYPES[run.precision]
+        dtype = PRECISIONS[run.precision].data
         self.population = make_federated_dataset(run.data, self.world, run.seed, self.device, dtype, run.task)
         shape, classes = self.population.shape, self.population.classes
         self.models = Models(run, self.policy, shape, classes, self.device)

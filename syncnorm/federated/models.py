@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from syncnorm.config import Norm, Run
 from syncnorm.federated.policies import Policy, rules
 from syncnorm.surgery import convert
-from syncnorm.training.building import build_model, in_precision
+from syncnorm.training.building import build_model, place_model
 from syncnorm.training.learner import Learner
 
 
@@ -27,8 +27,7 @@ class Models:
 
     def build(self) -> nn.Module:
         """Build a new model: closures of a copy, if any, would still refer to the original."""
-        model = build_model(self._run, self._shape, self._classes)
-        model = in_precision(model, self._run.precision, self._device)
+        model = place_model(self._run, build_model(self._run, self._shape, self._classes), self._device)
         if self._policy.training != "hybrid":
             return model
         rules(model, self._policy)  # `convert` would put batch norm back into a model that no longer has any
@@ -51,12 +50,18 @@ class Models:
     @cached_property
     def _classifier(self) -> Learner:
         layer = Norm("reference_bn", self._run.norm.options) if self._policy.training == "running" else None
-        return Learner(self.build(), norm=layer, optim=self._run.optim, task=self._run.task)
+        return self._learner(layer)
 
     @cached_property
     def _frozen_classifier(self) -> Learner:
-        frozen = Norm("frozen_bn", self._run.norm.options)
-        return Learner(self.build(), norm=frozen, optim=self._run.optim, task=self._run.task)
+        return self._learner(Norm("frozen_bn", self._run.norm.options))
+
+    def _learner(self, norm: Norm | None) -> Learner:
+        run = self._run
+        learner = Learner(self.build(), norm=norm, optim=run.optim, task=run.task, precision=run.precision)
+        if run.compile:
+            learner.model.compile()
+        return learner
 
     @cached_property
     def _fresh(self) -> dict[str, Tensor]:

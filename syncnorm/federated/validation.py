@@ -18,19 +18,16 @@ def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
     _check_numbers(world)
     _check_norm(run.norm, world.method, policy)
     _check_momentum(run, world)
-    _check_engine(world, algorithm)
+    _check_engine(run, world, algorithm)
     algorithm.check(run)
 
 
 def _check_training_options(run: Run) -> None:
     """Clients have their own training loops, which support only some of the trainer's options."""
-    if run.precision not in ("float32", "float64"):
-        raise UserError(f"clients cannot train in precision {run.precision}: choose float32 or float64.")
     plain = Optim()
     for name, value, off in (
         ("optim.clip_norm", run.optim.clip_norm, plain.clip_norm),
         ("optim.accumulate", run.optim.accumulate, plain.accumulate),
-        ("compile", run.compile, False),
         ("data.workers", run.data.workers, 0),
     ):
         if value != off:
@@ -88,8 +85,16 @@ def _check_momentum(run: Run, world: Clients) -> None:
         raise UserError("keep_momentum needs a momentum to keep: set optim.name to sgd and optim.momentum above 0.")
 
 
-def _check_engine(world: Clients, algorithm: Algorithm) -> None:
+def _check_engine(run: Run, world: Clients, algorithm: Algorithm) -> None:
     engine, ranks = engine_of(world), world.ranks
+    if engine not in ("loop", "flower"):
+        for name, chosen in (("compile", run.compile), ("channels_last", run.channels_last)):
+            if chosen:
+                field = "rank_engine" if world.engine == "torchrun" else "engine"
+                raise UserError(
+                    f"{name} is True, which a batched step of many clients does not have: set {field} to loop, "
+                    f"not to {engine}."
+                )
     if world.engine != "torchrun":
         if ranks is not None:
             raise UserError(f"ranks is {ranks}, and the engine {engine} has none: set engine to torchrun.")

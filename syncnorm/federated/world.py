@@ -32,12 +32,13 @@ from syncnorm.federated.server.rounds import Rounds
 from syncnorm.norms.make import options_in_world
 from syncnorm.progress import Pace
 from syncnorm.tasks import task_named
-from syncnorm.training.building import DTYPES
 from syncnorm.training.kept import LastTraining
 from syncnorm.training.metrics import other_metrics
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.training.ranks.launch import agreed
+from syncnorm.training.ranks.work import Work, of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
 from syncnorm.worlds import expect
@@ -83,9 +84,9 @@ def simulate(
     if world.engine == "flower":
         if execution and execution.model:
             raise UserError("the engine flower saves no models: choose the engine cohort or loop.")
-        return marked(_with_flower(run))
+        return marked(_with_flower(run, execution))
     ranks = ranks_of(world) if world.engine == "torchrun" else None
-    federation = _federation(run, ranks)
+    federation = Federation(run) if ranks is None else _agreed(run, ranks)
     where = f"{federation.device} {store} {ranks}"
     own = _listening(execution, ranks)
     anywhere = bool if ranks is None else ranks.anywhere
@@ -95,16 +96,14 @@ def simulate(
     before = played.seconds_before if fresh else 0.0
     result = rounds.result(before + time.perf_counter() - started)
     known = {"engine": played.engine} | ({} if ranks is None else {"ranks": str(ranks.size)})
-    result = marked(replace(result, environment={**result.environment, **known}))
+    result = marked(replace(result, environment={**result.environment, **known}, ranks=played.ranks))
     if execution and execution.model:
         _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
 
 
-def _federation(run: Run, ranks: Ranks | None) -> Federation:
-    """Return a run's federation, the same on all ranks."""
-    if ranks is None:
-        return Federation(run)
+def _agreed(run: Run, ranks: Ranks) -> Federation:
+    """Return the federation that all ranks have made alike."""
     return agreed(ranks, run, lambda: Federation(run, ranks.device), lambda made: made.models.template)
 
 
@@ -119,6 +118,8 @@ class Played:
     engine: str
     seconds_before: float
     """Training time in seconds before interruptions."""
+    ranks: list[dict[str, Any]]
+    """What each rank did."""
 
 
 _KEPT: LastTraining[Played] = LastTraining()
@@ -146,7 +147,7 @@ def _play(
 ) -> Played:
     """Play all rounds of a run, from its checkpoint if it has one."""
     run, world = federation.run, federation.world
-    states = _store(federation, store)
+    states, work = _store(federation, store), Work(federation.device)
     network = _network(federation, states, engine_of(world), ranks)
     rounds = Rounds(federation, network)
     kept = None
@@ -161,7 +162,9 @@ def _play(
         pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
             kept.save_if_due()
-    return Played(states, rounds.remember(), network.engine.name, kept.seconds_before if kept else 0.0)
+    work.samples = network.samples if isinstance(network, OverRanks) else 0
+    did, before = of_all(ranks or Ranks(), work.record()), kept.seconds_before if kept else 0.0
+    return Played(states, rounds.remember(), network.engine.name, before, did)
 
 
 def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, writes: bool) -> None:
@@ -174,7 +177,7 @@ def _save(folder: Path, federation: Federation, rounds: Rounds, result: Result, 
         save_model(folder, federation.run, result, model, shape, classes, layer=layer, clients=clients)
 
 
-def _with_flower(run: Run) -> Result:
+def _with_flower(run: Run, execution: Execution | None) -> Result:
     try:
         from syncnorm.federated.flower.simulation import simulate_with_flower  # the only part that needs flwr
     except ImportError as error:
@@ -182,7 +185,7 @@ def _with_flower(run: Run) -> Result:
             f"the engine flower needs the package '{error.name}', which is not installed: pip install "
             "'syncnorm[federated]', or choose the engine cohort or loop."
         ) from error
-    return simulate_with_flower(run)
+    return simulate_with_flower(run, execution)
 
 
 def _store(federation: Federation, store: Literal["auto", "memory", "disk"]) -> ClientStates:
@@ -213,7 +216,7 @@ class ClientsWorld:
 
     def data(self, run: Run) -> FederatedDataset:
         """Return a run's data."""
-        cpu, dtype = torch.device("cpu"), DTYPES[run.precision]
+        cpu, dtype = torch.device("cpu"), PRECISIONS[run.precision].data
         return make_federated_dataset(run.data, expect(run, Clients), run.seed, cpu, dtype, run.task)
 
     def pixels(self, run: Run) -> Problem:

@@ -25,6 +25,9 @@ REPORTED, TUNED, SHARED, TUNING = "reported", "tuned", "shared", "tuning"
 """A run's role in its study: reported, where nothing is tuned; reported at the values that its line chose; trained at
 the base's own values, for comparison; a trial."""
 
+OPTIONAL = ("history", "details", "fingerprints", "ranks")
+"""Fields of a result that a row leaves out where they are empty."""
+
 Row = dict[str, Any]
 
 
@@ -135,7 +138,7 @@ def read(directory: str | Path) -> Results:
 def finished_row(study: str, result: Result, purpose: str = REPORTED) -> Row:
     """Return the row of a run with a result; `purpose` is "tuning" or "reported"."""
     row = {"run_id": result.run_id, "study": study, "purpose": purpose, **strict(asdict(result)), "finished": _now()}
-    return {name: value for name, value in row.items() if value or name not in ("history", "details", "fingerprints")}
+    return {name: value for name, value in row.items() if value or name not in OPTIONAL}
 
 
 def diverged(row: Row) -> bool:

@@ -11,6 +11,7 @@ from syncnorm.surgery.folding.fold import fold
 from syncnorm.surgery.folding.plan import FoldReport, fold_report
 from syncnorm.surgery.freeze import freeze, frozen_layers, unfreeze
 from syncnorm.surgery.gradient_clip import adaptive_gradient_clip
+from syncnorm.surgery.uneven import join
 
 __all__ = [
     "BalancedMemory",
@@ -28,6 +29,7 @@ __all__ = [
     "fold_report",
     "freeze",
     "frozen_layers",
+    "join",
     "layer_moments",
     "recalibrate",
     "revert",

@@ -9,25 +9,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from syncnorm._torch import flat_sharded, sharded_parameters
 from syncnorm.errors import UserError
 from syncnorm.surgery.conversion.convert import batch_norms
 from syncnorm.surgery.conversion.where import Where, selected
 from syncnorm.surgery.layers.preconditions import check_model
+from syncnorm.surgery.layers.sharded import put_shards_back
 
 _HOLD = "_syncnorm_hold"
 
 
 class _Clock:
-    """A model's hook that counts its forward passes in training."""
+    """A model's hook that counts its forward passes in training.
+
+    shards: what FSDP2 trains of each layer (by id), when the freeze begins: a layer that runs holds whole parameters,
+    which live no longer than its forward.
+    """
 
     def __init__(self, left: int) -> None:
         self.left = left
+        self.shards: dict[int, list[nn.Parameter]] = {}
 
     def __call__(self, model: nn.Module, inputs: Any) -> None:
         if model.training:
             self.left -= 1
+            if self.left == -1:
+                for layer, _, shard in sharded_parameters(model):
+                    self.shards.setdefault(id(layer), []).append(shard)
 
     @property
     def due(self) -> bool:
@@ -52,11 +62,25 @@ class _Hold:
     def hold(self, layer: nn.Module) -> None:
         """Freeze the layer."""
         layer.training = False
-        for parameter in layer.parameters(recurse=False) if self.affine else ():
+        if not self.affine:
+            return
+        if _flattened(layer):
+            if not self.stopped:
+                raise UserError(
+                    f"a {type(layer).__name__} of {layer.num_features} channels was frozen with affine=True from a "
+                    "step on, and then wrapped in FullyShardedDataParallel (FSDP1), which cannot stop a part of its "
+                    "one parameter: leave affine or from_step out, or use fully_shard."
+                )
+            return  # it was frozen before it was wrapped
+        whole = list(layer.parameters(recurse=False))
+        shards = self.clock.shards.get(id(layer), [])
+        for parameter in shards or whole:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 self.stopped.append(parameter)
             parameter.grad = None  # an optimiser passes over parameters without gradient, momentum and decay included
+        for parameter in whole if shards else ():
+            parameter.requires_grad_(False)  # in this forward; the next gets it from its shard
 
     def release(self, layer: nn.Module, training: bool) -> None:
         """Let the layer train again."""
@@ -82,11 +106,19 @@ def freeze(model: nn.Module, where: Where | None = None, *, affine: bool = False
         from_step: number of forward passes of `model` in training, from now on, before the freeze begins.
 
     Raises:
-        UserError: no batch norm, or none that `where` selects; a layer without running statistics; a negative step.
+        UserError: no batch norm, or none that `where` selects; a layer without running statistics; a negative step;
+            `affine` for a model in FSDP1.
 
     Sources: FixBN freezes for the second part of training (Zhong et al., arXiv 2303.06530).
     """
     check_model(model)
+    if affine and flat_sharded(model):
+        raise UserError(
+            "the model is wrapped in FullyShardedDataParallel (FSDP1), which has put weights and biases into one "
+            "parameter with others: freeze(affine=True) before you wrap it, with use_orig_params=True; without "
+            "affine, freeze takes it as it is."
+        )
+    put_shards_back(model)
     if from_step < 0:
         raise UserError(f"from_step is {from_step}: it must be at least 0.")
     layers = _selected(model, where)
@@ -111,11 +143,23 @@ def freeze(model: nn.Module, where: Where | None = None, *, affine: bool = False
     return model
 
 
+def _flattened(layer: nn.Module) -> bool:
+    """Return whether FSDP1 has put views of its one parameter in place of weight or bias."""
+    held = {**vars(layer), **layer._parameters}
+    return any(
+        isinstance(held.get(key), Tensor)
+        and not isinstance(held[key], nn.Parameter)
+        and f"{key}_orig" not in held  # as pruning names the parameter behind such a tensor
+        for key in ("weight", "bias")
+    )
+
+
 def unfreeze(model: nn.Module, where: Where | None = None) -> nn.Module:
     """Undo `freeze` for the batch norms that `where` selects, in place, and return the model.
 
     They take the model's mode, training or evaluation, and their parameters train again if they did before.
     """
+    put_shards_back(model)
     for layer in _selected(model, where).values():
         hold = getattr(layer, _HOLD, None)
         if isinstance(hold, _Hold) and hold.active:

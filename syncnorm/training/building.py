@@ -15,15 +15,8 @@ from syncnorm.models import make_model
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert
 from syncnorm.tasks import TASKS, task_named
+from syncnorm.training.precision import check_precision, in_precision
 from syncnorm.worlds import world_of
-
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bf16-mixed": torch.float32,
-    "16-mixed": torch.float32,
-}
-"""Data type of parameters and data, by precision."""
 
 
 def device_of_rank() -> torch.device:
@@ -35,6 +28,11 @@ def device_of_rank() -> torch.device:
 
 def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
     """Build a run's model for samples of a shape (C, H, W) or (C, L), with its norms, initialised by its seed."""
+    if run.channels_last and len(shape) != 3:
+        raise UserError(
+            f"channels_last is a memory format of images, and the samples of data set '{run.data.name}' have shape "
+            f"{tuple(shape)}: leave it out."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive("init", run.seed))
         model = make_model(run.model, shape, classes, **run.model_options)
@@ -50,19 +48,17 @@ def build_model(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
     return model if as_built else convert(model, layer, **options)
 
 
-def in_precision(model: nn.Module, precision: str, device: torch.device | None = None) -> nn.Module:
-    """Move a model to a device, and its real and complex entries to a run's precision, in place; return it.
-
-    `Module.to` would cast complex entries to real ones.
-    """
-    dtype = DTYPES[precision]
-    model.to(device)
-    for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
-        elif tensor.is_complex():
-            tensor.data = tensor.data.to(dtype.to_complex())
+def place_model(run: Run, model: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """Move a run's model to a device, in the run's precision and memory format, in place; return it."""
+    model = in_precision(model, run.precision, device)
+    if run.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.register_forward_pre_hook(_channels_last)
     return model
+
+
+def _channels_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs)
 
 
 def check_training(run: Run) -> None:
@@ -72,8 +68,7 @@ def check_training(run: Run) -> None:
         raise UserError(f"data.workers is {run.data.workers}: it must be at least 0.")
     if run.evaluate_every is not None and run.evaluate_every < 1:
         raise UserError(f"evaluate_every is {run.evaluate_every}: it must be at least 1, or None for the end alone.")
-    if run.precision == "16-mixed" and not torch.cuda.is_available():
-        raise UserError("precision 16-mixed needs a CUDA device: write bf16-mixed, which any machine can do.")
+    check_precision(run.precision)
 
 
 def data_device(run: Run, device: torch.device) -> torch.device:

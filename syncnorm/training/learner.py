@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from syncnorm.config import Norm, Optim
 from syncnorm.surgery import convert
 from syncnorm.tasks import task_named
+from syncnorm.training.precision import at_least_float32, autocast
 
 BY_DOMAIN = ("domain_weight", "domain_bias")
 """Names of a norm's parameters for each domain, (D, C)."""
@@ -23,6 +24,7 @@ class Learner(nn.Module):
         norm: norm to which the model's batch norms are converted; None leaves them.
         optim: optimiser and schedule.
         task: name of the task (`syncnorm.tasks.TASKS`), which has the loss: cross-entropy for classification.
+        precision: name in `syncnorm.training.precision.PRECISIONS`; a mixed one applies to the step's forward.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class Learner(nn.Module):
         norm: Norm | str | None = None,
         optim: Optim | None = None,
         task: str = "classification",
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         norm = Norm(norm) if isinstance(norm, str) else norm
         self.model = model if norm is None else convert(model, norm.name, **norm.options)
         self.optim = optim or Optim()
         self.task = task_named(task)
+        self.precision = precision
         self._losses: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +51,9 @@ class Learner(nn.Module):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of samples and targets."""
         x, y = batch
-        logits = self(x)
+        with autocast(self.precision, x.device):
+            logits = self(x)
+        logits = at_least_float32(logits)
         # Without samples there is no mean, but other ranks wait for a gradient of zero.
         loss = self.task.loss(logits, y) if len(x) else logits.sum()
         self._losses.append(loss.detach())

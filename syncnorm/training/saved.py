@@ -20,7 +20,7 @@ from syncnorm.errors import UserError
 from syncnorm.files import write_file
 from syncnorm.surgery import convert
 from syncnorm.tasks import task_named
-from syncnorm.training.building import build_model, in_precision
+from syncnorm.training.building import build_model, place_model
 from syncnorm.worlds import fingerprints, world_of
 
 WEIGHTS, CLIENTS, CONFIG = "model.safetensors", "clients.safetensors", "config.json"
@@ -134,7 +134,7 @@ def load_model(folder: str | Path) -> LoadedRun:
     layer, options = config["norm"]["layer"], config["norm"]["options"]
     if (layer, options) != world_of(run).norm_layer(run.norm, run.world):
         model = convert(model, layer, **options)
-    model = in_precision(model, run.precision)
+    model = place_model(run, model)
     try:
         model.load_state_dict({**load_file(folder / WEIGHTS), **config["extra_state"]})
     except RuntimeError as error:

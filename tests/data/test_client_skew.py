@@ -120,6 +120,8 @@ def test_too_few_clients_for_the_classes_are_refused() -> None:
 def test_labels_are_one_class_a_sample() -> None:
     with pytest.raises(UserError, match=r"labels have shape \(1000, 10\).*labels.argmax\(1\)"):
         partition(torch.eye(10)[LABELS], "dirichlet_by_class", 5, 0)
+    with pytest.raises(UserError, match=r"20 of 40 labels are NaN.*: leave them out"):
+        partition(np.array([1.0, np.nan] * 20), "dirichlet_by_class", 4, 0)
     names = np.array([f"class {label}" for label in LABELS])
     for labels in (names, names.tolist(), names.astype(object), LABELS.tolist()):
         parts = partition(labels, "dirichlet_by_class", 5, 0)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.data import DataLoader, DistributedSampler
 
 from syncnorm.data import partition, rank_batches
 from syncnorm.errors import UserError
@@ -49,3 +50,14 @@ def test_a_ranks_order_does_not_depend_on_the_number_of_ranks():
 def test_a_shard_smaller_than_a_batch_is_a_mistake_that_names_both():
     with pytest.raises(UserError, match=r"rank 1 of 2 holds 3 training samples.*batch of 4.*per_device_batch"):
         rank_batches([torch.arange(9), torch.arange(3)], 4, seed=0, epoch=0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_torchs_sampler_deals_an_epochs_order_in_the_same_way(ranks):
+    """`DistributedSampler` gives rank r each R-th of the order, and a loader cuts it into batches."""
+    batches = rank_batches(shards(ranks=ranks), per_device_batch=8, seed=0, epoch=1)
+    order = batches.flatten().tolist()
+    for rank in range(ranks):
+        sampler = DistributedSampler(order, num_replicas=ranks, rank=rank, shuffle=False)
+        loader = DataLoader(order, batch_size=8, sampler=sampler)
+        assert [batch.tolist() for batch in loader] == batches[:, :, rank].tolist()

@@ -9,9 +9,15 @@ from processes import DEVICES, torchrun
 from twin_program import RUNS, state_after
 
 NORMS = {
-    "classification": ["bn", "sync_bn", "gn", "brn", "mabn"],
+    "classification": [
+        *("bn", "sync_bn", "gn", "brn", "mabn", "bn with workers"),
+        *("sync_bn in bf16-mixed", "brn in bf16-true"),
+    ],
     "segmentation": ["bn", "sync_bn", "gn", "frozen_bn", "mabn"],
 }
+SHORT = 0.05
+"""How far bfloat16 may part them: gradients by 2 % (test_precision.py), so parameters by that of the way they go in a
+dozen steps of rate 0.05, and weights that are kept in it by 12^(1/2) / 256."""
 PROGRAM = Path(__file__).with_name("twin_program.py")
 
 
@@ -24,10 +30,11 @@ def test_torchrun_and_virtual_ranks_train_the_same_model(task: str, ranks: int, 
     for norm in NORMS[task]:
         virtual = state_after(RUNS[task](norm, ranks, "virtual"), None)
         assert real[norm].keys() == virtual.keys()
-        assert (norm == "bn") == any(name.endswith(".means") for name in virtual)
+        assert norm.startswith("bn") == any(name.endswith(".means") for name in virtual)
         for name, value in virtual.items():
             if name.endswith(".gradients"):
                 value = value * ranks  # of the mean over all samples, a virtual rank sees its part
+            limit = SHORT if "bf16" in norm else 1e-10
             torch.testing.assert_close(
-                real[norm][name], value, rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+                real[norm][name], value, rtol=limit, atol=limit, msg=lambda m, n=f"{norm}, {name}": f"{n}: {m}"
             )

@@ -160,13 +160,13 @@ def check_ranks_of_a_group() -> None:
 
 
 def check_join() -> None:
-    """DDP's join is refused on every rank before anything waits, and works where it ends all ranks together."""
+    """DDP's own join is refused on every rank before anything waits; it works where it ends all ranks together."""
     model = DistributedDataParallel(Network())
     rank, said = dist.get_rank(), []
     for context in (model.join(), Join([model])):
         with context:
             said.append(told(lambda: step(model))[0])
-    assert all("SyncBatchNorm 'first.1' cannot train within join()" in line for line in said), said
+    assert all("SyncBatchNorm 'first.1' cannot train within DDP's join()" in line for line in said), said
     dist.barrier()
     done = []
 

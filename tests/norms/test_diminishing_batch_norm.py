@@ -181,3 +181,12 @@ def test_mistakes_get_a_sentence() -> None:
         key, value = next(iter(options.items()))
         with pytest.raises(UserError, match=f"{key} is {value}: it must be"):
             make_norm("diminishing_bn", C, **options)
+
+
+def test_its_training_is_exported_as_one_graph() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), DiminishingBatchNorm(4)).double()
+    x, twin = torch.randn(5, 3, 4, 4, dtype=torch.float64), copy.deepcopy(model)
+    exported = torch.export.export(model, (x,)).module()
+    for _ in range(2):
+        torch.testing.assert_close(exported(x), twin(x))
+    torch.testing.assert_close(dict(exported.named_buffers())["1.running_var"], twin[1].running_var)

@@ -171,6 +171,17 @@ def test_batches_that_are_kept_out_do_not_move_a_layer_of_one_rank() -> None:
         torch.testing.assert_close(guarded.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("missing", ["num_batches_tracked", "running_var"])
+def test_evonorm_b0_works_without_a_buffer(missing: str) -> None:
+    layer, whole = make_norm("evonorm_b0", C).double(), make_norm("evonorm_b0", C).double()
+    setattr(layer, missing, None)
+    torch.testing.assert_close(layer(batch()), whole(batch()))
+    if missing == "running_var":  # as torch's batch norm, by the batch
+        torch.testing.assert_close(layer.eval()(batch()), whole(batch()))
+    else:
+        torch.testing.assert_close(layer.running_var, whole.running_var)
+
+
 @pytest.mark.parametrize(("name", "kept"), [("domain_bn", ""), ("evonorm_b0", ""), ("mabn", "running_square")])
 def test_other_layers_with_running_statistics_have_the_flag_too(name: str, kept: str) -> None:
     layer = make_norm(name, C, **({"domains": 1} if name == "domain_bn" else {})).double()

@@ -165,6 +165,40 @@ def test_norms_of_each_sample(shape: tuple[int, ...], training: bool, ours: bool
     same_gradients(y, expected.index_copy(0, torch.nonzero(some)[:, 0], norm), [x, *layer.parameters()])
 
 
+def by_root_mean_square(layer: Any, v: Tensor) -> Tensor:
+    """Return RMS norm, or FRN, of v (1, C, n), written out."""
+    dims = (2,) if hasattr(layer, "tau") else (1, 2)
+    eps = layer.eps + (0 if getattr(layer, "extra_eps", None) is None else layer.extra_eps.abs()[:, None])
+    y = v / (v.square().mean(dims, keepdim=True) + eps).sqrt() * layer.weight[:, None]
+    y = y if layer.bias is None else y + layer.bias[:, None]
+    return y if getattr(layer, "tau", None) is None else torch.maximum(y, layer.tau[:, None])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("rms", {}), ("rms", {"bias": True}), ("frn", {}), ("frn", {"tlu": False}), ("frn", {"learn_eps": True})],
+    ids=str,
+)
+def test_norms_by_the_root_mean_square_of_each_sample(
+    shape: tuple[int, ...], name: str, options: dict[str, bool]
+) -> None:
+    if name == "frn" and len(shape) == 2:
+        options = {**options, "learn_eps": True}  # it refuses one value per channel and sample without
+    layer = with_weights(make_norm(name, C, **options))
+    x, valid = sample(*shape).requires_grad_(), positions(*shape)
+    valid[1] = False  # a sample in which nothing counts
+    with mask(valid):
+        y = layer(hidden(x, valid))
+    some = torch.nonzero(valid.view(len(valid), -1).any(1))[:, 0]
+    norm = samples_alone(lambda v: by_root_mean_square(layer, v), x[some], valid[some])
+    same_gradients(y, torch.zeros_like(x).index_copy(0, some, norm), [x, *layer.parameters()])
+    whole = torch.ones(shape[0], *shape[2:]).bool()
+    with mask(whole):
+        y = layer(x)
+    torch.testing.assert_close(y, layer(x), **CLOSE)
+
+
 def test_pytorchs_instance_norm_follows_the_mask() -> None:
     layer = with_weights(nn.InstanceNorm2d(C, affine=True))
     x, valid = sample(6, C, 4, 3).requires_grad_(), positions(6, C, 4, 3)

@@ -100,6 +100,16 @@ def test_starting_values() -> None:
     assert make_norm("evonorm_s0", 64).groups == 32
 
 
+@pytest.mark.parametrize(("channels", "right"), [(64, 4), (48, 3), (24, 1), (8, 1), (1024, 32)])
+def test_one_position_gets_groups_of_sixteen_channels_by_default(channels: int, right: int) -> None:
+    layer, given = make_norm("evonorm_s0", channels), make_norm("evonorm_s0", channels, groups=right)
+    for shape in ((5, channels), (5, channels, 1, 1)):
+        x = torch.randn(shape)
+        assert torch.equal(layer(x), given(x))
+    wide = torch.randn(5, channels, 2, 1)
+    assert torch.equal(layer(wide), make_norm("evonorm_s0", channels, groups=layer.groups)(wide))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradients(name: str, training: bool) -> None:

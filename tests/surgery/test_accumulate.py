@@ -1,6 +1,7 @@
 """Accumulated micro-batches against one large batch of plain PyTorch, in float64: losses, gradients, statistics."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,135 @@ def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
     return y.sum()
 
 
+def masked_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    x, valid = batch
+    with syncnorm.mask(valid):
+        return loss(model, torch.where(valid.unsqueeze(1), x, torch.nan if model.training else x))
+
+
+def masked_batch(size: int = 12) -> tuple[Tensor, Tensor]:
+    valid = torch.rand(size, 8, 8, generator=torch.Generator().manual_seed(7)) < 0.6
+    valid[1] = False
+    return batch(size), valid
+
+
+class Padded(nn.Module):
+    """Norms of all kinds that masks reach: of batches, frozen, and of each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.stem = nn.BatchNorm2d(3, momentum=None), nn.Conv2d(3, 4, 1)
+        self.frozen, self.norm2 = nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4, affine=False)
+        self.group, self.root = nn.GroupNorm(2, 4), make_norm("rms", 4)
+
+    def train(self, mode: bool = True) -> "Padded":
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.frozen(self.stem(self.norm(x)))
+        h = h + F.relu(self.norm2(h))
+        y: Tensor = self.root(self.group(h + self.norm2(F.max_pool2d(h, 3, 1, 1))))
+        return y
+
+
+@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
+@pytest.mark.parametrize("split", [[4, 4, 4], [1, 1, 5, 3, 2], [12]], ids=str)
+@pytest.mark.parametrize("offload", [False, True])
+def test_masks_within_the_loss_are_those_of_one_batch(norm: str, split: list[int], offload: bool) -> None:
+    large = seeded(Padded)
+    small = convert(copy.deepcopy(large), norm) if norm != "bn" else copy.deepcopy(large)
+    x, valid = masked_batch()
+    expected = masked_loss(large, (x, valid))
+    expected.backward()
+    parts = zip(x.split(split), valid.split(split), strict=True)
+    torch.testing.assert_close(accumulate(small, parts, masked_loss, offload=offload), expected.detach(), **CLOSE)
+    for one, other in zip(large.parameters(), small.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, **CLOSE)
+    for kept, now in zip(large.buffers(), small.buffers(), strict=True):
+        torch.testing.assert_close(now, kept, **CLOSE)
+
+
+def test_ranks_merge_the_counts_of_masked_micro_batches() -> None:
+    large = seeded(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    x, valid = masked_batch()
+    twin = copy.deepcopy(large)
+    masked_loss(large, (x, valid)).backward()
+
+    def work(rank: int) -> nn.Module:
+        small = convert(copy.deepcopy(twin), "sync_bn")
+        own = slice(6 * rank, 6 * rank + 6)
+        accumulate(small, zip(x[own].split([1, 2, 3]), valid[own].split([1, 2, 3]), strict=True), masked_loss)
+        return small
+
+    smalls = ok(run_ranks(2, work))
+    for small in smalls:
+        for kept, now in zip(large.buffers(), small.buffers(), strict=True):
+            torch.testing.assert_close(now, kept, **CLOSE)
+    for expected, *parts in zip(large.parameters(), *(small.parameters() for small in smalls), strict=True):
+        torch.testing.assert_close(torch.stack([p.grad for p in parts]).sum(0), expected.grad, **CLOSE)
+
+
+@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
+def test_where_no_micro_batch_has_a_position_that_counts_nothing_moves(norm: str) -> None:
+    model = convert(nn.Sequential(nn.BatchNorm2d(3)).double(), norm)
+    before = {name: value.clone() for name, value in model.named_buffers() if "batches" not in name}
+    parts = [(x, torch.zeros(3, 8, 8).bool()) for x in batch(6).split(3)]
+    accumulate(model, parts, masked_loss)
+    assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in before.items())
+    assert not any(p.grad.any() for p in model.parameters())
+
+
+def test_what_goes_wrong_at_a_norm_of_one_rank_is_said_on_all() -> None:
+    def work(rank: int, wrong: str) -> None:
+        model = convert(nn.Sequential(nn.BatchNorm2d(3)).double(), "sync_bn")
+        x, valid = masked_batch(4)
+        if rank and wrong == "channels":
+            x = x[:, :2]
+        if rank and wrong == "mask":
+            valid = valid[:, :3, :5]
+        accumulate(model, [(x, valid)], lambda model, part: masked_or_not(model, part, wrong))
+
+    def masked_or_not(model: nn.Module, part: tuple[Tensor, Tensor], wrong: str) -> Tensor:
+        with syncnorm.mask(part[1] if wrong == "mask" else None):
+            return loss(model, part[0])
+
+    for wrong, said in (("channels", "needs \\(N, 3, "), ("mask", "says nothing of the input")):
+        for error in run_ranks(2, lambda rank, wrong=wrong: work(rank, wrong)):
+            assert isinstance(error, ValueError)
+            assert re.search(said, str(error))
+
+
+@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
+@pytest.mark.parametrize("where", ["between norms", "in the loss"])
+def test_a_step_that_fails_in_its_forward_leaves_norms_as_they_were(norm: str, where: str) -> None:
+    model = seeded(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), Fails(where), nn.BatchNorm2d(4)))
+    model = convert(model, norm) if norm != "bn" else model
+    before = copy.deepcopy(model.state_dict())
+
+    def fails(model: nn.Module, x: Tensor) -> Tensor:
+        y = loss(model, x)
+        if where == "in the loss" and len(x) == 5:
+            raise KeyError("label")
+        return y
+
+    with pytest.raises(KeyError, match="label"):
+        accumulate(model, batch().split([4, 5, 3]), fails)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Fails(nn.Module):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.where == "between norms" and len(x) == 5:
+            raise KeyError("label")
+        return x
+
+
 MISTAKES: dict[str, tuple[Callable[[], nn.Module], list[int], Any, str]] = {
     "no micro-batch": (MODELS["small_cnn"], [], loss, "got no micro-batches"),
     "no scalar": (MODELS["small_cnn"], [6, 6], lambda m, x: m(x), r"micro-batch 1 is of shape \(6, 4\)"),
@@ -233,6 +363,12 @@ MISTAKES: dict[str, tuple[Callable[[], nn.Module], list[int], Any, str]] = {
     "checkpointing": (MODELS["resnet20"], [2, 2], checkpointed, "is recomputed in the backward"),
     "own statistics": (lambda: make_norm("brn", 3), [2, 2], lambda m, x: m(x).sum(), "follow a rule of their own"),
     "lazy": (lambda: nn.LazyBatchNorm2d(affine=False), [2, 2], loss, "does not know its channels"),
+    "channels": (
+        lambda: nn.Sequential(nn.BatchNorm2d(4)), [2, 2], loss, r"'0' got .* \(2, 3, 8, 8\): it needs \(N, 4, ",
+    ),
+    "synchronised channels": (
+        lambda: convert(nn.Sequential(nn.BatchNorm2d(4)), "sync_bn"), [2, 2], loss, r"'0' got .* needs \(N, 4, ",
+    ),
     "in place": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Overwritten()), [2, 2], lambda m, x: m(x).sum(), "in place",
     ),

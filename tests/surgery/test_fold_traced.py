@@ -295,3 +295,20 @@ def test_a_run_on_the_example_shows_pairs() -> None:
     torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
     assert list(batch_norms(model)) == ["third", "rare", "fourth", "branch.1"]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Widened(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).double()
+
+
+def test_outputs_of_a_finer_type_than_the_model_are_compared_in_the_models() -> None:
+    torch.manual_seed(0)
+    model = Widened(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    for _ in range(3):
+        model(torch.randn(4, 3, 9, 9) * 2 + 1)
+    x = torch.randn(2, 3, 9, 9)
+    before = model.eval()(x)
+    folded = fold(model, example=x)
+    assert not batch_norms(folded)
+    torch.testing.assert_close(folded(x), before, rtol=1e-5, atol=1e-5)

@@ -75,7 +75,13 @@ def patched(channels: int) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("build", [Residual, Before, DropsByMode, Ghost, Faint, patched])
+class AroundTheCall(nn.BatchNorm2d):
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor = super().__call__(x)
+        return y.relu()
+
+
+@pytest.mark.parametrize("build", [Residual, Before, DropsByMode, Ghost, Faint, AroundTheCall, patched])
 def test_what_cannot_be_carried_is_refused(build: Callable[[int], nn.Module]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), build(4)).double()
     model(X)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -96,6 +97,40 @@ def test_a_model_that_no_longer_finds_its_frozen_layers_is_told_so() -> None:
         found = convert(Freezes(nn.modules.batchnorm._BatchNorm), "sync_bn").train()
     assert not found.bn.training
     assert found.last.training
+
+
+class StaysInEvaluation(nn.BatchNorm2d):
+    def train(self, mode: bool = True) -> "StaysInEvaluation":
+        return super().train(False)
+
+
+def by_class() -> nn.Module:
+    return StaysInEvaluation(4)
+
+
+def by_attribute() -> nn.Module:
+    layer = nn.BatchNorm2d(4).eval()
+    layer.train = lambda mode=True: layer
+    return layer
+
+
+@pytest.mark.parametrize("build", [by_class, by_attribute])
+def test_a_layer_that_freezes_itself_is_told_of(build: Callable[[], nn.Module]) -> None:
+    said = r"train\(\) kept '0' in evaluation mode, and SyncBatchNorm has no such train\(\), so it trains now"
+    with pytest.warns(UserWarning, match=said):
+        model = convert(nn.Sequential(build()), "sync_bn")
+    assert not revert(model).train()[0].training
+
+
+def test_forward_hooks_that_do_not_run_any_more_are_told_of() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4))
+    model[1].register_forward_hook(lambda layer, inputs, output: output.relu())
+    with pytest.warns(UserWarning, match="'1': forward hooks stay with the replaced layer until revert"):
+        convert(model, "sync_bn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(model, "gn")  # said already
+    assert revert(model)(torch.randn(4, 4, 2, 2)).min() == 0
 
 
 class Fails(nn.Sequential):

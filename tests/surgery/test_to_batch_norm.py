@@ -92,3 +92,11 @@ def test_revert_says_what_it_leaves(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert type(revert(convert(nn.Sequential(ANY[kind](4)), "gn"))[0]) is type(ANY[kind](4))
+
+
+@pytest.mark.parametrize("how", ["fx", "jit"])
+def test_a_trace_may_be_the_first_input(how: str) -> None:
+    model, x = convert(nn.Sequential(nn.SyncBatchNorm(4)), "bn").eval(), torch.randn(5, 4, 3)
+    traced = torch.fx.symbolic_trace(model) if how == "fx" else torch.jit.trace(model, x)
+    assert torch.equal(traced(x), model(x))
+    assert type(model[0]) is nn.BatchNorm1d

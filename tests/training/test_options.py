@@ -69,40 +69,49 @@ def test_gradients_longer_than_the_clip_are_as_long_as_it(ends: list[Any]) -> No
     assert distance(ends[1], ends[3]) > 1e-3
 
 
-@pytest.mark.parametrize("run", [DEVICES, DOMAINS], ids=["devices", "domains"])
-def test_mixed_precision_rounds_activations_and_keeps_parameters(run: Run, ends: list[Any]) -> None:
-    seen: set[torch.dtype] = set()
-
-    def see(module: nn.Module, _: Any, output: Any) -> None:
-        if isinstance(module, nn.Conv2d) and module.training:
-            seen.add(output.dtype)
-
-    hook = nn.modules.module.register_module_forward_hook(see)
-    try:
-        mixed = fit(replace(run, precision="bf16-mixed"))
-    finally:
-        hook.remove()
-    assert torch.bfloat16 in seen
-    forget()
-    full = fit(run)
-    assert 0 < distance(*ends) < 1
-    assert all(value.dtype in (torch.float32, torch.int64) for value in ends[0].values())
-    assert mixed.metrics["train_loss"] == pytest.approx(full.metrics["train_loss"], rel=0.05)
+LOOP = replace(CLIENTS, world=Clients(count=3, rounds=2, engine="loop"))
 
 
-def test_a_compiled_model_is_called_in_place_of_the_model(ends: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("run", [DEVICES, LOOP], ids=["devices", "loop"])
+def test_a_compiled_model_is_called_in_place_of_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
     inner = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: inner(self, backend="eager"))  # needs no C++ compiler
     counters.clear()
-    compiled = fit(replace(DEVICES, compile=True))
+    compiled = fit(replace(run, compile=True))
     assert counters["stats"]["unique_graphs"] > 0
     counters.clear()
-    plain = fit(DEVICES)
+    plain = fit(run)
     assert not counters["stats"]
-    assert distance(*ends) < 1e-5
+    # A compiler may add up in another order: some roundings of float32, 2^-24 each, a step, on a loss of order 1.
+    assert compiled.metrics["train_loss"] == pytest.approx(plain.metrics["train_loss"], abs=1e-5)
     assert compiled.metrics["accuracy"] == pytest.approx(plain.metrics["accuracy"], abs=0.05)
+
+
+@pytest.mark.parametrize("run", [DEVICES, DOMAINS, LOOP], ids=["devices", "domains", "loop"])
+def test_channels_last_changes_the_memory_format_and_nothing_else(run: Run) -> None:
+    """Sums of at most a few hundred products in another order: 1e-12 in float64, and a dozen steps."""
+    run, formats = replace(run, precision="float64"), set()
+
+    def see(module: nn.Module, inputs: Any, _: Any) -> None:
+        if isinstance(module, nn.Conv2d) and module.training and module.in_channels > 1:
+            formats.add(inputs[0].is_contiguous(memory_format=torch.channels_last))
+            formats.add(module.weight.is_contiguous(memory_format=torch.channels_last))
+
+    hook = nn.modules.module.register_module_forward_hook(see)
+    try:
+        other = fit(replace(run, channels_last=True))
+    finally:
+        hook.remove()
+    assert formats == {True}
+    assert other.metrics == pytest.approx(fit(run).metrics, rel=1e-10, abs=1e-10)
+
+
+def test_channels_last_is_refused_for_what_has_no_height_and_width() -> None:
+    run = replace(DEVICES, data=Data("activity-01"), model="signal_cnn", channels_last=True)
+    with pytest.raises(UserError, match="channels_last is a memory format of images, and the samples of data set"):
+        check(run)
 
 
 @pytest.mark.parametrize(
@@ -122,20 +131,13 @@ def test_mistakes_have_sentences(run: Run, change: dict[str, Any], says: str) ->
             refuse(replace(run, **change))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no CUDA device")
-@pytest.mark.parametrize("run", [DEVICES, DOMAINS], ids=["devices", "domains"])
-def test_float16_needs_cuda(run: Run) -> None:
-    with pytest.raises(UserError, match="precision 16-mixed needs a CUDA device: write bf16-mixed"):
-        check(replace(run, precision="16-mixed"))
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"precision": "bf16-mixed"}, "clients cannot train in precision bf16-mixed"),
         ({"optim": Optim(clip_norm=1.0)}, "leave it at 0.0; world.clip is their gradient clipping"),
         ({"optim": Optim(accumulate=2)}, "optim.accumulate is 2, which clients do not have: leave it at 1"),
-        ({"compile": True}, "compile is True, which clients do not have"),
+        ({"compile": True}, "compile is True, which a batched step .* set engine to loop, not to auto"),
+        ({"channels_last": True}, "channels_last is True, which a batched step .* set engine to loop, not to auto"),
     ],
 )
 def test_clients_refuse_what_their_loops_do_not_have(change: dict[str, Any], says: str) -> None:
@@ -144,9 +146,14 @@ def test_clients_refuse_what_their_loops_do_not_have(change: dict[str, Any], say
 
 
 def test_what_was_added_later_names_a_run_only_where_it_is_set() -> None:
-    assert not {"compile", "evaluate_every"} & set(describe(DEVICES))
+    assert not {"compile", "channels_last", "evaluate_every"} & set(describe(DEVICES))
     assert not {"clip_norm", "accumulate"} & set(describe(DEVICES)["optim"])
-    for change in ({"compile": True}, {"evaluate_every": 2}, {"optim": replace(PLAIN, clip_norm=1.0)}):
+    for change in (
+        {"compile": True},
+        {"channels_last": True},
+        {"evaluate_every": 2},
+        {"optim": replace(PLAIN, clip_norm=1.0)},
+    ):
         assert run_id(replace(DEVICES, **change)) != run_id(DEVICES)  # type: ignore[arg-type]
 
 

@@ -119,6 +119,13 @@ def test_any_step_of_an_epoch_will_do(
     check(replace(DEVICES, optim=optim, precision="float64"), step, tmp_path, ends, monkeypatch)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_so_does_a_run_in_a_short_precision(
+    precision: Any, tmp_path: Path, ends: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(replace(DEVICES, precision=precision), STEPS + 1, tmp_path, ends, monkeypatch)
+
+
 @pytest.mark.parametrize("norm", ["bn", "domain_bn", "mixstyle"])
 @pytest.mark.parametrize("batches", ["mixed", "one_domain"])
 def test_domains_go_on_to_the_same_bits(

@@ -226,6 +226,8 @@ def _classes(labels: Any) -> Tensor:
             f"the labels have shape {tuple(found.shape)}: a partition needs one class for each sample, (N,); of "
             "one-hot labels that is labels.argmax(1)."
         )
+    if missing := int(found.isnan().sum()):
+        raise UserError(f"{missing} of {len(found)} labels are NaN, so no client can be dealt them: leave them out.")
     return found
 
 

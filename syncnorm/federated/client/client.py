@@ -19,7 +19,7 @@ from syncnorm.federated.local import Task, Update
 from syncnorm.federated.messages import Broadcast, Reply
 from syncnorm.moments import Moments
 from syncnorm.seeds import derive
-from syncnorm.surgery import layer_moments
+from syncnorm.surgery.adaptation.recalibrate import layer_statistics, statistics_entries
 
 
 @dataclass(frozen=True)
@@ -104,23 +104,13 @@ def _broken(federation: Federation, started: Started, update: Update) -> str:
 
 
 def measure(federation: Federation, client: int, state: Mapping[str, Tensor]) -> dict[str, Moments]:
-    """Return the moments of each batch norm's inputs over a client's training images, for a given model.
+    """Return what batch norms see of a client's training images (`layer_statistics`), for a given model.
 
     Batches are those of training, since inputs of deeper layers depend on them, without those below min_batch.
     """
     world = federation.world
     batches = [part for part in federation.train_images(client, world.batch) if len(part) >= world.min_batch]
-    return layer_moments(federation.models.with_state(state), batches) if batches else {}
-
-
-def statistics_entries(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
-    """Return moments by layer as the entries of a state: running means and unbiased running variances."""
-    found = {}
-    for layer, seen in moments.items():
-        where = f"{layer}." if layer else ""
-        found[f"{where}running_mean"] = seen.mean
-        found[f"{where}running_var"] = seen.var(correction=1)
-    return found
+    return layer_statistics(federation.models.with_state(state), batches) if batches else {}
 
 
 def section(kept: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
 from syncnorm.federated.engines.loop import set_mode
 from syncnorm.federated.local import Local, Step, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip
+from syncnorm.training.precision import PRECISIONS
 
 TOGETHER = 64
 """Largest number of clients in one batch; more would need more memory and are hardly faster."""
@@ -142,11 +143,14 @@ class _Cohort:
             with ClientsTogether(synchronised, self._local.over_ranks):
                 losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
         # A client's loss does not depend on the others' parameters, so the sum's gradient holds each client's own.
-        objective = losses.sum() + self._local_terms(leaves, rows)
+        scale = PRECISIONS[self._local.classifier.precision].loss_scale
+        objective = scale * (losses.sum() + self._local_terms(leaves, rows))
         gradients = dict(
             zip(leaves, torch.autograd.grad(objective, list(leaves.values()), allow_unused=True), strict=True)
         )
         gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        if scale != 1:
+            gradients = {name: gradient / scale for name, gradient in gradients.items()}
         with torch.no_grad():
             if self._local.clip:
                 clip = partial(adaptive_gradient_clip, clip=self._local.clip)

@@ -19,8 +19,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from syncnorm._torch import outside_vmap
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.functional import batch_norm_plain
 
+PRODUCTS = frozenset(
+    {
+        *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
+        *(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.einsum),
+        *(torch.addmm, torch.baddbmm, F.scaled_dot_product_attention),
+    }
+)
+"""What autocast computes in its shorter type."""
 POOLING = (F.max_pool2d, F.adaptive_avg_pool2d)
 """Pooling to one position, for which vmap falls back to a loop over clients, with a warning."""
 
@@ -41,6 +50,9 @@ def unfold(x: Tensor, clients: int) -> Tensor:
 class ClientsTogether(TorchFunctionMode):
     """While active, the functions in this file run as one kernel for all clients under `torch.vmap` over clients.
 
+    Under `torch.autocast`, `PRODUCTS` run in its shorter type: autocast itself does not reach into vmap, and says
+    nothing. What else autocast would change runs in the type that it gets.
+
     synchronised: in training, batch norm normalises every client with the moments of all clients' samples, and
         updates running statistics with them (the variance unbiased by the total count), as SyncBatchNorm does with
         one rank per client. Gradients are those of the sum of all clients' losses.
@@ -56,6 +68,8 @@ class ClientsTogether(TorchFunctionMode):
     ) -> Any:
         """Replace the functions of this file, and call any other."""
         kwargs = kwargs or {}
+        if func in PRODUCTS:
+            return func(*_lowered(args), **_lowered(kwargs))
         if func is F.batch_norm:
             return self._batch_norm(*args, **kwargs)
         if func is F.group_norm:
@@ -87,6 +101,18 @@ class ClientsTogether(TorchFunctionMode):
         self, x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
     ) -> Any:
         return outside_vmap(partial(_group_norm, groups, eps), x, weight, bias)
+
+
+def _lowered(values: Any) -> Any:
+    """Return the arguments of a product, with float32 tensors in autocast's type where autocast is on."""
+    if isinstance(values, dict):
+        return {name: _lowered(value) for name, value in values.items()}
+    if isinstance(values, tuple | list):
+        return type(values)(_lowered(value) for value in values)
+    if not isinstance(values, Tensor) or values.dtype is not torch.float32:
+        return values
+    kind = values.device.type
+    return values.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else values
 
 
 def _pool(func: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Tensor:
@@ -136,7 +162,7 @@ def _synchronised_batch_norm(
         y, moments = batch_norm_plain(samples, None, None, eps, None)
         new_mean, new_var = moments.mean.detach(), moments.var(correction=1).detach()
     else:
-        new_mean, new_var = x.new_zeros(2, channels)
+        new_mean, new_var = x.new_zeros(2, channels, dtype=acc_dtype(x.dtype))
         y = F.batch_norm(samples, new_mean, new_var, training=True, momentum=1.0, eps=eps)
     y = y.reshape(x.shape)
     for running, new in ((mean, new_mean), (var, new_var)):
@@ -145,4 +171,5 @@ def _synchronised_batch_norm(
     by_channel = (clients, channels, *[1] * (x.dim() - 3))
     if weight is not None:
         y = y * weight.reshape(by_channel)
-    return y if bias is None else y + bias.reshape(by_channel)
+    y = y if bias is None else y + bias.reshape(by_channel)
+    return y.to(x.dtype)

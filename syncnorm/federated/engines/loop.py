@@ -10,6 +10,7 @@ from syncnorm.errors import UserError
 from syncnorm.federated.local import Local, Task, Update, images
 from syncnorm.surgery import adaptive_gradient_clip, batch_norms
 from syncnorm.training.learner import make_optimizer
+from syncnorm.training.precision import PRECISIONS
 
 
 def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
@@ -45,7 +46,7 @@ def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
     _resume(optimizer, parameters, task.momentum)
     shared = {name: parameters[name] for name in local.shared}
     received = {name: task.state[name] for name in local.shared}
-    losses = []
+    losses, scale = [], PRECISIONS[local.classifier.precision].loss_scale
     for step, index in enumerate(task.batches):
         set_mode(model, task.running[step])
         loss = local.classifier.training_step((images(local, x, task, step), y[index]), step)
@@ -54,7 +55,11 @@ def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
         if local.has_term:
             objective = loss + local.algorithm.local_term(shared, received, task.inputs)
         optimizer.zero_grad()
-        objective.backward()  # type: ignore[no-untyped-call]
+        (objective * scale).backward()  # type: ignore[no-untyped-call]
+        if scale != 1:
+            for parameter in parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.div_(scale)
         if local.clip:
             _clip(parameters, local.clip)
         optimizer.step()
@@ -89,7 +94,7 @@ def _resume(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], momentum: Mapping[str, Tensor] | None
 ) -> None:
     for name, buffer in (momentum or {}).items():
-        optimizer.state[parameters[name]]["momentum_buffer"] = buffer.clone()
+        optimizer.state[parameters[name]]["momentum_buffer"] = buffer.to(parameters[name], copy=True)
 
 
 def _momentum(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

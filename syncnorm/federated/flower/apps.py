@@ -22,8 +22,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from syncnorm.config import Result
+from syncnorm.config import Execution, Result, silent
 from syncnorm.errors import UserError
+from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.client import Started, finish, measure, start, start_state
 from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
@@ -35,6 +36,7 @@ from syncnorm.federated.local import Update
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.federated.server.scores import score, validate
 from syncnorm.files import whole_file
+from syncnorm.progress import Pace
 
 
 class TogetherApp(ClientApp):
@@ -110,6 +112,13 @@ def query_kept(message: Message, context: Context) -> Message:
     return Message(wire.pack_own(own), reply_to=message)
 
 
+@client_app.query("restore")
+def query_restore(message: Message, context: Context) -> Message:
+    """Take back the kept entries of a run that was interrupted."""
+    wire.keep(context.state, wire.kept(message.content, _federation(message, context).device))
+    return Message(RecordDict(), reply_to=message)
+
+
 @client_app.query("partition")
 def query_partition(message: Message, context: Context) -> Message:
     """Return which client this node plays."""
@@ -128,12 +137,18 @@ def serve(grid: Grid, context: Context) -> None:
 
 
 def play(
-    grid: Grid, text: str, ended: Event | None = None, timeout: float = TIMEOUT, folder: Path | None = None
+    grid: Grid,
+    text: str,
+    ended: Event | None = None,
+    timeout: float = TIMEOUT,
+    folder: Path | None = None,
+    execution: Execution | None = None,
 ) -> Result:
     """Play the run that JSON describes on a grid and return its result.
 
     `ended` is set when no more replies will come; waiting for one then raises `ConnectionError`. After each round the
-    global model is written to global.pt in `folder`, for `torch.load`: "round", from 1, and "state".
+    global model is written to global.pt in `folder`, for `torch.load`: "round", from 1, and "state". `execution` says
+    where a simulation keeps its checkpoint, with the clients' states, and who hears of its progress.
 
     Raises:
         UserError: anything in the run that does not work; a round that failed; missing clients.
@@ -142,12 +157,23 @@ def play(
     federation = federation_of(text)
     network = OverFlower(federation, grid, text, ended or Event(), timeout)
     rounds = Rounds(federation, network)
-    for _ in range(federation.world.rounds):
+    execution = execution or Execution(report=silent)
+    kept = None
+    if execution.checkpoint:
+        kept = Checkpoint(execution.checkpoint, federation.run, rounds, network, execution.checkpoint_every)
+        kept.resume()
+    pace = Pace(execution, "round", federation.world.rounds, begin=rounds.next)
+    for _ in range(rounds.next, federation.world.rounds):
         rounds.play()
+        latest = rounds.latest()
+        pace.tell(rounds.next, latest["train_loss"], latest)
+        if kept:
+            kept.save_if_due()
         if folder is not None:
             with whole_file(folder / "global.pt") as file:
                 torch.save({"round": rounds.next, "state": rounds.server.state}, file)
-    result = rounds.result(time.perf_counter() - started)
+    before = kept.seconds_before if kept else 0.0
+    result = rounds.result(before + time.perf_counter() - started)
     return replace(result, details={**result.details, **network.details()})
 
 

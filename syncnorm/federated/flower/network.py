@@ -56,6 +56,8 @@ class OverFlower:
         self.lost: list[str] = []
         """Clients that had lost what they keep between rounds, one sentence each."""
         self._trained: set[int] = set()
+        self._kept: dict[int, ClientState] = {}
+        self._changed: set[int] = set()
 
     def train(self, clients: Sequence[int], to: To) -> list[Reply]:
         """Let clients train from what they receive; a client without a batch is missing, a lost one gives an
@@ -66,8 +68,9 @@ class OverFlower:
             answer = answers[client]
             if isinstance(answer, str) or answer.has_error():
                 replies.append(Reply(client, {}, error=answer if isinstance(answer, str) else reason(answer)))
-            elif reply := wire.unpack_reply(client, answer.content, self.federation.device):
+            elif reply := wire.unpack_reply(client, answer.content, self.federation):
                 self._note_loss(client, answer.content)
+                self._changed.add(client)
                 replies.append(reply)
         return replies
 
@@ -94,6 +97,22 @@ class OverFlower:
         found = self._contents("query.kept", dict.fromkeys(clients, request))
         states = {client: wire.kept(content, self.federation.device) for client, content in found.items()}
         return {client: state for client, state in states.items() if state is not None}
+
+    def remember(self) -> dict[str, Any]:
+        """Return what the clients keep, as plain data and tensors: asks those that have trained since the last call.
+
+        For a simulation: in a deployment, what a client keeps does not leave it.
+        """
+        self._kept |= self.client_states(sorted(self._changed))
+        self._changed.clear()
+        return {"engine": "flower", "clients": dict(sorted(self._kept.items()))}
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """Give the clients back what `remember` returned."""
+        self._kept = dict(known["clients"])
+        self._trained |= self._kept.keys()
+        states = {client: wire.pack_restored(state, self._text) for client, state in self._kept.items()}
+        self._contents("query.restore", states)
 
     def shared_out(self, parts: Sequence[int], work: Callable[[int], Answer]) -> list[Answer]:
         """Do work of the server itself, here."""

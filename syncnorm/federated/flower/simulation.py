@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from syncnorm.config import Clients, Result, Run
+from syncnorm.config import Clients, Execution, Result, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.flower.apps import client_app, federation_of, forget, play
 from syncnorm.federated.flower.wire import run_as_text
@@ -21,8 +21,10 @@ from syncnorm.registry import environment_of_plugins
 from syncnorm.worlds import expect
 
 
-def simulate_with_flower(run: Run) -> Result:
+def simulate_with_flower(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run with clients in Ray's processes, one per core; they share a GPU if there is one.
+
+    An interrupted run resumes from the checkpoint of its execution, in which clients' states are, too.
 
     Raises:
         UserError: anything in `run` that does not work; a round that failed.
@@ -38,7 +40,7 @@ def simulate_with_flower(run: Run) -> Result:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        results.append(play(grid, text, ended))
+        results.append(play(grid, text, ended, execution=execution or Execution()))
 
     with _quiet():
         try:

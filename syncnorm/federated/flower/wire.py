@@ -81,18 +81,23 @@ def pack_request(text: str) -> RecordDict:
     return RecordDict({CONFIG: ConfigRecord({RUN: text})})
 
 
+def pack_restored(own: ClientState, text: str) -> RecordDict:
+    """Return the content of a message that gives a client its kept entries back."""
+    return RecordDict({**pack_request(text), **pack_own(own)})
+
+
 def pack_broadcast(broadcast: Broadcast, text: str, fallback: ClientState | None = None) -> RecordDict:
     """Return a broadcast as a message's content; `fallback` is for a client that keeps nothing."""
     content = RecordDict(
         {
-            ARRAYS: to_record(broadcast.state, copy=False),
+            ARRAYS: _record(broadcast.state),
             CONFIG: ConfigRecord({ROUND: broadcast.round + 1, RUN: text}),
         }
     )
     if broadcast.extra:
-        content[EXTRA] = to_record(broadcast.extra, copy=False)
+        content[EXTRA] = _record(broadcast.extra)
     if fallback:
-        content[FALLBACK] = to_record(fallback, copy=False)
+        content[FALLBACK] = _record(fallback)
     return content
 
 
@@ -111,25 +116,26 @@ def unpack_broadcast(content: RecordDict, federation: Federation) -> Broadcast:
 def pack_reply(reply: Reply) -> RecordDict:
     """Return a client's reply after training as the content of a message."""
     metrics = MetricRecord({EXAMPLES: reply.samples, "loss": reply.loss, SMALL: reply.small_batches, IDLE: 0})
-    content = RecordDict({ARRAYS: to_record(reply.state, copy=False), METRICS: metrics})
+    content = RecordDict({ARRAYS: _record(reply.state), METRICS: metrics})
     if reply.extra:
-        content[EXTRA] = to_record(reply.extra, copy=False)
+        content[EXTRA] = _record(reply.extra)
     return content
 
 
 def pack_idle(received: Broadcast, samples: int) -> RecordDict:
     """Return the reply of a client without a batch to train on: the model it received."""
     metrics = MetricRecord({EXAMPLES: samples, "loss": 0.0, SMALL: 0, IDLE: 1})
-    return RecordDict({ARRAYS: to_record(received.state, copy=False), METRICS: metrics})
+    return RecordDict({ARRAYS: _record(received.state), METRICS: metrics})
 
 
-def unpack_reply(client: int, content: RecordDict, device: torch.device) -> Reply | None:
+def unpack_reply(client: int, content: RecordDict, federation: Federation) -> Reply | None:
     """Return a client's reply after training; None if it had nothing to train on."""
+    model, device = federation.models.template.state_dict(), federation.device
     if number(content, METRICS, IDLE):
         return None
     return Reply(
         client,
-        _tensors(content, ARRAYS, device),
+        {name: _as_sent(value, model.get(name)) for name, value in _tensors(content, ARRAYS, device).items()},
         samples=int(number(content, METRICS, EXAMPLES)),
         loss=number(content, METRICS, "loss"),
         extra=_tensors(content, EXTRA, device),
@@ -181,7 +187,8 @@ def unpack_moments(content: RecordDict, device: torch.device) -> dict[str, Momen
 def keep(state: RecordDict, own: ClientState | None) -> None:
     """Store a client's state in its context, replacing the old one; None changes nothing."""
     if own:
-        state[OWN] = to_record(own)  # a copy: the batched engine returns slices, which keep their whole stack
+        # A copy: the batched engine returns slices, which keep their whole stack.
+        state[OWN] = _record(own, copy=True)
 
 
 def kept(state: RecordDict, device: torch.device) -> ClientState | None:
@@ -196,7 +203,19 @@ def stand_in(content: RecordDict, device: torch.device) -> ClientState:
 
 def pack_own(own: ClientState | None) -> RecordDict:
     """Return a client's kept entries as the content of a reply; empty for None."""
-    return RecordDict() if own is None else RecordDict({OWN: to_record(own, copy=False)})
+    return RecordDict() if own is None else RecordDict({OWN: _record(own)})
+
+
+def _record(state: Mapping[str, Tensor], *, copy: bool = False) -> ArrayRecord:
+    """Return tensors as a record: bfloat16 as float32, since NumPy, and so Flower's arrays, have none."""
+    wide = {name: value.float() if value.dtype is torch.bfloat16 else value for name, value in state.items()}
+    return to_record(wide, copy=copy)
+
+
+def _as_sent(value: Tensor, own: Tensor | None) -> Tensor:
+    """Return an entry in the type that it had before `_record` widened it, given the model's entry of this name."""
+    widened = own is not None and own.dtype is torch.bfloat16 and value.dtype is torch.float32
+    return value.bfloat16() if widened else value
 
 
 def _tensors(content: RecordDict, name: str, device: torch.device) -> dict[str, Tensor]:

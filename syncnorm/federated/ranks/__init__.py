@@ -1,1 +1,1 @@
-"""Clients over the ranks of a torchrun: who trains whom, what ranks tell each other, and what they must agree on."""
+"""Clients over the ranks of a torchrun: who trains whom, and the network that the rounds speak to."""

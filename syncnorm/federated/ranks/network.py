@@ -27,10 +27,12 @@ class OverRanks:
     """A run's clients over ranks: a `syncnorm.federated.server.network.Network`.
 
     own: the clients that this rank plays; its states are those of the clients that it owns.
+    samples: training samples on which this rank's clients have taken steps.
     """
 
     def __init__(self, own: InProcess, ranks: Ranks) -> None:
         self.federation, self.own, self.ranks = own.federation, own, ranks
+        self.samples = 0
         self._work: dict[int, float] = {}
         self._owners = _by_client(ranks.gather(own.states.clients()))
 
@@ -111,6 +113,7 @@ class OverRanks:
     def _trained(self, mine: Sequence[int], to: To) -> tuple[str, list[Reply], list[int]]:
         """Train this rank's clients; return the engine's name, the replies, and which clients keep something."""
         replies = self.own.train(mine, to) if mine else []
+        self.samples += int(sum(self._expected(mine).values()))
         return self.own.engine.name, replies, [client for client in mine if self.own.states.has(client)]
 
     def _together(self, dealt: dict[int, int], to: To) -> dict[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Run
 from syncnorm.federated.aggregation import combine, normalised_weights
-from syncnorm.federated.client.client import section, statistics_entries
+from syncnorm.federated.client.client import section
 from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.federated.messages import Broadcast, size
@@ -22,7 +22,7 @@ from syncnorm.federated.server.server import Server
 from syncnorm.moments import Moments
 from syncnorm.samples import ACCURACY, FURTHER, sample_details
 from syncnorm.seeds import derive
-from syncnorm.surgery import layer_moments
+from syncnorm.surgery.adaptation.recalibrate import layer_statistics, statistics_entries
 from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 from syncnorm.worlds import expect
@@ -165,9 +165,9 @@ class Evaluator:
     def _with_other_statistics(self) -> dict[str, float]:
         """Evaluate the global model with running statistics of all clients' training images, and of the test's own.
 
-        Both replace the statistics of every batch norm at once, under the final weights (`layer_moments`). The first
-        is what a server could re-estimate with everybody's help; the second is prediction-time batch norm with the
-        whole test set as one batch. A model without running statistics, or without a global one, has neither.
+        Both replace the statistics of every batch norm at once, under the final weights (`layer_statistics`). The
+        first is what a server could re-estimate with everybody's help; the second is prediction-time batch norm with
+        the whole test set as one batch. A model without running statistics, or without a global one, has neither.
         """
         federation = self.federation
         personal = federation.policy.personal and federation.world.global_norm == "none"
@@ -182,7 +182,7 @@ class Evaluator:
 
         def scored(place: int) -> float:
             images = (shuffled, x)[place]
-            moments = layer_moments(
+            moments = layer_statistics(
                 federation.models.with_state(state), images.tensor_split(-(-len(images) // CHUNK))
             )
             again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}

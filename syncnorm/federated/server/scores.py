@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from syncnorm.federated.client.client import statistics_entries
 from syncnorm.federated.federation import CHUNK, Federation
 from syncnorm.moments import Moments
 from syncnorm.samples import ACCURACY, FURTHER, sample_details
-from syncnorm.surgery import layer_moments
+from syncnorm.surgery.adaptation.recalibrate import OF_SAMPLES, layer_statistics, statistics_entries
 from syncnorm.training.evaluation import predict, score_and_loss
 from syncnorm.training.metrics import own_metrics
 
@@ -32,7 +31,7 @@ class Score:
     reestimated: float | None = None
     """Accuracy with running statistics re-estimated on the client's training images, without their labels."""
     moments: dict[str, Moments] = field(default_factory=dict)
-    """Those statistics, by layer."""
+    """Those statistics, as `layer_statistics` gives them."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Registered metrics, by name."""
     by_sample: Tensor | None = None
@@ -53,7 +52,7 @@ def score(federation: Federation, client: int, state: State) -> Score:
     if not federation.layout.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own), metrics=metrics, by_sample=scores)
     # Equal parts: a last part with a single sample would have no variance in a linear layer.
-    moments = layer_moments(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
+    moments = layer_statistics(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
     outputs = predict(federation.models.with_state(again), x, CHUNK)
     reestimated, _ = score_and_loss(federation.run.task, outputs, y, weights)
@@ -170,7 +169,7 @@ def drift(scores: Sequence[Score]) -> dict[str, object]:
 
         sqrt(mean over channels of ((m_k - m)^2 + (s_k - s)^2) / s^2).
     """
-    layers = list(scores[0].moments)
+    layers = [name for name in scores[0].moments if not name.endswith(OF_SAMPLES)]
     values = []
     for layer in layers:
         parts = [one.moments[layer] for one in scores]

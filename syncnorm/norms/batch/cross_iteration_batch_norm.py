@@ -77,9 +77,10 @@ class CrossIterationBatchNorm(BatchNormLayer):
         momentum: weight of the newest statistics in the running ones; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
         track_running_stats: keep running_mean and running_var, shape (C,); without them evaluation takes the batch.
-        window: number of steps that count, including the current one.
+        window: number of steps that count, including the current one; 8 is from memory of the source, not confirmed.
         through_weight: let the gradient go through the current weight in the corrections of past steps.
-        burn_in: steps of plain batch norm, counted by num_batches_tracked (0 if the layer has no such counter).
+        burn_in: steps of plain batch norm, counted by num_batches_tracked (0 if the layer has no such counter). The
+            source has a burn-in; how long it should be depends on the training, so the default is none.
 
     Raises:
         ValueError: an input that does not come from a convolution or linear layer, or has another number of channels;

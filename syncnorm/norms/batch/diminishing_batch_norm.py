@@ -30,11 +30,11 @@ class DiminishingBatchNorm(BatchNormLayer):
     batch's own part: alpha_m = 1 gives batch norm's output, but not its gradient. Evaluation normalises with mu and
     sigma. The state holds running_var = sigma^2 - eps, as in PyTorch's layer.
 
-    The source tries power 1, 2 and constant alphas (power 0). Its first theorem (the statistics converge) needs power
-    > 1; its second (the gradient vanishes) needs power > 2, for example 2.001. Both assume full batches and two
-    layers, and neither covers a constant alpha. The source normalises after the activation; `convert` puts the layer
-    where the model has its norms, usually before it. The source adds eps to sigma; here eps is under the root, as in
-    batch norm, so that evaluation is batch norm's.
+    The source tries power 1 (the default here), 2 and constant alphas (power 0). Its first theorem (the statistics
+    converge) needs power > 1; its second (the gradient vanishes) needs power > 2, for example 2.001. Both assume full
+    batches and two layers, and neither covers a constant alpha. The source normalises after the activation; `convert`
+    puts the layer where the model has its norms, usually before it. The source adds eps to sigma; here eps is under
+    the root, as in batch norm, so that evaluation is batch norm's.
 
     Because the gradient treats the statistics as constants, nothing keeps the weights from growing, and training can
     stall or diverge. A batch whose statistics are not finite raises `ValueError` before it changes the running ones.
@@ -99,7 +99,9 @@ class DiminishingBatchNorm(BatchNormLayer):
     @torch.no_grad()
     def _update_running(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
         batch = Moments.of(x, (0, *range(2, x.dim())))
-        if not (batch.mean.isfinite() & batch.m2.isfinite()).all():
+        # A graph cannot branch on values: in one, a diverged step is not told.
+        traced = torch.compiler.is_compiling()
+        if not traced and not (batch.mean.isfinite() & batch.m2.isfinite()).all():
             step = "" if self.num_batches_tracked is None else f" of step {int(self.num_batches_tracked) + 1}"
             raise ValueError(
                 f"DiminishingBatchNorm({self.num_features}) diverged: the batch{step} has statistics that are not "

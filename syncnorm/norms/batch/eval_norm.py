@@ -68,7 +68,8 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
     Args:
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine: as in torch's layers.
-        alpha: share of the sample, from 0 (batch norm) to 1 (instance norm).
+        alpha: share of the sample, from 0 (batch norm) to 1 (instance norm). The default is a choice made here:
+            choose it on validation data.
 
     Raises:
         ValueError: alpha out of range; fewer than two values per channel in training; an input with another number of
@@ -137,6 +138,7 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     running_within: Tensor
     running_between: Tensor
     spreads_seen: Tensor
+    SPREADS = ("running_within", "running_between", "spreads_seen")
 
     def __init__(
         self,
@@ -162,13 +164,13 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     def start_statistics(self) -> None:
         """Reset: mean 0, variance 1, and nothing seen of the variances within and between samples."""
         super().start_statistics()
-        for name in ("running_within", "running_between", "spreads_seen"):
+        for name in self.SPREADS:
             if (own := self._buffers.get(name)) is not None:
                 own.zero_()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
-        own = [prefix + name for name in ("running_within", "running_between", "spreads_seen")]
+        own = [prefix + name for name in self.SPREADS]
         if prefix + "running_var" in state_dict and state_dict.keys().isdisjoint(own):  # state of a plain batch norm
             for start in (self.running_within, self.running_between, self.spreads_seen):
                 start.zero_()
@@ -207,6 +209,13 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     def within_and_between(samples: Moments) -> tuple[Tensor, Tensor]:
         """Return E[s^2] and the unbiased Var(mu_j), (C,) each, from such moments."""
         return samples.mean.chunk(2)[1], samples.var(correction=1).chunk(2)[0]
+
+    @staticmethod
+    def entries_of(samples: Moments) -> dict[str, Tensor]:
+        """Return the statistics that such moments give, by name; of one sample, nothing is known."""
+        known = samples.count > 1
+        within, between = (torch.where(known, part, 0.0) for part in EvalNorm.within_and_between(samples))
+        return {"running_within": within, "running_between": between, "spreads_seen": known.long()}
 
     def extra_repr(self) -> str:
         """Show n after what every batch norm shows."""

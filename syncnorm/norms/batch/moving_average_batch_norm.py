@@ -54,8 +54,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         momentum: weight of the newest in the running mean square (0.02 in the source; `convert` keeps the replaced
             layer's momentum unless given); None averages all steps equally.
         affine: learn weight and bias, shape (C,).
-        buffer: m, number of steps that count; the source uses 32 / (samples per device).
-        warmup: steps that use their own batch alone.
+        buffer: m, number of steps that count; the source uses 32 / (samples per device), the default is for two.
+        warmup: steps that use their own batch alone; 100 is from memory of the authors' code and not confirmed.
         renorm_after: steps during which r stays 1.
 
     Raises:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from syncnorm.errors import UserError
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
@@ -46,7 +47,8 @@ class SyncBatchNorm(SynchronisedBatchNorm):
         affine: learn weight and bias, shape (C,).
         track_running_stats: keep running_mean and running_var, shape (C,). Set to False later, it freezes them.
             Without them, evaluation normalises with this rank's own batch, without communication.
-        process_group: the ranks that share statistics; None is all of them.
+        process_group: the ranks that share statistics; None is all of them. A DeviceMesh of one dimension, such as
+            mesh["shard"], means its ranks.
         device, dtype, bias: as in torch's layers.
         skip_nonfinite: keep batches whose statistics are not finite (an overflow under AMP) out of the running ones.
 
@@ -56,7 +58,7 @@ class SyncBatchNorm(SynchronisedBatchNorm):
             raises alone, and the launcher ends its peers: reading a flag would stall the device. In a compiled graph
             only this rank's own input is checked.) On CPUs also, on every rank, if the ranks are in different layers.
         RuntimeError: with the group's timeout, if a rank does not come to the layer: the error names layer and ranks.
-        UserError: within DDP's `join()`, which lets ranks run out of batches.
+        UserError: within DDP's own `join()`, which lets ranks run out of batches; `syncnorm.join` is its equal.
 
     Sources: Ioffe & Szegedy (arXiv 1502.03167); pairwise merge after Chan, Golub & LeVeque (1983).
     """
@@ -68,7 +70,7 @@ class SyncBatchNorm(SynchronisedBatchNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,

@@ -16,6 +16,7 @@ from syncnorm._torch import key_value_store, sum_in_graph
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.alone import is_alone
+from syncnorm.waiting import waiting
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
@@ -38,7 +39,8 @@ def gather_rows(row: Tensor, group: ProcessGroup | None) -> Tensor:
         return row.unsqueeze(0)
     rows = row.new_empty(size * row.numel())
     all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    all_gather(rows, row, group=group)
+    with waiting():
+        all_gather(rows, row, group=group)
     return rows.view(size, -1)
 
 
@@ -62,7 +64,8 @@ def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) ->
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
     """Sum `x` over the ranks, in place and without a gradient."""
     if rank_and_size(group)[1] > 1:
-        dist.all_reduce(x, group=group)
+        with waiting():
+            dist.all_reduce(x, group=group)
     return x
 
 

@@ -86,8 +86,11 @@ class _PooledMoments(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count, mean, total, together = ctx.saved_tensors
         own = torch.stack(grads[1:])
-        # Gradients are recorded here only under create_graph=True.
-        both = sum_differentiably(own, ctx.place.group) if torch.is_grad_enabled() else ctx.place.sum(own)
+        if torch.is_grad_enabled():  # gradients are recorded here only under create_graph=True
+            ctx.place.refuse_in_join("create_graph=True")
+            both = sum_differentiably(own, ctx.place.group)
+        else:
+            both = ctx.place.sum(own)
         count, total = count.unsqueeze(-1), total.unsqueeze(-1)
         share = (count / total.clamp(min=1)).to(mean.dtype)
         away = torch.where(count > 0, count.to(mean.dtype) * (mean - together), 0.0)
@@ -140,6 +143,7 @@ def _native_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
 def _differentiable_backward(ctx: Any, dy: Tensor) -> list[Tensor | None]:
     """First derivative as a differentiable function of x, weight and dy: autograd of the plain form."""
     x, weight, bias, *_, where = ctx.saved_tensors
+    ctx.place.refuse_in_join("create_graph=True")
     y, _ = batch_norm_plain(x, weight, bias, ctx.eps, ctx.place.group, where)
     wanted = [tensor for tensor, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False) if needed]
     grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))

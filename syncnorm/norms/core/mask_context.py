@@ -22,7 +22,7 @@ from syncnorm.errors import UserError
 from syncnorm.norms.core.domain_context import DomainIds, current_domain, domain
 from syncnorm.norms.core.masked import batch_norm_where, check_counts, group_norm_where
 from syncnorm.norms.core.running import update_running
-from syncnorm.norms.core.valid import Masks, check_open, current_masks, takes_no_mask, with_masks
+from syncnorm.norms.core.valid import Masks, current_masks, handed_on, takes_no_mask, with_masks
 
 
 @contextmanager
@@ -59,9 +59,7 @@ def mask(valid: Tensor | None, *others: Tensor) -> Iterator[None]:
             follow from the mask's; one value per channel where a variance is needed; a norm that takes no masks.
     """
     given = () if valid is None and not others else (valid, *others)
-    masks = Masks(*map(_checked, given))
-    check_open(masks)
-    with with_masks(masks), _TorchNorms():
+    with with_masks(Masks(*map(_checked, given))), _TorchNorms():
         yield
 
 
@@ -129,6 +127,9 @@ def _batch_norm(
     if not training:
         filled = valid.fill(input)
         return valid.fill(F.batch_norm(filled, running_mean, running_var, weight, bias, False, momentum, eps))
+    if handed_on():
+        with with_masks(masks):
+            return F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     check_counts([valid.count], name)
     y, moments = batch_norm_where(input, valid, weight, bias, eps)
     for running, new in ((running_mean, moments.mean), (running_var, moments.var(correction=1))):

@@ -30,6 +30,17 @@ def group_norm_where(
     return valid.fill(normalise(filled, mean, var, eps, weight, bias))
 
 
+def mean_square_where(x: Tensor, valid: Valid, by_channel: bool) -> Tensor:
+    """Return the mean square of each sample of x (N, C, ...) where `valid`; outside of it, x has to be zero.
+
+    By channel (N, C, 1, ...), else (N, 1, ...); zero where nothing counts.
+    """
+    dims = tuple(range(2 if by_channel else 1, x.dim()))
+    counts = valid.where.sum(tuple(range(1, x.dim())), keepdim=True) * (1 if by_channel else x.shape[1])
+    squares = x.square()
+    return (squares.sum(dims, keepdim=True) if dims else squares) / counts.clamp(min=1)
+
+
 def check_counts(counts: list[int], layer: str) -> None:
     """Raise `ValueError` if one of `counts`, each of values that share a mean and a variance, is 1."""
     if 1 in counts:

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from syncnorm._torch import group_timeout, key_value_store
+from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.collectives import agree, gather_rows, pack, sum_over_ranks, unpack
 from syncnorm.norms.core.parting import Whereabouts, difference, listed, names_of, sentence, title
+from syncnorm.norms.core.relay import Relay
 
 REMEMBERED = 512  # calls: some steps of a deep network
 LOOKS = 8  # how often a process looks whether it stands still, per timeout of its group
@@ -46,6 +48,7 @@ class Meeting:
         self.backward = False
         self.places: weakref.WeakValueDictionary[int, Place] = weakref.WeakValueDictionary()
         self.width = 0  # bytes of the longest row
+        self.relay: Relay | None = None  # while ranks may run out of batches
         self.prefix = f"syncnorm/{group.group_name}/apart"
         self.store = _own_connection()
         if self.store is not None:
@@ -57,7 +60,33 @@ class Meeting:
         names = names_of({layer for place in [*last, *([waits] if waits else [])] if (layer := place.layer())})
         called = [_name(place, names) for place in last]
         within = f"{'the backward pass of ' * backward}{_name(waits, names)}" if waits else ""
+        if self.relay is not None and self.relay.stands_in:
+            within = "syncnorm.join, out of batches"
         return Whereabouts(self.calls, called, within)
+
+    def come(self, place: Place) -> None:
+        """Note that this rank has come to a layer, or stands in there."""
+        self.calls += 1
+        self.last.append(place)
+
+    def gather(self, row: Tensor, number: int) -> Tensor:
+        """Return every rank's row of the layer of this number, stacked."""
+        return gather_rows(row, self.group()) if self.relay is None else self.relay.gather(row, number)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum `x` over the ranks, in place."""
+        return sum_over_ranks(x, self.group()) if self.relay is None else self.relay.sum(x)
+
+    def stand_in(self) -> None:
+        """Let this rank, which is out of batches, take part with nothing until no other has any."""
+
+        def meet(layer: nn.Module, said: str, shape: tuple[int, ...], statistics: torch.dtype) -> None:
+            place = Place(layer, self.group(), torch.device("cpu"))
+            if not place.meet(said, shape, statistics):
+                layer._place = place  # type: ignore[assignment]
+
+        if self.relay is not None:
+            self.relay.stand_in(lambda number: self.come(self.places[number]), meet, lambda: self.tell(self.here()))
 
     def leave(self) -> None:
         """Take back that this rank has come to a layer, which it has yet to run."""
@@ -138,10 +167,7 @@ class Place:
 
     def __init__(self, layer: nn.Module, group: ProcessGroup | None, device: torch.device) -> None:
         self.layer = weakref.ref(layer)
-        whole = _resolved(group)
-        if whole not in _meetings:
-            _meetings[whole] = Meeting(whole, device)
-        self.meeting = _meetings[whole]
+        self.meeting = meeting_of(group, device)
         self.number = 0
         self._tail: Tensor | None = None
         self._width = 0
@@ -165,6 +191,23 @@ class Place:
 
         `shape` is that of the means that it shares: (C,), or (D, C) of D moments.
         """
+        layer, relay = self.layer(), self.meeting.relay
+        if relay is not None:
+            if layer is None or layer not in relay.names:
+                raise UserError(
+                    f"{title(self.name())} comes first within syncnorm.join, and is not in the model that it was "
+                    "given: a rank that is out of batches could not find it."
+                )
+            self._arrive()
+            try:
+                relay.call(layer, said, shape, statistics)
+            except RuntimeError as error:
+                raise self.meeting.parted(self, error) from error
+            self.meeting.leave()
+        return self.meet(said, shape, statistics)
+
+    def meet(self, said: str, shape: tuple[int, ...], statistics: torch.dtype) -> dict[int, str]:
+        """Do what `agree` does, once all ranks are here."""
         meeting = self.meeting
         self._arrive()
         try:
@@ -181,7 +224,7 @@ class Place:
         row = pack(local, self._tail_for(local.mean))
         self._arrive()
         try:
-            rows = gather_rows(row, self.group)
+            rows = self.meeting.gather(row, self.number)
         except RuntimeError as error:
             raise self.meeting.parted(self, error) from error
         self.meeting.waits = None
@@ -195,11 +238,19 @@ class Place:
         meeting = self.meeting
         meeting.waits, meeting.backward = self, True
         try:
-            sum_over_ranks(x, self.group)
+            meeting.sum(x)
         except RuntimeError as error:
             raise meeting.parted(self, error) from error
         meeting.waits = None
         return x
+
+    def refuse_in_join(self, what: str) -> None:
+        """Raise `UserError` of `what` within `syncnorm.join`: a rank that is out of batches cannot stand in there."""
+        if self.meeting.relay is not None:
+            raise UserError(
+                f"{title(self.name())} does not take {what} within syncnorm.join, where nothing can stand in for a "
+                "rank that is out of batches: deal every rank equally many batches."
+            )
 
     def announce_error(self, like: Tensor, shape: tuple[int, ...]) -> None:
         """Join the peers' gather with a count of -1, so that they raise instead of waiting for this rank.
@@ -208,12 +259,11 @@ class Place:
         """
         nothing = like.new_zeros(shape, dtype=acc_dtype(like.dtype))
         announced = Moments(nothing.new_full(shape[:-1], -1.0), nothing, nothing)
-        gather_rows(pack(announced, self._tail_for(nothing)), self.group)
+        self.meeting.gather(pack(announced, self._tail_for(nothing)), self.number)
 
     def _arrive(self) -> None:
         meeting = self.meeting
-        meeting.calls += 1
-        meeting.last.append(self)
+        meeting.come(self)
         meeting.waits, meeting.backward = self, False
 
     def _tail_for(self, mean: Tensor) -> Tensor | None:
@@ -250,6 +300,22 @@ class Place:
             place = meeting.places.get(int(number))
             ran[rank] = Whereabouts(1, [place.name() if place else f"the layer that came as number {int(number)}"])
         raise ValueError(sentence(self.name(), difference(ran) or "other layers of the same name"))
+
+
+def meeting_of(group: ProcessGroup | None, device: torch.device) -> Meeting:
+    """Return the meeting of the ranks of `group` (None: all)."""
+    whole = _resolved(group)
+    if whole not in _meetings:
+        _meetings[whole] = Meeting(whole, device)
+    return _meetings[whole]
+
+
+def joining(group: ProcessGroup | None) -> bool:
+    """Return whether the ranks of `group` are in `syncnorm.join`, and may run out of batches."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    meeting = _meetings.get(_resolved(group))
+    return meeting is not None and meeting.relay is not None
 
 
 def _resolved(group: ProcessGroup | None) -> ProcessGroup:

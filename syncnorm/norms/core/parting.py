@@ -15,7 +15,7 @@ Told = Mapping[int, "Whereabouts | None"]
 
 REMEDY = (
     "A rank that skips a layer, freezes it, has it in eval mode or is out of batches leaves the others waiting: let "
-    "every rank train the same layers on the same number of batches"
+    "every rank train the same layers on the same number of batches (syncnorm.join(model) serves ranks that run out)"
 )
 
 
@@ -114,4 +114,11 @@ def _by_rank(said: Mapping[int, str]) -> str:
     ranks: dict[str, list[int]] = {}
     for rank in sorted(said):
         ranks.setdefault(said[rank], []).append(rank)
-    return "; ".join(f"{listed(who)} {what}" for what, who in ranks.items())
+    return "; ".join(f"{listed(who)} {what if len(who) == 1 else _of_several(what)}" for what, who in ranks.items())
+
+
+def _of_several(what: str) -> str:
+    """Return what one rank does ("waits in ...") as what several do."""
+    verb, _, rest = what.partition(" ")
+    plural = {"waits": "wait", "has": "have"}.get(verb, verb)
+    return f"{plural} {rest}"

@@ -18,15 +18,17 @@ from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.collectives import gather_moments_differentiably, rank_and_size
 from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain, pooled_moments
+from syncnorm.norms.core.groups import Group, as_group
 from syncnorm.norms.core.layer import NormLayer
-from syncnorm.norms.core.meeting import Place
+from syncnorm.norms.core.meeting import Place, joining
 from syncnorm.norms.core.parting import names_of, title
+from syncnorm.norms.core.relay import JOINS
 from syncnorm.norms.core.shapes import channels_problem, check_divisor, check_values
 from syncnorm.norms.core.valid import Valid
 
 JOIN = (
-    "a rank that has run out of batches leaves the others waiting. Write join(throw_on_early_termination=True), deal "
-    "every rank equally many batches, or let that rank go on with empty ones, x[:0]"
+    "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, in which it "
+    "does not, or join(throw_on_early_termination=True), which ends all ranks with the first"
 )
 
 
@@ -42,18 +44,13 @@ class Synchronised(NormLayer):
     process_group: ProcessGroup | None = None
     _place: Place | None = None
 
-    def share(self, sync: bool | None, process_group: ProcessGroup | None) -> None:
+    def share(self, sync: bool | None, process_group: Group) -> None:
         """Set whether statistics are shared (None: if a group is given), and between whom."""
         name = f"{type(self).__name__}({self.num_features})"
-        if isinstance(process_group, str | torch.device):
-            raise ValueError(
-                f"{name}: process_group is {process_group!r}: it must be a group of torch.distributed, or None. The "
-                "device comes after it: device=..."
-            )
         if sync is False and process_group is not None:
             raise ValueError(f"{name} got a process_group and sync=False: give one of them.")
         self.sync = process_group is not None if sync is None else sync
-        self.process_group = process_group
+        self.process_group = as_group(process_group, name)
 
     def shares(self) -> bool:
         """Return whether the layer shares statistics with other ranks."""
@@ -95,7 +92,7 @@ class Synchronised(NormLayer):
     def over_ranks(self, local: Moments, x: Tensor) -> Moments:
         """Return the `local` moments of all ranks together, with gradients through every rank's; `x` is the input."""
         compiling = torch.compiler.is_compiling()
-        if compiling and COMPILES_COLLECTIVES:
+        if compiling and COMPILES_COLLECTIVES and not JOINS.any:
             return gather_moments_differentiably(local, self.process_group).pooled()
         eagerly = torch.compiler.disable(self._pooled) if compiling else self._pooled  # type: ignore[no-untyped-call]
         pooled: Moments = eagerly(local, x)
@@ -104,6 +101,7 @@ class Synchronised(NormLayer):
     def _pooled(self, local: Moments, x: Tensor) -> Moments:
         place = self.among_ranks(x)
         if transforming():
+            place.refuse_in_join("transforms of torch.func")
             return gather_moments_differentiably(local, self.process_group).pooled()
         return pooled_moments(local, place)
 
@@ -139,8 +137,8 @@ class Synchronised(NormLayer):
 
         A problem of any rank is raised on all: at the first step through the store, later in the peers' gather.
         """
-        if joining_unevenly():
-            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within join(): {JOIN}.")
+        if joining_unevenly() and not joining(self.process_group):
+            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within DDP's join(): {JOIN}.")
         place = self._place
         if place is not None and place.serves(self.process_group):
             if problem and x.device.type == "cpu":
@@ -190,7 +188,7 @@ class SynchronisedBatchNorm(Synchronised, BatchNormLayer):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.share(sync, process_group)
@@ -206,7 +204,7 @@ class SynchronisedBatchNorm(Synchronised, BatchNormLayer):
     def by_ranks(self, x: Tensor, valid: Valid | None) -> Tensor:
         """Normalise `x` by the moments of all ranks, where `valid` if given, and move the statistics."""
         compiling = torch.compiler.is_compiling()
-        if compiling and COMPILES_COLLECTIVES:
+        if compiling and COMPILES_COLLECTIVES and not JOINS.any:
             where = None if valid is None else valid.where
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
@@ -222,6 +220,7 @@ class SynchronisedBatchNorm(Synchronised, BatchNormLayer):
         check_divisor(self, self.num_features)
         where = None if valid is None else valid.where
         if transforming():
+            place.refuse_in_join("transforms of torch.func")
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
             y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)

@@ -14,7 +14,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from syncnorm.errors import UserError
 from syncnorm.norms.core.opened import Opened
 
 
@@ -157,20 +156,14 @@ def with_masks(masks: Masks) -> Iterator[None]:
         OPENED.count(-1)
 
 
-_CLOSED: ContextVar[str] = ContextVar("syncnorm_no_mask", default="")
+_HANDED_ON: ContextVar[bool] = ContextVar("syncnorm_batch_norms_handed_on", default=False)
 
 
-def close_to_masks(what: str) -> None:
-    """Refuse masks from here on in this context, and a current one, since `what` computes norms in its own way."""
-    masks = current_masks()
-    _CLOSED.set(what)
-    if masks is not None:
-        check_open(masks)
+def hand_on_batch_norms() -> None:
+    """Let somebody further out normalise by batches from here on in this context, who asks for the masks himself."""
+    _HANDED_ON.set(True)
 
 
-def check_open(masks: Masks) -> None:
-    """Raise `UserError` for masks where they would be lost."""
-    if masks.given and (what := _CLOSED.get()):
-        raise UserError(
-            f"syncnorm.mask does not reach the norms inside {what}: run whole batches with masks, or {what} without."
-        )
+def handed_on() -> bool:
+    """Return whether somebody further out normalises by batches."""
+    return _HANDED_ON.get()

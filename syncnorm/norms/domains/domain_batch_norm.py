@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.domain_context import current_domain, no_domain
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.layer import check_eps, check_flags
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
@@ -61,7 +61,7 @@ class DomainBatchNorm(Synchronised):
         fallback: what evaluation does outside `syncnorm.domain`: "error" raises, "pooled" normalises with `pooled()`
             and the mean of the domains' weights and biases.
         sync: whether ranks share statistics, domain by domain.
-        process_group: those ranks; None is all of them.
+        process_group: those ranks; None is all of them. A DeviceMesh of one dimension means its ranks.
 
     Raises:
         ValueError: an unknown domain; no domain (in training, or with fallback="error"); one value per channel for a
@@ -88,7 +88,7 @@ class DomainBatchNorm(Synchronised):
         domain_affine: bool = False,
         fallback: Literal["error", "pooled"] = "error",
         sync: bool = True,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.layer import check_flags
+from syncnorm.norms.core.masked import check_counts, mean_square_where
 from syncnorm.norms.core.shapes import by_channel, by_sample, check_positions
+from syncnorm.norms.core.valid import Valid
 
 
 class FilterResponseNorm(ChannelAffine):
@@ -66,9 +68,19 @@ class FilterResponseNorm(ChannelAffine):
             check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
         square = values.square().flatten(2).mean(2) if x.dim() > 2 else values.square()
-        eps = self.eps if self.extra_eps is None else self.eps + self.extra_eps.to(values.dtype).abs()
-        scale = by_sample(torch.rsqrt(square + eps), x)
-        y = self.scale_and_shift(values * scale)
-        if self.tau is not None:
-            y = torch.maximum(y, by_channel(self.tau.to(y.dtype), y))
-        return y.to(x.dtype)
+        return self._bent(values, by_sample(square, x)).to(x.dtype)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Divide each channel of each sample of `x` where `valid` by its root mean square there, and threshold."""
+        if self.extra_eps is None:
+            check_counts(valid.by_sample, f"FilterResponseNorm({self.num_features})")
+        values = valid.fill(x).to(acc_dtype(x.dtype))
+        return valid.fill(self._bent(values, mean_square_where(values, valid, by_channel=True)).to(x.dtype))
+
+    def _bent(self, values: Tensor, square: Tensor) -> Tensor:
+        """Return `values` divided by sqrt(square + eps), after weight, bias and threshold."""
+        eps: float | Tensor = self.eps
+        if self.extra_eps is not None:
+            eps = by_channel(self.eps + self.extra_eps.to(values.dtype).abs(), values)
+        y = self.scale_and_shift(values * torch.rsqrt(square + eps))
+        return y if self.tau is None else torch.maximum(y, by_channel(self.tau.to(y.dtype), y))

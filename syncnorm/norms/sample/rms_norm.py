@@ -8,6 +8,8 @@ from torch import Tensor
 
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.masked import mean_square_where
+from syncnorm.norms.core.valid import Valid
 
 
 class RMSNorm(ChannelAffine):
@@ -40,5 +42,12 @@ class RMSNorm(ChannelAffine):
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise each sample of `x` by its root mean square."""
         values = x.to(acc_dtype(x.dtype))
-        square = values.square().mean(tuple(range(1, x.dim())), keepdim=True)
-        return self.scale_and_shift(values * torch.rsqrt(square + self.eps)).to(x.dtype)
+        return self._divided(values, values.square().mean(tuple(range(1, x.dim())), keepdim=True)).to(x.dtype)
+
+    def masked(self, x: Tensor, valid: Valid) -> Tensor:
+        """Normalise each sample of `x` where `valid` by its root mean square there."""
+        values = valid.fill(x).to(acc_dtype(x.dtype))
+        return valid.fill(self._divided(values, mean_square_where(values, valid, by_channel=False)).to(x.dtype))
+
+    def _divided(self, values: Tensor, square: Tensor) -> Tensor:
+        return self.scale_and_shift(values * torch.rsqrt(square + self.eps))

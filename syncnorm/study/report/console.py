@@ -5,6 +5,7 @@ import sys
 from syncnorm.study.plot import Plot
 from syncnorm.study.report.analysis.tuning import chosen_table
 from syncnorm.study.report.baselines import UNREACHED, baseline_table
+from syncnorm.study.report.ranks import slow_ranks
 from syncnorm.study.report.render import LeftOut, render, stored_plots
 from syncnorm.study.rows import Results, at_chance, diverged
 from syncnorm.study.table import MINUS, Table
@@ -32,6 +33,7 @@ def main_table(results: Results, encoding: str | None = None) -> str:
     reported = results.reported.finished
     if guesses := sum(bool(at_chance(row)) for row in reported if not diverged(row)):
         notes.append(f"{guesses} of {len(reported)} reported runs are at chance, no better than a guess.")
+    notes += [f"{said[0].lower()}{said[1:]}" for said in slow_ranks(results)]
     return "\n\n".join(part for part in (table, "\n".join(showable(note, encoding) for note in notes)) if part)
 
 

@@ -21,6 +21,7 @@ from syncnorm.study.report.page.run_list import runs_page
 from syncnorm.study.report.page.site import index_page
 from syncnorm.study.report.partitions import partitions, write_partition
 from syncnorm.study.report.provenance import provenance
+from syncnorm.study.report.ranks import ranks_table
 from syncnorm.study.report.render import LeftOut, draw, render, stored_plots
 from syncnorm.study.report.runs import divergences, failures, run_records
 from syncnorm.study.report.table_formats import html, write_tables
@@ -87,10 +88,11 @@ def _checked(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def _about_runs(results: Results) -> list[tuple[Table, str]]:
-    """Return the tables of claims, baselines, agreements, failed and diverged runs, if any, each with the HTML after
-    it."""
+    """Return the tables of claims, baselines, agreements, ranks, failed and diverged runs, if any, each with the HTML
+    after it."""
     found = [(table, "") for table in (claims_table(results.reported), baseline_table(results)) if table]
     found += [(agreement_table(results.reported), "")] if results.about.agreements else []
+    found += [(table, "")] if (table := ranks_table(results)) else []
     if lost := [row for row in results.finished if diverged(row)]:
         found.append((divergences(lost), ""))
     if results.failed:

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -15,6 +15,7 @@ from pathlib import Path
 from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Result, Run
 from syncnorm.environment import cores, cuda_devices, environment, rank, world_size
 from syncnorm.errors import UserError
+from syncnorm.progress import counted
 from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, with_engine
 from syncnorm.study.plan.trials import Plan, plan_of
@@ -24,7 +25,8 @@ from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import Change, changed_rows, stale_ids
 from syncnorm.study.run.label import Label, labeller
 from syncnorm.study.run.processes.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
-from syncnorm.study.run.processes.ranks import Job, die_with_parent, take_part
+from syncnorm.study.run.processes.launch import meet
+from syncnorm.study.run.processes.ranks import Job, die_with_parent, ending_others, take_part
 from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, Started, work
 from syncnorm.study.run.record import INTERRUPTED_SECONDS, Record, recording, start_trackers
 from syncnorm.study.run.schedule import Schedule, schedule_of
@@ -70,14 +72,17 @@ def run_study(
     size = world_size()
     if size is not None:
         _check_size(plan, size)
+        meet(study.name)
         die_with_parent()
         _silence()
         if rank() != 0:
             take_part((), load_trainer(trainer), lambda run, outcome: None)
             return
     label = labeller(plan)
-    stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
-    with Store.open(out, study, command, plan) as store:
+    with ExitStack() as stack:
+        stack.enter_context(ending_others())
+        stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
+        store = stack.enter_context(Store.open(out, study, command, plan))
         store.finished -= stale
         schedule = schedule_of(plan, store.directory, stale)
         record = Record(schedule, store, start_trackers(store.directory, wandb, track), label, command)
@@ -182,7 +187,7 @@ def _check_size(plan: Plan, size: int) -> None:
         raise UserError("the study has no torchrun runs: add --engine torchrun, or start it without torchrun.")
     if size not in sizes:
         known = ", ".join(map(str, sorted(sizes)))
-        raise UserError(f"no run of the study needs {size} ranks: start torchrun with one of {known}.")
+        raise UserError(f"no run of the study needs {counted(size, 'rank')}: start torchrun with one of {known}.")
 
 
 def _train_together(record: Record, trainer: str, how: Placement, size: int) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,10 +13,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from syncnorm.errors import UserError
+from syncnorm.norms.core.valid import current_masks
 from syncnorm.surgery.accumulation.interception import AtNorms, Norms, no_recomputation, synchronised
 from syncnorm.surgery.accumulation.lockstep import Meet, run_in_lockstep
 from syncnorm.surgery.accumulation.meeting import Arrival, Meeting, Place, goes_to_host, to_host
-from syncnorm.surgery.layers.preconditions import check_model, uncompiled
+from syncnorm.surgery.layers.preconditions import check_model, check_whole, uncompiled
 
 Batch = TypeVar("Batch")
 
@@ -39,7 +40,8 @@ def accumulate(
 
     All forwards run side by side and meet at each norm; the backward goes through the norms from the last to the
     first. The norms are batch norms of PyTorch (or foreign ones that call F.batch_norm) and `SyncBatchNorm`, which
-    also merges over ranks. Norms that do not see the batch stay as they are. The time is that of the usual forwards
+    also merges over ranks. Norms that do not see the batch stay as they are. A `syncnorm.mask` within `loss` says
+    which positions of its micro-batch count, for all of these. The time is that of the usual forwards
     and backwards, and some for the meetings; where a part of the network lies behind several norms at once, as in a
     DenseNet, its backward runs once for each of them.
 
@@ -58,10 +60,13 @@ def accumulate(
 
     Raises:
         UserError: no micro-batch; a loss that is no scalar, or does not depend on what is trained; micro-batches that
-            go through different norms; a norm whose batch statistics follow a rule of their own; activation
-            checkpointing around a norm, whose recomputation would be of one micro-batch.
+            go through different norms; a norm whose batch statistics follow a rule of their own, or that gets another
+            number of channels; a `syncnorm.mask` around it; activation checkpointing around a norm, whose
+            recomputation would be of one micro-batch. If anything is raised in the forward, norms have their running
+            statistics and counters as before.
     """
     check_model(model)
+    check_whole(model, "exact accumulation")
     parts = list(micro_batches)
     if not parts:
         raise UserError("accumulate got no micro-batches: give it at least one.")
@@ -130,11 +135,17 @@ class _Step:
                 "accumulation needs all of them to go through the same norms in the same order."
             )
 
-        with synchronised(self.model):
+        masks = current_masks()
+        if masks is not None and masks.given:
+            raise UserError(
+                "syncnorm.mask is open around syncnorm.accumulate: open it within the loss, with the mask of the "
+                "micro-batch alone."
+            )
+        with _statistics_of_whole_steps(self.model), synchronised(self.model):
             return run_in_lockstep([of(number) for number in range(len(parts))], self._together, apart)
 
     def _together(self, arrivals: list[Arrival]) -> list[Place]:
-        self.meetings.append(Meeting.at(arrivals[0]))
+        self.meetings.append(Meeting.at(arrivals))
         return self.meetings[-1].forward(arrivals, self.offload)
 
     def backward(self, losses: list[Tensor], gradient: Tensor | None = None) -> None:
@@ -157,6 +168,20 @@ class _Step:
         if not goes_to_host(tensor, self.offload) or tensor.untyped_storage().data_ptr() in self.held:
             return tensor
         return tensor.device, to_host(tensor)
+
+
+@contextmanager
+def _statistics_of_whole_steps(model: nn.Module) -> Iterator[None]:
+    """Put running statistics and counters of norms back where they were if the forward fails."""
+    norms = [m for m in model.modules() if m.training and isinstance(getattr(m, "running_mean", None), Tensor)]
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        raise
 
 
 def _unpack(kept: Any) -> Tensor:

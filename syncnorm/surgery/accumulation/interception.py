@@ -26,8 +26,9 @@ from syncnorm.errors import UserError
 from syncnorm.norms.batch.sync_batch_norm import SyncBatchNorm
 from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.layer import NormLayer
+from syncnorm.norms.core.meeting import joining
 from syncnorm.norms.core.running import update_running
-from syncnorm.norms.core.valid import close_to_masks
+from syncnorm.norms.core.valid import current_masks, hand_on_batch_norms
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery.accumulation.lockstep import Meet
 from syncnorm.surgery.accumulation.meeting import Arrival, Enter
@@ -46,7 +47,7 @@ class AtNorms(TorchFunctionMode):
 
     def __enter__(self) -> AtNorms:
         """Begin, in the thread of a micro-batch, whose synchronised norms find `meet` too."""
-        close_to_masks("syncnorm.accumulate")
+        hand_on_batch_norms()
         _MEET.set(self.meet)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -100,16 +101,16 @@ class Norms:
         layer = next((tensor for tensor in (mean, weight) if tensor is not None), None)
         momentum = given["momentum"]
 
-        def move(new_mean: Tensor, new_var: Tensor) -> None:
+        def move(new_mean: Tensor, new_var: Tensor, where: Tensor) -> None:
             counter = getattr(keeper, "num_batches_tracked", None)
             if mean is not None and counter is not None:
                 counter.sub_(self.micro_batches - 1)  # each micro-batch has counted itself
             for running, new in ((mean, new_mean), (var, new_var)):
                 if running is not None:
-                    update_running(running, new, momentum)
+                    update_running(running, new, momentum, where)
 
         named = self.names.get(id(layer), "without parameters") if layer is not None else "without parameters"
-        return Arrival(given["input"], layer, named, weight, given["bias"], given["eps"], None, move)
+        return Arrival(given["input"], layer, named, weight, given["bias"], given["eps"], move, current_masks())
 
 
 @contextmanager
@@ -121,6 +122,11 @@ def synchronised(model: nn.Module) -> Iterator[None]:
         if isinstance(module, SyncBatchNorm) and module.training
     }
     for name, layer in layers.items():
+        if joining(layer.process_group):
+            raise UserError(
+                f"SyncBatchNorm '{name}' does not take exact accumulation within syncnorm.join: nothing can stand in "
+                "for a rank that is out of batches. Deal every rank equally many."
+            )
         group: ProcessGroup | None = None  # asked for here, since a thread may not know its ranks
         if rank_and_size(layer.process_group)[1] > 1:
             group = layer.process_group or torch.distributed.group.WORLD
@@ -133,10 +139,10 @@ def synchronised(model: nn.Module) -> Iterator[None]:
 
 
 def _meet_at(name: str, layer: SyncBatchNorm, group: ProcessGroup | None, input: Tensor) -> Tensor:
-    def move(mean: Tensor, var: Tensor) -> None:
-        layer.move(mean, var, torch.ones((), dtype=torch.bool, device=mean.device))
-
-    return enter(_MEET.get(), Arrival(input, layer, f"'{name}'", layer.weight, layer.bias, layer.eps, group, move))
+    arrival = Arrival(
+        input, layer, f"'{name}'", layer.weight, layer.bias, layer.eps, layer.move, current_masks(), group
+    )
+    return enter(_MEET.get(), arrival)
 
 
 @contextmanager

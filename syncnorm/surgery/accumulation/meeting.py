@@ -19,9 +19,10 @@ from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.functional import input_gradient, moments_of_channels, standardise, sums_of_gradient
 from syncnorm.norms.core.meeting import Place as RanksPlace
+from syncnorm.norms.core.valid import Masks, Valid
 
-Move = Callable[[Tensor, Tensor], None]
-"""Moves a layer's running statistics towards a mean and an unbiased variance."""
+Move = Callable[[Tensor, Tensor, Tensor], None]
+"""Moves a layer's running statistics towards a mean and an unbiased variance, where the third, a bool, is true."""
 
 
 @dataclass
@@ -31,16 +32,40 @@ class Arrival:
     x: Tensor
     """Its input, (N, C, ...)."""
     layer: Any
-    """What tells this norm from others."""
+    """What tells this norm from others: its SyncBatchNorm, or a tensor of C values; None if it has none."""
     named: str
     """The norm's name in a sentence."""
     weight: Tensor | None
     bias: Tensor | None
     eps: float
-    group: ProcessGroup | None
-    """The ranks that share its statistics, and then `layer` is a SyncBatchNorm; None: this one alone."""
     move: Move
     """Called once a meeting, on what the first micro-batch brings."""
+    masks: Masks | None = None
+    """Which positions of x count; None: all."""
+    group: ProcessGroup | None = None
+    """The ranks that share its statistics, and then `layer` is a SyncBatchNorm; None: this one alone."""
+
+    @property
+    def valid(self) -> Valid | None:
+        """The positions of x that count, None if all do; `ValueError` if that cannot be told."""
+        return self.masks.at(self.x, f"norm {self.named}") if self.masks is not None and self.masks.given else None
+
+    def problem(self, number: int, first: Arrival) -> str:
+        """Say what is wrong with it, which has this number at the meeting, beside the `first`."""
+        channels = len(self.layer) if isinstance(self.layer, Tensor) else getattr(self.layer, "num_features", None)
+        if self.x.dim() < 2 or (channels is not None and self.x.shape[1] != channels):
+            needed = f"(N, {channels or 'C'}, ...)"
+            return f"norm {self.named} got an input of shape {tuple(self.x.shape)}: it needs {needed}."
+        if self.layer is not first.layer or self.x.shape[1] != first.x.shape[1]:
+            return (
+                f"micro-batch 1 comes to norm {first.named} where micro-batch {number} comes to {self.named}: exact "
+                "accumulation needs all of them to go through the same norms in the same order."
+            )
+        try:
+            _ = self.valid
+        except ValueError as problem:
+            return str(problem)
+        return ""
 
 
 @dataclass
@@ -51,6 +76,7 @@ class Place:
     """Where the gradient of x goes; None if nothing before it is trained."""
     x: Tensor
     device: torch.device
+    valid: Valid | None
     version: int | None
     """The version of x where it is the model's own tensor, None for a copy."""
     y: Tensor | None = None
@@ -64,7 +90,15 @@ class Place:
                 f"the model changes the input of norm {named} in place after the norm has used it: write it without "
                 "the in-place operation, or pass offload=True."
             )
-        return self.x.to(self.device, non_blocking=True)
+        return self.filled(self.x.to(self.device, non_blocking=True))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Return the gradient of y, where its positions count; `x` is like it."""
+        return torch.zeros_like(x) if self.dy is None else self.filled(self.dy)
+
+    def filled(self, values: Tensor) -> Tensor:
+        """Return `values` with zeros where positions do not count."""
+        return values if self.valid is None else self.valid.fill(values)
 
 
 class Enter(torch.autograd.Function):
@@ -100,34 +134,36 @@ class Meeting:
     """Count, mean and biased variance over all micro-batches (and ranks)."""
 
     @classmethod
-    def at(cls, first: Arrival) -> Meeting:
-        """Return the meeting at the norm that a micro-batch has come to. Its input is not kept here."""
+    def at(cls, arrivals: list[Arrival]) -> Meeting:
+        """Return the meeting at the norm that micro-batches have come to. Their inputs are not kept here."""
+        first = arrivals[0]
+        problem = next(filter(None, (one.problem(number, first) for number, one in enumerate(arrivals, 1))), "")
+        if problem and first.group is not None:
+            first.layer.refuse(problem, first.x)  # on every rank
+        if problem:
+            raise UserError(problem)
         ranks = None if first.group is None else first.layer.among_ranks(first.x)
         return cls(first.named, first.weight, first.bias, first.eps, ranks)
 
     def forward(self, arrivals: list[Arrival], offload: bool | None) -> list[Place]:
         """Return each micro-batch's place, with its output in y; the running statistics move once."""
         first = arrivals[0]
-        for number, other in enumerate(arrivals, 1):
-            if other.layer is not first.layer or other.x.shape[1] != first.x.shape[1]:
-                raise UserError(
-                    f"micro-batch 1 comes to norm {first.named} where micro-batch {number} comes to {other.named}: "
-                    "exact accumulation needs all of them to go through the same norms in the same order."
-                )
         with torch.no_grad():
-            own = Moments.pool([moments_of_channels(arrival.x) for arrival in arrivals])
+            own = Moments.pool([_moments(arrival) for arrival in arrivals])
             moments = own if self.ranks is None else self.ranks.gather(own).pooled()
-            if moments.count <= 1:
+            may_be_empty = self.ranks is not None or any(arrival.valid is not None for arrival in arrivals)
+            if moments.count == 1 or (moments.count == 0 and not may_be_empty):
                 raise UserError(
                     f"norm {first.named} gets one value per channel from all micro-batches together: a variance "
                     "needs two."
                 )
             mean, var = moments.mean, moments.var()
             self.statistics = (moments.count.to(mean.dtype), mean, var)
-            first.move(mean, moments.var(1))
+            first.move(mean, moments.var(1), moments.count > 0)
             for arrival in arrivals:
-                place = _place(arrival.x, offload)
-                place.y = standardise(arrival.x, mean, var, first.eps, first.weight, first.bias)
+                place = _place(arrival, offload)
+                x = place.filled(arrival.x)
+                place.y = place.filled(standardise(x, mean, var, first.eps, first.weight, first.bias))
                 self.places.append(place)
         return self.places
 
@@ -140,7 +176,7 @@ class Meeting:
         parts = []
         for place in self.places:
             x = place.input(self.named)
-            dy = torch.zeros_like(x) if place.dy is None else place.dy
+            dy = place.gradient(x)
             parts.append(torch.stack(sums_of_gradient(dy, x, mean, var, self.eps)))
         own = torch.stack(parts).sum(0)
         for parameter, grad in zip((self.weight, self.bias), own, strict=True):
@@ -150,18 +186,25 @@ class Meeting:
         for place in self.places:
             if place.edge is not None:
                 x = place.input(self.named)
-                dy = torch.zeros_like(x) if place.dy is None else place.dy
+                dy = place.gradient(x)
                 dx = input_gradient(dy, x, self.statistics, sums, self.weight, self.eps).to(x.dtype)
-                torch.autograd.backward(place.edge, dx, retain_graph=True)
+                torch.autograd.backward(place.edge, place.filled(dx), retain_graph=True)
         self.places.clear()
 
 
-def _place(x: Tensor, offload: bool | None) -> Place:
+def _moments(arrival: Arrival) -> Moments:
+    """Return the moments of a micro-batch's positions that count."""
+    x, valid = arrival.x, arrival.valid
+    return moments_of_channels(x) if valid is None else Moments.of(x, (0, *range(2, x.dim())), valid.where)
+
+
+def _place(arrival: Arrival, offload: bool | None) -> Place:
     """Return the place of a micro-batch, its input in the host's memory if asked to."""
+    x = arrival.x
     edge = get_gradient_edge(x) if x.requires_grad else None
     away = goes_to_host(x, offload)
     kept = to_host(x.detach()) if away else x.detach()
-    return Place(edge, kept, x.device, None if away else kept._version)
+    return Place(edge, kept, x.device, arrival.valid, None if away else kept._version)
 
 
 def goes_to_host(x: Tensor, offload: bool | None) -> bool:

@@ -14,12 +14,14 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from syncnorm._torch import sharding_group
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.norms.core.valid import valid_of
 from syncnorm.norms.registry import spec_of
+from syncnorm.surgery.adaptation.lockstep import ApartError, run_with_others, together
 from syncnorm.surgery.conversion.convert import batch_norms
 from syncnorm.surgery.layers.preconditions import check_model, in_a_line, uncompiled
 
@@ -97,6 +99,8 @@ def measure_over_ranks(work: Callable[[], Measured], group: ProcessGroup | None)
     cause: Exception | None = None
     try:
         mine = work().for_others()
+    except ApartError:
+        raise
     except Exception as error:  # the other ranks must learn of any error
         cause, mine = error, Measured(problem=in_a_line(error))
     ranks: list[Measured] = gather_objects(mine, group)
@@ -146,11 +150,19 @@ def _run(
         return 0
     # DDP exchanges buffers before each forward, but ranks may have different numbers of batches.
     forward = model.module if isinstance(model, DistributedDataParallel) else model
+    given = _checked(batches) if tensors else batches
+    sharded = sharding_group(model)
     count = 0
-    with _watched(model, normaliser, see), uncompiled():
-        for batch in _checked(batches) if tensors else batches:
-            run(forward, batch)
-            count += 1
+    with _watched(model, normaliser, see) as watch, uncompiled():
+        if sharded is None:
+            for batch in given:
+                run(forward, batch)
+                count += 1
+            return count
+        for batch, counts in together(given, sharded):
+            watch.open = counts
+            run_with_others(partial(run, forward, batch))
+            count += counts
     return count
 
 
@@ -167,13 +179,21 @@ def _checked(batches: Iterable[Any]) -> Iterator[Tensor]:
             yield x
 
 
+@dataclass
+class _Watch:
+    """Whether the batch that runs counts."""
+
+    open: bool = True
+
+
 @contextmanager
-def _watched(model: nn.Module, normaliser: Normaliser, see: See) -> Iterator[None]:
+def _watched(model: nn.Module, normaliser: Normaliser, see: See) -> Iterator[_Watch]:
     """Put `model` into evaluation mode with hooks on its batch norms; afterwards undo both."""
+    watch = _Watch()
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *options.values())
-        if not x.numel():
+        if not watch.open or not x.numel():
             return  # a batch without samples says nothing, nor does one in which none counts
         valid = valid_of(x, f"'{name}'")
         if valid is not None and not valid.count:
@@ -203,7 +223,7 @@ def _watched(model: nn.Module, normaliser: Normaliser, see: See) -> Iterator[Non
                 layer.training, layer.track_running_stats = True, False
             for name, layer in layers.items():
                 hooks.append(layer.register_forward_pre_hook(partial(look, name), with_kwargs=True))
-            yield
+            yield watch
         finally:
             for handle in hooks:
                 handle.remove()

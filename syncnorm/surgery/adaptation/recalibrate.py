@@ -4,18 +4,18 @@ model = syncnorm.recalibrate(model, batches)                    # PreciseBN; on 
 moments = syncnorm.layer_moments(model, batches, "running")     # the same, to merge, without changing the model
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.batch.eval_norm import EvalNorm
 from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.groups import Group, as_group
 from syncnorm.surgery.adaptation.measure import (
     Measured,
     Normaliser,
@@ -30,6 +30,8 @@ from syncnorm.surgery.layers.preconditions import call as called
 from syncnorm.surgery.layers.preconditions import warn_of_foreign_norms
 
 Estimator = Literal["population", "mean_of_batches"]
+OF_SAMPLES = ":samples"
+"""What follows a layer's name in `layer_statistics` where the moments are those of its samples."""
 
 
 def layer_moments(
@@ -39,7 +41,7 @@ def layer_moments(
     *,
     call: Run | None = None,
     over_ranks: bool = False,
-    process_group: ProcessGroup | None = None,
+    process_group: Group = None,
 ) -> dict[str, Moments]:
     """Return the exact moments of each batch norm's inputs over all `batches`, by the layer's name.
 
@@ -69,7 +71,7 @@ def layer_moments(
         normaliser: as above.
         call: how the model runs a batch, e.g. `lambda model, batch: model(batch["image"].cuda(), batch["mask"])`.
         over_ranks: merge over the ranks of torch.distributed, if it is initialised.
-        process_group: those ranks; None is all of them.
+        process_group: those ranks; None is all of them. (A DeviceMesh of one dimension means its ranks.)
 
     Returns:
         {} for a model without batch norm; layers that the forward does not reach are left out.
@@ -85,6 +87,28 @@ def layer_moments(
     return _together(work, over_ranks, process_group).moments
 
 
+def layer_statistics(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Moments]:
+    """Return what `recalibrate` measures, to be merged and turned into a state by `statistics_entries`.
+
+    The moments of `layer_moments`, and for each layer that keeps more than mean and variance (EvalNorm) those of its
+    samples (`EvalNorm.moments_of_samples`), under its name and OF_SAMPLES.
+    """
+    found = measure(model, batches, "batch", _TAKES["population"], nn.Module.__call__, tensors=True)
+    return found.moments | {f"{name}{OF_SAMPLES}": samples for name, samples in found.samples.items()}
+
+
+def statistics_entries(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """Return moments by layer, as of `layer_statistics`, as entries of a state, variances unbiased."""
+    found: dict[str, Tensor] = {}
+    for name, seen in moments.items():
+        layer = name.removesuffix(OF_SAMPLES)
+        parts = {"running_mean": seen.mean, "running_var": seen.var(correction=1)}
+        if layer != name:
+            parts = EvalNorm.entries_of(seen)
+        found |= {f"{layer}.{part}" if layer else part: value for part, value in parts.items()}
+    return found
+
+
 def recalibrate(
     model: nn.Module,
     batches: Iterable[Tensor],
@@ -93,7 +117,7 @@ def recalibrate(
     *,
     call: Run | None = None,
     over_ranks: bool = True,
-    process_group: ProcessGroup | None = None,
+    process_group: Group = None,
 ) -> nn.Module:
     """Set the running statistics of every batch norm of `model` to those of `batches`, in place, and return it.
 
@@ -164,10 +188,11 @@ def _set(layers: dict[str, nn.Module], found: Measured, estimator: Estimator) ->
             start()
 
 
-def _together(work: Callable[[], Measured], over_ranks: bool, group: ProcessGroup | None) -> Measured:
+def _together(work: Callable[[], Measured], over_ranks: bool, group: Group) -> Measured:
     """Return what `work` measures, here or over all ranks."""
-    several = over_ranks and rank_and_size(group)[1] > 1
-    measured = measure_over_ranks(work, group) if several else work()
+    ranks = as_group(group, "the batch norms cannot be measured") if over_ranks else None
+    several = over_ranks and rank_and_size(ranks)[1] > 1
+    measured = measure_over_ranks(work, ranks) if several else work()
     if measured.channels and not measured.batches:
         raise UserError("there is no sample to measure batch norms with: give at least one batch.")
     return measured
@@ -203,15 +228,14 @@ _TAKES: dict[str, Take] = {
 
 def _spreads(layer: EvalNorm, samples: Moments | None, estimator: Estimator) -> list[tuple[Tensor, Tensor]]:
     """Return the buffers of an EvalNorm's own statistics and their values; nothing is known from one sample."""
-    known = samples is not None and (estimator == "mean_of_batches" or bool(samples.count > 1))
-    if samples is None or not known:
-        within = between = torch.zeros_like(layer.running_within)
+    if samples is None:
+        found = {name: torch.zeros_like(getattr(layer, name)) for name in layer.SPREADS}
     elif estimator == "population":
-        within, between = layer.within_and_between(samples)
+        found = layer.entries_of(samples)
     else:
-        within, between = samples.mean.chunk(2)
-    seen = layer.spreads_seen.clamp(min=1) if known else torch.zeros_like(layer.spreads_seen)
-    return [(layer.running_within, within), (layer.running_between, between), (layer.spreads_seen, seen)]
+        found = dict(zip(layer.SPREADS, (*samples.mean.chunk(2), torch.ones_like(layer.spreads_seen)), strict=True))
+    found["spreads_seen"] = torch.where(found["spreads_seen"] > 0, layer.spreads_seen.clamp(min=1), 0)
+    return [(getattr(layer, name), value) for name, value in found.items()]
 
 
 def _unbiased(name: str, moments: Moments) -> tuple[Tensor, Tensor]:

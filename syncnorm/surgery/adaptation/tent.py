@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.surgery.conversion.convert import batch_norms, convert
-from syncnorm.surgery.layers.preconditions import call, check_changeable
+from syncnorm.surgery.layers.preconditions import call, check_changeable, check_whole
 
 
 class Tent:
@@ -108,6 +108,7 @@ def tent(
             unchanged.
     """
     check_changeable(model)
+    check_whole(model, "TENT")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise UserError(f"steps is {steps!r}: TENT takes a whole number of steps on each batch, at least 1.")
     layers = batch_norms(model).values()

@@ -5,6 +5,7 @@ model = syncnorm.revert(model)
 """
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from syncnorm._torch import fully_sharded
 from syncnorm.errors import UserError
 from syncnorm.norms import DomainBatchNorm, SyncBatchNorm, norm_spec
 from syncnorm.norms.make import check_options
@@ -23,16 +25,21 @@ from syncnorm.surgery.layers.fused import Rest, rest_of
 from syncnorm.surgery.layers.own_parts import AFFINE, base_class
 from syncnorm.surgery.layers.own_train import kept_in_evaluation, warn_of_thawed
 from syncnorm.surgery.layers.preconditions import check_changeable, warn_of_foreign_norms
-from syncnorm.surgery.layers.replace import replace_modules
+from syncnorm.surgery.layers.sharded import put_shards_back, replace_layers
 from syncnorm.surgery.layers.substitute import ORIGIN, original, original_layer, place_of, substitute
+
+FLAT = "_fsdp_wrapped_module."  # what FSDP1 adds to names of modules, though not to those in a state_dict
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
     """Return a model's batch-norm layers by their names, found by type: every subclass of torch's `_BatchNorm`.
 
-    A layer that a model uses in several places is listed once, under its first name.
+    A layer that a model uses in several places is listed once, under its first name. In a model in FSDP1 the names
+    are those of its `state_dict`, without the wrappers.
     """
-    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {
+        name.replace(FLAT, ""): module for name, module in model.named_modules() if isinstance(module, _BatchNorm)
+    }
 
 
 def convert(model: nn.Module, name: str, *, where: Where | None = None, **options: Any) -> nn.Module:
@@ -57,8 +64,10 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     replaced layer that the forward reaches all the same (through a global variable, say) raises a `UserError` that
     names it.
 
-    "sync_bn" also takes `group_size`: neighbouring ranks, so many at a time, share statistics (`process_group` says
-    the same of a group of your own). Every rank has to convert then.
+    "sync_bn" also takes `group_size`: neighbouring ranks, so many at a time, share statistics, or those of a machine
+    ("node"). Every rank has to convert then. `process_group` takes a group of your own, or `mesh["shard"]`.
+
+    In a model in `fully_shard` (FSDP2), the norm has to have the parameters of the layer.
 
     "gn" gets 32 groups by default, and fewer on layers of less than 64 channels. Where a layer has one position, that
     leaves few values a group, of which little can be learned: give `groups` (`norms.per_sample.default_groups`).
@@ -72,17 +81,18 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
         UserError: an unknown norm or option, a number of channels that the norm cannot handle, or a norm of weights
             for a model without convolutions; a lazy layer whose channels are not known yet, or a layer whose weight
             or bias is parametrised or pruned; a layer with a forward of its own that is not batch norm with something
-            after it; a `where` that selects nothing; a model that is scripted, quantised or in DDP. The model is then
-            unchanged.
+            after it; a `where` that selects nothing; a model that is scripted, quantised, in DDP or in FSDP1; in
+            FSDP2, a norm with other parameters, or a layer that is sharded by itself. The model is then unchanged.
 
     "bn" in place of a layer that takes inputs of any dimensions (`nn.SyncBatchNorm`) becomes `nn.BatchNorm1d`, `2d`
     or `3d` at its first input.
 
     Warns if a module has a running mean but is not a PyTorch batch norm, since it stays; if the model has nothing to
     replace; and if its own `train()` keeps layers in evaluation mode and does not find the new ones (it is called to
-    find out, and modes are restored).
+    find out, and modes are restored); and if a replaced layer has forward hooks, since these do not run.
     """
     check_changeable(model)
+    put_shards_back(model)
     options = with_group(name, options)
     check_options(name, options)
     warn_of_foreign_norms(model, "it stays as it is")
@@ -115,6 +125,7 @@ def revert(model: nn.Module, *, domain: int | None = None) -> nn.Module:
             unknown, or that no layer of the model uses.
     """
     check_changeable(model)
+    put_shards_back(model)
     layers = converted_layers(model)
     _warn_of_unconverted(model, layers)
     by_domain = [layer for layer in layers if isinstance(layer, DomainBatchNorm)]
@@ -157,23 +168,38 @@ def convert_layers(model: nn.Module, layers: dict[nn.Module, str], name: str, op
     rests = {layer: check_layer(where, layer, name) for layer, where in layers.items()}
     swaps = {layer: substitute(original(layer, model), name, options, rest) for layer, rest in rests.items()}
     frozen = kept_in_evaluation(model, layers) if norm_spec(name).sees_batch else set()
-    model = replace_modules(model, swaps)
+    model = replace_layers(model, swaps, layers)
     for new in swaps.values():
         if hasattr(new, ORIGIN):
             getattr(new, ORIGIN).place = place_of(new, model)
     warn_of_thawed(model, layers, swaps, frozen)
+    _warn_of_hooks(layers)
     return model
+
+
+def _warn_of_hooks(layers: Mapping[nn.Module, str]) -> None:
+    """Warn of replaced layers with forward hooks, which may have changed their outputs."""
+    hooked = [f"'{name}'" for layer, name in layers.items() if layer._forward_hooks or layer._forward_pre_hooks]
+    if hooked:
+        more = f" and {len(hooked) - 3} more" if len(hooked) > 3 else ""
+        warnings.warn(
+            f"{', '.join(hooked[:3])}{more}: forward hooks stay with the replaced layer until revert, and do not run "
+            "meanwhile: register them on the new layer too if they are needed.",
+            stacklevel=4,
+        )
 
 
 def revert_layers(model: nn.Module, layers: dict[nn.Module, str]) -> nn.Module:
     """Do what `revert` does, for these converted layers of `model` (with their names) only."""
     for layer, where in layers.items():
         _check_parameters(where, layer)
-    return replace_modules(model, {layer: original(layer, model) for layer in layers})
+    return replace_layers(model, {layer: original(layer, model) for layer in layers}, layers)
 
 
 def _convolutions(model: nn.Module, name: str) -> dict[nn.Module, str]:
     """Return the convolutions of `model` whose weights the norm `name` will normalise, with their names."""
+    if fully_sharded(model):
+        raise UserError(f"norm '{name}' normalises weights, which fully_shard has sharded: convert before you shard.")
     if not any(isinstance(module, CONVOLUTIONS) for module in model.modules()):
         raise UserError(
             f"norm '{name}' normalises the weights of convolutions, and the model has none: choose another norm."

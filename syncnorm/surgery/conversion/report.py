@@ -14,6 +14,7 @@ from syncnorm.norms.make import check_options
 from syncnorm.surgery.conversion.convert import candidates, check_layer, converted_layers
 from syncnorm.surgery.conversion.where import Where, selected
 from syncnorm.surgery.layers.preconditions import FOREIGN, check_changeable, foreign_norms
+from syncnorm.surgery.layers.sharded import check_shards
 from syncnorm.surgery.layers.substitute import original, substitute
 
 
@@ -66,6 +67,7 @@ def convert_report(model: nn.Module, name: str, *, where: Where | None = None, *
             rest = check_layer(there, layer, name)
             with torch.random.fork_rng(devices=devices):  # a norm of weights may draw its start
                 new = substitute(original(layer, model), name, options, rest)
+            check_shards(model, {layer: new}, {layer: there})
         except UserError as error:
             report.refused[there] = str(error)
         else:

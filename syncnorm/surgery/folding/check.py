@@ -49,7 +49,8 @@ def checked(model: nn.Module, change: Change, inputs: Inputs, what: str) -> None
         exact = _moved_in_double(model, change, inputs)
         undo = change()
         try:
-            deviation = exact or _moved(before, _outputs(model, inputs, what), exact is None)
+            after = _outputs(model, inputs, what)
+            deviation = exact or _moved(before, after, exact is None, _finest(model))
         except BaseException:
             undo()
             raise
@@ -127,7 +128,17 @@ def _outputs(model: nn.Module, inputs: Inputs, what: str) -> list[Tensor]:
         return [part.detach().clone() for part in _tensors(call(model, *inputs, what=what))]
 
 
-def _moved(before: list[Tensor], after: list[Tensor], alone: bool) -> float:
+def _rounding(dtype: torch.dtype) -> float:
+    return _ROUNDED.get(dtype, 5e-2)
+
+
+def _finest(model: nn.Module) -> float:
+    """Return the rounding of the finest of the model's types, which an output of a finer one has gone through."""
+    tensors = chain(model.parameters(), model.buffers())
+    return min((_rounding(tensor.dtype) for tensor in tensors if tensor.is_floating_point()), default=0.0)
+
+
+def _moved(before: list[Tensor], after: list[Tensor], alone: bool, rounding: float = 0.0) -> float:
     """Return the largest deviation, or 0 if none is beyond rounding; `alone` if float64 has said nothing."""
     worst = 0.0
     for right, found in zip_longest(before, after):
@@ -136,7 +147,7 @@ def _moved(before: list[Tensor], after: list[Tensor], alone: bool) -> float:
         if right.numel():
             deviation = (found.double() - right.double()).abs().max().item()
             largest = max(right.double().abs().max().item(), 0.0 if alone else 1.0)
-            if not deviation <= _ROUNDED.get(right.dtype, 5e-2) * largest:
+            if not deviation <= max(_rounding(right.dtype), rounding) * largest:
                 worst = max(worst, deviation) if deviation == deviation else float("nan")
     return worst
 

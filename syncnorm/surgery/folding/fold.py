@@ -22,7 +22,7 @@ from syncnorm.surgery.folding.values import folded
 from syncnorm.surgery.layers.fused import with_rest
 from syncnorm.surgery.layers.modes import evaluation
 from syncnorm.surgery.layers.own_parts import own_parts
-from syncnorm.surgery.layers.preconditions import check_changeable, uncompiled, warn_of_foreign_norms
+from syncnorm.surgery.layers.preconditions import check_changeable, check_whole, uncompiled, warn_of_foreign_norms
 from syncnorm.surgery.layers.replace import replace_modules
 from syncnorm.surgery.layers.substitute import original, original_layer
 
@@ -59,9 +59,11 @@ def fold(model: nn.Module, *, example: Any = None) -> nn.Module:
 
     Raises:
         UserError: a forward that cannot be traced (without an example), outputs that differ, an example on which
-            they cannot be compared, or a model that is scripted, quantised or in DDP; the model is then unchanged.
+            they cannot be compared, or a model that is scripted, quantised, sharded or in
+            DDP; the model is then unchanged.
     """
     check_changeable(model)
+    check_whole(model, "fold")
     inner = uncompiled_module(model)
     graph = None
     try:

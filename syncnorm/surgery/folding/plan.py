@@ -18,10 +18,11 @@ from syncnorm.errors import UserError, where_raised
 from syncnorm.norms import NORMS
 from syncnorm.norms.weight.weight_side import raw_parameter
 from syncnorm.surgery.folding.values import TRANSPOSED, as_affine, folded
+from syncnorm.surgery.layers.any_dimensions import BatchNorm
 from syncnorm.surgery.layers.fused import Rest, norm_class, rest_of
 from syncnorm.surgery.layers.modes import evaluation
 from syncnorm.surgery.layers.own_parts import base_class
-from syncnorm.surgery.layers.preconditions import check_model, uncompiled
+from syncnorm.surgery.layers.preconditions import check_model, check_whole, uncompiled
 from syncnorm.surgery.layers.replace import is_retired
 from syncnorm.surgery.layers.substitute import spec_of_layer
 
@@ -67,6 +68,7 @@ def fold_report(model: nn.Module) -> FoldReport:
 def traced_report(model: nn.Module) -> tuple[FoldReport, fx.Graph | None]:
     """Return the report of `fold_report`, and the graph that it follows, if there is anything to fold."""
     check_model(model)
+    check_whole(model, "fold")
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the meta device, where it has no weights to fold into: load them first.")
     if _is_reported(model):
@@ -95,7 +97,7 @@ def _foldable_classes(layer: nn.Module) -> tuple[type[nn.Module], ...]:
     classes = [kind for spec in rows for kind in (spec.layer, *spec.by_ndim.values()) if inspect.isclass(kind)]
     spec = spec_of_layer(layer)
     built = [type(layer)] if spec is not None and not inspect.isclass(spec.layer) else []
-    return (_BatchNorm, nn.SyncBatchNorm, *classes, *built)
+    return (_BatchNorm, nn.SyncBatchNorm, BatchNorm, *classes, *built)
 
 
 def sequential_report(model: nn.Module) -> FoldReport:
@@ -302,6 +304,7 @@ def _unknown_forward(norm: nn.Module) -> str:
 
 def _has_forward_of(layer: nn.Module, known: tuple[type[nn.Module], ...]) -> bool:
     patched = "forward" in vars(layer) and not is_retired(layer)
+    patched = patched or type(layer).__call__ is not nn.Module.__call__
     return not patched and any(norm_class(layer).forward is kind.forward for kind in known)
 
 

@@ -138,11 +138,12 @@ def rest_of(layer: nn.Module, where: str) -> Rest | None:
     base, kind = base_class(type(layer)), type(layer)
     patched = "forward" in vars(layer) and not is_retired(layer)
     norms = [own for spec in NORMS.values() for own in (spec.layer, *spec.by_ndim.values())]
-    if not patched and (kind.forward is base.forward or kind in norms):
+    called = kind.__call__ is not nn.Module.__call__  # what it does there is beyond any forward
+    if not called and not patched and (kind.forward is base.forward or kind in norms):
         return None
     own = own_parts(layer)
     foreign = base.__module__.startswith("syncnorm.") and bool(layer._modules)
-    if not patched and not foreign:
+    if not called and not patched and not foreign:
         nothing = Rest(OwnParts())
         for rest in ([Rest(own)] if own.children else []) + [nothing, Rest(own, _stand_in(layer))]:
             if _is_rest(rest, layer, base):

@@ -36,12 +36,19 @@ def warn_of_thawed(
     still = kept_in_evaluation(model, swaps.values()) if frozen else set()
     lost = [f"'{name}'" for layer, name in layers.items() if layer in frozen and swaps[layer] not in still]
     if lost:
-        kinds = sorted({type(swaps[layer]).__name__ for layer in frozen})
+        kinds = " and ".join(sorted({type(swaps[layer]).__name__ for layer in frozen}))
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        others = _own_trains(model)
+        theirs = others or sorted({type(layer).__name__ for layer in frozen})
+        why = (
+            f"and does not find {kinds} by its class, so that trains now: let train() look for "
+            "torch.nn.modules.batchnorm._BatchNorm."
+            if others
+            else f"and {kinds} has no such train(), so it trains now: call syncnorm.freeze(model, ...) after "
+            "convert, or leave these layers out with where=."
+        )
         warnings.warn(
-            f"{_own_trains(model)[0]}.train() kept {', '.join(lost[:3])}{more} in evaluation mode, and does not find "
-            f"{' and '.join(kinds)} by its class, so that trains now: let train() look for "
-            "torch.nn.modules.batchnorm._BatchNorm.",
+            f"{theirs[0]}.train() kept {', '.join(lost[:3])}{more} in evaluation mode, {why}",
             stacklevel=4,
         )
 

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from syncnorm._torch import compiler_is_loaded
+from syncnorm._torch import compiler_is_loaded, flat_sharded, fully_sharded
 from syncnorm.errors import UserError
 
 FOREIGN = "keeps a running mean, but is no torch.nn batch norm (it may call F.batch_norm)"
@@ -40,6 +40,21 @@ def check_changeable(model: Any) -> None:
         raise UserError(
             "the model is wrapped in DistributedDataParallel, which knows the parameters that it had: change the "
             "model inside (.module), and wrap that anew."
+        )
+    if flat_sharded(model):
+        raise UserError(
+            "the model is wrapped in FullyShardedDataParallel (FSDP1), which has put the parameters of several "
+            "layers into one: change the model before you wrap it. (fully_shard keeps them apart.)"
+        )
+
+
+def check_whole(model: nn.Module, what: str) -> None:
+    """Raise `UserError` if a rank holds a share of each parameter alone; `what` needs all of it."""
+    if fully_sharded(model) or flat_sharded(model):
+        raise UserError(
+            f"the model is sharded (FSDP), and {what} needs whole parameters: gather them with "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, options=StateDictOptions("
+            "full_state_dict=True)), load them into a model that is not sharded, and use that."
         )
 
 

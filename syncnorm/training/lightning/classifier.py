@@ -29,6 +29,7 @@ class Classifier(Learner, pl.LightningModule):
         optim: optimiser and schedule; the Trainer sets the number of epochs.
         loss_weighting: see above.
         task: name of the task (`syncnorm.tasks.TASKS`), which has the loss: cross-entropy for classification.
+        precision: as of `Learner`; leave it with a Trainer that is given a precision.
     """
 
     def __init__(
@@ -38,13 +39,16 @@ class Classifier(Learner, pl.LightningModule):
         optim: Optim | None = None,
         loss_weighting: LossWeighting = "rank_mean",
         task: str = "classification",
+        precision: str = "float32",
     ) -> None:
-        super().__init__(model, norm, optim, task)
+        super().__init__(model, norm, optim, task, precision)
         self.loss_weighting = loss_weighting
         self.history: dict[str, list[float]] = {"train_loss": []}
         """One value per epoch: "train_loss" is the mean over the steps of this rank, in nats for classification."""
         self.seconds_before = 0.0
         """Training time in seconds in earlier processes, from whose checkpoint this one resumed."""
+        self.work: dict[str, Any] = {}
+        """What this process did, once it has trained (`training.ranks.work.Work.record`)."""
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of this rank's batch of samples and targets."""

@@ -23,6 +23,7 @@ from syncnorm.training.checkpoints import (
     random_state,
 )
 from syncnorm.training.lightning.classifier import Classifier
+from syncnorm.waiting import waiting
 
 AGREE_SECONDS = 1.0
 """Approximate interval in seconds at which ranks agree on whether to save."""
@@ -181,7 +182,8 @@ class _Agreement(_Clock):
         answer = torch.tensor(
             [super().__call__(), max(1, int(rate * min(self._seconds, AGREE_SECONDS)))], device=self._device
         )
-        dist.broadcast(answer, src=0)
-        due, self._steps = answer.tolist()
+        with waiting():
+            dist.broadcast(answer, src=0)
+            due, self._steps = answer.tolist()
         self._left, self._asked = self._steps, now
         return bool(due)

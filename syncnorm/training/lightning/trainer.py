@@ -20,16 +20,10 @@ from syncnorm.training.batches import Batches
 from syncnorm.training.building import device_of_rank
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.lightning.progress import Report
+from syncnorm.training.lightning.rank_work import RankWork
 from syncnorm.training.lightning.resume import Resume
+from syncnorm.training.precision import PRECISIONS
 from syncnorm.worlds import checkpoint_id
-
-PRECISIONS: dict[str, Any] = {
-    "float32": "32-true",
-    "float64": "64-true",
-    "bf16-mixed": "bf16-mixed",
-    "16-mixed": "16-mixed",
-}
-"""The Trainer's names of a run's precisions."""
 
 
 def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: Execution, **placement: Any) -> None:
@@ -37,7 +31,7 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
 
     An interrupted run resumes from its checkpoint bit-identically.
     """
-    callbacks: list[pl.Callback] = []
+    callbacks: list[pl.Callback] = [RankWork()]
     if execution.checkpoint:
         callbacks.append(Resume(execution.checkpoint, checkpoint_id(run), execution.checkpoint_every))
     if execution.report is not silent and int(os.environ.get("RANK", "0")) == 0:
@@ -47,7 +41,7 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
     with quiet():
         trainer = pl.Trainer(
             max_epochs=run.optim.epochs,
-            precision=PRECISIONS[run.precision],
+            precision=PRECISIONS[run.precision].trainer,  # type: ignore[arg-type]
             gradient_clip_val=run.optim.clip_norm or None,
             accumulate_grad_batches=run.optim.accumulate,
             barebones=True,

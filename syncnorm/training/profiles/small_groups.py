@@ -2,6 +2,7 @@
 
 import warnings
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +47,9 @@ def small_groups(model: nn.Module, x: Tensor) -> dict[str, tuple[int, int]]:
         return {}
     for name, layer in model.named_modules():
         if isinstance(layer, nn.GroupNorm | EvoNormS0):
-            groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else layer.groups
 
-            def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name, groups: int = groups) -> None:
+            def note(layer: Any, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                groups = layer.groups_of(inputs[0]) if isinstance(layer, EvoNormS0) else layer.num_groups
                 found[name] = (inputs[0].shape[1] // groups, prod(inputs[0].shape[2:]))
 
             layer.register_forward_pre_hook(note)

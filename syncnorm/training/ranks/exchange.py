@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from syncnorm.errors import UserError
+from syncnorm.waiting import waiting
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -46,7 +47,8 @@ class Ranks:
             return [mine]
         heads, rows, own = self._heads(mine)
         if len(own):
-            dist.all_gather(list(rows.unbind()), own)
+            with waiting():
+                dist.all_gather(list(rows.unbind()), own)
         return [mine if rank == self.rank else self._read(heads[rank], rows[rank]) for rank in range(self.size)]
 
     def collect(self, mine: T) -> list[T]:
@@ -55,7 +57,8 @@ class Ranks:
             return [mine]
         heads, rows, own = self._heads(mine, everywhere=False)
         if len(own):
-            dist.gather(own, list(rows.unbind()) if self.rank == 0 else None)
+            with waiting():
+                dist.gather(own, list(rows.unbind()) if self.rank == 0 else None)
         if self.rank:
             return [mine]
         return [mine, *(self._read(head, row) for head, row in zip(heads[1:], rows[1:], strict=True))]
@@ -67,10 +70,11 @@ class Ranks:
         value = make() if self.rank == 0 else None
         words, block = _packed(value, self._transport)
         head: list[Any] = [(words, len(block))]
-        dist.broadcast_object_list(head)
-        if head[0][1]:
-            block = block if self.rank == 0 else block.new_empty(head[0][1])
-            dist.broadcast(block, 0)
+        with waiting():
+            dist.broadcast_object_list(head)
+            if head[0][1]:
+                block = block if self.rank == 0 else block.new_empty(head[0][1])
+                dist.broadcast(block, 0)
         return value if self.rank == 0 else self._read(head[0], block)  # type: ignore[return-value]
 
     def anywhere(self, mine: bool) -> bool:
@@ -120,7 +124,8 @@ class Ranks:
         """Return every rank's words and number of bytes, room for all blocks, and this rank's block in that size."""
         words, block = _packed(mine, self._transport)
         heads: list[Any] = [None] * self.size
-        dist.all_gather_object(heads, (words, len(block)))
+        with waiting():
+            dist.all_gather_object(heads, (words, len(block)))
         longest = max(length for _, length in heads)
         own = torch.cat([block, block.new_zeros(longest - len(block))])
         rows = own.new_empty(self.size if everywhere or self.rank == 0 else 0, longest)

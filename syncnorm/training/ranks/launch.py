@@ -1,6 +1,7 @@
 """The ranks of a torchrun launch before they train: how many they are, and what they must agree on."""
 
-from collections.abc import Callable
+import atexit
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import TypeVar
 
@@ -32,7 +33,7 @@ def check_started(asked: int, otherwise: str) -> None:
 
 
 def join_ranks() -> Ranks:
-    """Return the ranks of this launch, and join them."""
+    """Return the ranks of this launch, and join them; one rank without torchrun."""
     started, device = world_size() or 1, device_of_rank()
     if started == 1:
         return Ranks(device=device)
@@ -40,7 +41,20 @@ def join_ranks() -> Ranks:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group()
+        atexit.register(_part)
     return Ranks(rank(), started, device)
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that have to be the same on all ranks, and whether this rank has a GPU."""
+    here = environment()
+    found = {"syncnorm": version_of("syncnorm"), **{name: here[name] for name in VERSIONS}}
+    return {**found, "kind of device": device_of_rank().type}
 
 
 def agreed(ranks: Ranks, run: Run, make: Callable[[], Made], model_of: Callable[[Made], nn.Module]) -> Made:
@@ -48,7 +62,7 @@ def agreed(ranks: Ranks, run: Run, make: Callable[[], Made], model_of: Callable[
 
     Raises:
         UserError: what `make` raises on any rank; ranks that differ in the run, in versions, in the source of what
-            it names, in data, or in the first model.
+            it names, in data, or in the first model. All ranks raise it.
     """
     if ranks.size == 1:
         return make()
@@ -57,22 +71,11 @@ def agreed(ranks: Ranks, run: Run, make: Callable[[], Made], model_of: Callable[
     def said() -> dict[str, str]:
         with alone():  # a rank that fails would leave the others waiting
             made.append(make())
-        here = environment()
-        versions = {name: here[name] for name in VERSIONS}
-        return {
-            "run": run_id(run),
-            "syncnorm": version_of("syncnorm"),
-            **versions,
-            **fingerprints(run, samples=True),
-            "the first model": _digest(model_of(made[0])),
-        }
+        contents = {**fingerprints(run, samples=True), "the first model": _digest(model_of(made[0]))}
+        return {"run": run_id(run), **versions(), **contents}
 
-    told = ranks.each(said)
-    for name in dict.fromkeys(name for one in told for name in one):
-        values = [one.get(name, "none") for one in told]
-        if len(set(values)) > 1:
-            who = "; ".join(f"{value} on {_numbers(values, value)}" for value in dict.fromkeys(values))
-            raise UserError(f"the ranks differ in {name} ({who}): give all ranks the same, then start again.")
+    if difference := differing(ranks.each(said)):
+        raise UserError(f"{difference}: give all ranks the same, then start again.")
     return made[0]
 
 
@@ -84,9 +87,25 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _numbers(values: list[str], value: str) -> str:
-    """Return the ranks that have a value: "rank 0", "ranks 1 and 2"."""
-    ranks = [str(rank) for rank, own in enumerate(values) if own == value]
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    return f"ranks {', '.join(ranks[:-1])} and {ranks[-1]}"
+def differing(told: Sequence[Mapping[str, str]]) -> str:
+    """Return in words the first thing in which ranks differ, and who has what; empty if they are alike."""
+    for name in dict.fromkeys(name for one in told for name in one):
+        values = [one.get(name, "none") for one in told]
+        if len(set(values)) > 1:
+            who = "; ".join(f"{value or 'none'} on {_who_has(values, value)}" for value in dict.fromkeys(values))
+            return f"the ranks differ in {name} ({who})"
+    return ""
+
+
+def _who_has(values: Sequence[str], value: str) -> str:
+    return numbered([rank for rank, own in enumerate(values) if own == value])
+
+
+def numbered(ranks: Sequence[int]) -> str:
+    """Return ranks in words.
+
+    >>> numbered([1]), numbered([0, 2, 3])
+    ('rank 1', 'ranks 0, 2 and 3')
+    """
+    first, last = [str(rank) for rank in ranks[:-1]], ranks[-1]
+    return f"ranks {', '.join(first)} and {last}" if first else f"rank {last}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from syncnorm.norms import GhostBatchNorm, pool_running_statistics
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms
+from syncnorm.waiting import waiting
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """Running means and variances of all ranks, (R, C) each, by layer."""
@@ -36,7 +37,8 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
         return own
     flat = torch.cat([part.flatten() for pair in own.values() for part in pair])
     rows = [torch.empty_like(flat) for _ in range(world)]
-    dist.all_gather(rows, flat)
+    with waiting():
+        dist.all_gather(rows, flat)
     sizes = [part.numel() for pair in own.values() for part in pair]
     parts = iter(torch.stack(rows).split(sizes, dim=1))  # type: ignore[no-untyped-call]
     # Virtual rank v of real rank r is rank v * W + r, because of the way samples are assigned.

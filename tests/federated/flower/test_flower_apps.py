@@ -42,6 +42,18 @@ def make_run(engine: str = "loop", optim: Optim | None = None, validation: float
     )
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_run_in_bfloat16_over_flower_is_the_run_without(precision: Any) -> None:
+    """Flower's arrays have no bfloat16; what is widened and narrowed again loses nothing."""
+    optim = Optim(lr=0.1, momentum=0.9)
+    run = make_run("loop", optim, method="silobn", unsampled="average", participation=0.4, keep_momentum=True)
+    run = replace(run, model="small_cnn", precision=precision)
+    plain = json.loads(json.dumps(asdict(simulate(run))))
+    flower = over_flower(run)
+    for name in ("metrics", "history", "details"):
+        assert flower[name] == plain[name]
+
+
 def over_flower(run: Run, engine: str = "loop") -> dict[str, Any]:
     grid = CohortGrid(client_app, run.world.count, run_config={"run": run_as_text(run)}, engine=engine)
     context = grid.run_app(server_app)

@@ -1,10 +1,12 @@
 """A study over two ranks, of which the second dies as often as the file `lives` says.
 
-The file `calls` has a byte a client that the first rank has trained. The environment names the folder of both.
+The file `calls` has a byte a client that the first rank has trained. The environment names the folder of both, and
+may ask for a pause in seconds after each client.
 """
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from small_runs import small_run
@@ -28,6 +30,7 @@ class Dying(Algorithm):
         """Return nothing, or not at all."""
         global trained_here
         trained_here += 1
+        time.sleep(float(os.environ.get("SYNCNORM_TEST_PAUSE", "0")))
         if os.environ.get("RANK") == "0":
             with (Path(os.environ[FOLDER]) / "calls").open("a") as calls:
                 calls.write(".")

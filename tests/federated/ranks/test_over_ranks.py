@@ -199,6 +199,7 @@ def test_another_number_of_ranks_than_torchrun_has_started(monkeypatch: pytest.M
 
 
 def template(federation: Federation) -> torch.nn.Module:
+    """Return the first model of a federation."""
     return federation.models.template
 
 

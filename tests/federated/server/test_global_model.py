@@ -5,7 +5,11 @@ import torch
 from small_runs import play, small_run
 from torch import nn
 
+from syncnorm import recalibrate
+from syncnorm.config import Optim
 from syncnorm.samples import chance_of, details_on, samples_of
+
+BOLD = Optim(lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0)
 
 
 def test_the_global_model_with_statistics_of_everybodys_images_and_of_the_tests() -> None:
@@ -25,6 +29,39 @@ def test_the_global_model_with_statistics_of_everybodys_images_and_of_the_tests(
             expected = (model.eval()(x).argmax(1) == y).double().mean().item()
         assert metrics[name] == pytest.approx(expected, abs=1e-12)
     assert "global_batch_accuracy" not in play(small_run(norm="gn")).result(0.0).metrics
+
+
+def test_a_norm_that_keeps_more_than_mean_and_variance_is_re_estimated_whole() -> None:
+    rounds = play(small_run(method="fedavg", norm="eval_norm", norm_options={"batch": 2}, optim=BOLD))
+    metrics, people = rounds.result(0.0).metrics, rounds.federation.population
+    x, y = people.global_test
+    everyone = people.x[torch.cat([people.train(client) for client in range(people.count)])]
+    found = {}
+    for name, images in (("global_reestimated_accuracy", everyone), ("global_batch_accuracy", x)):
+        model = rounds.federation.models.with_state(rounds.server.state)
+        found[name] = (recalibrate(model, [images]).eval()(x).argmax(1) == y).double().mean().item()
+    assert {name: metrics[name] for name in found} == pytest.approx(found, abs=1e-12)
+    accuracies = []
+    for client in range(people.count):
+        model = rounds.federation.models.with_state(rounds.server.state)
+        model = recalibrate(model, [people.x[people.train(client)]]).eval()
+        images, labels, weights = people.test(client)
+        accuracies.append((weights * (model(images).argmax(1) == labels)).sum().item())
+    assert metrics["reestimated_accuracy"] == pytest.approx(sum(accuracies) / people.count, abs=1e-12)
+
+
+def test_a_pass_gathers_all_that_a_norm_keeps() -> None:
+    rounds = play(small_run(method="sbn", norm="eval_norm", norm_options={"batch": 2}))
+    people, state = rounds.federation.population, rounds.server.state
+    model = rounds.federation.models.with_state(state)
+    rounds.evaluator.gather(2)
+    batches = [part for client in range(people.count) for part in rounds.federation.train_images(client, 16)]
+    recalibrate(model, batches)
+    for name, value in model.state_dict().items():
+        if name.endswith("spreads_seen"):
+            assert rounds.server.state[name] > 0
+            continue
+        torch.testing.assert_close(rounds.server.state[name], value, rtol=1e-9, atol=1e-12)
 
 
 def test_the_samples_behind_the_global_accuracy_add_up_to_it() -> None:

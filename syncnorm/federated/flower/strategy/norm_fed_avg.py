@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, NoReturn
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common import log
@@ -127,6 +127,14 @@ class NormFedAvg(FedAvg):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         refuse_wrong_order(cls, NormFedAvg)
+
+    def initialize_parameters(self, client_manager: object) -> NoReturn:
+        """Refuse to be used as a strategy of Flower's older API, whose workflows call this first."""
+        raise UserError(
+            "NormFedAvg is a strategy of flwr.serverapp, and flwr.server's workflows (DefaultWorkflow, "
+            "SecAggPlusWorkflow) take those of flwr.server.strategy alone: call strategy.start(grid, ...), without "
+            "secure aggregation."
+        )
 
     def send_whole_replies(self) -> None:
         """Let clients also send the entries that stay with them, as the option `whole_replies` does."""
@@ -275,11 +283,15 @@ class NormFedAvg(FedAvg):
         if missing := asked - len(given):
             sentences.append(f"{missing} of {asked} clients did not reply")
         self._report(server_round, sentences)
-        if len(usable) < max(1, self.enough * asked) or not reductions:
-            why = sentences[0] if sentences else f"no entry of the model came from half of the {len(usable)} clients"
+        if len(usable) < max(1, self.enough * asked):
             raise UserError(
                 f"round {server_round}: {asked - len(usable)} of {asked} clients gave no usable reply, and enough is "
-                f"{self.enough:g} ({why}). The last global model is in the strategy's `arrays`."
+                f"{self.enough:g} ({sentences[0].rstrip('.')}). The last global model is in the strategy's `arrays`."
+            )
+        if not reductions:
+            raise UserError(
+                f"round {server_round}: no entry of the model came from half of the {len(usable)} clients: let them "
+                "send its state. The last global model is in the strategy's `arrays`."
             )
         return usable, {name: reductions.get(name, "local") for name in state}
 
@@ -294,7 +306,9 @@ class NormFedAvg(FedAvg):
                 key="unsent",
             )
         if self.home.isdisjoint(shared):
-            sent, fate = {one.client: changed(one, state, sorted(self.home)) for one in usable}, "thrown away"
+            # Whole replies by `reply_with` can only have been changed by a mod, such as noise.
+            own = [one for one in usable if not (self._terms.whole and one.word)]
+            sent, fate = {one.client: changed(one, state, sorted(self.home)) for one in own}, "thrown away"
         else:
             strangers = [one for one in usable if one.word is None]
             sent, fate = {one.client: sorted(self.home & one.state.keys()) for one in strangers}, "averaged alone"

@@ -69,7 +69,7 @@ def answer_of(client: str, reply: Message, weighted_by: str, arrays_key: str) ->
         ValueError: an error reply, no model, or no weight; the message does not name the client.
     """
     if reply.has_error():
-        raise ValueError(reason(reply))
+        raise ValueError(_with_remedy(reason(reply)))
     weight = weight_in(reply.content, weighted_by)
     state = from_record(arrays_in(reply.content, arrays_key))
     return Answer(client, reply, state, weight, word_in(reply.content))
@@ -102,8 +102,28 @@ def fitting(
             check_update(current, answer.state, reductions, name, any_precision=True)
             usable.append(answer)
         except ValueError as error:
-            wrong.append((answer.client, str(error)))
+            wrong.append((answer.client, _with_remedy(str(error))))
     return usable, wrong
+
+
+_REMEDIES = {
+    "secaggplus_configs": (
+        "Flower's secure aggregation shows the server a sum of the clients' models alone, of which no policy for "
+        "batch norm can be computed, and its workflow takes strategies of Flower's older API: leave secaggplus_mod "
+        "out"
+    ),
+    "LocalDpMod expects the keys": "NormFedAvg(..., whole_replies=True) lets clients send every entry",
+    "with a negative variance": (
+        "noise of a mod such as LocalDpMod may have made it negative; with silobn or fedbn, and whole_replies=True, "
+        "running statistics stay with the clients"
+    ),
+}
+
+
+def _with_remedy(problem: str) -> str:
+    """Return what was wrong with a reply, and what to do where a mod of Flower's is known to be the cause."""
+    remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in problem), "")
+    return f"{problem.rstrip('.')}: {remedy}." if remedy else problem
 
 
 def changed(answer: Answer, current: State, names: Iterable[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """One attempt at a run: its result, or the reason for its failure."""
 
 import json
+import re
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +44,7 @@ class Failure:
     users: bool = False
     """Whether it is the user's mistake; then trying again cannot help."""
     lost: bool = False
-    """Whether the process died during the run; the checkpoint is then still valid."""
+    """Whether the process, or another rank, died during the run; the checkpoint is then still valid."""
 
 
 def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failure:
@@ -54,8 +55,13 @@ def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failur
     except UserError as error:
         return Failure(str(error), users=True)
     except (Exception, SystemExit) as error:
-        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        why = f"{type(error).__name__}: {error}"
+        return Failure(why, traceback.format_exc(), lost=isinstance(error, RuntimeError) and bool(_GONE.search(why)))
     return result if result.environment else replace(result, environment=environment())
+
+
+_GONE = re.compile(r"Connection (closed|reset) by (remote )?peer|DistNetworkError|ncclRemoteError")
+"""What the collectives of gloo and NCCL, and torch's store, say where another rank is gone."""
 
 
 def refuse_mistakes(runs: Sequence[Run], trainer: Trainer, label: Callable[[Run], str]) -> list[str]:

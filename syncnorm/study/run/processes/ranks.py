@@ -13,7 +13,9 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from json import dumps, loads
@@ -22,14 +24,20 @@ from queue import SimpleQueue
 from typing import NoReturn
 
 from syncnorm.config import Execution, Progress, Result, Run, silent
-from syncnorm.environment import environment, rank, world_size
+from syncnorm.environment import environment, note_exit, rank, world_size
 from syncnorm.errors import UserError
 from syncnorm.registry import load_plugins
 from syncnorm.study.run.processes.attempt import Failure, Trainer, attempt, load_trainer
+from syncnorm.study.run.processes.launch import SaidElsewhere
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
 NOTED_SECONDS = 60.0
 """Seconds that a failed rank waits for rank 0 to write the row and the report, since its end also ends rank 0."""
+LOST_SECONDS = 3.0
+"""Seconds that rank 0 waits after another rank is gone: for torchrun, which ends this machine's ranks and names the
+one that died, or for a failure that a rank has told."""
+MISTAKE = "mistake"
+"""In the place of a job: rank 0 says what is wrong, and all ranks end."""
 
 Emit = Callable[[Run, Result | Failure], None]
 Tell = Callable[[Run, Progress], None]
@@ -52,21 +60,56 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | No
     alarm = _Alarm(emit)
     source = iter(jobs)
     while True:
-        box = [next(source, None) if rank() == 0 else None]
+        box: list[Job | str | None] = [next(source, None) if rank() == 0 else None]
         dist.broadcast_object_list(box)
         job = box[0]
         if job is None:
             break
+        if isinstance(job, str):
+            raise SaidElsewhere("rank 0 says why this launch ends.")
         run, execution = job
         alarm.run = run
         outcome = attempt(trainer, run, listening(execution, run, tell))
-        if isinstance(outcome, Failure):
-            alarm.ring(outcome)
-        dist.barrier()
+        failure = outcome if isinstance(outcome, Failure) else _lost_at_the_end()
+        if failure:
+            alarm.ring(failure)
         if rank() == 0:
             emit(run, outcome)
     alarm.over.set()
+    _parted.set()
     dist.destroy_process_group()
+
+
+def _lost_at_the_end() -> Failure | None:
+    """Wait until all ranks have finished a run; return the failure if one is gone."""
+    import torch.distributed as dist
+
+    try:
+        dist.barrier()
+    except RuntimeError as error:
+        return Failure(f"{type(error).__name__}: {error}", traceback.format_exc(), lost=True)
+    return None
+
+
+@contextmanager
+def ending_others() -> Iterator[None]:
+    """On rank 0 of a launch that a user started: after a mistake, end the other ranks, which wait for a job in
+    `take_part`, with the code of a mistake."""
+    try:
+        yield
+    except UserError:
+        if world_size() is not None and not _parted.is_set():
+            import torch.distributed as dist
+
+            if not dist.is_initialized():
+                dist.init_process_group()
+            dist.broadcast_object_list([MISTAKE])
+            dist.destroy_process_group()
+        raise
+
+
+_parted = threading.Event()
+"""Set once the ranks have no more jobs."""
 
 
 def listening(execution: Execution, run: Run, tell: Tell | None) -> Execution:
@@ -90,18 +133,32 @@ class _Alarm:
         self._emit = emit
         self._store = PrefixStore(f"syncnorm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)
         self._lock = threading.Lock()
+        self._store.set(f"host/{rank()}", socket.gethostname())
         if rank() == 0:
             threading.Thread(target=self._listen, daemon=True).start()
 
     def ring(self, failure: Failure) -> NoReturn:
         if rank() != 0:
-            self._store.set("failure", dumps(asdict(failure)))
-            end = time.monotonic() + NOTED_SECONDS
-            while time.monotonic() < end and not self._store.check(["noted"]):
-                time.sleep(0.1)
-            os._exit(1)
-        time.sleep(0.5)  # the first failing rank makes the others fail too: keep the first message
-        self._end(self._heard() or failure)
+            with suppress(RuntimeError):  # the store is gone with its machine
+                self._store.set(f"survives/{rank()}", "yes")
+                if not failure.lost:
+                    self._store.set("failure", dumps(asdict(failure)))
+                end = time.monotonic() + NOTED_SECONDS
+                while time.monotonic() < end and not self._store.check(["noted"]):
+                    time.sleep(0.1)
+            self._exit(failure)
+        time.sleep(LOST_SECONDS if failure.lost else 0.5)  # one failing rank makes others fail: keep its message
+        self._end(self._heard() or self._named(failure))
+
+    def _named(self, failure: Failure) -> Failure:
+        """Return the failure with the ranks that are gone in the place of what a collective says of it."""
+        if not failure.lost:
+            return failure
+        peers, where = range(1, world_size() or 1), ""
+        with suppress(RuntimeError):
+            gone = [peer for peer in peers if not self._store.check([f"survives/{peer}"])]
+            where = ", ".join(f"rank {peer} on {self._store.get(f'host/{peer}').decode()}" for peer in gone)
+        return replace(failure, error=f"gone while it trained: {where}.") if where else failure
 
     def _listen(self) -> None:
         while not self.over.wait(0.2):
@@ -109,14 +166,23 @@ class _Alarm:
                 self._end(failure)
 
     def _heard(self) -> Failure | None:
-        return Failure(**loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+        try:
+            return Failure(**loads(self._store.get("failure"))) if self._store.check(["failure"]) else None
+        except RuntimeError:  # the store is gone with its machine
+            return None
 
     def _end(self, failure: Failure) -> NoReturn:
         with self._lock:
             if self.run is not None:
                 self._emit(self.run, failure)
-            self._store.set("noted", "1")
-            os._exit(1)
+            with suppress(RuntimeError):
+                self._store.set("noted", "1")
+            self._exit(failure)
+
+    def _exit(self, failure: Failure) -> NoReturn:
+        if failure.users:
+            note_exit(2)
+        os._exit(1)
 
 
 def main() -> None:

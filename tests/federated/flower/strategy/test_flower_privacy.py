@@ -1,13 +1,16 @@
-"""NormFedAvg inside Flower's differential privacy."""
+"""NormFedAvg with Flower's differential privacy and secure aggregation."""
 
 from typing import Any
 
 import pytest
 import torch
 from flower_apps import SIZES, Keeping, data, fit, make_model
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
+from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import fixedclipping_mod
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
+from flwr.server import LegacyContext, ServerConfig
+from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import strategy as strategies
 from torch import Tensor
 
@@ -113,3 +116,34 @@ def test_mistakes_are_sentences() -> None:
         PrivateNorm(NormFedAvg(make_model()))
     with pytest.raises(UserError, match="did you mean 'exact'"):
         PrivateNorm(fixed(NormFedAvg(make_model())), "exat")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["silobn", "fedbn"])
+def test_local_noise_leaves_out_what_stays_home(policy: str) -> None:
+    strategy = NormFedAvg(make_model(), policy, whole_replies=True)
+    run(strategy, client([LocalDpMod(1.0, 1.0, 10.0, 1e-5)]))
+    found, initial = strategy.arrays.to_torch_state_dict(), make_model().state_dict()
+    assert (strategy.left_out, strategy.notes) == ({}, {})
+    assert all(torch.equal(found[name], initial[name]) for name in strategy.home)
+    assert not torch.equal(found["0.weight"], initial["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("policy", "mod", "said"),
+    [
+        ("fedavg", LocalDpMod(1.0, 1.0, 10.0, 1e-5), "negative variance: noise of a mod .* whole_replies=True"),
+        ("silobn", LocalDpMod(1.0, 1.0, 10.0, 1e-5), "LocalDpMod expects .*: NormFedAvg.*whole_replies=True"),
+        ("fedavg", secaggplus_mod, "secure aggregation shows the server a sum .*leave secaggplus_mod out"),
+    ],
+    ids=["noise", "a part", "secure aggregation"],
+)
+def test_what_a_mod_breaks_is_said_with_a_remedy(policy: str, mod: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run(NormFedAvg(make_model(), policy, enough=1.0), client([mod]))
+
+
+def test_the_workflow_of_secure_aggregation_is_refused() -> None:
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    legacy = LegacyContext(context, ServerConfig(num_rounds=1), strategy=NormFedAvg(make_model()))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"SecAggPlusWorkflow.* call strategy\.start"):
+        DefaultWorkflow(fit_workflow=SecAggPlusWorkflow(3, 2))(CohortGrid(client(), num_clients=3), legacy)

@@ -179,6 +179,8 @@ def bad_app(bad: Mapping[int, str]) -> ClientApp:
             del reply.content["metrics"]
         if kind == "missing":
             del reply.content["arrays"]["0.bias"]
+        if kind == "empty":
+            reply.content["arrays"] = ArrayRecord({})
         if kind == "no model":
             del reply.content["arrays"]
         return reply
@@ -191,7 +193,7 @@ def bad_app(bad: Mapping[int, str]) -> ClientApp:
     [
         ("raises", "client 3: OSError: disk full (test_flower_strategy.py, line"),
         ("nan", "client 3: sent '4.weight' with values that are not finite."),
-        ("negative", "client 3: sent '1.running_var' with a negative variance."),
+        ("negative", "client 3: sent '1.running_var' with a negative variance: noise of a mod"),
         ("shape", "client 3: sent '0.bias' as torch.float64 of shape (4,)"),
         ("dtype", "client 3: sent '0.bias' as torch.complex64"),
         ("extra", "client 3: sent 'more.bias', which the global model does not have."),
@@ -226,6 +228,11 @@ def test_a_bad_reply_is_named_counted_and_left_out(
         (dict.fromkeys(range(1, 6), "unweighted"), 0.5, "client 1: its metrics have no 'num-examples', which weighs"),
         (dict.fromkeys(range(1, 6), "no metrics"), 0.5, "client 1: it sent no metrics, so it has no 'num-examples'"),
         (dict.fromkeys(range(1, 6), "nothing"), 0.5, "the weights 'num-examples' of all 5 clients are zero"),
+        (
+            dict.fromkeys(range(1, 6), "empty"),
+            0.5,
+            "round 1: no entry of the model came from half of the 5 clients: ",
+        ),
         ({3: "far"}, 0.5, "together '1.running_var' is too large"),
     ],
 )

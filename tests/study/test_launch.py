@@ -1,0 +1,76 @@
+"""What the ranks of a launch say to each other before they train: processes without torchrun, as a user's may be."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+STUDY = """
+import os
+import syncnorm
+from syncnorm.config import Clients, Run
+from syncnorm.study import Study
+
+{registers}
+STUDY = Study("{name}", "?", Run(model="{model}", world=Clients(engine="torchrun", ranks=2)), {{"rounds": [2]}}, 1)
+"""
+PLUGIN = """
+if os.environ["RANK"] == "1":
+    syncnorm.register_metric("own")(lambda outputs, targets: 0.0)
+"""
+
+
+def study(folder: Path, name: str = "s", model: str = "small_cnn", registers: str = "") -> str:
+    """Write a study's file, and return its name."""
+    path = folder / f"{name}.py"
+    path.write_text(STUDY.format(name=name, model=model, registers=registers))
+    return str(path)
+
+
+def launched(*by_rank: Sequence[str], code: int = 2) -> list[str]:
+    """Run `syncnorm run` on two ranks, with arguments by rank; return what each wrote to stderr."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    processes = []
+    for rank, arguments in enumerate(by_rank):
+        own = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        path = os.pathsep.join(filter(None, sys.path))
+        command = [sys.executable, "-m", "syncnorm", "run", *arguments, "--wandb", "off"]
+        environment = {**os.environ, **own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    said = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [code] * 2, said
+    return said
+
+
+@pytest.mark.dist
+def test_a_mistake_on_one_rank_ends_all_with_one_sentence(tmp_path: Path) -> None:
+    there, away = study(tmp_path), str(tmp_path / "away.py")
+    assert launched([there], [away]) == [f"syncnorm: rank 1: there is no experiment file {away}.\n", ""]
+
+
+@pytest.mark.dist
+def test_ranks_with_other_plugins_or_studies_end_before_training(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    there = study(tmp_path, registers=PLUGIN)
+    first, second = launched([there], [there])
+    assert first.startswith("syncnorm: the ranks differ in plugins (none on rank 0; s on rank 1): give all ranks")
+    assert second == ""
+    first, second = launched([study(tmp_path)], [study(tmp_path / "other", name="t")])
+    assert first.startswith("syncnorm: the ranks differ in study (s on rank 0; t on rank 1)")
+    assert second == ""
+
+
+@pytest.mark.dist
+def test_a_mistake_that_the_first_rank_alone_looks_for_ends_all(tmp_path: Path) -> None:
+    there = study(tmp_path, model="smal_cnn")
+    first, second = launched(*[[there, "--out", str(tmp_path / "out")]] * 2)
+    assert first.startswith("syncnorm: unknown model 'smal_cnn': did you mean 'small_cnn'?")
+    assert second == ""
+    assert not (tmp_path / "out").exists()
