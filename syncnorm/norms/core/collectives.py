@@ -52,7 +52,7 @@ def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) ->
     rows = row.unsqueeze(0)
     if size > 1:
         mine = torch.arange(size, device=row.device).unsqueeze(1) == rank
-        rows = _sum_differentiably(torch.where(mine, row, 0.0), group)
+        rows = sum_differentiably(torch.where(mine, row, 0.0), group)
     return unpack(rows, local.mean.numel())[0]
 
 
@@ -99,7 +99,8 @@ def agree(
     return turn, {peer: store.get(f"{prefix}/{peer}/in full").decode() for peer in range(size)}
 
 
-def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return the sum of `x` over the ranks, with a gradient, to any order: the sum of the ranks' gradients."""
     if torch.compiler.is_compiling():
         return sum_in_graph(x, group)
     summed: Tensor = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]
