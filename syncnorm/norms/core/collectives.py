@@ -15,14 +15,15 @@ from torch.distributed import ProcessGroup
 from syncnorm._torch import key_value_store, sum_in_graph
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
+from syncnorm.norms.core.alone import is_alone
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank in `group` (None: all processes) and the group's size; (0, 1) without a group.
 
-    A process outside the group raises `UserError`.
+    Inside `alone`, it is (0, 1) as well. A process outside the group raises `UserError`.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_available() or not dist.is_initialized() or is_alone():
         return 0, 1
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:

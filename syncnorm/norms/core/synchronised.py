@@ -200,7 +200,7 @@ class SynchronisedBatchNorm(Synchronised, BatchNormLayer):
         return valid.fill(self.by_ranks(valid.fill(x), valid)) if self.meets() else super().by_valid(x, valid)
 
     def by_ranks(self, x: Tensor, valid: Valid | None) -> Tensor:
-        """Normalise `x` by the moments of all ranks, where `valid` if given (elsewhere zero), and move the statistics."""
+        """Normalise `x` by the moments of all ranks, where `valid` if given, and move the statistics."""
         compiling = torch.compiler.is_compiling()
         if compiling and COMPILES_COLLECTIVES:
             where = None if valid is None else valid.where

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
+from syncnorm.norms.core.alone import alone
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.norms.core.valid import valid_of
@@ -147,7 +148,7 @@ def _run(
     # DDP exchanges buffers before each forward, but ranks may have different numbers of batches.
     forward = model.module if isinstance(model, DistributedDataParallel) else model
     count = 0
-    with _watched(model, normaliser, see), uncompiled():
+    with _watched(model, normaliser, see), uncompiled(), alone():
         for batch in _checked(batches) if tensors else batches:
             run(forward, batch)
             count += 1

@@ -57,8 +57,9 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     replaced layer that the forward reaches all the same (through a global variable, say) raises a `UserError` that
     names it.
 
-    "sync_bn" also takes `group_size`: neighbouring ranks, so many at a time, share statistics (`process_group` says
-    the same of a group of your own). Every rank has to convert then.
+    A norm that takes statistics over a batch takes `sync=True`: those are then taken over the batches of all ranks
+    ("sync_bn" does so in any case, and "bn" keeps them by rank). With `group_size` neighbouring ranks, so many at a
+    time, share statistics (`process_group` says the same of a group of your own); every rank has to convert then.
 
     "gn" gets 32 groups by default, and fewer on layers of less than 64 channels. Where a layer has one position, that
     leaves few values a group, of which little can be learned: give `groups` (`norms.per_sample.default_groups`).

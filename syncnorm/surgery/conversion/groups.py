@@ -5,6 +5,7 @@ from typing import Any
 import torch.distributed as dist
 
 from syncnorm.errors import UserError
+from syncnorm.norms import norm_spec
 from syncnorm.norms.make import norm_options
 
 
@@ -23,7 +24,10 @@ def with_group(name: str, options: dict[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in options.items() if key != "group_size"}
     size = options["group_size"]
     if "process_group" not in norm_options(name):
-        raise UserError(f"norm '{name}' shares nothing between ranks, so group_size means nothing: leave it out.")
+        why = norm_spec(name).not_shared() or "has no process_group"
+        raise UserError(f"norm '{name}' {why}: leave group_size out.")
+    if rest.get("sync") is False:
+        raise UserError("convert got both group_size and sync=False: give one of them.")
     if "process_group" in rest:
         raise UserError("convert got both group_size and process_group: give one of them.")
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
