@@ -11,7 +11,8 @@ from syncnorm.data import Dataset
 from syncnorm.devices.prepare import devices, goes_by_device
 from syncnorm.devices.rank_statistics import statistics_by_rank, use_statistics
 from syncnorm.devices.virtual_ranks import rank_0
-from syncnorm.norms import SyncBatchNorm
+from syncnorm.norms import SyncBatchNorm, norm_spec
+from syncnorm.norms.core.alone import alone
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.conversion.convert import layers_with_statistics
 from syncnorm.surgery.layers.replace import copied
@@ -71,7 +72,9 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     statistics = statistics_by_rank(model)
     if statistics:
         use_statistics(model, statistics, devices(run).buffers)
-    found = torch.tensor(evaluate(model, data.validation_x, data.validation_y, task=run.task), dtype=torch.float64)
+    with alone():
+        scored = evaluate(model, data.validation_x, data.validation_y, task=run.task)
+    found = torch.tensor(scored, dtype=torch.float64)
     if dist.is_available() and dist.is_initialized():
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
         with waiting():
@@ -85,6 +88,11 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
 
     If ranks have their own running statistics, both rank 0's and the pooled ones are evaluated.
     """
+    with alone():  # every rank has the whole test set
+        return _measure(run, model, data)
+
+
+def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str, dict[str, Any]]:
     metrics: dict[str, float] = {}
     main = task_named(run.task).metric
     statistics = statistics_by_rank(model)
@@ -112,6 +120,8 @@ def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
     if not layers:
         return "none"
     ranks, _ = layout(devices(run))
-    if ranks > 1 and goes_by_device(run.norm.name):
+    if ranks > 1 and goes_by_device(run.norm):
         return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
-    return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
+    spec = norm_spec(run.norm.name)
+    shared = spec.shares(run.norm.options) or any(isinstance(layer, SyncBatchNorm) for layer in layers)
+    return "shared (all ranks)" if shared else "own (one device)"

@@ -13,7 +13,7 @@ from syncnorm.data import ON_REGISTRATION, Dataset, load_config, partition, rank
 from syncnorm.devices.virtual_ranks import check_by_channel, copy_sharing_parameters
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
-from syncnorm.norms.make import options_in_world
+from syncnorm.norms.make import check_options, options_in_world
 from syncnorm.surgery import batch_norms
 from syncnorm.training.building import build_model, check_outputs, check_training, data_device, place_model
 from syncnorm.training.precision import PRECISIONS
@@ -39,7 +39,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     """
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
-    norm_spec(run.norm.name)
+    check_options(run.norm.name, run.norm.options)  # the layer that computes it may have another name
     _check_buffers(run, ranks)
     data = load_data(run.data, run.seed, data_device(run, device), PRECISIONS[run.precision].data, run.task)
     shards = shards_of(run, data)
@@ -64,7 +64,7 @@ def norm_layer(norm: Norm, world: Devices) -> tuple[str, dict[str, Any]]:
     """
     ranks, _ = layout(world)
     spec = norm_spec(norm.name)
-    options = options_in_world(norm.name, norm.options, {"batch": _sharing_samples(norm.name, world)})
+    options = options_in_world(norm.name, norm.options, {"batch": _sharing_samples(norm, world)})
     if ranks == 1 or spec.on_ranks is None:
         return norm.name, options
     if world.engine == "virtual":
@@ -102,21 +102,22 @@ def statistics_are_kept_by_rank(norm: str) -> bool:
     return norm_spec(norm).on_ranks is not None
 
 
-def goes_by_device(norm: str) -> bool:
+def goes_by_device(norm: Norm) -> bool:
     """Return whether a norm's training output depends on the batch of one device, not of all devices."""
-    return norm_spec(norm).by_device
+    return norm_spec(norm.name).by_device(norm.options)
 
 
-def _sharing_samples(norm: str, world: Devices) -> int:
+def _sharing_samples(norm: Norm, world: Devices) -> int:
     """Return the number of samples that share statistics in training."""
     ranks, per_device_batch = layout(world)
-    return per_device_batch * (ranks if norm_spec(norm).over_ranks else 1)
+    return per_device_batch * (ranks if norm_spec(norm.name).shares(norm.options) else 1)
 
 
-def needs_virtual_ranks(norm: str, world: Devices) -> bool:
+def needs_virtual_ranks(norm: Norm, world: Devices) -> bool:
     """Return whether `norm` needs `on_virtual_ranks` in `world`, because no single layer computes all its ranks."""
     ranks, _ = layout(world)
-    return world.engine == "virtual" and ranks > 1 and goes_by_device(norm) and not statistics_are_kept_by_rank(norm)
+    by_rank = goes_by_device(norm) and not statistics_are_kept_by_rank(norm.name)
+    return world.engine == "virtual" and ranks > 1 and by_rank
 
 
 @lru_cache(maxsize=2)
@@ -132,7 +133,7 @@ ON_REGISTRATION.append(load_data.cache_clear)
 
 def _check_buffers(run: Run, ranks: int) -> None:
     name = run.norm.name
-    alone = ranks > 1 and goes_by_device(name) and not statistics_are_kept_by_rank(name)
+    alone = ranks > 1 and goes_by_device(run.norm) and not statistics_are_kept_by_rank(name)
     if alone and devices(run).buffers == "pooled":
         raise UserError(
             f"norm '{name}' evaluates by what rank 0 has seen, and there is no way to pool what {ranks} ranks have: "
@@ -172,7 +173,7 @@ def _check_layers(run: Run, model: nn.Module, data: Dataset, device: torch.devic
 def _check_first_step(run: Run, model: nn.Module, x: Tensor) -> None:
     """Check the needs of virtual ranks: if each has a copy of the model, run one device's first batch through a
     copy."""
-    if not needs_virtual_ranks(run.norm.name, devices(run)):
+    if not needs_virtual_ranks(run.norm, devices(run)):
         return
     if norm_spec(run.norm.name).by_channel:
         check_by_channel(model, run.norm.name)
@@ -195,10 +196,10 @@ def _fewest_values(run: Run, positions: dict[str, int]) -> int | None:
     spec = norm_spec(run.norm.name)
     if not spec.sees_batch or not positions:
         return None
-    samples = _sharing_samples(run.norm.name, devices(run))
+    samples = _sharing_samples(run.norm, devices(run))
     for name, count in positions.items():
         if samples * count == 1:
-            shared = "on all ranks together" if spec.over_ranks else "on each device"
+            shared = "on all ranks together" if spec.shares(run.norm.options) else "on each device"
             raise UserError(
                 f"layer '{name}' of model '{run.model}' would get one value per channel {shared} (one sample of one "
                 "position), and a variance needs two: set per_device_batch to 2 or more, or norm to gn or ln."

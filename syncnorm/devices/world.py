@@ -163,7 +163,7 @@ def train(
     """
     ranks, _ = layout(devices(run))
     torch.manual_seed(derive("training", run.seed, rank or 0))
-    several = needs_virtual_ranks(run.norm.name, devices(run))
+    several = needs_virtual_ranks(run.norm, devices(run))
     model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
     classifier = DevicesClassifier(run, model, prepared.data)
     batches = _batches(run, prepared, rank)
@@ -176,7 +176,7 @@ def train(
 def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the first training batch (only rank 0's share if each rank has a copy of the model)."""
     x, y = (part.to(device) for part in next(_batches(run, prepared, rank=None).deal(epoch=0, first=0)))
-    ranks = len(prepared.shards) if needs_virtual_ranks(run.norm.name, devices(run)) else 1
+    ranks = len(prepared.shards) if needs_virtual_ranks(run.norm, devices(run)) else 1
     return x[::ranks], y[::ranks]
 
 
@@ -187,7 +187,7 @@ def _effective_profiles(run: Run, prepared: Prepared, model: nn.Module) -> dict[
     """
     dealt = islice(_batches(run, prepared, rank=None).deal(epoch=0, first=0), PROFILED)
     device = next(model.parameters()).device
-    parts = 1 if norm_spec(run.norm.name).over_ranks else len(prepared.shards)
+    parts = 1 if norm_spec(run.norm.name).shares(run.norm.options) else len(prepared.shards)
     return effective_profiles(batch_moments(model, (x.to(device) for x, _ in dealt), parts))
 
 

@@ -1,6 +1,6 @@
 """Checks of a run of clients before it starts, with one sentence per mistake."""
 
-from syncnorm.config import Clients, Optim, Run
+from syncnorm.config import Clients, Norm, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.engines.engine import engine_of
@@ -16,7 +16,7 @@ def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
     check_training(run)
     _check_training_options(run)
     _check_numbers(world)
-    _check_norm(run.norm.name, world.method, policy)
+    _check_norm(run.norm, world.method, policy)
     _check_momentum(run, world)
     _check_engine(run, world, algorithm)
     algorithm.check(run)
@@ -60,8 +60,9 @@ def _check_numbers(world: Clients) -> None:
             raise UserError(f"{name} is {value}: it must be {rule}.")
 
 
-def _check_norm(norm: str, method: str, policy: Policy) -> None:
-    if norm_spec(norm).over_ranks:
+def _check_norm(chosen: Norm, method: str, policy: Policy) -> None:
+    norm = chosen.name
+    if norm_spec(norm).shares(chosen.options):
         raise UserError(
             f"norm {norm} synchronises ranks, and clients are none: choose bn, with the method "
             f"{_methods('synchronised')} if clients are to share batch statistics while they train."

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -11,8 +12,11 @@ OnWeight = Callable[[nn.Module, Mapping[str, Any]], nn.Module]
 Fold = Callable[[Any], tuple[Tensor, Tensor]]
 Evaluates = Literal["running", "corrected", "domain", "sample", "nothing"]
 WorldFact = Literal["batch", "domains"]
+OverRanks = bool | Literal["sync"]
 
 NO_FOLD = "its row does not say how it folds (register_norm(..., fold=...) does)"
+
+BY_RANK = "its row does not say how ranks share them (register_norm(..., over_ranks='sync') does)"
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,12 @@ class NormSpec:
     """Builders for spatial dimensions that need another class than `layer`."""
     sees_batch: bool = True
     """Whether, in training, a sample's output depends on the other samples of the batch."""
-    over_ranks: bool = False
-    """Whether it normalises over the batch of all ranks, not of one device. Federated clients cannot use such a
-    norm."""
+    over_ranks: OverRanks = False
+    """Whether it normalises over the batch of all ranks, not of one device: True, False, or "sync" if its options
+    `sync` and `process_group` say so. Federated clients cannot use such a norm."""
+    by_rank: str = BY_RANK
+    """Why ranks cannot share its statistics, for a norm that sees the batch and has no such options: the end of a
+    sentence."""
     by_channel: bool = False
     """Whether R virtual ranks of C channels may run as one layer of R * C channels. The layer must then treat each
     channel separately, read C from `num_features`, and have parameters of shape (C,) and buffers of shape (..., C) or
@@ -64,10 +71,26 @@ class NormSpec:
         """What it normalises."""
         return "activations" if self.weight is None else "weights"
 
-    @property
-    def by_device(self) -> bool:
-        """Whether its training output depends on the batch of one device, not on that of all devices."""
-        return self.sees_batch and not self.over_ranks
+    def shares(self, options: Mapping[str, Any]) -> bool:
+        """Return whether, with these options, it normalises over the batch of all ranks in training."""
+        if self.over_ranks != "sync":
+            return self.over_ranks
+        given = options.get("sync", signature(self.layer).parameters["sync"].default)
+        return options.get("process_group") is not None if given is None else bool(given)
+
+    def by_device(self, options: Mapping[str, Any]) -> bool:
+        """Return whether its training output depends on the batch of one device, not on that of all devices."""
+        return self.sees_batch and not self.shares(options)
+
+    def not_shared(self) -> str:
+        """Return why `sync` and `process_group` say nothing to it, as the end of a sentence; "" where they do."""
+        if self.over_ranks == "sync":
+            return ""
+        if self.over_ranks:
+            return "always shares statistics between ranks"
+        if not self.sees_batch:
+            return "takes no statistics over a batch, so ranks have nothing to share"
+        return f"keeps statistics by rank, since {self.by_rank}"
 
     @property
     def adapts(self) -> bool:

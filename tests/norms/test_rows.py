@@ -138,7 +138,7 @@ def test_a_layer_is_found_by_its_class_or_its_bases() -> None:
 def test_the_defaults_are_the_safe_ones() -> None:
     spec = NormSpec(nn.BatchNorm2d)
     assert spec.sees_batch
-    assert spec.by_device
+    assert spec.by_device({})
     assert not spec.by_channel
     assert isinstance(spec.fold, str)
     assert not spec.adapts

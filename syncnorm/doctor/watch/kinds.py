@@ -9,7 +9,7 @@ from torch import Size, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from syncnorm.norms import SyncBatchNorm
+from syncnorm.norms.core.synchronised import Synchronised
 from syncnorm.norms.weight.weight_standardization import CONVOLUTIONS
 from syncnorm.surgery.layers.substitute import spec_of_layer
 
@@ -39,7 +39,9 @@ def kind_of(module: nn.Module) -> Kind | None:
 def is_over_ranks(module: nn.Module) -> bool:
     """Return whether a norm shares its statistics between ranks."""
     spec = spec_of_layer(module)
-    return isinstance(module, nn.SyncBatchNorm | SyncBatchNorm) or (spec is not None and spec.over_ranks)
+    if isinstance(module, Synchronised):
+        return module.sync
+    return isinstance(module, nn.SyncBatchNorm) or (spec is not None and spec.over_ranks is True)
 
 
 def uses_the_batch(module: nn.Module) -> bool:

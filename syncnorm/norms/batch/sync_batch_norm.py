@@ -5,8 +5,7 @@ model = syncnorm.convert(model, "sync_bn")          # under torchrun, before wra
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +13,17 @@ from torch.distributed import ProcessGroup
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from syncnorm._torch import COMPILES_COLLECTIVES, joining_unevenly, transforming
 from syncnorm.errors import UserError
-from syncnorm.moments import Moments, acc_dtype
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
-from syncnorm.norms.core.collectives import rank_and_size
-from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain
-from syncnorm.norms.core.groups import Group, as_group
-from syncnorm.norms.core.meeting import Place, joining
-from syncnorm.norms.core.parting import names_of, title
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import recomputing
-from syncnorm.norms.core.relay import JOINS
-from syncnorm.norms.core.shapes import channels_problem, check_divisor
+from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 from syncnorm.norms.core.valid import Valid
 
-JOIN = (
-    "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, in which it "
-    "does not, or join(throw_on_early_termination=True), which ends all ranks with the first"
-)
 
-
-class SyncBatchNorm(BatchNormLayer):
+class SyncBatchNorm(SynchronisedBatchNorm):
     """Batch norm over the joint batch of all ranks in `process_group`.
 
     Training normalises with the exact moments of the concatenated batch, N values per channel,
@@ -89,57 +78,24 @@ class SyncBatchNorm(BatchNormLayer):
         skip_nonfinite: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
-        self.process_group = as_group(process_group, f"SyncBatchNorm({num_features})")
+        self.share(True, process_group)
         self.skip_nonfinite = skip_nonfinite
-        self._place: Place | None = None
-
-    def check(self, x: Tensor) -> None:
-        """Raise `ValueError` for an input that the layer cannot take: in training, on every rank."""
-        problem = channels_problem(self, self.num_features, x)
-        if problem:
-            self.refuse(problem, x)
-
-    def refuse(self, problem: str, x: Tensor) -> NoReturn:
-        """Raise `ValueError` of a problem with the input `x`: in training, on every rank."""
-        several = self.training and rank_and_size(self.process_group)[1] > 1
-        if several and not torch.compiler.is_compiling():
-            self.among_ranks(x, problem)
-        raise ValueError(problem)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); N may be 0 if other ranks have samples."""
         if not self.training:
             return self.by_running(x)
-        if rank_and_size(self.process_group)[1] == 1:
-            return self._on_one_rank(x)
-        return self._over_ranks(x, None)
+        return self.by_ranks(x, None) if self.meets() else self._on_one_rank(x)
 
     def masked(self, x: Tensor, valid: Valid) -> Tensor:
         """Normalise `x` where `valid` by the moments there, of all ranks; a rank with none takes part."""
-        if not self.training:
-            return self.by_running_where(x, valid)
-        if rank_and_size(self.process_group)[1] == 1:
-            return self.by_valid(x, valid)
-        return valid.fill(self._over_ranks(valid.fill(x), valid))
-
-    def _over_ranks(self, x: Tensor, valid: Valid | None) -> Tensor:
-        compiling = torch.compiler.is_compiling()
-        if compiling and COMPILES_COLLECTIVES and not JOINS.any:
-            where = None if valid is None else valid.where
-            y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
-        else:
-            # Before torch 2.11, tracing reaches this line and must end here. (The decorator would import the
-            # compiler.)
-            eagerly = torch.compiler.disable(self._train_eagerly) if compiling else self._train_eagerly  # type: ignore[no-untyped-call]
-            y, moments = eagerly(x, valid)
-        self.move(moments.mean, moments.var(correction=1), moments.count > 0)
-        return y
+        return self.by_valid(x, valid) if self.training else self.by_running_where(x, valid)
 
     def _on_one_rank(self, x: Tensor) -> Tensor:
         """Do what PyTorch's batch norm does, with its kernel and its derivatives of every kind."""
         values = x.numel()
         if values == self.num_features:
-            raise ValueError(self._one_value(x))
+            raise ValueError(self.too_few(x, 1))
         if values == 0:
             return self.by_batch_alone(x)
         if not (self.skip_nonfinite or self.momentum is None):
@@ -159,50 +115,6 @@ class SyncBatchNorm(BatchNormLayer):
         if self.skip_nonfinite and where is not None:
             where = where & mean.isfinite().all() & var.isfinite().all()
         super().move(mean, var, where)
-
-    def _train_eagerly(self, x: Tensor, valid: Valid | None) -> tuple[Tensor, Moments]:
-        if joining_unevenly() and not joining(self.process_group):
-            raise UserError(f"{title(names_of([self])[id(self)])} cannot train within DDP's join(): {JOIN}.")
-        place = self.among_ranks(x)
-        check_divisor(self, self.num_features)
-        where = None if valid is None else valid.where
-        if transforming():
-            place.refuse_in_join("transforms of torch.func")
-            y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
-        else:
-            y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)
-        # Reading the count stalls the device, so only a rank that may be affected does it.
-        few = x.numel() <= self.num_features if valid is None else valid.count <= 1
-        if few and moments.count == 1:
-            raise ValueError(self._one_value(x))
-        return y, moments
-
-    def _one_value(self, x: Tensor) -> str:
-        return (
-            f"SyncBatchNorm({self.num_features}) got one value per channel on all ranks together (input of shape "
-            f"{tuple(x.shape)} here): a variance needs two. Give the ranks more samples, or call .eval()."
-        )
-
-    def among_ranks(self, x: Tensor, problem: str = "") -> Place:
-        """Return the layer's place among the ranks, which all of them agree on before the first collective.
-
-        A problem of any rank is raised on all: at the first step through the store, later in the peers' gather.
-        """
-        place = self._place
-        if place is not None and place.serves(self.process_group):
-            if problem and x.device.type == "cpu":
-                place.announce_error(x, self.num_features)
-            return place
-        place = Place(self, self.process_group, x.device)
-        statistics = acc_dtype(x.dtype)
-        said = problem.rstrip(".") or f"{self.num_features} channels, statistics in {statistics}"
-        by_rank = place.agree(said, self.num_features, statistics)
-        if by_rank:
-            listed = "; ".join(f"rank {rank}: {what}" for rank, what in by_rank.items())
-            raise ValueError(f"SyncBatchNorm differs between ranks, where all need the same ({listed}).")
-        if not problem:
-            self._place = place
-        return place
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
@@ -239,17 +151,5 @@ class SyncBatchNorm(BatchNormLayer):
 
     def extra_repr(self) -> str:
         """Show skip_nonfinite, where it is on, after what every batch norm shows."""
-        shown: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        shown = BatchNormLayer.extra_repr(self)  # type: ignore[no-untyped-call]
         return f"{shown}, skip_nonfinite=True" if self.skip_nonfinite else shown
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SyncBatchNorm:
-        """Copy everything but the process group, which the copy shares."""
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        memo[id(self.process_group)] = self.process_group
-        twin.__dict__.update(copy.deepcopy({**self.__dict__, "_place": None}, memo))
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the process group, which cannot be pickled: a loaded layer synchronises over all ranks."""
-        return {**self.__dict__, "process_group": None, "_place": None}

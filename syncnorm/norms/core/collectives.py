@@ -15,15 +15,16 @@ from torch.distributed import ProcessGroup
 from syncnorm._torch import key_value_store, sum_in_graph
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
+from syncnorm.norms.core.alone import is_alone
 from syncnorm.waiting import waiting
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
     """Return this process's rank in `group` (None: all processes) and the group's size; (0, 1) without a group.
 
-    A process outside the group raises `UserError`.
+    Inside `alone`, it is (0, 1) as well. A process outside the group raises `UserError`.
     """
-    if not dist.is_available() or not dist.is_initialized():
+    if not dist.is_available() or not dist.is_initialized() or is_alone():
         return 0, 1
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
@@ -54,7 +55,7 @@ def gather_moments_differentiably(local: Moments, group: ProcessGroup | None) ->
     rows = row.unsqueeze(0)
     if size > 1:
         mine = torch.arange(size, device=row.device).unsqueeze(1) == rank
-        rows = _sum_differentiably(torch.where(mine, row, 0.0), group)
+        rows = sum_differentiably(torch.where(mine, row, 0.0), group)
     return unpack(rows, local.mean.numel())[0]
 
 
@@ -102,7 +103,8 @@ def agree(
     return turn, {peer: store.get(f"{prefix}/{peer}/in full").decode() for peer in range(size)}
 
 
-def _sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+def sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Return the sum of `x` over the ranks, with a gradient, to any order: the sum of the ranks' gradients."""
     if torch.compiler.is_compiling():
         return sum_in_graph(x, group)
     summed: Tensor = _AllReduceSum.apply(x, group)  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.collectives import gather_moments_differentiably
+from syncnorm.norms.core.collectives import gather_moments_differentiably, sum_differentiably
 from syncnorm.norms.core.meeting import Place
 
 # Up to this many rows of channels, PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
@@ -56,6 +56,40 @@ def batch_norm_native(
     x = x.contiguous(memory_format=_memory_format(x))
     y, count, mean, m2 = _NativeBatchNorm.apply(x, weight, bias, eps, place, where)  # type: ignore[no-untyped-call]
     return y, Moments(count, mean, m2)
+
+
+def pooled_moments(local: Moments, place: Place) -> Moments:
+    """Return the moments of all ranks together; gradients of mean and M2 go through every rank's, to any order.
+
+    Raises what `batch_norm_native` raises of other ranks.
+    """
+    return Moments(*_PooledMoments.apply(local.count, local.mean, local.m2, place))  # type: ignore[no-untyped-call]
+
+
+class _PooledMoments(torch.autograd.Function):
+    """With the local count n, mean m and M2 s, of N values with the mean M and the sum of squares S over all ranks,
+
+    dL/dm = n / N dL/dM + 2 n (m - M) dL/dS,   dL/ds = dL/dS,   where L is the sum of all ranks' losses.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, count: Tensor, mean: Tensor, m2: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        together = place.gather(Moments(count, mean, m2)).pooled()
+        ctx.save_for_backward(count, mean, together.count, together.mean)
+        ctx.place = place
+        ctx.mark_non_differentiable(together.count)
+        return together.count, together.mean, together.m2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count, mean, total, together = ctx.saved_tensors
+        own = torch.stack(grads[1:])
+        if torch.is_grad_enabled():  # only under create_graph=True
+            ctx.place.refuse_in_join("create_graph=True")
+        both = sum_differentiably(own, ctx.place.group) if torch.is_grad_enabled() else ctx.place.sum(own)
+        share = (count / total.clamp(min=1)).to(mean.dtype)
+        away = torch.where(count > 0, count.to(mean.dtype) * (mean - together), 0.0)
+        return None, share * both[0] + 2 * away * both[1], both[1], None
 
 
 class _NativeBatchNorm(torch.autograd.Function):

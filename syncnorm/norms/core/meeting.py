@@ -297,7 +297,8 @@ class Place:
 
 def meets(layer: nn.Module) -> bool:
     """Return whether a layer is one that meets those of other ranks."""
-    return "_place" in vars(layer) and rank_and_size(getattr(layer, "process_group", None))[1] > 1
+    shares = hasattr(layer, "_place") and getattr(layer, "sync", True)
+    return bool(shares) and rank_and_size(getattr(layer, "process_group", None))[1] > 1
 
 
 def meeting_of(group: ProcessGroup | None, device: torch.device) -> Meeting:

@@ -64,8 +64,8 @@ def sentence(layer: str, details: str) -> str:
 
 
 def title(layer: str) -> str:
-    """Return the start of a sentence on a layer of this name."""
-    return layer if layer.startswith("SyncBatchNorm") else f"SyncBatchNorm {layer}"
+    """Return the start of a sentence on a layer of this name, as `names_of` gives it."""
+    return f"SyncBatchNorm {layer}" if layer.startswith("'") else layer
 
 
 def listed(ranks: Iterable[int]) -> str:
@@ -81,6 +81,8 @@ def listed(ranks: Iterable[int]) -> str:
 def names_of(layers: Iterable[nn.Module]) -> dict[int, str]:
     """Return {id: name} of layers, each within the largest model that holds it, in quotes; SyncBatchNorm(C) if none.
 
+    Before the quotes stands the layer's class, unless that is SyncBatchNorm.
+
     This looks through all objects of the process: it is for a failure, not for a step.
     """
     asked = list(layers)
@@ -91,11 +93,14 @@ def names_of(layers: Iterable[nn.Module]) -> dict[int, str]:
                 for name, part in model.named_modules():
                     if len(name) > len(names.get(id(part), name)):
                         names[id(part)] = name
-    return {id(layer): repr(names[id(layer)]) if names[id(layer)] else _unnamed(layer) for layer in asked}
+    return {id(layer): _called(layer, names[id(layer)]) for layer in asked}
 
 
-def _unnamed(layer: nn.Module) -> str:
-    return f"{type(layer).__name__}({getattr(layer, 'num_features', '')})"
+def _called(layer: nn.Module, name: str) -> str:
+    kind = type(layer).__name__
+    if not name:
+        return f"{kind}({getattr(layer, 'num_features', '')})"
+    return repr(name) if kind == "SyncBatchNorm" else f"{kind} {name!r}"
 
 
 def _how_far(here: Whereabouts, furthest: int) -> str:

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
 
 import torch
 from torch import Tensor
+
+from syncnorm.norms.core.opened import Opened
 
 
 @dataclass(frozen=True)
@@ -128,22 +129,8 @@ def takes_no_mask(layer: str) -> str:
 _CURRENT: ContextVar[Masks | None] = ContextVar("syncnorm_mask", default=None)
 
 
-class _Opened:
-    """Whether any thread is inside a `syncnorm.mask`: a plain attribute, which layers read and a compiler guards."""
-
-    any = False
-
-    def __init__(self) -> None:
-        self._number, self._lock = 0, Lock()
-
-    def count(self, change: int) -> None:
-        """Count a context that opens (1) or closes (-1)."""
-        with self._lock:
-            self._number += change
-            self.any = self._number > 0
-
-
-OPENED = _Opened()
+OPENED = Opened()
+"""Whether any thread is inside a `syncnorm.mask`."""
 
 
 def current_masks() -> Masks | None:
