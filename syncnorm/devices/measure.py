@@ -9,7 +9,8 @@ from torch import nn
 from syncnorm.config import Run, evaluated_at, layout, validated_at
 from syncnorm.data import Dataset
 from syncnorm.devices.prepare import devices
-from syncnorm.norms import SyncBatchNorm
+from syncnorm.norms import SyncBatchNorm, norm_spec
+from syncnorm.norms.core.alone import alone
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.conversion.convert import layers_with_statistics
 from syncnorm.surgery.layers.replace import copied
@@ -72,7 +73,9 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     statistics = statistics_by_rank(model)
     if statistics:
         use_statistics(model, statistics, devices(run).buffers)
-    found = torch.tensor(evaluate(model, data.validation_x, data.validation_y, task=run.task), dtype=torch.float64)
+    with alone():
+        scored = evaluate(model, data.validation_x, data.validation_y, task=run.task)
+    found = torch.tensor(scored, dtype=torch.float64)
     if dist.is_available() and dist.is_initialized():
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
         with waiting():
@@ -86,6 +89,11 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
 
     If ranks have their own running statistics, both rank 0's and the pooled ones are evaluated.
     """
+    with alone():  # every rank has the whole test set
+        return _measure(run, model, data)
+
+
+def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str, dict[str, Any]]:
     metrics: dict[str, float] = {}
     main = task_named(run.task).metric
     statistics = statistics_by_rank(model)
@@ -115,4 +123,6 @@ def evaluated_by(run: Run, model: nn.Module, whose: str) -> str:
     ranks, _ = layout(devices(run))
     if ranks > 1 and goes_by_rank(run.norm):
         return {"rank0": "own (rank 0)", "pooled": "pooled (all ranks)"}[whose]
-    return "shared (all ranks)" if any(isinstance(layer, SyncBatchNorm) for layer in layers) else "own (one device)"
+    spec = norm_spec(run.norm.name)
+    shared = spec.shares(run.norm.options) or any(isinstance(layer, SyncBatchNorm) for layer in layers)
+    return "shared (all ranks)" if shared else "own (one device)"

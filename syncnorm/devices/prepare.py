@@ -12,6 +12,7 @@ from syncnorm.config import Data, Devices, Norm, Run, layout
 from syncnorm.data import ON_REGISTRATION, Dataset, load_config, partition, rank_batches
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
+from syncnorm.norms.make import check_options
 from syncnorm.norms.spec import WorldFact
 from syncnorm.surgery import batch_norms
 from syncnorm.training.building import build_model, check_outputs, check_training, data_device, place_model
@@ -46,7 +47,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     """
     ranks, per_device_batch = layout(devices(run))
     check_training(run)
-    norm_spec(run.norm.name)
+    check_options(run.norm.name, run.norm.options)  # the layer that computes it may have another name
     check_buffers(run.norm, ranks, devices(run).buffers)
     data = load_data(run.data, run.seed, data_device(run, device), PRECISIONS[run.precision].data, run.task)
     shards = shards_of(run, data)

@@ -12,6 +12,7 @@ from syncnorm.domains.batches import Batch, check_batch, deal, thinnest
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
 from syncnorm.norms.core.alone import alone
+from syncnorm.norms.make import check_options
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import build_model, check_outputs, check_training, data_device, place_model
@@ -46,6 +47,7 @@ def prepare(run: Run, device: torch.device) -> Prepared:
     world = domains(run)
     check_world(world)
     check_training(run)
+    check_options(run.norm.name, run.norm.options)  # the layer that computes it may have another name
     check_buffers(run.norm, world.ranks, world.buffers)
     training = len(world.domains) - len(world.unseen)
     for option, fact in norm_spec(run.norm.name).from_world.items():

@@ -11,7 +11,7 @@ from torch import nn
 from syncnorm.checks import check_value
 from syncnorm.errors import UserError, unknown, where_raised, with_article
 from syncnorm.norms.registry import NORMS, norm_spec
-from syncnorm.norms.spec import NO_FOLD, Evaluates, Fold, Layer, NormSpec, OnWeight, WorldFact
+from syncnorm.norms.spec import NO_FOLD, Evaluates, Fold, Layer, NormSpec, OnWeight, OverRanks, WorldFact
 from syncnorm.registry import check_named
 
 Made = TypeVar("Made", bound=Layer)
@@ -35,6 +35,8 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
         return
     for option in options:
         if option not in known:
+            if option in ("sync", "process_group") and (why := norm_spec(name).not_shared()):
+                raise UserError(f"norm '{name}' {why}: leave {option} out.")
             if not known:
                 raise UserError(f"norm '{name}': unknown option '{option}': it has none.")
             raise UserError(f"norm '{name}': {unknown('option', option, known)}")
@@ -96,7 +98,7 @@ def register_norm(
     name: str,
     *,
     sees_batch: bool = True,
-    over_ranks: bool = False,
+    over_ranks: OverRanks = False,
     by_channel: bool = False,
     weight: OnWeight | None = None,
     evaluates: Evaluates = "running",
@@ -120,7 +122,8 @@ def register_norm(
     Args:
         name: a new name.
         sees_batch: whether, in training, a sample's output depends on the rest of its batch.
-        over_ranks: whether the layer itself normalises over the batch of all ranks.
+        over_ranks: whether the layer itself normalises over the batch of all ranks; "sync" if its options `sync` (a
+            bool, or None: if there is a group) and `process_group` say so, and between which ranks.
         by_channel: whether R virtual ranks may run as one layer of R * C channels.
         weight: for a norm of convolution weights, the function that normalises one.
         evaluates: which statistics normalise in evaluation.
@@ -152,8 +155,10 @@ def register_norm(
 
 
 def _check_facts(name: str, spec: NormSpec) -> None:
-    for fact in ("sees_batch", "over_ranks", "by_channel"):
+    for fact in ("sees_batch", "by_channel"):
         check_value(getattr(spec, fact), bool, f"norm '{name}': {fact}")
+    if not isinstance(spec.over_ranks, bool) and spec.over_ranks != "sync":
+        raise UserError(f"norm '{name}': over_ranks is {spec.over_ranks!r}: it must be True, False or 'sync'.")
     check_value(spec.evaluates, Evaluates, f"norm '{name}': evaluates")
     for fact in spec.from_world.values():
         check_value(fact, WorldFact, f"norm '{name}': from_world")
@@ -178,6 +183,9 @@ def _check_layer(name: str, layer: Any, spec: NormSpec) -> None:
             f"norm '{name}': {called}{signature(layer)} does not take num_features: make that, the number of "
             "channels, its first parameter."
         )
+    for option in ("sync", "process_group") if spec.over_ranks == "sync" else ():
+        if option not in _options(layer):
+            raise UserError(f"norm '{name}': over_ranks='sync' needs the option '{option}', which {called} lacks.")
     for option in spec.from_world:
         if option not in _options(layer):
             raise UserError(f"norm '{name}': from_world names the option '{option}', which {called} does not have.")

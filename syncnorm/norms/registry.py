@@ -48,31 +48,38 @@ NORMS: Registry[NormSpec] = Registry("norm", {
     # Statistics of a batch.
     "bn": NormSpec(
         nn.BatchNorm2d, by_ndim={1: nn.BatchNorm1d, 3: nn.BatchNorm3d}, on_ranks="ghost_bn", fold=running_affine,
+        by_rank="it is PyTorch's own layer ('sync_bn' is the same over ranks)",
         summary="Batch norm as in torch.nn (Ioffe & Szegedy, arXiv 1502.03167)"),
     "sync_bn": NormSpec(SyncBatchNorm, over_ranks=True, fold=running_affine),
-    "ghost_bn": NormSpec(GhostBatchNorm, on_ranks="ghost_bn", fold=running_affine),
+    "ghost_bn": NormSpec(
+        GhostBatchNorm, on_ranks="ghost_bn", fold=running_affine,
+        by_rank="they are those of parts of a rank's batch"),
     "frozen_bn": NormSpec(FrozenBatchNorm, sees_batch=False, fold=running_affine),
     "reference_bn": NormSpec(ReferenceBatchNorm, sees_batch=False, fold=running_affine),
-    "hybrid_bn": NormSpec(HybridBatchNorm, by_channel=True, fold=running_affine),
+    "hybrid_bn": NormSpec(HybridBatchNorm, over_ranks="sync", by_channel=True, fold=running_affine),
     # Domains and streams.
     "domain_bn": NormSpec(
         DomainBatchNorm, over_ranks="sync", evaluates="domain", fold=_DOMAIN, from_world={"domains": "domains"}),
-    "prediction_bn": NormSpec(PredictionBatchNorm, by_channel=True, evaluates="corrected", fold=_BATCH),
-    "alpha_bn": NormSpec(AlphaBatchNorm, by_channel=True, evaluates="corrected", fold=_BATCH),
-    "iabn": NormSpec(InstanceAwareBatchNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE),
-    "online_bn": NormSpec(OnlineBatchNorm, by_channel=True, evaluates="corrected", fold=_STREAM),
-    "mixstyle": NormSpec(MixStyleBatchNorm, fold=running_affine),
+    "prediction_bn": NormSpec(
+        PredictionBatchNorm, over_ranks="sync", by_channel=True, evaluates="corrected", fold=_BATCH),
+    "alpha_bn": NormSpec(AlphaBatchNorm, over_ranks="sync", by_channel=True, evaluates="corrected", fold=_BATCH),
+    "iabn": NormSpec(InstanceAwareBatchNorm, over_ranks="sync", by_channel=True, evaluates="corrected", fold=_SAMPLE),
+    "online_bn": NormSpec(OnlineBatchNorm, over_ranks="sync", by_channel=True, evaluates="corrected", fold=_STREAM),
+    "mixstyle": NormSpec(MixStyleBatchNorm, over_ranks="sync", fold=running_affine),
     # Small and skewed batches.
-    "brn": NormSpec(BatchRenorm, by_channel=True, fold=running_affine),
-    "evonorm_b0": NormSpec(EvoNormB0, by_channel=True, evaluates="corrected", fold=None),
-    "mabn": NormSpec(MovingAverageBatchNorm, by_channel=True, weight=centre_weight, fold=running_square_affine),
-    "cbn": NormSpec(CrossIterationBatchNorm, fold=running_affine),
-    "diminishing_bn": NormSpec(DiminishingBatchNorm, by_channel=True, fold=running_affine),
-    "full_norm": NormSpec(FullNorm, by_channel=True, fold=running_affine),
+    "brn": NormSpec(BatchRenorm, over_ranks="sync", by_channel=True, fold=running_affine),
+    "evonorm_b0": NormSpec(EvoNormB0, over_ranks="sync", by_channel=True, evaluates="corrected", fold=None),
+    "mabn": NormSpec(
+        MovingAverageBatchNorm, over_ranks="sync", by_channel=True, weight=centre_weight, fold=running_square_affine),
+    "cbn": NormSpec(CrossIterationBatchNorm, over_ranks="sync", fold=running_affine),
+    "diminishing_bn": NormSpec(DiminishingBatchNorm, over_ranks="sync", by_channel=True, fold=running_affine),
+    "full_norm": NormSpec(FullNorm, over_ranks="sync", by_channel=True, fold=running_affine),
     # Corrections of evaluation.
     "eval_norm": NormSpec(
-        EvalNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE, from_world={"batch": "batch"}),
-    "example_bn": NormSpec(ExampleWeighedBatchNorm, by_channel=True, evaluates="corrected", fold=_SAMPLE),
+        EvalNorm, over_ranks="sync", by_channel=True, evaluates="corrected", fold=_SAMPLE,
+        from_world={"batch": "batch"}),
+    "example_bn": NormSpec(
+        ExampleWeighedBatchNorm, over_ranks="sync", by_channel=True, evaluates="corrected", fold=_SAMPLE),
     # Each sample by itself.
     "gn": NormSpec(GroupNorm, sees_batch=False, evaluates="sample", fold=None),
     "ln": NormSpec(LayerNorm, sees_batch=False, evaluates="sample", fold=None),

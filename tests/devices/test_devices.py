@@ -109,8 +109,8 @@ def test_mistakes_are_found_before_training(run: Run, sentence: str, monkeypatch
 
 
 def test_a_world_size_that_does_not_match_is_found_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="needs 4 ranks and was started with 3: use torchrun --nproc-per-node 4"):
         fit(replace(SHORT, world=replace(SHORT.world, engine="torchrun")))
 

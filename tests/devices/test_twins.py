@@ -11,6 +11,7 @@ from twin_program import RUNS, state_after
 NORMS = {
     "classification": [
         *("bn", "sync_bn", "gn", "brn", "mabn", "bn with workers"),
+        *("brn sync", "mabn sync"),
         *("sync_bn in bf16-mixed", "brn in bf16-true"),
     ],
     "segmentation": ["bn", "sync_bn", "gn", "frozen_bn", "mabn"],

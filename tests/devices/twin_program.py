@@ -26,6 +26,12 @@ OPTIONS = {
 """So that in a dozen steps these norms do more than batch norm."""
 
 
+def named(norm: str) -> Norm:
+    """Return the norm of a name, or, for "NAME sync", of one whose ranks share statistics."""
+    name, *sync = norm.split()
+    return Norm(name, {**OPTIONS.get(name, {}), **({"sync": True} if sync else {})})
+
+
 def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
     """Return a short run that differs from its twin in the engine alone.
 
@@ -35,7 +41,7 @@ def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
     norm, _, working = norm.partition(" with ")
     world = Devices(ranks=ranks, per_device_batch=4, skew=skew, engine=engine)
     return Run(
-        norm=Norm(norm, OPTIONS.get(norm, {})),
+        norm=named(norm),
         world=world,
         optim=Optim(epochs=2, lr=0.05),
         precision=precision or "float64",
@@ -50,7 +56,7 @@ def segmentation_run(norm: str, ranks: int, engine: str) -> Run:
     return Run(
         data=Data("shapes-photo", size=16),
         model="unet",
-        norm=Norm(norm, OPTIONS.get(norm, {})),
+        norm=named(norm),
         world=world,
         optim=Optim(epochs=1, lr=0.05),
         precision="float64",

@@ -40,21 +40,26 @@ def test_what_it_says_of_the_batch_and_of_options() -> None:
     for name, (sees, _, _, options, _) in rows(0).items():
         assert sees == ("yes" if sees_batch(name) else "no"), name
         said = {option.strip() for option in options.split(",") if option.strip()}
-        assert said == set(norm_options(name)) - (TORCHS | {"bias"} if is_batch_norm(name) else TORCHS), name
+        known = TORCHS | ({"bias"} if is_batch_norm(name) else set())
+        known |= {"sync", "process_group"} if NORMS[name].over_ranks == "sync" else set()
+        assert said == set(norm_options(name)) - known, name
 
 
 def test_what_it_says_of_the_facts() -> None:
     for name, said in rows(1).items():
         spec = NORMS[name]
         batch = "all ranks'" if spec.shares({}) else "one device's" if spec.sees_batch else "no other"
+        shared = {True: "all ranks", "sync": "`sync`"}.get(spec.over_ranks) or (
+            f"by rank: {spec.by_rank}" if spec.sees_batch else "nothing to share"
+        )
         virtual = spec.on_ranks or ("channels" if spec.by_channel else "copies") if spec.by_device({}) else "one"
         folds = "yes" if callable(spec.fold) else "no"
         from_world = ", ".join(f"{option} = {fact}" for option, fact in spec.from_world.items())
-        assert said == [spec.side, batch, virtual, spec.evaluates, folds, from_world], name
+        assert said == [spec.side, batch, shared, virtual, spec.evaluates, folds, from_world], name
 
 
 def test_the_norm_that_it_registers_works(registries: None) -> None:
-    (program,) = re.findall("```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    *_, program = re.findall("```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     exec(program, {"syncnorm": syncnorm, "torch": torch})
     model = convert(nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)), "centred", momentum=1.0)
     x = torch.randn(5, 2, 4, 4)

@@ -13,7 +13,7 @@ import syncnorm
 from syncnorm import SyncBatchNorm, convert, fold, fold_report, make_norm, register_norm, revert
 from syncnorm.config import Clients, Data, Devices, Domains, Norm, Optim, Run
 from syncnorm.errors import UserError
-from syncnorm.norms import norm_names, norm_options, norm_spec
+from syncnorm.norms import FullNorm, norm_names, norm_options, norm_spec
 from syncnorm.norms.spec import NO_FOLD
 from syncnorm.training.ranks.virtual_ranks import ModelCopies, RanksAsChannels, on_virtual_ranks, rank_0
 
@@ -236,6 +236,26 @@ def test_a_norm_over_ranks_has_the_whole_batch_and_is_no_clients() -> None:
         syncnorm.fit(replace(theirs, world=Clients(count=2, rounds=1)))
 
 
+def test_a_norm_whose_options_say_whether_ranks_share() -> None:
+    @register_norm("shared", over_ranks="sync")
+    class Shared(FullNorm):
+        pass
+
+    ours, theirs = (
+        replace(SHORT, norm=Norm(name, {"sync": True}), world=Devices(4, 4)) for name in ("full_norm", "shared")
+    )
+    assert syncnorm.fit(theirs).metrics == syncnorm.fit(ours).metrics
+
+    @register_norm("apart")
+    class Apart(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(
+        UserError, match=r"'apart' keeps statistics by rank, since its row does not .*: leave sync out"
+    ):
+        syncnorm.make_norm("apart", 4, sync=True)
+
+
 class NoModule:
     def __init__(self, num_features: int) -> None: ...
 
@@ -252,6 +272,8 @@ class NoFeatures(nn.Module):
         (lambda: None, {}, "does not take num_features"),
         (42, {}, "norm 'mine' is an int: register what builds a torch.nn.Module"),
         (nn.BatchNorm2d(3), {}, "norm 'mine' is a BatchNorm2d: register what builds a torch.nn.Module"),
+        (Mine, {"over_ranks": "always"}, "norm 'mine': over_ranks is 'always': it must be True, False or 'sync'"),
+        (Mine, {"over_ranks": "sync"}, "over_ranks='sync' needs the option 'sync', which Mine lacks"),
         (Mine, {"by_channel": "yes"}, "norm 'mine': by_channel is 'yes': it must be True or False"),
         (Mine, {"evaluates": "runing"}, "did you mean 'running'?"),
         (Mine, {"from_world": {"gain": "clients"}}, "unknown norm 'mine': from_world 'clients'"),

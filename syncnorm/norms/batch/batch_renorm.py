@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments
-from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.batch_norm import batch_norm
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class BatchRenorm(BatchNormLayer):
+class BatchRenorm(SynchronisedBatchNorm):
     """Batch norm corrected towards its running statistics, so that training and evaluation normalise alike.
 
     With the batch's mean m and standard deviation s = sqrt(var + eps) (biased), and the running mu and sigma,
@@ -47,6 +50,8 @@ class BatchRenorm(BatchNormLayer):
         d_max: largest d at the end of its ramp, at least 0.
         warmup: steps of plain batch norm.
         r_end, d_end: steps at which r_max and d_max are reached, at least `warmup`.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: fewer than two values per channel in training; an input with another number of channels; a bound
@@ -66,6 +71,8 @@ class BatchRenorm(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         r_max: float = 3.0,
         d_max: float = 5.0,
         warmup: int = 5000,
@@ -79,6 +86,7 @@ class BatchRenorm(BatchNormLayer):
             if end < warmup:
                 raise ValueError(f"{name} is {end}, before the end of the warmup at {warmup}: write a later step.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.r_max, self.d_max = r_max, d_max
         self.warmup, self.r_end, self.d_end = warmup, r_end, d_end
 
@@ -94,20 +102,26 @@ class BatchRenorm(BatchNormLayer):
         """Normalise `x` of shape (N, C, ...)."""
         if not self.training:
             return self.by_running(x)
-        check_values(self, self.num_features, x)
         check_divisor(self, self.num_features)
         refuse_recomputation("BatchRenorm")
-        r, d = self._correct(x)
-        # Written as batch norm with another weight and bias, so that one kernel does the forward and the backward.
-        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
-        bias = bias if self.bias is None else self.bias + bias
+        if self.meets():
+            batch = self.moments(x)
+            return normalise(x, batch.mean, batch.var(), self.eps, *self._corrected(batch))
+        check_values(self, self.num_features, x)
+        # One kernel does the forward and the backward.
+        weight, bias = self._corrected(Moments.of(x.detach(), (0, *range(2, x.dim()))))
         return batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
+    def _corrected(self, batch: Moments) -> tuple[Tensor, Tensor]:
+        """Return the weight and bias with which batch norm is the formula, (C,) each."""
+        r, d = self._correct(batch)
+        weight, bias = (r, d) if self.weight is None else (self.weight * r, self.weight * d)
+        return weight, bias if self.bias is None else self.bias + bias
+
     @torch.no_grad()
-    def _correct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _correct(self, batch: Moments) -> tuple[Tensor, Tensor]:
         """Return r and d, (C,) each, from the running statistics so far, and update the running statistics."""
         running_mean, running_var = self.running()
-        batch = Moments.of(x, (0, *range(2, x.dim())))
         deviation, running = (batch.var() + self.eps).sqrt(), (running_var + self.eps).sqrt()
         r_max, d_max = (bound.to(deviation) for bound in self.bounds())
         r = torch.clamp(deviation / running, 1 / r_max, r_max)
@@ -120,4 +134,4 @@ class BatchRenorm(BatchNormLayer):
 
     def extra_repr(self) -> str:
         """Show the bounds beside what every batch norm shows."""
-        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, warmup={self.warmup}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}, warmup={self.warmup}"

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.batch_norm import BatchNormLayer
+from syncnorm.norms.core.collectives import sum_over_ranks
 from syncnorm.norms.core.recomputation import refuse_recomputation
-from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class _Step:
         return self.mean + mean, self.var + var - mean.square()
 
 
-class CrossIterationBatchNorm(BatchNormLayer):
+class CrossIterationBatchNorm(SynchronisedBatchNorm):
     """Batch norm with the statistics of the last `window` steps, corrected for the change of the preceding weight.
 
     The moments of steps s = t, t-1, ..., t-window+1 are extrapolated to the current weight W_t of the convolution or
@@ -81,6 +83,8 @@ class CrossIterationBatchNorm(BatchNormLayer):
         through_weight: let the gradient go through the current weight in the corrections of past steps.
         burn_in: steps of plain batch norm, counted by num_batches_tracked (0 if the layer has no such counter). The
             source has a burn-in; how long it should be depends on the training, so the default is none.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: an input that does not come from a convolution or linear layer, or has another number of channels;
@@ -99,6 +103,8 @@ class CrossIterationBatchNorm(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         window: int = 8,
         through_weight: bool = False,
         burn_in: int = 0,
@@ -107,6 +113,7 @@ class CrossIterationBatchNorm(BatchNormLayer):
             if value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.window, self.through_weight, self.burn_in = window, through_weight, burn_in
         self._past: list[_Step] = []
 
@@ -114,23 +121,22 @@ class CrossIterationBatchNorm(BatchNormLayer):
         """Normalise `x` of shape (N, C, ...)."""
         if not self.training:
             return self.by_running(x)
-        check_values(self, self.num_features, x)
         refuse_recomputation("CrossIterationBatchNorm")
         values = x.to(acc_dtype(x.dtype))
-        batch = Moments.of(values, (0, *range(2, x.dim())))
+        batch = self.moments(values)
         self.move(batch.mean, batch.var(correction=1))
         weight = self._weight_behind(x) if self._past_burn_in() else None
-        mean, var = (batch.mean, batch.var()) if weight is None else self._over_window(batch, weight)
+        mean, var = (batch.mean, batch.var()) if weight is None else self._over_window(values, batch, weight)
         check_divisor(self, self.num_features, var)
         return normalise(x, mean.unsqueeze(0), var.unsqueeze(0), self.eps, self.weight, self.bias)
 
     def _past_burn_in(self) -> bool:
         return self.burn_in == 0 or self.num_batches_tracked is None or int(self.num_batches_tracked) > self.burn_in
 
-    def _over_window(self, batch: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _over_window(self, x: Tensor, batch: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and variance over the window, and add this step to it."""
         mean, var, today = batch.mean, batch.var(), weight.detach()
-        dmean, dvar = (torch.autograd.grad(m.sum(), weight, retain_graph=True)[0] for m in (mean, var))
+        dmean, dvar = self._slopes(x, batch, weight)
         steps = [(mean, var), *(step.at(weight if self.through_weight else today) for step in self._past)]
         means, variances = (torch.stack(rows) for rows in zip(*steps, strict=True))
         valid = (variances >= 0).to(means.dtype)
@@ -140,6 +146,22 @@ class CrossIterationBatchNorm(BatchNormLayer):
         newest = _Step(mean.detach(), var.detach(), dmean.detach(), dvar.detach(), today.clone())
         self._past = [newest, *self._past][: self.window - 1]
         return together, (share * variances).sum(0) + spread
+
+    def _slopes(self, x: Tensor, batch: Moments, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the derivatives of the batch's mean and variance with respect to the weight, (C, ...) each.
+
+        Over ranks, with n of N values here, whose mean and variance are m and v,
+
+            dmean = sum over ranks of n / N dm,   dvar = sum over ranks of n / N (dv + 2 (m - mean) dm)
+        """
+        own = Moments.of(x, (0, *range(2, x.dim()))) if self.meets() else batch
+        dmean, dvar = (torch.autograd.grad(m.sum(), weight, retain_graph=True)[0] for m in (own.mean, own.var()))
+        if not self.meets():
+            return dmean, dvar
+        away = (own.mean - batch.mean).detach().view(-1, *[1] * (weight.dim() - 1))
+        both = torch.stack([dmean, dvar + 2 * away * dmean]) * (own.count / batch.count).to(dmean.dtype)
+        dmean, dvar = sum_over_ranks(both, self.process_group)
+        return dmean, dvar
 
     def _weight_behind(self, x: Tensor) -> Tensor | None:
         """Return the weight of the convolution or linear layer whose output `x` is; None if it does not train."""
@@ -190,4 +212,4 @@ class CrossIterationBatchNorm(BatchNormLayer):
 
     def extra_repr(self) -> str:
         """Show the window after what every batch norm shows."""
-        return f"{super().extra_repr()}, window={self.window}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, window={self.window}"

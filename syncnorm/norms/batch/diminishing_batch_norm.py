@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from syncnorm.moments import Moments
-from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.batch_norm import batch_norm
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class DiminishingBatchNorm(BatchNormLayer):
+class DiminishingBatchNorm(SynchronisedBatchNorm):
     """Batch norm that trains with its running statistics, which each batch moves by less than the one before.
 
     At step m = 1, 2, ... (num_batches_tracked counts them), with the batch's mean and its standard deviation
@@ -54,6 +55,8 @@ class DiminishingBatchNorm(BatchNormLayer):
         track_running_stats: must be True: the layer trains with them.
         alpha: factor of the schedule, above 0 and at most 1.
         power: how fast alpha_m diminishes, at least 0.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: statistics that are not finite; fewer than two values per channel in training; an input with
@@ -73,6 +76,8 @@ class DiminishingBatchNorm(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         alpha: float = 1.0,
         power: float = 1.0,
     ) -> None:
@@ -81,13 +86,15 @@ class DiminishingBatchNorm(BatchNormLayer):
         if not power >= 0:
             raise ValueError(f"power is {power}: it must be at least 0, which keeps alpha as it is.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.alpha, self.power = alpha, power
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); in training, update the running statistics first."""
         if not self.training:
             return self.by_running(x)
-        check_values(self, self.num_features, x)
+        if not self.meets():
+            check_values(self, self.num_features, x)
         refuse_recomputation("DiminishingBatchNorm")
         mean, var = self.running()
         if self.moves():
@@ -98,7 +105,7 @@ class DiminishingBatchNorm(BatchNormLayer):
 
     @torch.no_grad()
     def _update_running(self, x: Tensor, running_mean: Tensor, running_var: Tensor) -> None:
-        batch = Moments.of(x, (0, *range(2, x.dim())))
+        batch = self.moments(x)
         # A graph cannot branch on values: in one, a diverged step is not told.
         traced = torch.compiler.is_compiling()
         if not traced and not (batch.mean.isfinite() & batch.m2.isfinite()).all():
@@ -124,4 +131,4 @@ class DiminishingBatchNorm(BatchNormLayer):
 
     def extra_repr(self) -> str:
         """Show the schedule after what every batch norm shows."""
-        return f"{super().extra_repr()}, alpha={self.alpha}, power={self.power}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, alpha={self.alpha}, power={self.power}"

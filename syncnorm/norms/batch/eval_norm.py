@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.running import moved, newest_weight
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class _SampleCorrectedBatchNorm(BatchNormLayer):
+class _SampleCorrectedBatchNorm(SynchronisedBatchNorm):
     """Batch norm that evaluates each sample with a mix of the running statistics and its own, (N, C) each.
 
     Training is PyTorch's batch norm. In evaluation a sample's output does not depend on its batch.
@@ -33,9 +34,7 @@ class _SampleCorrectedBatchNorm(BatchNormLayer):
             if self.moves():
                 self._see(x)
             return y
-        flat = _positions_last(x.to(acc_dtype(x.dtype)))
-        own = flat.mean(2)
-        mean, var = self.corrected(own, (flat - own.unsqueeze(2)).square().mean(2))
+        mean, var = self.corrected(*_of_each(x))
         return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
     @abstractmethod
@@ -46,9 +45,12 @@ class _SampleCorrectedBatchNorm(BatchNormLayer):
         """Update a subclass's further statistics from a training batch."""
 
 
-def _positions_last(x: Tensor) -> Tensor:
-    """Return x (N, C, ...) as (N, C, S)."""
-    return x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+def _of_each(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean and biased variance of each sample of x (N, C, ...), (N, C) each."""
+    flat = x.to(acc_dtype(x.dtype))
+    flat = flat.flatten(2) if flat.dim() > 2 else flat.unsqueeze(2)
+    mean = flat.mean(2)
+    return mean, (flat - mean.unsqueeze(2)).square().mean(2)
 
 
 class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
@@ -70,6 +72,8 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
         eps, momentum, affine: as in torch's layers.
         alpha: share of the sample, from 0 (batch norm) to 1 (instance norm). The default is a choice made here:
             choose it on validation data.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: alpha out of range; fewer than two values per channel in training; an input with another number of
@@ -87,11 +91,14 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         alpha: float = 0.1,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: it is a share, from 0 to 1.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.alpha = alpha
 
     def corrected(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +110,7 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
 
     def extra_repr(self) -> str:
         """Show the share after what every batch norm shows."""
-        return f"{super().extra_repr()}, alpha={self.alpha}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, alpha={self.alpha}"
 
 
 class EvalNorm(_SampleCorrectedBatchNorm):
@@ -129,6 +136,8 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine: as in torch's layers.
         batch: n, number of samples that share statistics in training, at least 1.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: fewer than two values per channel in training; an input with another number of channels; a `batch`
@@ -151,11 +160,14 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         batch: int,
     ) -> None:
         if batch < 1:
             raise ValueError(f"batch is {batch}: it must be at least 1.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.batch = batch
         for name in ("running_within", "running_between"):
             self.register_buffer(name, torch.zeros(num_features, device=device, dtype=dtype))
@@ -190,20 +202,24 @@ class EvalNorm(_SampleCorrectedBatchNorm):
     @torch.no_grad()
     def _see(self, x: Tensor) -> None:
         """Update the variances within and between samples; the latter needs two samples."""
-        if len(x) < 2:
-            return
-        self.spreads_seen.add_(1)
-        first = self.spreads_seen == 1
+        samples = self.moments_of_samples(x)
+        if self.meets():
+            samples = self.over_ranks(samples, x)
+        several = samples.count >= 2
+        first = several & (self.spreads_seen == 0)
+        self.spreads_seen.add_(several)
         newest = newest_weight(self.momentum, self.spreads_seen)
-        spreads = self.within_and_between(self.moments_of_samples(x))
-        for running, new in zip((self.running_within, self.running_between), spreads, strict=True):
-            running.copy_(torch.where(first, new, moved(running, new, newest)))  # starts at the first value
+        for running, new in zip(
+            (self.running_within, self.running_between), self.within_and_between(samples), strict=True
+        ):
+            follows = torch.where(first, new, moved(running, new, newest))  # starts at the first value
+            running.copy_(torch.where(several, follows, running))
 
     @staticmethod
     def moments_of_samples(x: Tensor) -> Moments:
         """Return the moments, over the samples of `x`, of each one's mean and biased variance together, (2 C,)."""
-        flat = _positions_last(x.to(acc_dtype(x.dtype)))
-        return Moments.of(torch.cat([flat.mean(2), flat.var(2, correction=0)], 1), 0)
+        mean, var = _of_each(x)
+        return Moments.of(torch.cat([mean, var], 1), 0)
 
     @staticmethod
     def within_and_between(samples: Moments) -> tuple[Tensor, Tensor]:
@@ -219,4 +235,4 @@ class EvalNorm(_SampleCorrectedBatchNorm):
 
     def extra_repr(self) -> str:
         """Show n after what every batch norm shows."""
-        return f"{super().extra_repr()}, batch={self.batch}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, batch={self.batch}"

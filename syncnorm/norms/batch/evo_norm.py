@@ -7,12 +7,14 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import by_channel, by_sample, check_divisor, check_positions, check_values
+from syncnorm.norms.core.shapes import by_channel, by_sample, check_divisor, check_positions, positions_problem
+from syncnorm.norms.core.synchronised import Synchronised
 from syncnorm.norms.sample.per_sample import default_groups
 
 
@@ -74,7 +76,7 @@ class EvoNormS0(ChannelAffine):
         return self.scale_and_shift(y).to(x.dtype)
 
 
-class EvoNormB0(ChannelAffine):
+class EvoNormB0(Synchronised, ChannelAffine):
     """EvoNorm-B0, which divides by the larger of a batch term and a sample term; input (N, C, ...).
 
         y = x / max(sqrt(var_b + eps), v x + sqrt(var_i + eps)) * weight + bias
@@ -93,6 +95,8 @@ class EvoNormB0(ChannelAffine):
         eps: added to the variances.
         momentum: weight of the newest variance in the running one; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: one value per channel and sample, which makes var_i zero; an input with another number of
@@ -109,22 +113,29 @@ class EvoNormB0(ChannelAffine):
         momentum: float | None = 0.1,
         affine: bool = True,
         *,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.share(sync, process_group)
         self.momentum, self.track_running_stats = momentum, True
         self.v = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
+    def check(self, x: Tensor) -> None:
+        """Raise `ValueError` for an input with one position too."""
+        super().check(x)
+        if problem := positions_problem(self, self.num_features, x):
+            self.refuse(problem, x)
+
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` and apply the nonlinearity."""
-        check_positions(self, self.num_features, x)
         values = x.to(acc_dtype(x.dtype))
         if self.training or self.running_var is None:
-            check_values(self, self.num_features, x)
-            batch = Moments.of(values, (0, *range(2, x.dim())))
+            batch = self.moments(values)
             var = batch.var()
             check_divisor(self, self.num_features, var)
             if self.training and self.track_running_stats and not recomputing():

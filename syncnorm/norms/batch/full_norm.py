@@ -8,15 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from syncnorm.moments import Moments, acc_dtype
+from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved
-from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class FullNorm(BatchNormLayer):
+class FullNorm(SynchronisedBatchNorm):
     """Batch norm that trains with the values of running moments and the gradients of the batch's moments.
 
     Batch norm's objective contains the batch's moments, so it depends on how batches are formed; this objective
@@ -41,6 +41,8 @@ class FullNorm(BatchNormLayer):
         eps: added to the variance.
         momentum: weight of the newest moments; None averages all batches equally.
         affine: learn weight and bias, shape (C,).
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: fewer than two values per channel in training; an input with another number of channels; a
@@ -53,10 +55,8 @@ class FullNorm(BatchNormLayer):
         """Normalise `x` of shape (N, C, ...); in training, update the running moments first."""
         if not self.training:
             return self.by_running(x)
-        check_values(self, self.num_features, x)
         refuse_recomputation("FullNorm")
-        values = x.to(acc_dtype(x.dtype))
-        batch = Moments.of(values, (0, *range(2, x.dim())))
+        batch = self.moments(x.to(acc_dtype(x.dtype)))
         mean, var = self._update_running(batch.mean.detach(), batch.var().detach())
         check_divisor(self, self.num_features, var)
         # Zeros, with the derivatives of the batch's E[x] and E[x^2] - 2 u_1 E[x] = var_B + (mean_B - u_1)^2 - u_1^2.

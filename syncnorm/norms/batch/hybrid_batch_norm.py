@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from syncnorm.moments import Moments
 from syncnorm.norms.batch.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.shapes import check_divisor
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class HybridBatchNorm(FrozenBatchNorm):
+class HybridBatchNorm(SynchronisedBatchNorm, FrozenBatchNorm):
     """Batch norm that trains with a learnt mix of the running statistics and the batch's.
 
         a = sigmoid(mix)
@@ -31,8 +32,12 @@ class HybridBatchNorm(FrozenBatchNorm):
 
     Source: HBN (Chen, Xu, Wu & Kittler, arXiv 2505.21877).
 
-    The arguments are those of FrozenBatchNorm. `mix` is a parameter of shape (C,), 0 at first (a = 1/2); it is learnt
-    even with affine=False.
+    The other arguments are those of FrozenBatchNorm. `mix` is a parameter of shape (C,), 0 at first (a = 1/2); it is
+    learnt even with affine=False.
+
+    Args:
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: one value per channel in training; an input with another number of channels.
@@ -49,8 +54,11 @@ class HybridBatchNorm(FrozenBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.mix = nn.Parameter(torch.zeros(num_features, device=device, dtype=dtype))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -63,10 +71,8 @@ class HybridBatchNorm(FrozenBatchNorm):
         """Normalise `x` of shape (N, C, ...)."""
         if not self.training or self.refilling():
             return super().normalised(x)
-        if x.numel():
-            check_values(self, self.num_features, x)
         running_mean, running_var = self.running()
-        batch = Moments.of(x, (0, *range(2, x.dim())))
+        batch = self.moments(x, empty=True)
         share = self.mix.to(batch.mean.dtype).sigmoid()
         mean = torch.lerp(running_mean.to(share.dtype), batch.mean, share)
         var = torch.lerp(running_var.to(share.dtype), batch.var(), share)

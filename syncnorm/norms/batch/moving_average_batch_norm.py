@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
-from syncnorm.moments import acc_dtype
+from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.meeting import Place
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import by_channel
+from syncnorm.norms.core.synchronised import Synchronised
 
 
-class MovingAverageBatchNorm(ChannelAffine):
+class MovingAverageBatchNorm(Synchronised, ChannelAffine):
     """Normalise with the mean square of the last `buffer` steps; the gradient's statistic is averaged in the same
     way.
 
@@ -57,6 +60,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         buffer: m, number of steps that count; the source uses 32 / (samples per device), the default is for two.
         warmup: steps that use their own batch alone; 100 is from memory of the authors' code and not confirmed.
         renorm_after: steps during which r stays 1.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: an empty batch in training; an input with another number of channels; a number out of range; a
@@ -78,6 +83,8 @@ class MovingAverageBatchNorm(ChannelAffine):
         buffer: int = 16,
         warmup: int = 100,
         renorm_after: int = 1000,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -85,6 +92,7 @@ class MovingAverageBatchNorm(ChannelAffine):
             if value < least:
                 raise ValueError(f"{name} is {value}: it must be at least {least}.")
         super().__init__(num_features, eps, affine, device=device, dtype=dtype)
+        self.share(sync, process_group)
         self.track_running_stats = True
         self.momentum, self.buffer, self.warmup, self.renorm_after = momentum, buffer, warmup, renorm_after
         self.register_buffer("running_square", torch.ones(num_features, device=device, dtype=dtype))
@@ -99,20 +107,36 @@ class MovingAverageBatchNorm(ChannelAffine):
         if not self.training:
             scale = torch.rsqrt(self.running_square.to(values.dtype) + self.eps)
             return self.scale_and_shift(values * by_channel(scale, x)).to(x.dtype)
-        if x.numel() == 0:
+        refuse_recomputation("MovingAverageBatchNorm")
+        compiling = self.meets() and torch.compiler.is_compiling()  # a graph would not hold the backward's collective
+        train = torch.compiler.disable(self._train) if compiling else self._train  # type: ignore[no-untyped-call]
+        return self.scale_and_shift(train(values)).to(x.dtype)
+
+    def _train(self, x: Tensor) -> Tensor:
+        """Return r z."""
+        own, count, place = self._mean_square(x)
+        scale, r, averages = self._step(own)
+        slot = (self.steps - 1) % self.buffer
+        y: Tensor = _MovingAverage.apply(x, scale, r, self.gradients, slot, averages, count, place)  # type: ignore[no-untyped-call]
+        return y
+
+    @torch.no_grad()
+    def _mean_square(self, x: Tensor) -> tuple[Tensor, Tensor | None, Place | None]:
+        """Return chi_t; of all ranks, also the number of values and the place where the backward meets them."""
+        own, count, place = x.square().mean((0, *range(2, x.dim()))), None, None
+        if self.meets():
+            place, samples = self.among_ranks(x), own.new_tensor(x.numel() // self.num_features)
+            together = place.gather(Moments(samples, own, torch.zeros_like(own))).pooled()
+            own, count = together.mean, together.count
+        if x.numel() == 0 and not count:
             raise ValueError(
                 f"MovingAverageBatchNorm({self.num_features}) got an empty batch: it has no mean square."
             )
-        refuse_recomputation("MovingAverageBatchNorm")
-        scale, r, averages = self._step(values)
-        slot = (self.steps - 1) % self.buffer
-        y = _MovingAverage.apply(values, scale, r, self.gradients, slot, averages)  # type: ignore[no-untyped-call]
-        return self.scale_and_shift(y).to(x.dtype)
+        return own, count, place
 
     @torch.no_grad()
-    def _step(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Record the step's statistics; return 1 / sqrt(chi + eps), r, and whether past steps count in chi."""
-        own = x.square().mean((0, *range(2, x.dim())))
+    def _step(self, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Record the step's chi_t; return 1 / sqrt(chi + eps), r, and whether past steps count in chi."""
         self.steps.add_(1)
         step = self.steps
         _put(self.squares, (step - 1) % self.buffer, own)
@@ -133,24 +157,35 @@ class _MovingAverage(torch.autograd.Function):
     """r z = r x / sqrt(chi + eps), with the backward of MovingAverageBatchNorm."""
 
     @staticmethod
-    def forward(x: Tensor, scale: Tensor, r: Tensor, gradients: Tensor, slot: Tensor, averages: Tensor) -> Tensor:
+    def forward(
+        x: Tensor,
+        scale: Tensor,
+        r: Tensor,
+        gradients: Tensor,
+        slot: Tensor,
+        averages: Tensor,
+        count: Tensor | None,
+        place: Place | None,
+    ) -> Tensor:
         return x * by_channel(scale * r, x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, scale, r, gradients, slot, averages = inputs
-        ctx.save_for_backward(x, scale, r, slot, averages)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, scale, r, gradients, slot, averages, count, place = inputs
+        ctx.save_for_backward(x, scale, r, slot, averages, count)
         ctx.gradients = gradients  # other steps' backwards change it, which autograd would reject
+        ctx.place = place
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, r, slot, averages = ctx.saved_tensors
+        x, scale, r, slot, averages, count = ctx.saved_tensors
         z, g = x * by_channel(scale, x), dy * by_channel(r, dy)
-        own = (g * z).mean((0, *range(2, x.dim())))
+        dims = (0, *range(2, x.dim()))
+        own = (g * z).mean(dims) if ctx.place is None else ctx.place.sum((g * z).sum(dims)) / count
         _put(ctx.gradients, slot, own)
         psi = torch.where(averages, ctx.gradients.to(own.dtype).mean(0), own)
-        return (g - z * by_channel(psi, x)) * by_channel(scale, x), None, None, None, None, None
+        return (g - z * by_channel(psi, x)) * by_channel(scale, x), None, None, None, None, None, None, None
 
 
 def _put(rows: Tensor, slot: Tensor, row: Tensor) -> None:

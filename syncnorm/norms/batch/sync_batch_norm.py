@@ -77,18 +77,8 @@ class SyncBatchNorm(SynchronisedBatchNorm):
         bias: bool = True,
         skip_nonfinite: bool = False,
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            sync=True,
-            process_group=process_group,
-        )
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(True, process_group)
         self.skip_nonfinite = skip_nonfinite
 
     def normalised(self, x: Tensor) -> Tensor:

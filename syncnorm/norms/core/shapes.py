@@ -68,8 +68,15 @@ def check_divisor(layer: nn.Module, channels: int, var: Tensor | None = None) ->
 
 def check_positions(layer: nn.Module, channels: int, x: Tensor) -> None:
     """Raise `ValueError` if `x` has one value per channel and sample, and so no variance."""
-    if x[0:1, 0:1].numel() == 1:
-        raise ValueError(
-            f"{type(layer).__name__}({channels}) got one value per channel and sample (input {tuple(x.shape)}): it "
-            "needs two, so use it before the spatial dimensions are gone."
-        )
+    if problem := positions_problem(layer, channels, x):
+        raise ValueError(problem)
+
+
+def positions_problem(layer: nn.Module, channels: int, x: Tensor) -> str:
+    """Return the message that `check_positions` would raise; an empty string if there is none."""
+    if x[0:1, 0:1].numel() != 1:
+        return ""
+    return (
+        f"{type(layer).__name__}({channels}) got one value per channel and sample (input {tuple(x.shape)}): it needs "
+        "two, so use it before the spatial dimensions are gone."
+    )

@@ -30,6 +30,7 @@ JOIN = (
     "a rank that has run out of batches leaves the others waiting. Write `with syncnorm.join(model):`, in which it "
     "does not, or join(throw_on_early_termination=True), which ends all ranks with the first"
 )
+TRANSFORMS = "transforms of torch.func"
 
 
 class Synchronised(NormLayer):
@@ -47,10 +48,11 @@ class Synchronised(NormLayer):
     def share(self, sync: bool | None, process_group: Group) -> None:
         """Set whether statistics are shared (None: if a group is given), and between whom."""
         name = f"{type(self).__name__}({self.num_features})"
-        if sync is False and process_group is not None:
+        group = as_group(process_group, name)
+        if sync is False and group is not None:
             raise ValueError(f"{name} got a process_group and sync=False: give one of them.")
-        self.sync = process_group is not None if sync is None else sync
-        self.process_group = as_group(process_group, name)
+        self.sync = group is not None if sync is None else sync
+        self.process_group = group
 
     def shares(self) -> bool:
         """Return whether the layer shares statistics with other ranks."""
@@ -101,7 +103,7 @@ class Synchronised(NormLayer):
     def _pooled(self, local: Moments, x: Tensor) -> Moments:
         place = self.among_ranks(x)
         if transforming():
-            place.refuse_in_join("transforms of torch.func")
+            place.refuse_in_join(TRANSFORMS)
             return gather_moments_differentiably(local, self.process_group).pooled()
         return pooled_moments(local, place)
 
@@ -220,7 +222,7 @@ class SynchronisedBatchNorm(Synchronised, BatchNormLayer):
         check_divisor(self, self.num_features)
         where = None if valid is None else valid.where
         if transforming():
-            place.refuse_in_join("transforms of torch.func")
+            place.refuse_in_join(TRANSFORMS)
             y, moments = batch_norm_plain(x, self.weight, self.bias, self.eps, self.process_group, where)
         else:
             y, moments = batch_norm_native(x, self.weight, self.bias, self.eps, place, where)

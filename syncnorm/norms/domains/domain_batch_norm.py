@@ -231,7 +231,9 @@ class DomainBatchNorm(Synchronised):
 
     def _check_counts(self, x: Tensor, counts: Tensor, valid: Valid | None) -> None:
         # Only if a sample has one value per channel: reading the counts synchronises with the device.
-        one = x.numel() == len(x) * self.num_features if valid is None else 1 in valid.by_sample
+        # The value may be another rank's: where masks differ between ranks, all of them look.
+        masked = valid is not None and (self.meets() or 1 in valid.by_sample)
+        one = x.numel() == len(x) * self.num_features if valid is None else masked
         if one and (counts == 1).any():
             alone = int((counts == 1).int().argmax())
             where = ", on all ranks together" if self.meets() else ""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.batch_norm import BatchNormLayer
-from syncnorm.norms.core.shapes import check_divisor, check_positions
+from syncnorm.norms.core.shapes import check_divisor, positions_problem
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class InstanceAwareBatchNorm(BatchNormLayer):
+class InstanceAwareBatchNorm(SynchronisedBatchNorm):
     """Instance-aware batch norm, for streams in which neighbouring samples are similar.
 
     Let mu and s2 be the mean and variance of the batch in training, and the running ones in evaluation. With the mean
@@ -40,6 +41,8 @@ class InstanceAwareBatchNorm(BatchNormLayer):
         affine: learn weight and bias, shape (C,).
         track_running_stats: must be True: samples are compared with them.
         k: number of standard errors attributed to chance, at least 0.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given.
 
     Raises:
         ValueError: an input with another number of channels, or with fewer than two positions.
@@ -58,16 +61,24 @@ class InstanceAwareBatchNorm(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         k: float = 4.0,
     ) -> None:
         if not k >= 0:
             raise ValueError(f"k is {k}: it is a number of standard errors, at least 0.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.k = k
+
+    def check(self, x: Tensor) -> None:
+        """Raise `ValueError` for an input with one position too."""
+        super().check(x)
+        if problem := positions_problem(self, self.num_features, x):
+            self.refuse(problem, x)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...), with at least two positions."""
-        check_positions(self, self.num_features, x)
         positions = max(x[0:1, 0:1].numel(), 2)  # an empty batch has none
         values = x.to(acc_dtype(x.dtype))
         mean, var = self._statistics(values)
@@ -80,17 +91,17 @@ class InstanceAwareBatchNorm(BatchNormLayer):
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and variance that samples are compared with, (C,); in training, update the running ones."""
-        if not self.training or x.numel() == 0:
-            running_mean, running_var = self.running()
-            return running_mean.to(x.dtype), running_var.to(x.dtype)
-        batch = Moments.of(x, (0, *range(2, x.dim())))
-        var = batch.var(correction=1)
-        self.move(batch.mean, var)
-        return batch.mean, var
+        if self.training and (x.numel() or self.meets()):
+            batch = self.moments(x, empty=True)
+            var = batch.var(correction=1)
+            self.move(batch.mean, var, batch.count > 0)
+            return batch.mean, var
+        running_mean, running_var = self.running()
+        return running_mean.to(x.dtype), running_var.to(x.dtype)
 
     def extra_repr(self) -> str:
         """Show k after what every batch norm shows."""
-        return f"{super().extra_repr()}, k={self.k}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, k={self.k}"
 
 
 def _shrink(difference: Tensor, chance: Tensor) -> Tensor:

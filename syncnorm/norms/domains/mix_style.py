@@ -11,13 +11,14 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from syncnorm._torch import beta_samples
 from syncnorm.moments import Moments, acc_dtype
-from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.domain_context import current_domain, no_domain
 from syncnorm.norms.core.layer import NormLayer, check_eps
-from syncnorm.norms.core.shapes import by_sample, check_positions
+from syncnorm.norms.core.shapes import by_sample, check_positions, positions_problem
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 Partners = Literal["random", "cross_domain"]
 
@@ -104,7 +105,7 @@ class MixStyle(NormLayer):
         return f"{self.num_features}, p={self.p}, alpha={self.alpha}, eps={self.eps}, mix={self.mix!r}"
 
 
-class MixStyleBatchNorm(BatchNormLayer):
+class MixStyleBatchNorm(SynchronisedBatchNorm):
     """Batch norm followed, in training, by `MixStyle`.
 
     Running statistics are batch norm's, of the input before mixing, and evaluation is batch norm's alone; so
@@ -118,6 +119,8 @@ class MixStyleBatchNorm(BatchNormLayer):
         num_features: C of an input of shape (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine, track_running_stats: as in torch's layers.
         p, alpha, mix: as in `MixStyle`.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given. Partners stay a rank's own.
 
     Raises:
         ValueError: an input with another number of channels; in training, an input with fewer than two positions, or,
@@ -135,17 +138,25 @@ class MixStyleBatchNorm(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         p: float = 0.5,
         alpha: float = 0.1,
         mix: Partners = "random",
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.mixing = MixStyle(num_features, p, alpha, mix=mix)
+
+    def check(self, x: Tensor) -> None:
+        """Raise `ValueError` for an input with one position too, in training."""
+        super().check(x)
+        if self.training and (problem := positions_problem(self, self.num_features, x)):
+            self.refuse(problem, x)
 
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...); in training, mix the styles of the output."""
         if not self.training:
             return self.by_running(x)
-        check_positions(self, self.num_features, x)
         mixed: Tensor = self.mixing(self.by_batch(x))
         return mixed

@@ -15,15 +15,17 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
-from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.batch_norm import batch_norm
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.shapes import check_values
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class OnlineBatchNorm(BatchNormLayer):
+class OnlineBatchNorm(SynchronisedBatchNorm):
     """Batch norm that, inside `syncnorm.stream`, evaluates with the statistics of the stream so far.
 
     Estimator: the running statistics (the source's), counted as N samples, merged with the moments of the stream so
@@ -46,6 +48,8 @@ class OnlineBatchNorm(BatchNormLayer):
         track_running_stats: must be True: a stream starts from them.
         prior_count: N, in samples of the batch's length, at least 0. 0 leaves the source out.
         horizon: h, in samples; None forgets nothing.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given. A stream is then that of all ranks.
 
     Raises:
         ValueError: an input with another number of channels; one value per channel with no other statistics; a
@@ -65,6 +69,8 @@ class OnlineBatchNorm(BatchNormLayer):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         prior_count: float = 16.0,
         horizon: float | None = None,
     ) -> None:
@@ -73,16 +79,21 @@ class OnlineBatchNorm(BatchNormLayer):
         if horizon is not None and not horizon > 0:
             raise ValueError(f"horizon is {horizon}: it is a number of samples, above 0, or None.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.prior_count, self.horizon = prior_count, horizon
         self.streaming = False
         self.seen: Moments | None = None
         self.together: tuple[Tensor, Tensor] | None = None
 
+    def meets(self) -> bool:
+        """Return whether this forward shares statistics: inside a stream too."""
+        return (self.training or self.streaming) and self.shares()
+
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         if self.training:
             return self.by_batch(x)
-        if not self.streaming or x.numel() == 0:
+        if not self.streaming or (x.numel() == 0 and not self.meets()):
             return self.by_running(x)
         refuse_recomputation("OnlineBatchNorm")
         mean, var = self._merge(x)
@@ -92,10 +103,7 @@ class OnlineBatchNorm(BatchNormLayer):
     def _merge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Update the stream's moments; return the mean and variance of source and stream together, (C,) each."""
         running_mean, running_var = self.running()
-        if self.seen is None and self.prior_count == 0:
-            check_values(self, self.num_features, x)
-        batch = Moments.of(x, (0, *range(2, x.dim())))
-        positions = prod(x.shape[2:])
+        batch, positions = self._batch(x, empty=self.seen is not None or self.prior_count > 0)
         if self.seen is not None:
             batch = _at_most(self.seen, self.horizon, positions).merge(batch)
         self.seen = batch
@@ -104,6 +112,19 @@ class OnlineBatchNorm(BatchNormLayer):
         together = Moments(count, source_mean, source_var * count.to(source_var.dtype)).merge(batch)
         self.together = together.mean.to(running_mean.dtype), together.var().to(running_var.dtype)
         return self.together
+
+    def _batch(self, x: Tensor, empty: bool) -> tuple[Moments, float]:
+        """Return the moments of the batch `x`, and the positions of a sample; `empty`: it may have no variance."""
+        batch, positions = Moments.of(x, (0, *range(2, x.dim()))), prod(x.shape[2:])
+        if not self.meets():
+            if not empty:
+                check_values(self, self.num_features, x)
+            return batch, positions
+        batch = self.over_ranks(batch, x)
+        if not empty:
+            self.check_count(x, x.numel() // self.num_features, batch.count, empty=False)
+        samples = self.samples(x)
+        return batch, float(batch.count) / samples if samples else positions
 
     @torch.no_grad()
     def leave_stream(self, keep: bool) -> None:
@@ -115,7 +136,7 @@ class OnlineBatchNorm(BatchNormLayer):
 
     def extra_repr(self) -> str:
         """Show the prior count and the horizon after what every batch norm shows."""
-        return f"{super().extra_repr()}, prior_count={self.prior_count}, horizon={self.horizon}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, prior_count={self.prior_count}, horizon={self.horizon}"
 
 
 @contextmanager
@@ -145,7 +166,7 @@ def stream(model: nn.Module, keep: bool = False) -> Iterator[None]:
             layer.leave_stream(keep and finished)
 
 
-def _at_most(seen: Moments, horizon: float | None, positions: int) -> Moments:
+def _at_most(seen: Moments, horizon: float | None, positions: float) -> Moments:
     """Return `seen` with its count limited to `horizon` samples; mean and variance stay."""
     if horizon is None:
         return seen

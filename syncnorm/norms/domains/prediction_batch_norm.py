@@ -13,13 +13,14 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.batch_norm import BatchNormLayer
+from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
-class _MixedBatchNorm(BatchNormLayer):
+class _MixedBatchNorm(SynchronisedBatchNorm):
     """Batch norm that evaluates with a mix of the running statistics (the source's) and the batch's.
 
         mean = s running_mean + (1 - s) batch_mean,   var = s running_var + (1 - s) batch_var
@@ -31,30 +32,42 @@ class _MixedBatchNorm(BatchNormLayer):
 
     correction = 0
 
+    def meets(self) -> bool:
+        """Return whether this forward shares statistics: in evaluation too, for that goes by the batch."""
+        return self.shares()
+
     def normalised(self, x: Tensor) -> Tensor:
         """Normalise `x` of shape (N, C, ...)."""
         if self.training:
             return self.by_batch(x)
-        share = self.source_share(len(x)) if self.running_mean is not None else 0.0
-        single = x.numel() < 2 * self.num_features
-        if share == 0.0:
-            if single:
-                raise ValueError(
-                    f"{type(self).__name__}({self.num_features}) evaluates by the batch alone, and got an input of "
-                    f"shape {tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
-                )
-            return self.by_batch_alone(x)
-        running_mean, running_var = self.running()
         batch = Moments.of(x, (0, *range(2, x.dim())))
+        if self.meets():
+            batch = self.over_ranks(batch, x)
+        share = self.source_share(x) if self.running_mean is not None else 0.0
+        if share == 0.0:
+            return self._by_batch_at_hand(x, batch)
+        running_mean, running_var = self.running()
         mean = torch.lerp(batch.mean, running_mean.to(batch.mean.dtype), share)
-        var = running_var.to(batch.mean.dtype)
-        if not (single and self.correction):  # one value has no unbiased variance: the source's stays
-            var = torch.lerp(batch.var(correction=self.correction), var, share)
+        source = running_var.to(batch.mean.dtype)
+        var = torch.lerp(batch.var(correction=self.correction), source, share)
+        if self.correction:  # one value has no unbiased variance: the source's stays
+            var = torch.where(batch.count > 1, var, source)
         return normalise(x, mean, var, self.eps, self.weight, self.bias)
 
+    def _by_batch_at_hand(self, x: Tensor, batch: Moments) -> Tensor:
+        if self.meets():
+            self.check_count(x, x.numel() // self.num_features, batch.count, empty=False)
+            return normalise(x, batch.mean, batch.var(), self.eps, self.weight, self.bias)
+        if x.numel() < 2 * self.num_features:
+            raise ValueError(
+                f"{type(self).__name__}({self.num_features}) evaluates by the batch alone, and got an input of shape "
+                f"{tuple(x.shape)}: a variance needs two values per channel. Give it more samples."
+            )
+        return self.by_batch_alone(x)
+
     @abstractmethod
-    def source_share(self, samples: int) -> float:
-        """Return s, the share of the running statistics, for a batch of `samples` samples."""
+    def source_share(self, x: Tensor) -> float:
+        """Return s, the share of the running statistics, for a batch `x`."""
 
 
 class PredictionBatchNorm(_MixedBatchNorm):
@@ -78,6 +91,8 @@ class PredictionBatchNorm(_MixedBatchNorm):
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine, track_running_stats: as in torch's layers.
         prior_count: N, in samples, at least 0.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given. The evaluated batch is, too.
 
     Raises:
         ValueError: an input of another number of channels; one value per channel where the batch alone counts.
@@ -96,20 +111,23 @@ class PredictionBatchNorm(_MixedBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         prior_count: float = 0.0,
     ) -> None:
         if not 0 <= prior_count < float("inf"):
             raise ValueError(f"prior_count is {prior_count}: it is a number of samples, at least 0.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.prior_count = prior_count
 
-    def source_share(self, samples: int) -> float:
+    def source_share(self, x: Tensor) -> float:
         """Return N / (N + n); 0 where both are 0."""
-        return self.prior_count / (self.prior_count + samples) if self.prior_count else 0.0
+        return self.prior_count / (self.prior_count + self.samples(x)) if self.prior_count else 0.0
 
     def extra_repr(self) -> str:
         """Show the prior count after what every batch norm shows."""
-        return f"{super().extra_repr()}, prior_count={self.prior_count}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, prior_count={self.prior_count}"
 
 
 class AlphaBatchNorm(_MixedBatchNorm):
@@ -127,6 +145,8 @@ class AlphaBatchNorm(_MixedBatchNorm):
         num_features: C of an input of shape (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W).
         eps, momentum, affine, track_running_stats: as in torch's layers.
         alpha: the share of the running statistics, from 0 to 1.
+        sync: take the batch to be that of all ranks of torch.distributed (`process_group`: of these ranks); None: if
+            a `process_group` is given. The evaluated batch is, too.
 
     Raises:
         ValueError: an input of another number of channels; one value per channel where the batch alone counts.
@@ -143,17 +163,20 @@ class AlphaBatchNorm(_MixedBatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        sync: bool | None = None,
+        process_group: ProcessGroup | None = None,
         alpha: float = 0.9,
     ) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is {alpha}: it is the share of the running statistics, from 0 to 1.")
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
+        self.share(sync, process_group)
         self.alpha = alpha
 
-    def source_share(self, samples: int) -> float:
+    def source_share(self, x: Tensor) -> float:
         """Return alpha, for a batch of any size."""
         return self.alpha
 
     def extra_repr(self) -> str:
         """Show alpha after what every batch norm shows."""
-        return f"{super().extra_repr()}, alpha={self.alpha}"  # type: ignore[no-untyped-call]
+        return f"{super().extra_repr()}, alpha={self.alpha}"

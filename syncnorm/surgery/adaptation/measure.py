@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from syncnorm._torch import sharding_group
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
+from syncnorm.norms.core.alone import alone
 from syncnorm.norms.core.batch_norm import BatchNormLayer
 from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.norms.core.valid import valid_of
@@ -153,7 +154,7 @@ def _run(
     given = _checked(batches) if tensors else batches
     sharded = sharding_group(model)
     count = 0
-    with _watched(model, normaliser, see) as watch, uncompiled():
+    with _watched(model, normaliser, see) as watch, uncompiled(), alone() if sharded is None else nullcontext():
         if sharded is None:
             for batch in given:
                 run(forward, batch)

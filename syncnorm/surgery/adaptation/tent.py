@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
+from syncnorm.norms.core.collectives import rank_and_size, sum_over_ranks
 from syncnorm.surgery.conversion.convert import batch_norms, convert
 from syncnorm.surgery.layers.preconditions import call, check_changeable, check_whole
 
@@ -26,8 +28,16 @@ class Tent:
     model: the model being adapted.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        shared: bool = False,
+        group: ProcessGroup | None = None,
+    ) -> None:
         self.model, self.steps = model, steps
+        self._shared, self._group = shared, group
         self._optimizer = optimizer
         self._affine: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self._start = [p.detach().clone() for p in self._affine], copy.deepcopy(optimizer.state_dict())
@@ -49,11 +59,17 @@ class Tent:
                     raise UserError(
                         f"TENT needs logits (N, K), and the model returns {what}: wrap it to return them."
                     )
-                self._step(entropy(logits).mean())
+                self._step(entropy(logits))
         return logits.detach()
 
-    def _step(self, loss: Tensor) -> None:
-        slopes = torch.autograd.grad(loss, self._affine, allow_unused=True) if loss.requires_grad else ()
+    def _step(self, entropies: Tensor) -> None:
+        several = self._shared and rank_and_size(self._group)[1] > 1
+        loss = entropies.sum() if several else entropies.mean()
+        slopes: tuple[Tensor | None, ...] = ()
+        if loss.requires_grad:
+            slopes = torch.autograd.grad(loss, self._affine, allow_unused=True)
+        if several:
+            slopes = self._of_all(slopes, len(entropies))
         reached = [slope.isfinite().all() for slope in slopes if slope is not None]
         if not reached or not torch.stack(reached).all():
             why = "the predictions depend on no batch norm" if not reached else "the entropy's gradient is not finite"
@@ -62,6 +78,16 @@ class Tent:
             p.grad = slope
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def _of_all(self, slopes: tuple[Tensor | None, ...], samples: int) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the mean over all ranks' samples, from those of this rank's sum."""
+        held = [slope for slope in slopes if slope is not None]
+        if not held:
+            return slopes
+        flat = torch.cat([*(slope.flatten() for slope in held), held[0].new_tensor([float(samples)])])
+        *sums, count = sum_over_ranks(flat, self._group).split([*(slope.numel() for slope in held), 1])  # type: ignore[no-untyped-call]
+        means = iter((total / count).view_as(slope) for total, slope in zip(sums, held, strict=True))
+        return tuple(None if slope is None else next(means) for slope in slopes)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -78,6 +104,8 @@ def tent(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     lr: float = 1e-3,
     steps: int = 1,
+    sync: bool | None = None,
+    process_group: ProcessGroup | None = None,
     **options: Any,
 ) -> Tent:
     """Prepare `model` for test-time entropy minimisation, in place, and return the step that adapts it.
@@ -100,6 +128,10 @@ def tent(
         optimizer: builds an optimiser from a list of parameters, `lr` and `options`.
         lr: its learning rate.
         steps: number of steps per batch, at least 1.
+        sync: under torchrun, let all ranks adapt one model together, as one process would on all their batches: each
+            step goes by the statistics and the entropy of the samples of all ranks, which start from equal models
+            and call it equally often. (A batch may be empty, x[:0].) Otherwise each rank adapts a model of its own.
+        process_group: those ranks; given, `sync` is True.
         options: further arguments of the optimiser, e.g. momentum=0.9.
 
     Raises:
@@ -123,10 +155,10 @@ def tent(
     closure = signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is Parameter.empty:
         raise UserError(f"TENT's optimiser is {type(made).__name__}, whose step needs a closure: choose another.")
-    model = convert(model, "prediction_bn").eval()
+    model = convert(model, "prediction_bn", sync=sync, process_group=process_group).eval()
     for p in affine:
         p.requires_grad_(True)
-    return Tent(model, made, steps)
+    return Tent(model, made, steps, sync or process_group is not None, process_group)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -64,8 +64,10 @@ def convert(model: nn.Module, name: str, *, where: Where | None = None, **option
     replaced layer that the forward reaches all the same (through a global variable, say) raises a `UserError` that
     names it.
 
-    "sync_bn" also takes `group_size`: neighbouring ranks, so many at a time, share statistics, or those of a machine
-    ("node"). Every rank has to convert then. `process_group` takes a group of your own, or `mesh["shard"]`.
+    A norm that takes statistics over a batch takes `sync=True`: those are then taken over the batches of all ranks
+    ("sync_bn" does so in any case, and "bn" keeps them by rank). With `group_size` neighbouring ranks, so many at a
+    time, share statistics, or those of a machine ("node"); `process_group` takes a group of your own, or
+    `mesh["shard"]`. Every rank has to convert then.
 
     In a model in `fully_shard` (FSDP2), the norm has to have the parameters of the layer.
 

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
+from syncnorm.norms import norm_spec
 from syncnorm.norms.core.collectives import gather_objects
 from syncnorm.norms.core.groups import as_group
 from syncnorm.norms.make import norm_options
@@ -34,8 +35,11 @@ def with_group(name: str, options: dict[str, Any]) -> dict[str, Any]:
         return options
     rest = {key: value for key, value in options.items() if key != "group_size"}
     size = options["group_size"]
-    if not shares:
-        raise UserError(f"norm '{name}' shares nothing between ranks, so group_size means nothing: leave it out.")
+    if "process_group" not in norm_options(name):
+        why = norm_spec(name).not_shared() or "has no process_group"
+        raise UserError(f"norm '{name}' {why}: leave group_size out.")
+    if rest.get("sync") is False:
+        raise UserError("convert got both group_size and sync=False: give one of them.")
     if "process_group" in rest:
         raise UserError("convert got both group_size and process_group: give one of them.")
     whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
