@@ -27,11 +27,11 @@ Results = dict[str, Tensor]
 
 
 def layer(**options: Any) -> DomainBatchNorm:
-    torch.manual_seed(0)
     made = DomainBatchNorm(C, D, **options).double()
+    own = torch.Generator().manual_seed(0)  # ranks are threads, which share torch's
     with torch.no_grad():
         for p in made.parameters():
-            p.uniform_(0.5, 2)
+            p.uniform_(0.5, 2, generator=own)
     return made
 
 
@@ -112,12 +112,12 @@ def test_a_group_shares_among_itself() -> None:
     def work(rank: int) -> Results:
         groups = [dist.new_group([0, 1]), dist.new_group([2])]
         mine = parts[rank]
+        with pytest.raises(ValueError, match="got a process_group and sync=False"):
+            layer(sync=False, process_group=groups[rank // 2])
         return steps(layer(process_group=groups[rank // 2]), ids[mine], x[mine], slope[mine])
 
     told = ok(run_ranks(3, work))
     hold(told[:2], right, [list(range(4)), list(range(4, 9))])
-    with pytest.raises(ValueError, match="got a process_group and sync=False"):
-        layer(sync=False, process_group=object())
 
 
 def test_second_derivatives_go_through_every_rank() -> None:
@@ -193,6 +193,16 @@ def test_one_value_of_a_domain_on_all_ranks_together_is_said_on_all() -> None:
             norm(drawn(3, C, seed=rank))
 
     for error in run_ranks(2, work):
+        assert "got one value per channel of domain 1, on all ranks together" in str(error)
+
+    def masked(rank: int) -> None:
+        """Only rank 1 has a sample with one valid position."""
+        valid = torch.tensor([[True, True], [True, True], [not rank, not rank], [True, False]])[: 3 + rank]
+        norm = layer()
+        with domain(torch.tensor([0, 0, 0, 1])[: 3 + rank]), mask(valid):
+            norm(drawn(3 + rank, C, 2))
+
+    for error in run_ranks(2, masked):
         assert "got one value per channel of domain 1, on all ranks together" in str(error)
 
     def enough(rank: int) -> Tensor:
