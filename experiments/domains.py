@@ -29,7 +29,7 @@ LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
 AFFINE = Norm("domain_bn", {"domain_affine": True})
 TUNE = Tune(
-    {"lr": LogUniform(0.005, 2.0)},
+    {"lr": LogUniform(0.005, 0.5)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "norm.options", "model_options"),
     trials=8,
