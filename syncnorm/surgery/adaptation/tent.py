@@ -120,8 +120,7 @@ def tent(
     the conversion and keeps the adapted weights; call `reset()` first to restore the original weights.
     `requires_grad` of the other parameters does not change.
 
-    Source: TENT (Wang et al., arXiv 2006.10726). Adam with 1e-3 is their choice for CIFAR, from memory, not
-    confirmed.
+    Source: TENT (Wang et al., arXiv 2006.10726). Adam with 1e-3: theirs for CIFAR, from memory, not confirmed.
 
     Args:
         model: a classifier that takes a batch and returns logits (N, K).
