@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from syncnorm import __version__
-from syncnorm.environment import note_exit, world_size
+from syncnorm.environment import note_exit, rank, world_size
 from syncnorm.errors import UserError, unknown
 
 _AS_PYTHON_DOES = warnings.formatwarning
@@ -42,6 +42,10 @@ def main() -> int:
     code = _run()
     if code in (1, 2):
         note_exit(code)
+    if code == 2 and rank() != 0:  # a thread that still waits for the first rank would abort a usual end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

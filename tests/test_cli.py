@@ -198,7 +198,7 @@ def test_mistakes_about_clients_get_one_sentence(
     ("arguments", "sentence"),
     [
         ("run asked.py --engine cohort", "no run of study 'asked' has an engine 'cohort': those of devices have"),
-        ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: list, report, run."),
+        ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: compare, doctor, list, report, run."),
         ("run", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run --quick asked.py", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run nowhere.py", "there is no experiment file nowhere.py."),
@@ -320,7 +320,10 @@ def test_help_is_there_at_once() -> None:
 def test_the_module_is_the_command() -> None:
     ended = subprocess.run([sys.executable, "-m", "syncnorm", "runn"], capture_output=True, text=True)
     assert ended.returncode == 2
-    assert ended.stderr == "syncnorm: unknown command 'runn': did you mean 'run'? Known: list, report, run.\n"
+    assert (
+        ended.stderr
+        == "syncnorm: unknown command 'runn': did you mean 'run'? Known: compare, doctor, list, report, run.\n"
+    )
 
 
 def test_without_its_packages_the_command_says_what_to_install() -> None:

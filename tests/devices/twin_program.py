@@ -65,14 +65,12 @@ def segmentation_run(norm: str, ranks: int, engine: str) -> Run:
     )
 
 
-@syncnorm.register_data("differs-by-rank")
 def differs_by_rank() -> tuple[np.ndarray, np.ndarray]:
     """Return samples that are others on the second rank."""
     draw = np.random.default_rng(int(os.environ["RANK"] == "1"))
     return draw.random((60, 1, 8, 8), dtype=np.float32), np.arange(60) % 2
 
 
-@syncnorm.register_model("differs-by-rank")
 def wider_on_a_rank(shape: tuple[int, ...], classes: int) -> torch.nn.Module:
     """Build a model that is wider on the second rank."""
     return make_model("small_cnn", shape, classes, width=2 + int(os.environ["RANK"] == "1"))
@@ -136,4 +134,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    syncnorm.register_data("differs-by-rank")(differs_by_rank)
+    syncnorm.register_model("differs-by-rank")(wider_on_a_rank)
     main()

@@ -58,8 +58,8 @@ def test_rays_processes_and_this_one_come_to_the_same(monkeypatch: pytest.Monkey
     )
     there: dict[str, Result] = {}
 
-    def play(grid: Grid, text: str, ended: Event) -> Any:
-        result = apps.play(grid, text, ended)
+    def play(grid: Grid, text: str, ended: Event, **more: Any) -> Any:
+        result = apps.play(grid, text, ended, **more)
         there.update(all_policies(grid))
         return result
 
