@@ -66,11 +66,11 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.01, 1.0)},
+    {"lr": LogUniform(0.003, 3.0)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "domain_skew"),
     at={"precision": ["float32"], "buffers": ["rank0"]},
-    trials=6,
+    trials=8,
     halve=True,
     shared=False,
 )
@@ -80,7 +80,7 @@ STUDY = Study(
     question="What does it cost that each device holds a domain of its own, and whose statistics mend it?",
     base=BASE,
     vary={"norm": ["bn"], "domain_skew": SKEWS, "buffers": ["rank0", "pooled"]},
-    seeds=5,
+    seeds=10,
     tune=TUNE,
     also=(
         Grid({"norm": WHOLE, "domain_skew": ENDS}),
