@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -95,6 +95,9 @@ def in_a_line(error: Exception) -> str:
     return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
-def uncompiled() -> AbstractContextManager[Any]:
+@contextmanager
+def uncompiled() -> Iterator[None]:
     """Let compiled parts run eagerly: compiled code ignores hooks and cannot be traced."""
-    return torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext()
+    # Torch takes a stance as soon as it is made, so it is made where it is surely left.
+    with torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext():
+        yield
