@@ -75,7 +75,7 @@ def asked(monkeypatch: Any) -> list[Run]:
     def train(run: Run) -> SimpleNamespace:
         check(run)
         runs.append(run)
-        return SimpleNamespace(metrics={})
+        return SimpleNamespace(metrics={}, details={"samples_by_rank": {}})
 
     monkeypatch.setattr("syncnorm.federated.simulate", train)
     monkeypatch.setattr("syncnorm.domains.fit", train)
@@ -166,12 +166,14 @@ def test_tools(names: dict[str, Any]) -> None:
 
 
 def test_domains(names: dict[str, Any], asked: list[Run]) -> None:
-    layers, world = blocks(DOCS / "domains.md", "python")
+    layers, world, ranks = blocks(DOCS / "domains.md", "python")
     run_block(layers, names)
     assert names["logits"].shape == (6, 3)
     assert type(names["model"][1]) is nn.BatchNorm2d
     run_block(world, names)
     assert [run.world.adapt for run in asked] == ["adabn"]
+    run_block(ranks, names)
+    assert asked[1].world.ranks == 3
 
 
 def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
