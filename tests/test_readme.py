@@ -85,6 +85,8 @@ def asked(monkeypatch: Any) -> list[Run]:
 @pytest.fixture
 def names(monkeypatch: Any) -> dict[str, Any]:
     """Return what a block may take for granted: a model and its data, as the text around it says."""
+    import syncnorm.doctor  # it takes the class from there as it is imported, so before that is replaced
+
     monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda module: SimpleNamespace(module=module))
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
     x = torch.randn(6, 1, 4, 4)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.batch_norm import batch_norm
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values
@@ -72,7 +72,7 @@ class BatchRenorm(SynchronisedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         r_max: float = 3.0,
         d_max: float = 5.0,
         warmup: int = 5000,

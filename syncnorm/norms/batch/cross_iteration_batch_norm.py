@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.collectives import sum_over_ranks
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
@@ -104,7 +104,7 @@ class CrossIterationBatchNorm(SynchronisedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         window: int = 8,
         through_weight: bool = False,
         burn_in: int = 0,

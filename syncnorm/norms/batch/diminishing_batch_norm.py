@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm.norms.core.batch_norm import batch_norm
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values
@@ -77,7 +77,7 @@ class DiminishingBatchNorm(SynchronisedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         alpha: float = 1.0,
         power: float = 1.0,
     ) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.running import moved, newest_weight
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
@@ -92,7 +92,7 @@ class ExampleWeighedBatchNorm(_SampleCorrectedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         alpha: float = 0.1,
     ) -> None:
         if not 0 <= alpha <= 1:
@@ -161,7 +161,7 @@ class EvalNorm(_SampleCorrectedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         batch: int,
     ) -> None:
         if batch < 1:

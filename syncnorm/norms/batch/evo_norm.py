@@ -7,10 +7,10 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import by_channel, by_sample, check_divisor, check_positions, positions_problem
@@ -114,7 +114,7 @@ class EvoNormB0(Synchronised, ChannelAffine):
         affine: bool = True,
         *,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

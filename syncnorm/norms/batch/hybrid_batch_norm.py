@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from syncnorm.norms.batch.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
@@ -55,7 +55,7 @@ class HybridBatchNorm(SynchronisedBatchNorm, FrozenBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.share(sync, process_group)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.meeting import Place
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import newest_weight, update_running
@@ -84,7 +84,7 @@ class MovingAverageBatchNorm(Synchronised, ChannelAffine):
         warmup: int = 100,
         renorm_after: int = 1000,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.shapes import check_divisor, positions_problem
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
@@ -62,7 +62,7 @@ class InstanceAwareBatchNorm(SynchronisedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         k: float = 4.0,
     ) -> None:
         if not k >= 0:

@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm._torch import beta_samples
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.domain_context import current_domain, no_domain
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.layer import NormLayer, check_eps
 from syncnorm.norms.core.shapes import by_sample, check_positions, positions_problem
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
@@ -139,7 +139,7 @@ class MixStyleBatchNorm(SynchronisedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         p: float = 0.5,
         alpha: float = 0.1,
         mix: Partners = "random",

@@ -15,11 +15,11 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.batch_norm import batch_norm
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.shapes import check_values
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
@@ -70,7 +70,7 @@ class OnlineBatchNorm(SynchronisedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         prior_count: float = 16.0,
         horizon: float | None = None,
     ) -> None:

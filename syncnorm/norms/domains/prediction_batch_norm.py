@@ -13,10 +13,10 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
+from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 
@@ -112,7 +112,7 @@ class PredictionBatchNorm(_MixedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         prior_count: float = 0.0,
     ) -> None:
         if not 0 <= prior_count < float("inf"):
@@ -164,7 +164,7 @@ class AlphaBatchNorm(_MixedBatchNorm):
         *,
         bias: bool = True,
         sync: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        process_group: Group = None,
         alpha: float = 0.9,
     ) -> None:
         if not 0 <= alpha <= 1:
