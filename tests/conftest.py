@@ -26,6 +26,15 @@ def _compiled_code_is_forgotten() -> Iterator[None]:
         torch.compiler.reset()
 
 
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left() -> Iterator[None]:
+    """A test that leaves a process group fails itself, and not those after it."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        raise AssertionError("this test left a process group")
+
+
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""

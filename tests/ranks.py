@@ -1,6 +1,7 @@
 """Ranks as threads: every rank of a process group in one process, for maths in milliseconds."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,11 @@ if not hasattr(ThreadLocalWorld, "comms"):  # torch 2.11 asks for it when a grou
     ThreadLocalWorld.comms = []
 
 
-def run_ranks(size: int, work: Callable[[int], Any], timeout: float = 20.0) -> list[Any]:
+def run_ranks(size: int, work: Callable[[int], Any], timeout: float = 100.0) -> list[Any]:
     """Run `work(rank)` on `size` ranks at once; return what each returned, or the exception that it raised.
 
-    A rank that hangs past `timeout` seconds fails the test.
+    A rank that hangs past `timeout` seconds fails the test. What it does later stays out of other tests: its process
+    group is one of its thread, so that is left installed.
     """
     results: list[Any] = [TimeoutError(f"rank {rank} hangs") for rank in range(size)]
     store = dist.HashStore()
@@ -34,18 +36,20 @@ def run_ranks(size: int, work: Callable[[int], Any], timeout: float = 20.0) -> l
         finally:
             dist.destroy_process_group()
 
+    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(size)]
     torch._C._distributed_c10d._set_thread_isolation_mode(True)
     _install_threaded_pg()
     try:
-        threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(size)]
         for thread in threads:
             thread.start()
+        until = time.monotonic() + timeout
         for thread in threads:
-            thread.join(timeout)
+            thread.join(max(0.0, until - time.monotonic()))
     finally:
         ProcessLocalGroup.reset()
-        _uninstall_threaded_pg()
-        torch._C._distributed_c10d._set_thread_isolation_mode(False)
+        if not any(thread.is_alive() for thread in threads):
+            _uninstall_threaded_pg()
+            torch._C._distributed_c10d._set_thread_isolation_mode(False)
     return results
 
 

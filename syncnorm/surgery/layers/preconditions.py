@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -98,6 +99,32 @@ def in_a_line(error: Exception) -> str:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Let compiled parts run eagerly: compiled code ignores hooks and cannot be traced."""
-    # Torch takes a stance as soon as it is made, so it is made where it is surely left.
-    with torch.compiler.set_stance("force_eager") if compiler_is_loaded() else nullcontext():
+    _eager.enter()
+    try:
         yield
+    finally:
+        _eager.leave()
+
+
+class _Eager:
+    """The stance of the compiler is one for all threads: the first that wants it eager sets that, the last undoes it."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._stance: AbstractContextManager[None] | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._stance is None and compiler_is_loaded():
+                self._stance = torch.compiler.set_stance("force_eager")  # torch takes it as soon as it is made
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_eager = _Eager()
