@@ -107,7 +107,7 @@ def uncompiled() -> Iterator[None]:
 
 
 class _Eager:
-    """The stance of the compiler is one for all threads: the first that wants it eager sets that, the last undoes it."""
+    """The compiler has one stance for all threads: the first that wants it eager sets that, the last undoes it."""
 
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
