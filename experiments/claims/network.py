@@ -60,7 +60,6 @@ class ClaimsMLP(nn.Module):
             branch or "after_sum".
         dropout: probability of dropout after each activation.
         noise: strength of the disturbance after each norm (`Disturbed`).
-        momentum: weight of the new batch in the norms' running statistics.
     """
 
     def __init__(
@@ -75,14 +74,11 @@ class ClaimsMLP(nn.Module):
         place: str = "before",
         dropout: float = 0.0,
         noise: float = 0.0,
-        momentum: float = 0.1,
     ) -> None:
         super().__init__()
 
         def make(channels: int) -> nn.Module:
             layer = norm(channels)
-            if hasattr(layer, "momentum"):
-                layer.momentum = momentum
             return Disturbed(layer, noise) if noise else layer
 
         if place in ("inside", "after_sum"):
