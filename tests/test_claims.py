@@ -24,6 +24,7 @@ from experiments.claims.layers import bias, coupling
 from experiments.claims.page import write_pages
 from experiments.claims.speed import reached
 from syncnorm.errors import UserError
+from syncnorm.study.report.page.site import index_page
 
 
 def made_up(name: str = "one", region: Region = Region(low=1.0), **more: str) -> Claim:  # noqa: B008
@@ -145,6 +146,13 @@ def test_a_page_shows_measurements_and_escapes(tmp_path: Path) -> None:
     assert "2e-15" in page
     assert 'aria-label="What was measured of: A claim &lt;b&gt; &amp; more"' in page
     assert "two seeds, which resolve nothing" in page
+
+
+def test_the_page_of_all_studies_leads_to_it(tmp_path: Path) -> None:
+    write_pages(tmp_path / "claims", judge(CLAIMS, {}), [], Evidence({}), quick=False)
+    index = index_page(tmp_path, [])
+    assert '<a href="claims/index.html">claims</a>' in index
+    assert "What is claimed of batch norm" in index
 
 
 def test_experiments_have_names_of_their_own() -> None:

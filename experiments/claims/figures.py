@@ -8,7 +8,7 @@ from experiments.claims.smoothness import EVERY as LOOK_EVERY
 from experiments.claims.smoothness import KINDS
 from experiments.claims.speed import EVERY, OWN
 from syncnorm.study.report.drawing.inline import inline_svg
-from syncnorm.study.report.drawing.style import AMBER, BLUE, FAINT, GREEN, GREY, INK, ORANGE, PINK
+from syncnorm.study.report.drawing.style import AMBER, BLUE, FAINT, GREEN, INK, ORANGE, PINK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def _strip(one: Judged) -> "Figure":
         ax.axvline(claim.mark, color=INK, linewidth=1, linestyle=(0, (3, 2)))
     ax.plot([low, high], [1, 1], color=BLUE, linewidth=2, solid_capstyle="butt")
     ax.plot([measured.estimate.value], [1], "D", color=BLUE, markersize=5, label="mean")
-    ax.plot(measured.values, [0] * len(measured.values), "o", color=GREY, markersize=3, alpha=0.7, label="one value")
+    ax.plot(measured.values, [0] * len(measured.values), "o", color=FAINT, markersize=3, alpha=0.7, label="one value")
     ax.set(xlim=(first, last), ylim=(-0.7, 1.7), yticks=[])
     ax.set_xlabel(claim.unit or "share")
     _few_ticks(ax, measured.log)

@@ -17,6 +17,10 @@ from syncnorm.study.rows import Row
 TITLE = "What is claimed of batch norm, and what holds here"
 KINDS = {"seeds": "95 % t interval over {n} seeds", "repetitions": "95 % t interval over {n} repetitions"}
 EXACT = "smallest and largest of {n}: nothing else varies"
+STRIPS = (
+    "The strip of each claim below: green is where it holds, dots are single values, the diamond with its line is "
+    "their mean and its interval, and the broken line is the number claimed."
+)
 RULE = (
     "A claim holds if the interval of what was measured lies in the region that its rule names, and does not hold "
     "here if it lies outside. Where values are those of seeds or repetitions, five of them are needed, and the "
@@ -107,13 +111,13 @@ def _list(judged: Sequence[Judged]) -> str:
         f"<small>{escape(_short(one))}</small></li>"
         for one in judged
     )
-    return f'<ul class="claims">\n{items}\n</ul>'
+    return f'<ul class="claims">\n{items}\n</ul>\n<p class="caption">{escape(STRIPS)}</p>'
 
 
 def _short(one: Judged) -> str:
-    published = f"published: {one.claim.published.removeprefix('published: ')}" if one.claim.published else ""
+    claimed = f"claimed: {one.claim.published}" if one.claim.published else ""
     here = f"here: {words(one.measured, one.claim.unit)}" if one.measured else ""
-    return "; ".join(filter(None, (here, published)))
+    return "; ".join(filter(None, (here, claimed)))
 
 
 def _badge(one: Judged) -> str:
@@ -122,7 +126,7 @@ def _badge(one: Judged) -> str:
 
 def _article(one: Judged) -> str:
     claim = one.claim
-    facts = {"Source": claim.source, "Published": claim.published}
+    facts = {"Source": claim.source, "Claimed": claim.published}
     if one.verdict != UNTESTABLE:
         facts |= {"Measured": claim.how, "Rule": f"it holds {rule(claim.region, claim.unit)}"}
     if one.measured:
@@ -180,7 +184,7 @@ def readme(judged: Sequence[Judged], rows: Sequence[Row], quick: bool) -> str:
     ]
     for group, claims in GROUPS.items():
         lines = [_row(by_name[claim.name]) for claim in claims]
-        head = "| claim | published | here | verdict |\n| --- | --- | --- | --- |"
+        head = "| claim | number claimed | here | verdict |\n| --- | --- | --- | --- |"
         parts += [f"## {group}", "\n".join([head, *lines])]
     plain = [part if part.startswith(("#", "|", " ")) else fill(part, 120, break_on_hyphens=False) for part in parts]
     return "\n\n".join(plain) + "\n"
