@@ -29,7 +29,7 @@ LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
 AFFINE = Norm("domain_bn", {"domain_affine": True})
 TUNE = Tune(
-    {"lr": LogUniform(0.005, 0.5)},
+    {"lr": LogUniform(0.01, 3.0)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "norm.options", "model_options"),
     trials=8,
@@ -40,7 +40,7 @@ SHOWN = ["none", "adabn", "alpha", "ensemble"]
 BATCHWISE = ["none", "prediction", "mix", "alpha", "tent"]
 
 
-def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epochs: int = 3) -> Study:
+def leave_one_out(name: str, question: str, base: Run, seeds: int = 10, quick_epochs: int = 3) -> Study:
     """Return the study that leaves out each domain of `base` once, with every norm and adaptation."""
     assert isinstance(base.world, Domains)
     unseen = [(domain,) for domain in base.world.domains]
