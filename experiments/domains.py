@@ -29,7 +29,7 @@ LINE = ("norm", "norm.options", "model_options", "adapt")
 SHUFFLED = {"test_order": "shuffled"}
 AFFINE = Norm("domain_bn", {"domain_affine": True})
 TUNE = Tune(
-    {"lr": LogUniform(0.005, 0.5)},
+    {"lr": LogUniform(0.01, 3.0)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "norm.options", "model_options"),
     trials=8,
@@ -67,7 +67,7 @@ def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epo
         ),
         figures=plots(base),
         quick={
-            "base": replace(base, optim=replace(base.optim, epochs=quick_epochs)),
+            "base": replace(base, optim=replace(base.optim, epochs=quick_epochs), evaluate_every=None),
             "vary": {"norm": ["bn"], "unseen": unseen[-2:], "adapt": ["none", "adabn", "prediction", "tent"]},
             "also": (
                 Grid({"norm": ["domain_bn"], "unseen": unseen[-2:], "adapt": ["none", "ensemble", "adabn"]}),
@@ -124,6 +124,7 @@ BASE = Run(
     model="small_cnn",
     world=Domains(domains=tuple(DOMAINS), batch=32, test_batch=64),
     optim=Optim(lr=0.05, epochs=16),
+    evaluate_every=16,
 )
 
 STUDY = leave_one_out(

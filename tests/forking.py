@@ -4,6 +4,7 @@ It imports what orders name, computes nothing and starts no thread, so that a fo
 The store at which ranks meet is in a process of its own, as torchrun's is in the launcher.
 """
 
+import faulthandler
 import json
 import os
 import runpy
@@ -17,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+HANGS = 110.0
+"""Seconds after which a rank writes where it stands, and ends."""
 GRACE = 1.0
 """Seconds in which the others may say why they fail too, once a process has failed."""
 
@@ -52,6 +55,8 @@ def play(order: dict[str, Any], number: int, more: dict[str, str]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["environment"] | more)
+    if more:
+        faulthandler.dump_traceback_later(HANGS, exit=True)
     program = order["program"]
     sys.argv = [program, *order["arguments"]]
     if program.endswith(".py"):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,8 @@ from typing import Any
 ATTEMPTS = 3
 ABORTS = {-6, -11}
 """Exit codes of SIGABRT and SIGSEGV."""
+HANGING = "Timeout ("
+"""How faulthandler's words on a hanging rank begin."""
 LAYERS = "syncnorm.surgery"
 COMPILER = "torch._dynamo"
 """Torch's optimisers import it too."""
@@ -38,15 +41,19 @@ def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LA
     `imports` names the modules whose import takes the program's time: it is done once for all launches.
 
     A launch in which a rank is ended by a signal of its own runtime (gloo was seen to abort while its peers leave) is
-    started afresh, as a study's workers do. A rank that raises, as a failed check does, ends the test.
+    started afresh, as a study's workers do; once, and with a warning that says where the ranks stood, also one that
+    hangs. A rank that raises, as a failed check does, ends the test.
     """
     for attempt in range(1, ATTEMPTS + 1):
         done = _forker().ask(str(program), arguments, imports, ranks, **more)
         if not any(one.returncode for one in done):
             return
-        if attempt == ATTEMPTS or not any(one.returncode in ABORTS for one in done):
-            said = "\n".join(f"rank {rank}: {one}" for rank, one in enumerate(map(_told, done)))
+        said = "\n".join(f"rank {rank}: {one}" for rank, one in enumerate(map(_told, done)))
+        hangs = attempt == 1 and any(HANGING in one.stderr for one in done)
+        if attempt == ATTEMPTS or not (hangs or any(one.returncode in ABORTS for one in done)):
             raise AssertionError(f"attempt {attempt}:\n{said}")
+        if hangs:
+            warnings.warn(f"{program} hung, and is started afresh:\n{said}", stacklevel=2)
 
 
 def run(program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> Done:

@@ -7,6 +7,7 @@ import gc
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain, starmap
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -87,13 +88,25 @@ def names_of(layers: Iterable[nn.Module]) -> dict[int, str]:
     """
     asked = list(layers)
     names = {id(layer): "" for layer in asked}
-    for model in gc.get_objects():
-        if issubclass(type(model), nn.Module) and not issubclass(type(model), DistributedDataParallel):
-            with contextlib.suppress(Exception):  # a model that is being built or changed just now
-                for name, part in model.named_modules():
-                    if len(name) > len(names.get(id(part), name)):
-                        names[id(part)] = name
+    for model in _modules():
+        if isinstance(model, DistributedDataParallel):
+            continue
+        with contextlib.suppress(Exception):  # a model that is being built or changed just now
+            for name, part in model.named_modules():
+                if len(name) > len(names.get(id(part), name)):
+                    names[id(part)] = name
     return {id(layer): _called(layer, names[id(layer)]) for layer in asked}
+
+
+def _modules() -> list[nn.Module]:
+    """Return all modules of the process.
+
+    CPython raises SystemError in a thread whose half-built tuple another one holds. So all objects are held within
+    one call of C code alone, `set`; then those are asked for that refer to a class of modules.
+    """
+    kinds = set(map(type, chain.from_iterable(starmap(gc.get_objects, [()]))))
+    modules = [kind for kind in kinds if issubclass(kind, nn.Module)]
+    return [thing for thing in gc.get_referrers(*modules) if type(thing) in modules]
 
 
 def _called(layer: nn.Module, name: str) -> str:

@@ -19,6 +19,7 @@ WORDS = {
     "norm": "norm",
     "data": "data set",
     "lr": "learning rate",
+    "algorithm_options.lr": "server's learning rate",
     "train_limit": "training samples",
     "test_limit": "test samples",
     "size": "image side",
@@ -329,7 +330,9 @@ def takes_all(field: str) -> bool:
 
 
 def _last(axis: Axis, value: Any) -> str:
-    name = (names_of(axis) or ("",))[0].removesuffix(".name").rsplit(".", 1)[-1]
+    *_, option, name = ("", *(names_of(axis) or ("",))[0].removesuffix(".name").split("."))
+    if f"{option}.{name}" in WORDS:
+        return f"{option}.{name}"
     return "partition" if name == "skew" and isinstance(value, str) else name
 
 
