@@ -361,18 +361,6 @@ def test_numbers_of_findings_stand_in_tables() -> None:
     assert checked > 50
 
 
-def test_what_tuning_chose_for_options_stands_in_its_table() -> None:
-    _, rest = (DOCS / "policies.md").read_text().split("### Defaults\n")
-    chosen = (ROOT / "results/client_skew/tables/chosen.md").read_text()
-    for name in ("fixbn", "fedprox", "fedadam"):
-        (said,) = re.findall(rf"^\| `\w+` of `{name}` .*$", rest, flags=re.M)
-        rows = re.findall(rf"^\| (?:fedavg \+ )?{name} .*$", chosen, flags=re.M)
-        numbers = [number for cell in said.split("|")[4:6] for number in cell.strip().split(", ")]
-        assert len(numbers) == len(rows) == 6
-        for number, row in zip(numbers, rows, strict=True):
-            assert f"| {number} |" in row
-
-
 def tables_of(study: str) -> list[Path]:
     return sorted((ROOT / "results" / study / "tables").glob("*.md"))
 

@@ -1,5 +1,6 @@
 """docs/policies.md says what the tables say."""
 
+import re
 import sys
 from inspect import getmodule
 from pathlib import Path
@@ -49,3 +50,15 @@ def test_the_page_has_every_hook() -> None:
     switches = {"needs_average", "shares_statistics", "has_local_term"}
     hooks = {f"`{name}`" for name in dir(Algorithm) if not name.startswith("_")} - {f"`{name}`" for name in switches}
     assert {row[0] for row in rows_below("| hook | where | what it gives |\n")} == hooks
+
+
+def test_what_tuning_chose_for_options_stands_in_its_table() -> None:
+    chosen = (PAGE.parents[1] / "results/client_skew/tables/chosen.md").read_text()
+    heading = "| option | default, and where it is from | tried | chosen at alpha 0.1, 1, 100 | with five domains |\n"
+    said = rows_below(heading)
+    assert len(said) == 3
+    for option, _, _, *cells in said:
+        name = option.split("`")[-2]
+        rows = re.findall(rf"^\| (?:fedavg \+ )?{name} .*$", chosen, flags=re.M)
+        for number, row in zip(", ".join(cells).split(", "), rows, strict=True):
+            assert f"| {number} |" in row

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accumulated import CLOSE, batch, loss, masked_batch, seeded
 from processes import torchrun
 from ranks import ok, run_ranks
 from torch import Tensor, nn
@@ -19,28 +20,7 @@ from syncnorm import accumulate, convert, make_norm
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
 
-CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
 SPLITS = [[4, 4, 4], [1, 5, 4, 2], [12], [1] * 12, [0, 7, 5]]
-
-
-def batch(size: int = 12, seed: int = 0) -> Tensor:
-    g = torch.Generator().manual_seed(seed)
-    return 3 + 2 * torch.randn(size, 3, 8, 8, dtype=torch.float64, generator=g)
-
-
-def loss(model: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = model(x)
-    y = y.mean((2, 3)) if y.dim() == 4 else y
-    return (y.sin() * torch.arange(1.0, y.shape[1] + 1, dtype=y.dtype)).sum()
-
-
-def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    torch.manual_seed(1)
-    model = build().double()
-    for name, parameter in model.named_parameters():
-        if "norm" in name or name.endswith("bias"):
-            nn.init.normal_(parameter, 0.5, 0.5)
-    return model
 
 
 def assert_like_one_batch(model: nn.Module, x: Tensor, split: list[int], **options: Any) -> None:
@@ -222,86 +202,6 @@ class Random(nn.Module):
 def checkpointed(model: nn.Module, x: Tensor) -> Tensor:
     y: Tensor = checkpoint(model, x.requires_grad_(), use_reentrant=False)
     return y.sum()
-
-
-def masked_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    x, valid = batch
-    with syncnorm.mask(valid):
-        return loss(model, torch.where(valid.unsqueeze(1), x, torch.nan if model.training else x))
-
-
-def masked_batch(size: int = 12) -> tuple[Tensor, Tensor]:
-    valid = torch.rand(size, 8, 8, generator=torch.Generator().manual_seed(7)) < 0.6
-    valid[1] = False
-    return batch(size), valid
-
-
-class Padded(nn.Module):
-    """Norms of all kinds that masks reach: of batches, frozen, and of each sample."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.stem = nn.BatchNorm2d(3, momentum=None), nn.Conv2d(3, 4, 1)
-        self.frozen, self.norm2 = nn.BatchNorm2d(4).eval(), nn.BatchNorm2d(4, affine=False)
-        self.group, self.root = nn.GroupNorm(2, 4), make_norm("rms", 4)
-
-    def train(self, mode: bool = True) -> "Padded":
-        super().train(mode)
-        self.frozen.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.frozen(self.stem(self.norm(x)))
-        h = h + F.relu(self.norm2(h))
-        y: Tensor = self.root(self.group(h + self.norm2(F.max_pool2d(h, 3, 1, 1))))
-        return y
-
-
-@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
-@pytest.mark.parametrize("split", [[4, 4, 4], [1, 1, 5, 3, 2], [12]], ids=str)
-@pytest.mark.parametrize("offload", [False, True])
-def test_masks_within_the_loss_are_those_of_one_batch(norm: str, split: list[int], offload: bool) -> None:
-    large = seeded(Padded)
-    small = convert(copy.deepcopy(large), norm) if norm != "bn" else copy.deepcopy(large)
-    x, valid = masked_batch()
-    expected = masked_loss(large, (x, valid))
-    expected.backward()
-    parts = zip(x.split(split), valid.split(split), strict=True)
-    torch.testing.assert_close(accumulate(small, parts, masked_loss, offload=offload), expected.detach(), **CLOSE)
-    for one, other in zip(large.parameters(), small.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, **CLOSE)
-    for kept, now in zip(large.buffers(), small.buffers(), strict=True):
-        torch.testing.assert_close(now, kept, **CLOSE)
-
-
-def test_ranks_merge_the_counts_of_masked_micro_batches() -> None:
-    large = seeded(lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
-    x, valid = masked_batch()
-    twin = copy.deepcopy(large)
-    masked_loss(large, (x, valid)).backward()
-
-    def work(rank: int) -> nn.Module:
-        small = convert(copy.deepcopy(twin), "sync_bn")
-        own = slice(6 * rank, 6 * rank + 6)
-        accumulate(small, zip(x[own].split([1, 2, 3]), valid[own].split([1, 2, 3]), strict=True), masked_loss)
-        return small
-
-    smalls = ok(run_ranks(2, work))
-    for small in smalls:
-        for kept, now in zip(large.buffers(), small.buffers(), strict=True):
-            torch.testing.assert_close(now, kept, **CLOSE)
-    for expected, *parts in zip(large.parameters(), *(small.parameters() for small in smalls), strict=True):
-        torch.testing.assert_close(torch.stack([p.grad for p in parts]).sum(0), expected.grad, **CLOSE)
-
-
-@pytest.mark.parametrize("norm", ["bn", "sync_bn"])
-def test_where_no_micro_batch_has_a_position_that_counts_nothing_moves(norm: str) -> None:
-    model = convert(nn.Sequential(nn.BatchNorm2d(3)).double(), norm)
-    before = {name: value.clone() for name, value in model.named_buffers() if "batches" not in name}
-    parts = [(x, torch.zeros(3, 8, 8).bool()) for x in batch(6).split(3)]
-    accumulate(model, parts, masked_loss)
-    assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in before.items())
-    assert not any(p.grad.any() for p in model.parameters())
 
 
 def test_what_goes_wrong_at_a_norm_of_one_rank_is_said_on_all() -> None:
