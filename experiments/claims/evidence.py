@@ -20,6 +20,7 @@ from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.study.plan.spec import value_at
 from syncnorm.study.rows import ABOUT, Results, Row, diverged, read, strict
+from syncnorm.study.tuning.choose import edge_of, tuning_of
 
 ROWS = "rows.jsonl"
 Values = dict[str, Any]
@@ -97,6 +98,15 @@ class StudyRows:
     def values(self, metric: str = "accuracy", **where: Any) -> dict[int, float]:
         """Return a metric by seed, of the rows that `where` selects and that did not diverge."""
         return {seed: row["metrics"][metric] for seed, row in self.rows(**where).items() if not diverged(row)}
+
+    def edge(self, **where: Any) -> str:
+        """Return at which edge of its range the learning rate of this line lies: "low", "high", or "" for neither."""
+        row, tuning = next(iter(self.rows(**where).values()), None), tuning_of(self.results.about)
+        if row is None or tuning is None:
+            return ""
+        name = self.results.about.runs[row["run_id"]].get("line")
+        line = next((line for line in tuning.lines if line.name == name and "lr" in line.ranges), None)
+        return edge_of(line, "lr", row["config"]["optim"]["lr"]) if line else ""
 
 
 class Rows:

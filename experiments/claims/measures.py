@@ -40,7 +40,9 @@ def level(study: str, side: Side, metric: str = "accuracy") -> Measure:
         rows = evidence.study(study)
         values = rows.values(metric, **side) if rows else {}
         return (
-            Measured(tuple(100 * values[seed] for seed in sorted(values)), note=lost(rows, side)) if values else None
+            Measured(tuple(100 * values[seed] for seed in sorted(values)), note=remarks(rows, side))
+            if values
+            else None
         )
 
     return measure
@@ -55,7 +57,7 @@ def difference(study: str, a: Side, b: Side, metric: str = "accuracy") -> Measur
             return None
         ours, theirs = rows.values(metric, **a), rows.values(metric, **b)
         seeds = sorted(ours.keys() & theirs.keys())
-        note = lost(rows, a, b)
+        note = remarks(rows, a, b)
         return Measured(tuple(100 * (ours[seed] - theirs[seed]) for seed in seeds), note=note) if seeds else None
 
     return measure
@@ -71,12 +73,18 @@ def share_closed(study: str, line: Side, low: Side, high: Side) -> Measure:
         ours, bottom, top = (rows.values(**side) for side in (line, low, high))
         seeds = sorted(ours.keys() & bottom.keys() & top.keys())
         shares = [100 * (ours[seed] - bottom[seed]) / (top[seed] - bottom[seed]) for seed in seeds]
-        return Measured(tuple(shares), note=lost(rows, line, low, high)) if shares else None
+        return Measured(tuple(shares), note=remarks(rows, line, low, high)) if shares else None
 
     return measure
 
 
-def lost(rows: StudyRows | None, *sides: Side) -> str:
-    """Say how many runs of these sides diverged and are left out; empty if none."""
-    count = sum(len(rows.rows(**side)) - len(rows.values(**side)) for side in sides) if rows else 0
-    return f"{count} diverged {'run is' if count == 1 else 'runs are'} left out" if count else ""
+def remarks(rows: StudyRows | None, *sides: Side) -> str:
+    """Say how many runs of these sides diverged and are left out, and whose rate lies at the edge of its range."""
+    if rows is None:
+        return ""
+    count = sum(len(rows.rows(**side)) - len(rows.values(**side)) for side in sides)
+    said = [f"{count} diverged {'run is' if count == 1 else 'runs are'} left out"] if count else []
+    for number, side in enumerate(sides, start=1):
+        if edge := rows.edge(**side):
+            said.append(f"the rate chosen for side {number} of {len(sides)} lies at the {edge} edge of its range")
+    return "; ".join(said)

@@ -30,11 +30,14 @@ RULE = (
 )
 DOUBT = (
     "Everything here is small: digits of 8x8 or 16x16 pixels (one row: CIFAR-10 at 16x16), networks of up to 20 "
-    'layers, one CPU. "Does not hold here" says no more than that. The rules of "Whose samples share '
-    'statistics" were written when those studies had been trained and their results were known; the other rules '
-    "before their rows were measured, but after trials with other seeds and rates had shown that the measurements "
-    "work. Rates were tuned with eight trials a line over three decades. No interval covers another network, data "
-    "set or processor."
+    'layers, one CPU. "Does not hold here" says no more than that. The perceptron of the study claim_networks '
+    "is far from trained without batch norm when its 456 steps end, so that what is compared with it there is "
+    "mostly speed; and none of its lines reaches a support vector machine on pixels, so that by the stricter rule "
+    'for studies none of its differences is called found. The rules of "Whose samples share statistics" were '
+    "written when those studies had been trained and their results were known; the other rules before their rows "
+    "were measured, but after trials with other seeds and rates had shown that the measurements work. Rates were "
+    "tuned with eight trials a line over three decades. No interval covers another network, data set or "
+    "processor."
 )
 
 
