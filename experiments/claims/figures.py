@@ -12,6 +12,7 @@ from syncnorm.study.report.drawing.style import AMBER, BLUE, FAINT, GREEN, INK, 
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 WIDTH = 2.7
@@ -68,7 +69,7 @@ def _strip(one: Judged) -> "Figure":
     ax.plot([measured.estimate.value], [1], "D", color=BLUE, markersize=5, label="mean")
     ax.plot(measured.values, [0] * len(measured.values), "o", color=FAINT, markersize=3, alpha=0.7, label="one value")
     ax.set(xlim=(first, last), ylim=(-0.7, 1.7), yticks=[])
-    ax.set_xlabel(claim.unit or "share")
+    ax.set_xlabel(claim.unit)
     _few_ticks(ax, measured.log)
     ax.spines["left"].set_visible(False)
     return figure
@@ -83,14 +84,21 @@ def _limits(low: float, high: float, log: bool) -> tuple[float, float]:
 
 
 def _few_ticks(ax: "Axes", log: bool) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     if log:
-        ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        _plain_log(ax.xaxis)
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def _plain_log(axis: "Axis") -> None:
+    """Label a logarithmic axis with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=8))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _speed(curves: list[dict[str, list[float]]]) -> "Figure":
@@ -103,7 +111,8 @@ def _speed(curves: list[dict[str, list[float]]]) -> "Figure":
         mean = 100 * np.mean([curve[name] for curve in curves], axis=0)
         ax.plot(EVERY * np.arange(1, len(mean) + 1), mean, color=color, linewidth=1.4, label=words)
     ax.set(xlabel="steps", ylabel="test accuracy (%)", xscale="log")
-    ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 0.05))
+    _plain_log(ax.xaxis)
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
     return figure
 
 
@@ -118,6 +127,7 @@ def _smooth(found: list[dict[str, dict[str, list[float]]]]) -> "Figure":
             ax.plot(LOOK_EVERY * np.arange(1, len(mean) + 1), mean, color=color, linewidth=1.4, label=label)
         ax.set_title(words, fontsize=9, loc="left", color=INK)
         ax.set(xlabel="steps", yscale="log")
-        ax.tick_params(labelsize=7, colors=FAINT)
+        _plain_log(ax.yaxis)
+        ax.tick_params(labelsize=7)
     figure.axes[0].legend(frameon=False, fontsize=7)
     return figure
