@@ -23,6 +23,7 @@ from experiments.claims.layers import CLAIMS as EXACT
 from experiments.claims.layers import bias, coupling
 from experiments.claims.page import write_pages
 from experiments.claims.speed import reached
+from experiments.claims.steps import times_fewer
 from syncnorm.errors import UserError
 from syncnorm.study.report.page.site import index_page
 
@@ -96,6 +97,8 @@ def test_exact_claims_hold() -> None:
 def test_steps_until_a_target() -> None:
     assert reached([0.1, 0.5, 0.4, 0.9], 0.45) == (20, True)
     assert reached([0.1, 0.2], 0.45) == (20, False)
+    assert times_fewer({"none": [0.1, 0.2, 0.6, 0.3], "bn": [0.7]}, "bn") == 3
+    assert times_fewer({"none": [0.1, 0.6], "bn": [0.2] * 4}, "bn") == 0.5
 
 
 def test_measuring_resumes_and_measures_again_what_changed(tmp_path: Path) -> None:

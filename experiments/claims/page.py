@@ -10,6 +10,7 @@ from experiments.claims.catalogue import GROUPS
 from experiments.claims.claim import MISSING, UNTESTABLE, VERDICTS, Judged, Measured, Region
 from experiments.claims.evidence import Evidence
 from experiments.claims.figures import courses, strip
+from experiments.claims.steps import CHANGED
 from syncnorm.files import write_file
 from syncnorm.study.report.page.frame import Section, page
 from syncnorm.study.rows import Row
@@ -92,7 +93,12 @@ def html(judged: Sequence[Judged], rows: Sequence[Row], evidence: Evidence, quic
         drawing, caption = courses(group, evidence)
         figure = _figure(drawing, caption) if drawing else ""
         sections.append(Section(group, figure + "\n".join(_article(by_name[claim.name]) for claim in claims)))
-    sections.append(Section("Rules, and what to doubt", f"<p>{escape(_rule(judged))}</p><p>{escape(DOUBT)}</p>"))
+    sections.append(
+        Section(
+            "Rules, and what to doubt",
+            f"<p>{escape(_rule(judged))}</p><p>{escape(DOUBT)}</p><p>{escape(CHANGED)}</p>",
+        )
+    )
     sections.append(Section("Machine", f"<p>{escape(machine(rows, quick))}</p><pre>{command(quick)}</pre>"))
     return page(TITLE, _head(judged, quick), sections)
 
@@ -182,7 +188,7 @@ def readme(judged: Sequence[Judged], rows: Sequence[Row], quick: bool) -> str:
         f"{len(judged)} claims: {said}. The [page](index.html) has a figure of each, and how it is measured. "
         "This file is written by the command, from the rows.",
         _rule(judged),
-        f"**To doubt.** {DOUBT}",
+        f"**To doubt.** {DOUBT} {CHANGED}",
         f"**Machine.** {machine(rows, quick)}",
     ]
     for group, claims in GROUPS.items():
