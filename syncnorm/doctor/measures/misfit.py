@@ -15,8 +15,8 @@ from syncnorm.moments import Moments
 
 ENOUGH = 8
 """Fewest samples that can tell."""
-FAR = 1.0
-"""Standard deviations that are too far, as a mean over channels."""
+FAR = 0.5
+"""Standard deviations that are too far, as a mean over channels, beyond what chance gives (`too_far`)."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ def wasserstein(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor
     """
     std, other = var.clamp(min=0).sqrt(), other_var.clamp(min=0).sqrt()
     return ((mean - other_mean).square() + (std - other).square()).sqrt() / std.clamp(min=1e-12)
+
+
+def too_far(samples: int) -> float:
+    """Return the distance, in standard deviations, from which statistics do not fit a batch of so many samples.
+
+    The mean and the standard deviation of n values of a normal distribution have errors of 1 / sqrt(n) and about
+    1 / sqrt(2 n), so their distance from the true ones is about sqrt(1.5 / n) by chance. Positions of an image are
+    alike, so n is the number of samples.
+    """
+    return FAR + float((1.5 / samples) ** 0.5)
 
 
 def misfits(case: Case, names: Sequence[str]) -> Misfits:
