@@ -45,6 +45,12 @@ class DoctorOptions:
     """Of a federation: samples of each client."""
     deploy: bool = False
     """Also tell what could be folded, and what that saves."""
+    shards: tuple[Path, ...] = ()
+    """A file with the labels (whole numbers) or a batch of the inputs of each device (.pt, .npy, .safetensors)."""
+    mixup: float | None = None
+    """The parameter alpha of MixUp, if training uses it."""
+    padded: int | None = None
+    """The dimension of the input along which samples are padded with zeros."""
     checks: tuple[str, ...] = ()
     """Names of the checks to run (`syncnorm list check`); all by default."""
     json: bool = False
@@ -139,6 +145,9 @@ def _diagnosis(subject: "Subject", options: DoctorOptions) -> "Diagnosis":
         algorithm=options.algorithm or None,
         client_sizes=options.client_sizes,
         deploy=options.deploy,
+        shards=[_batch(path) for path in options.shards],
+        mixup=options.mixup,
+        padded=options.padded,
         checks=checks,
     )
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # fmt: off
 __all__ = [
-    "CHECKS", "Case", "Check", "CheckNorms", "Diagnosis", "Finding", "Fix", "Fixed", "diagnose", "fix", "register_check",
+    "CHECKS", "Case", "Check", "CheckNorms", "Diagnosis", "Finding", "Fix", "Fixed", "diagnose", "fix",
+    "register_check",
 ]
 # fmt: on
 
