@@ -171,10 +171,10 @@ def read_shards(given: Sequence[Any], model: nn.Module) -> tuple[Tensor | Inputs
     `read_inputs`, or a loader of batches or (inputs, labels) pairs, whose first batch is taken.
 
     Raises:
-        UserError: fewer than two ranks, nothing in one, or labels of one rank beside inputs of another.
+        UserError: one rank alone, nothing in one, or labels of one rank beside inputs of another.
     """
     found = tuple(_shard(one, model) for one in given)
-    if len(found) < 2:
+    if len(found) == 1:
         raise UserError("shards names what each rank holds: give two or more, one a rank.")
     if len({isinstance(one, Tensor) for one in found}) > 1:
         raise UserError("shards holds labels of one rank and inputs of another: give the same of all ranks.")
