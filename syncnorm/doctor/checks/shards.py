@@ -55,7 +55,7 @@ def label_distance(labels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     n_r labels and p_c that among all. If it drew from all, |p_rc - p_c| would be sqrt(2 p_c (1 - p_c) / (pi n_r)) on
     average (a normal distribution). Both have the shape (ranks,), float64.
     """
-    classes = torch.cat([one.flatten() for one in labels]).unique()
+    classes = torch.unique(torch.cat([one.flatten() for one in labels]))
     counts = torch.stack([(one.flatten()[:, None] == classes).sum(0) for one in labels]).double()
     sizes, common = counts.sum(1, keepdim=True), counts.sum(0) / counts.sum()
     apart = (counts / sizes - common).abs().sum(1) / 2
