@@ -29,7 +29,7 @@ from syncnorm.doctor import diagnose
 from syncnorm.environment import environment
 
 NAMES = ["resnet18", "mobilenetv2_100"]
-SIDE = 64
+SIDE = 32
 Found = Counter[tuple[str, str]]
 """How often a check or rule has found something, by its name and the layer."""
 
@@ -91,7 +91,7 @@ FAULTS: dict[str, Callable[[nn.Module, str], Planted]] = {
 def ours(planted: Planted, x: Tensor) -> Found:
     """Return what the doctor finds."""
     optimizer = optimizer_of(planted)
-    found = diagnose(planted.model, x, batch_size=planted.batch, world_size=4, optimizer=optimizer)
+    found = diagnose(planted.model, x, batch_size=planted.batch, world_size=2, optimizer=optimizer)
     return Counter((finding.check, finding.layer) for finding in found)
 
 
@@ -132,7 +132,7 @@ def look(name: str) -> tuple[int, int]:
 
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).train()
-    x = torch.randn(64, 3, SIDE, SIDE) + torch.randn(64, 1, 1, 1)
+    x = torch.randn(32, 3, SIDE, SIDE) + torch.randn(32, 1, 1, 1)
     fit = [layer for layer, module in syncnorm.batch_norms(model).items() if fits(module)]
     healthy = [tool(Planted(copy.deepcopy(model)), x) for tool in (ours, theirs)]
     for tool, found in zip(("syncnorm", "torch-audit"), healthy, strict=True):
