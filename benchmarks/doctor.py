@@ -1,6 +1,6 @@
 """The doctor on public architectures: what it finds in healthy models, and in the same models with planted faults.
 
-    python benchmarks/doctor.py [NAME...]        # needs timm, which needs torchvision
+    python benchmarks/doctor.py [NAME...] > results/doctor.txt        # needs timm, which needs torchvision
 
 Weights are random. The columns:
 
@@ -8,6 +8,8 @@ Weights are random. The columns:
     healthy    what `diagnose` finds in the model as it is, at 32 samples on each of 8 devices: "-" is nothing
     planted    of ten faults, each in a layer of its own and all together, how many are found at their layer
     seconds    of the diagnosis of the healthy model, on one thread
+
+The last line counts the models, and those in which anything worse than a note was found.
 """
 
 import argparse
@@ -31,7 +33,10 @@ NAMES = [
     "resnet18", "resnet50", "densenet121", "mobilenetv2_100", "efficientnet_b0", "vit_tiny_patch16_224",
     "mobilenetv3_small_100", "mobilenetv4_conv_small", "tf_efficientnet_b0", "ghostnet_100", "lcnet_050", "tinynet_e",
     "rexnet_100", "regnetx_002", "regnety_002", "repvgg_a0", "fastvit_t8", "convnext_atto", "poolformer_s12",
-    "mobilevit_xxs", "pvt_v2_b0", "edgenext_xx_small", "dla34", "resnet50_gn",
+    "mobilevit_xxs", "pvt_v2_b0", "edgenext_xx_small", "dla34", "resnet50_gn", "resnext50_32x4d", "skresnet18",
+    "resnest14d", "vgg11_bn", "mobilenetv1_100", "mixnet_s", "spnasnet_100", "hardcorenas_a", "semnasnet_075",
+    "efficientnet_lite0", "selecsls42b", "ese_vovnet19b_dw", "repvit_m0_9", "mobileone_s0", "levit_128s",
+    "convnextv2_atto", "deit_tiny_patch16_224", "nf_regnet_b0", "cs3darknet_s", "mobilenet_edgetpu_v2_xs",
 ]
 # fmt: on
 SIDE = 64
@@ -123,8 +128,8 @@ def fits(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.weight is not None and bool((module.weight != 0).all())
 
 
-def row(name: str) -> str:
-    """Look at a model, and return its row."""
+def row(name: str) -> tuple[str, bool]:
+    """Look at a model; return its row, and whether anything worse than a note was found as it is."""
     import timm
 
     torch.manual_seed(0)
@@ -136,7 +141,7 @@ def row(name: str) -> str:
     seconds = time.perf_counter() - started
     kinds = Counter(type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__)
     norms = " ".join(f"{count} {kind}" for kind, count in kinds.most_common(2))
-    return f"{name:30s} {norms:42s} {said(found):28s} {planted(model, shape):16s} {seconds:6.1f}"
+    return f"{name:30s} {norms:42s} {said(found):28s} {planted(model, shape):16s} {seconds:6.1f}", found.wrong
 
 
 def main() -> None:
@@ -153,11 +158,15 @@ def main() -> None:
     here = environment()
     print(f"timm {timm.__version__}, torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}")
     print(f"{'model':30s} {'norms':42s} {'healthy':28s} {'planted':16s} seconds")
+    wrong = []
     for name in names:
         try:
-            print(row(name), flush=True)
+            text, bad = row(name)
+            wrong.append(bad)
+            print(text, flush=True)
         except Exception as error:  # a row, so that the others are looked at
             print(f"{name:30s} {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
+    print(f"{len(wrong)} models; in {sum(wrong)} of them as they are, something worse than a note was found")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ class Done:
     stderr: str
 
 
-def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> None:
+def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> list[Done]:
     """Run `program` on so many gloo ranks, in the environment of torchrun; fail the test with what it wrote where a
-    rank fails.
+    rank fails. Return how each rank ended.
 
     `imports` names the modules whose import takes the program's time: it is done once for all launches.
 
@@ -47,13 +47,14 @@ def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LA
     for attempt in range(1, ATTEMPTS + 1):
         done = _forker().ask(str(program), arguments, imports, ranks, **more)
         if not any(one.returncode for one in done):
-            return
+            return done
         said = "\n".join(f"rank {rank}: {one}" for rank, one in enumerate(map(_told, done)))
         hangs = attempt == 1 and any(HANGING in one.stderr for one in done)
         if attempt == ATTEMPTS or not (hangs or any(one.returncode in ABORTS for one in done)):
             raise AssertionError(f"attempt {attempt}:\n{said}")
         if hangs:
             warnings.warn(f"{program} hung, and is started afresh:\n{said}", stacklevel=2)
+    raise AssertionError("no attempt")
 
 
 def run(program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> Done:

@@ -43,6 +43,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+"""Their code and commands are run by `test_tutorials.py`."""
 PYTHON = {
     "README.md",
     "layers.md",
@@ -120,10 +122,12 @@ def test_the_three_examples_of_the_readme(names: dict[str, Any], asked: list[Run
 def test_doctor(names: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     from syncnorm.doctor import CHECKS
 
-    diagnose, callback = blocks(DOCS / "doctor.md", "python")
+    diagnose, callback, fix = blocks(DOCS / "doctor.md", "python")
     run_block(diagnose, names)
     assert "per_device_statistics 1 warning measured each of 8 devices" in capsys.readouterr().out
     run_block(callback, names)
+    run_block(fix, names | {"batches": [names["x"]]})
+    assert "per_device_statistics: converted to" in capsys.readouterr().out
     table = (DOCS / "doctor.md").read_text().partition("## What it checks")[2]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, flags=re.M) for name in re.findall(r"`(\w+)`", row)}
     assert listed == set(CHECKS)
@@ -331,7 +335,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS], ids=lambda page: page.name)
 def test_links(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):

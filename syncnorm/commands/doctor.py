@@ -1,7 +1,7 @@
 """`syncnorm doctor`: what is wrong with the norms of a model, or of a checkpoint."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,12 @@ from syncnorm.files import write_file
 
 if TYPE_CHECKING:
     from syncnorm.doctor.diagnosis import Diagnosis
+    from syncnorm.doctor.fix import Fixed
     from syncnorm.doctor.subject import Subject
 
 PROG = "syncnorm doctor MODEL"
+ENOUGH = 64
+"""Fewest samples of --input from which --fix takes new statistics."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,20 @@ class DoctorOptions:
     """Of a federation: samples of each client."""
     deploy: bool = False
     """Also tell what could be folded, and what that saves."""
+    shards: tuple[Path, ...] = ()
+    """A file with the labels (whole numbers) or a batch of the inputs of each device (.pt, .npy, .safetensors)."""
+    mixup: float | None = None
+    """The parameter alpha of MixUp, if training uses it."""
+    padded: int | None = None
+    """The dimension of the input along which samples are padded with zeros."""
     checks: tuple[str, ...] = ()
     """Names of the checks to run (`syncnorm list check`); all by default."""
     json: bool = False
     """Print JSON instead of the table."""
     sarif: Path | None = None
     """Also write SARIF, for code review, to this file."""
+    fix: Path | None = None
+    """Fix what is safe in a copy, and write its weights to this file (.safetensors, or as torch.save does)."""
 
 
 def doctor(arguments: list[str]) -> int:
@@ -63,6 +74,7 @@ def doctor(arguments: list[str]) -> int:
     subject = subject_of(text)
     diagnosis = _diagnosis(subject, options)
     diagnosis.subject = subject.name
+    fixed = _fixed(subject, options) if options.fix else None
     if options.sarif:
         from syncnorm.doctor.output.sarif import sarif
         from syncnorm.doctor.registry import CHECKS
@@ -70,8 +82,41 @@ def doctor(arguments: list[str]) -> int:
         checks = {name: CHECKS[name].summary for name in [*diagnosis.checked, *diagnosis.skipped]}
         log = sarif(diagnosis, checks, __version__, subject.file, subject.line)
         write_file(options.sarif, json.dumps(log, indent=1) + "\n")
-    print(json.dumps(diagnosis.as_dict(), indent=1) if options.json else diagnosis)
-    return 1 if diagnosis.wrong else 0
+    if options.json:
+        more = {"fixed": [asdict(one) for one in fixed.fixes], "left": fixed.left.as_dict()} if fixed else {}
+        print(json.dumps(diagnosis.as_dict() | more, indent=1))
+    else:
+        print(diagnosis)
+        if fixed:
+            print(f"\n{options.fix}: {fixed}" if fixed.done else f"\n{options.fix} is not written: {fixed}")
+    return 1 if (fixed.left if fixed else diagnosis).wrong else 0
+
+
+def _fixed(subject: "Subject", options: DoctorOptions) -> "Fixed":
+    """Fix a copy, and write its weights; nothing is written where nothing is fixed."""
+    from syncnorm.doctor.fix import fix, fix_state
+    from syncnorm.doctor.output.weights import write_state
+
+    assert options.fix is not None
+    sources = [path for path in (options.checkpoint, Path(subject.file) if not subject.live else None) if path]
+    if not subject.live:
+        fixed, state = fix_state(Path(subject.file), subject.model)
+    else:
+        inputs = _input(options.input)
+        fixed = fix(subject.model, inputs, batches=_batches(inputs))
+        state = fixed.model.state_dict()
+    fixed.left.subject = subject.name
+    if fixed.done:
+        write_state(options.fix, state, sources)
+    return fixed
+
+
+def _batches(inputs: Any) -> Any:
+    """Return a batch of the user's as data for new statistics; None if it is too small, or no one tensor."""
+    import torch
+
+    enough = isinstance(inputs, torch.Tensor) and len(inputs) >= ENOUGH
+    return inputs.split(ENOUGH) if enough else None
 
 
 def _diagnosis(subject: "Subject", options: DoctorOptions) -> "Diagnosis":
@@ -100,6 +145,9 @@ def _diagnosis(subject: "Subject", options: DoctorOptions) -> "Diagnosis":
         algorithm=options.algorithm or None,
         client_sizes=options.client_sizes,
         deploy=options.deploy,
+        shards=[_batch(path) for path in options.shards],
+        mixup=options.mixup,
+        padded=options.padded,
         checks=checks,
     )
 

@@ -10,13 +10,19 @@ from syncnorm.doctor.case import Case
 from syncnorm.doctor.diagnose import diagnose
 from syncnorm.doctor.diagnosis import Diagnosis
 from syncnorm.doctor.finding import Finding
+from syncnorm.doctor.fix import Fix, Fixed, fix
 from syncnorm.doctor.registry import CHECKS, register_check
 from syncnorm.doctor.rows import Check
 
 if TYPE_CHECKING:
     from syncnorm.doctor.lightning import CheckNorms
 
-__all__ = ["CHECKS", "Case", "Check", "CheckNorms", "Diagnosis", "Finding", "diagnose", "register_check"]
+# fmt: off
+__all__ = [
+    "CHECKS", "Case", "Check", "CheckNorms", "Diagnosis", "Finding", "Fix", "Fixed", "diagnose", "fix",
+    "register_check",
+]
+# fmt: on
 
 
 def __getattr__(name: str) -> Any:

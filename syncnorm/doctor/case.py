@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from syncnorm.doctor.rows import NEEDS
@@ -38,6 +38,9 @@ class Case:
     policy, algorithm, client_sizes: of a federation: its batch-norm policy and algorithm by name, and the number of
         samples of each client.
     deploy: whether the model is to be deployed as it is.
+    shards: what each rank holds: its labels, or a batch of its inputs.
+    mixup: the parameter alpha of MixUp; None without it.
+    padded: the dimension of the input along which samples are padded with zeros; None if they are not.
     live: False for a checkpoint, whose stand-in for the model cannot run.
     """
 
@@ -50,8 +53,11 @@ class Case:
         self.algorithm: str | None = None
         self.client_sizes: tuple[int, ...] = ()
         self.deploy = False
+        self.shards: tuple[Tensor | Inputs, ...] = ()
+        self.mixup: float | None = None
+        self.padded: int | None = None
         self.kept_from_running = ""
-        if inputs is not None and _several_ranks() and any(is_over_ranks(module) for module in model.modules()):
+        if _several_ranks() and any(is_over_ranks(module) for module in model.modules()):
             self.inputs = None
             self.kept_from_running = "one rank cannot run a synchronised norm alone: diagnose before ranks join"
         self._trained: Trace | UserError | None = None
@@ -79,6 +85,9 @@ class Case:
             "optimizer": self.optimizer is not None,
             "policy": self.policy is not None,
             "deploy": self.deploy,
+            "shards": bool(self.shards),
+            "mixup": self.mixup is not None,
+            "padded": self.padded is not None,
         }
         missing = [need for need in needs if not there[need]]
         if not missing:

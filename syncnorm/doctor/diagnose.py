@@ -16,7 +16,7 @@ from syncnorm.doctor.case import Case
 from syncnorm.doctor.diagnosis import Diagnosis
 from syncnorm.doctor.finding import ORDER, Finding
 from syncnorm.doctor.registry import CHECKS
-from syncnorm.doctor.watch.inputs import read_inputs
+from syncnorm.doctor.watch.inputs import read_inputs, read_shards
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.policies import policy_named
 from syncnorm.surgery.layers.preconditions import check_model
@@ -34,6 +34,9 @@ def diagnose(
     algorithm: str | None = None,
     client_sizes: Sequence[int] = (),
     deploy: bool = False,
+    shards: Sequence[Any] = (),
+    mixup: float | None = None,
+    padded: int | None = None,
     checks: Iterable[str] | None = None,
 ) -> Diagnosis:
     """Look for what is wrong with the norms of a model, and return the findings, the worst first.
@@ -60,6 +63,9 @@ def diagnose(
         algorithm: of a federation, the algorithm by name, such as "fedadam".
         client_sizes: of a federation, the number of samples of each client.
         deploy: also tell what could be folded, and what that saves.
+        shards: of each rank its labels (whole numbers), a batch of its inputs, or its loader (its first batch).
+        mixup: the parameter alpha of MixUp, if training uses it.
+        padded: the dimension of the input along which samples are padded with zeros to a common length.
         checks: names of the checks to run; None runs all, also registered ones (`syncnorm.register_check`).
 
     Raises:
@@ -68,11 +74,11 @@ def diagnose(
     """
     check_model(model)
     _check_sizes(batch_size=batch_size, world_size=world_size, accumulate=accumulate)
-    if policy is not None:
-        policy_named(policy)
+    _check_use(mixup, policy)
     case = Case(_inner(model), None if inputs is None else read_inputs(inputs, _inner(model)))
     case.batch_size, case.world_size, case.accumulate, case.optimizer = batch_size, world_size, accumulate, optimizer
     case.policy, case.algorithm, case.client_sizes, case.deploy = policy, algorithm, tuple(client_sizes), deploy
+    case.shards, case.mixup, case.padded = read_shards(shards, case.model), mixup, padded
     if case.inputs is not None:
         _ = case.evaluation, case.training  # an input that the model does not take is said at once
     return examine(case, checks, type(case.model).__name__)
@@ -83,6 +89,13 @@ def _check_sizes(**sizes: int | None) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
             raise UserError(f"{name} is {value!r}: it must be a whole number, at least 1.")
+
+
+def _check_use(mixup: float | None, policy: str | None) -> None:
+    if mixup is not None and not mixup > 0:
+        raise UserError(f"mixup is {mixup!r}: it is the parameter alpha of MixUp's beta distribution, above 0.")
+    if policy is not None:
+        policy_named(policy)
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from syncnorm.doctor.checks import batches, deployment, federated, modes, optimiser, reach, statistics, structure
+from syncnorm.doctor.checks import (
+    batches,
+    deployment,
+    federated,
+    modes,
+    optimiser,
+    reach,
+    samples,
+    shards,
+    statistics,
+    structure,
+)
 from syncnorm.doctor.rows import NEEDS, Check, CheckFunction, Need
 from syncnorm.errors import UserError, unknown
 from syncnorm.registry import Registry, check_named
@@ -34,6 +45,10 @@ CHECKS: Registry[Check] = Registry("check", {
     "counted_twice": Check(batches.counted_twice, ("model", "input")),
     "several_depths": Check(batches.several_depths, ("model", "input")),
     "unreached": Check(batches.unreached, ("model", "input")),
+    "skewed_shards": Check(shards.skewed_shards, ("model", "shards")),
+    "uneven_reach": Check(shards.uneven_reach, ("model", "shards")),
+    "mixup_before": Check(samples.mixup_before, ("model", "input", "mixup")),
+    "depends_on_padding": Check(samples.depends_on_padding, ("model", "input", "padded")),
 
     "dead_bias": Check(structure.dead_bias, ("model", "input")),
     "dead_channels": Check(structure.dead_channels),

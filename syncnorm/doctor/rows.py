@@ -9,7 +9,19 @@ from typing import Any, Literal
 
 from syncnorm.doctor.finding import Finding
 
-Need = Literal["model", "input", "batch_size", "ranks", "accumulate", "optimizer", "policy", "deploy"]
+Need = Literal[
+    "model",
+    "input",
+    "batch_size",
+    "ranks",
+    "accumulate",
+    "optimizer",
+    "policy",
+    "deploy",
+    "shards",
+    "mixup",
+    "padded",
+]
 CheckFunction = Callable[[Any], Iterable[Finding]]
 """Takes a `Case`."""
 
@@ -22,6 +34,9 @@ NEEDS: dict[str, str] = {
     "optimizer": "give the optimizer",
     "policy": "give a federated policy",
     "deploy": "ask for it with deploy=True",
+    "shards": "give the labels or inputs of each rank as shards",
+    "mixup": "give the alpha of MixUp, if you use it",
+    "padded": "give the dimension along which samples are padded, if they are",
 }
 """What a check can need, and what to say where that is missing."""
 

@@ -174,6 +174,51 @@ def nothing(net: nn.Module) -> None:
     """The fault lies in what is told."""
 
 
+def images(count: int, seed: int = 0) -> Tensor:
+    """Return the images of `batch`, the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return batch(count)
+
+
+def class_of(count: int, first: int, last: int) -> Tensor:
+    """Return labels from `first` to `last`, in turn."""
+    return first + torch.arange(count) % (last - first + 1)
+
+
+class Positions(nn.Module):
+    """A 1-D network that pools over all positions, padded ones too; or over those alone that are not."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.conv, self.bn, self.fc = nn.Conv1d(3, 8, 3, padding=1, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 5)
+        nn.init.normal_(self.bn.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = (x != 0).any(1)
+        with syncnorm.mask(there if self.masked else None):
+            y = F.relu(self.bn(self.conv(x)))
+        if not self.masked:
+            return self.fc(y.mean(2))
+        return self.fc((y * there[:, None]).sum(2) / there.sum(1, keepdim=True))
+
+
+def skips(net: Net) -> None:
+    """A branch that only dark images take, synchronised."""
+    syncnorm.convert(net, "sync_bn")
+
+    def forward(self: Net, x: Tensor) -> Tensor:
+        y = F.relu(self.bn(self.conv(x)))
+        return self.fc(self.layer2(self.layer1(y) if x.mean() < 0 else y).mean((2, 3)))
+
+    forward_of(net, forward)
+
+
+def everywhere(net: Net) -> None:
+    syncnorm.convert(net, "sync_bn")
+
+
 RANKS = {"batch_size": 2, "world_size": 4}
 FAULTS: dict[str, Fault] = {
     "a part in training mode": Fault(
@@ -258,6 +303,36 @@ FAULTS: dict[str, Fault] = {
     "one module at two sizes": Fault(shared_over_sizes, "several_depths", "bn"),
     "a synchronised layer that is skipped": Fault(
         synchronised_part, "unreached", "extra.0", {"batch_size": 32, "world_size": 2}
+    ),
+    "sorted labels": Fault(
+        nothing,
+        "skewed_shards",
+        "",
+        {"shards": [class_of(100, 0, 4), class_of(100, 5, 9)]},
+        healthy={"shards": [class_of(100, 0, 9), class_of(90, 0, 9).flip(0)]},
+    ),
+    "another camera on each rank": Fault(
+        nothing,
+        "skewed_shards",
+        "bn",
+        {"shards": [images(32), 3 + 0.3 * images(32, 1)]},
+        healthy={"shards": [images(32), images(24, 1)]},
+    ),
+    "a branch that one rank takes": Fault(
+        skips,
+        "uneven_reach",
+        "layer1.bn1",
+        {"shards": [images(8) + 3, images(8) - 3]},
+        healthy={"shards": 2 * [images(8) + 3]},
+    ),
+    "MixUp": Fault(nothing, "mixup_before", "bn", {"mixup": 1.0}, shape=images(64), healthy={"mixup": 0.2}),
+    "padding that counts": Fault(
+        lambda net: Positions(masked=False),
+        "depends_on_padding",
+        "bn",
+        {"padded": 2},
+        base=lambda: Positions(masked=True),
+        shape=images(16).flatten(2)[:, :, :12],
     ),
     "a bias before a norm": Fault(with_bias, "dead_bias", "layer1.conv1"),
     "a bias of a linear layer": Fault(wide_bias, "dead_bias", "fc.0"),

@@ -52,7 +52,11 @@ def test_every_check_has_a_planted_fault() -> None:
     assert {fault.check for fault in FAULTS.values()} | elsewhere == set(CHECKS)
 
 
-PAIRS = list(pairwise(name for name, fault in FAULTS.items() if fault.base is Net and fault.shape and not fault.told))
+PAIRS = list(
+    pairwise(
+        name for name, fault in FAULTS.items() if fault.base is Net and fault.shape is not None and not fault.told
+    )
+)
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS[::3])

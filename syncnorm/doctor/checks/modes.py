@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -12,9 +12,8 @@ from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
 from syncnorm.doctor.watch.inputs import Inputs
 from syncnorm.doctor.watch.kinds import uses_the_batch
-from syncnorm.doctor.watch.quiet import running
+from syncnorm.doctor.watch.passes import channel_moments
 from syncnorm.doctor.words import percent
-from syncnorm.moments import Moments
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms, frozen_layers
 
@@ -156,22 +155,8 @@ def _variances(case: Case, inputs: Inputs, dropping: bool) -> dict[str, tuple[fl
     for module in twin.modules():
         if isinstance(module, _DropoutNd):
             module.training = dropping
-    found: dict[str, tuple[float, int]] = {}
-
-    def noting(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].dim() > 1:
-                x = args[0].detach()
-                moments = Moments.of(x, (0, *range(2, x.dim())))
-                found.setdefault(name, (float(moments.var().mean()), int(moments.count)))
-
-        return see
-
-    for name in case.batch_norms:
-        twin.get_submodule(name).register_forward_pre_hook(noting(name))
-    with running(twin, inputs):
-        inputs.call(twin)
-    return found
+    found = channel_moments(twin, inputs, list(case.batch_norms))
+    return {name: (float(moments.var().mean()), int(moments.count)) for name, moments in found.items()}
 
 
 def _is_state(name: str) -> bool:

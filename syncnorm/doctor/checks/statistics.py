@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.measures.misfit import ENOUGH, FAR, misfits
+from syncnorm.doctor.measures.misfit import ENOUGH, misfits, too_far
 from syncnorm.doctor.words import percent
 from syncnorm.errors import UserError
 from syncnorm.surgery import batch_norms
@@ -186,7 +186,7 @@ def misfitting_statistics(case: Case) -> Iterator[Finding]:
     chosen = [name for name, mean, _ in _statistics(case) if mean.isfinite().all()]
     found = misfits(case, [name for name in chosen if not _is_fresh(case.batch_norms[name])])
     for name, distance in found.distances.items():
-        if distance > FAR:
+        if distance > too_far(case.given.count):
             gap = "" if found.gap is None else f"; outputs differ by {percent(found.gap)} between both modes"
             yield Finding(
                 name,

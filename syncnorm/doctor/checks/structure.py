@@ -23,28 +23,32 @@ BLOCKS = ("ConvolutionBackward", "AddmmBackward", "MmBackward", "BmmBackward", "
 
 def dead_bias(case: Case) -> Iterator[Finding]:
     """A bias right before a norm that subtracts it again."""
-    seen = case.training
     total = sum(p.numel() for p in case.model.parameters())
     parameters = dict(case.model.named_parameters())
-    verdicts: dict[str, list[tuple[bool, str]]] = {}
-    for one in seen.linear:
-        norm = _norm_after(case, one)
-        verdicts.setdefault(one.bias, []).append(
-            (norm is not None and _cancels(one, norm), norm.name if norm else "")
-        )
-    for name, told in verdicts.items():
-        if not all(cancels for cancels, _ in told):
-            continue
+    for name, norms in dead_biases(case).items():
         count = parameters[name].numel() if name in parameters else 0
         yield Finding(
             name.rpartition(".")[0],
-            f"its bias is subtracted again by the norm after it ('{told[0][1]}'): it changes nothing, and gets no "
+            f"its bias is subtracted again by the norm after it ('{norms[0]}'): it changes nothing, and gets no "
             "gradient",
             "write bias=False",
             "note",
             "measured",
             f"{count} parameters, {percent(count / max(total, 1))} of the model's",
         )
+
+
+def dead_biases(case: Case) -> dict[str, list[str]]:
+    """Return the biases, by the parameter's name, that a norm cancels in every use; each with the norms that do."""
+    verdicts: dict[str, list[Call | None]] = {}
+    for one in case.training.linear:
+        norm = _norm_after(case, one)
+        verdicts.setdefault(one.bias, []).append(norm if norm is not None and _cancels(one, norm) else None)
+    return {
+        name: [norm.name for norm in norms if norm is not None]
+        for name, norms in verdicts.items()
+        if None not in norms
+    }
 
 
 def two_in_a_row(case: Case) -> Iterator[Finding]:

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.watch.inputs import tensors_of
+from syncnorm.doctor.watch.passes import channel_moments
 from syncnorm.doctor.watch.quiet import running
-from syncnorm.moments import Moments
 
 ENOUGH = 8
 """Fewest samples that can tell."""
-FAR = 1.0
-"""Standard deviations that are too far, as a mean over channels."""
+FAR = 0.5
+"""Standard deviations that are too far, as a mean over channels, beyond what chance gives (`too_far`)."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,24 @@ def wasserstein(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor
     return ((mean - other_mean).square() + (std - other).square()).sqrt() / std.clamp(min=1e-12)
 
 
+def too_far(samples: int) -> float:
+    """Return the distance, in standard deviations, from which statistics do not fit a batch of so many samples.
+
+    The mean and the standard deviation of n values of a normal distribution have errors of 1 / sqrt(n) and about
+    1 / sqrt(2 n), so their distance from the true ones is about sqrt(1.5 / n) by chance. Positions of an image are
+    alike, so n is the number of samples.
+    """
+    return FAR + float((1.5 / samples) ** 0.5)
+
+
 def misfits(case: Case, names: Sequence[str]) -> Misfits:
     """Measure the inputs of batch norms in evaluation, where each follows layers with running statistics too."""
     if not names:
         return Misfits({}, None)
+    evaluated: list[Tensor] = []
     twin = case.copy().eval()
-    found: dict[str, Moments] = {}
-
-    def note(name: str, layer: nn.Module) -> None:
-        def see(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if args and isinstance(args[0], Tensor) and args[0].dim() > 1:
-                x = args[0]
-                part = Moments.of(x, (0, *range(2, x.dim())))
-                found[name] = found[name].merge(part) if name in found else part
-
-        layer.register_forward_pre_hook(see)
-
-    for name in names:
-        note(name, twin.get_submodule(name))
-    with running(twin, case.given):
-        evaluated = tensors_of(case.given.call(twin))
+    twin.register_forward_hook(lambda _, args, output: evaluated.extend(tensors_of(output)))
+    found = channel_moments(twin, case.given, names)
     distances = {}
     for name, moments in found.items():
         layer = case.batch_norms[name]

@@ -50,6 +50,30 @@ class Inputs:
         """Return the batch with each sample twice."""
         return self._mapped(lambda x: torch.cat([x, x]), 2 * self.count)
 
+    def mixed(self, share: float, order: Tensor) -> Inputs:
+        """Return MixUp of the batch: each sample times `share`, and another one, by `order`, times the rest."""
+
+        def mix(x: Tensor) -> Tensor:
+            return share * x + (1 - share) * x[order.to(x.device)] if x.is_floating_point() else x
+
+        return self._mapped(mix, self.count)
+
+    def padded(self, dim: int) -> Inputs | None:
+        """Return the batch with a quarter more of zeros at the end of a dimension; None where no tensor has it."""
+        first = next((x for x in _tensors([*self.args, *self.kwargs.values()]) if x.dim()), None)
+        if first is None or not -first.dim() < dim < first.dim() or dim % first.dim() == 0:
+            return None
+        length = first.shape[dim]
+
+        def pad(x: Tensor) -> Tensor:
+            if x.dim() != first.dim() or x.shape[dim] != length:
+                return x
+            more = list(x.shape)
+            more[dim] = max(1, length // 4)
+            return torch.cat([x, x.new_zeros(more)], dim)
+
+        return self._mapped(pad, self.count)
+
     @property
     def words(self) -> str:
         """What it is, for sentences."""
@@ -138,3 +162,41 @@ def tensors_of(value: Any) -> list[Tensor]:
     if not found and hasattr(value, "__dict__"):
         found = _tensors(vars(value))
     return found
+
+
+def read_shards(given: Sequence[Any], model: nn.Module) -> tuple[Tensor | Inputs, ...]:
+    """Return what each rank holds: its labels, as a tensor (N,), or a batch of its inputs.
+
+    A rank's labels are whole numbers in one dimension (a tensor, an array, a list). Its inputs are a batch, as for
+    `read_inputs`, or a loader of batches or (inputs, labels) pairs, whose first batch is taken.
+
+    Raises:
+        UserError: one rank alone, nothing in one, or labels of one rank beside inputs of another.
+    """
+    found = tuple(_shard(one, model) for one in given)
+    if len(found) == 1:
+        raise UserError("shards names what each rank holds: give two or more, one a rank.")
+    if len({isinstance(one, Tensor) for one in found}) > 1:
+        raise UserError("shards holds labels of one rank and inputs of another: give the same of all ranks.")
+    return found
+
+
+def _shard(given: Any, model: nn.Module) -> Tensor | Inputs:
+    if (
+        not isinstance(given, Tensor | Mapping)
+        and not hasattr(given, "__array__")
+        and not isinstance(given, list | tuple)
+    ):
+        given = next(iter(given), None)
+        if isinstance(given, list | tuple) and len(given) == 2:
+            given = given[0]
+        if given is None:
+            raise UserError("a loader in shards has no batch: give each rank's own loader, labels or inputs.")
+        return read_inputs(given, model)
+    if isinstance(given, Mapping) or (isinstance(given, list | tuple) and any(isinstance(x, Tensor) for x in given)):
+        return read_inputs(given, model)
+    values = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    if not values.numel():
+        raise UserError("a rank in shards holds nothing: give the labels or inputs of every rank.")
+    whole = not values.is_floating_point() and values.dim() == 1
+    return values.cpu() if whole else read_inputs(values, model)
