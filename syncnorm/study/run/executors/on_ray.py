@@ -64,9 +64,9 @@ class OnRay:
         room = sum(_fit(node, needs) for node in nodes)
         if not room and ranks not in self._fitted:
             large = {kind: max((node.get(kind, 0) for node in nodes), default=0) for kind in needs}
-            many = f"{ranks} ranks share a node" if ranks > 1 else "a run needs"
+            what = f"{ranks} ranks need on one node" if ranks > 1 else "a run needs"
             raise UserError(
-                f"no node of the Ray cluster has {_words(needs)}, which {many}: the largest of "
+                f"no node of the Ray cluster has the {_words(needs)} that {what}: the largest of "
                 f"{counted(len(nodes), 'node')} has {_words(large)}."
             )
         self._fitted.add(ranks)
@@ -150,22 +150,20 @@ def opened(wish: Wish) -> OnRay:
 
 
 def _connect(address: str) -> None:
+    """Join the cluster at an address; without one, this machine's, or a new one."""
     address = address or os.environ.get("RAY_ADDRESS", "")
     where = address.removeprefix("ray://")
-    host, _, port = where.rpartition(":")
     if address not in ("", "auto", "local"):
-        if not host or not port.isdigit():
+        host, _, port = where.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise UserError(
                 f"'{address}' is no address of a Ray cluster: write HOST:PORT, as in --on ray:node0:6379."
             )
-        try:
-            socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-        except (OSError, OverflowError) as error:
-            why = str(error) if isinstance(error, OverflowError) else error.strerror or "it took too long"
+        if why := _silent(host, int(port)):
             raise UserError(
                 f"no Ray cluster answers at {where} ({why}): start one there with `ray start --head`, or write its "
                 "address as --on ray:HOST:PORT."
-            ) from error
+            )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         with warnings.catch_warnings():
@@ -174,6 +172,23 @@ def _connect(address: str) -> None:
     except Exception as error:  # of many kinds: another version, another program behind the port, no such cluster
         said = " ".join(str(error).split())
         raise UserError(f"cannot join the Ray cluster at {where or 'this machine'}: {said}") from error
+
+
+def _silent(host: str, port: int) -> str:
+    """Say why no server of gRPC, which Ray speaks, answers within `ANSWER_SECONDS`; empty if one does.
+
+    Ray itself tries for minutes. A server of gRPC without TLS greets with a frame of settings (RFC 9113, 3.4).
+    """
+    try:
+        with socket.create_connection((host, port), timeout=ANSWER_SECONDS) as link:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""
+            link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            return "" if link.recv(9)[3:4] == b"\4" else "something else does"
+    except TimeoutError:
+        return f"nothing came within {ANSWER_SECONDS} s"
+    except OSError as error:
+        return error.strerror or str(error)
 
 
 def _fit(node: dict[str, float], needs: dict[str, float]) -> int:

@@ -183,4 +183,5 @@ def _checked(parameters: dict[str, Any]) -> None:
         try:
             submitit.AutoExecutor(folder, cluster=LOCAL).update_parameters(**parameters)
         except (NameError, ValueError, AssertionError) as error:
-            raise UserError(f"--on slurm: {str(error).splitlines()[0]}") from error
+            said = str(error).splitlines()[0].replace("for executor 'slurm' in parameter", "of Slurm, in submitit")
+            raise UserError(f"--on slurm: {said}") from error
