@@ -9,7 +9,6 @@ from syncnorm.seeds import derive
 from syncnorm.study.rows import read
 
 ROUNDS = 5
-RUNS = 6
 
 
 def played(journal: Path) -> Counter[str]:
@@ -25,15 +24,15 @@ def until(true: Callable[[], bool], seconds: float = 100) -> None:
         time.sleep(0.05)
 
 
-def check(out: Path, journal: Path) -> None:
+def check(out: Path, journal: Path, runs: int) -> None:
     """Check that every run has ended with the number that its rounds lead to, and that no run began anew."""
     rows = read(out).finished
-    assert len(rows) == RUNS
+    assert len(rows) == runs
     for row in rows:
         state = derive("round", row["config"]["seed"])
         for number in range(1, ROUNDS + 1):
             state = derive("round", state, number)
         assert row["metrics"]["accuracy"] == state / 2**63
         assert row["environment"]["python"]
-    assert len(journal.read_text().splitlines()) <= RUNS * ROUNDS + 1, "a lost run resumes from its checkpoint"
+    assert len(journal.read_text().splitlines()) <= runs * ROUNDS + 1, "a lost run resumes from its checkpoint"
     assert not (out / "checkpoints").exists()

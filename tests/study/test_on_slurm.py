@@ -37,7 +37,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_its_run_goes_on(
     study = clients(round=0.25, journal=str(journal))
     run_study(study, tmp_path / "out", on="slurm:cluster=local,time=5", jobs=1, wandb="off", trainer="fake_fit")
     interrupter.join()
-    check(tmp_path / "out", journal)
+    check(tmp_path / "out", journal, runs=6)
     said = capfd.readouterr().err
     assert "at most 1 at once, 1 core and no GPU (--gpus-per-run 1 asks for one) for a run, 5 minutes each" in said
     assert "It goes on elsewhere" in said

@@ -60,11 +60,11 @@ def run_study(
     """Train a study's runs that the results folder `out` lacks, and write the report there.
 
     Virtual runs and runs of clients share `jobs` worker processes (by default one per core, four per CUDA device);
-    torchrun runs of one size share a launch. `on` names the executor that starts these processes, with its address
-    after a colon: "local" for this machine, "ray:HOST:PORT", "slurm:partition=gpu". `gpus_per_run` is the share of a
-    GPU that a run of one process gets. `engine` sets every run's engine. `trainer` names the module that
-    trains; `command` is stored for the report. Runs write a checkpoint every `checkpoint_every` seconds, and resume
-    from it after the study was killed. `wandb` is the mode of Weights & Biases, `track` names further trackers.
+    torchrun runs of one size share a launch. `on` names the executor that starts them, with its address: "local",
+    "ray:HOST:PORT", "slurm:partition=gpu". A run of one process gets `gpus_per_run` of a GPU. `engine` sets every
+    run's engine. `trainer` names the module that trains; `command` is stored for the report. Runs write a checkpoint
+    every `checkpoint_every` seconds, and resume from it after the study was killed. `wandb` is the mode of Weights &
+    Biases, `track` names further trackers.
     `save_models` saves the trained weights of every run that is trained under `out`/models, for `syncnorm.load_run`.
     In a process that torchrun started, all ranks together train the runs with exactly that number of ranks, and only
     rank 0 writes. A failed run gives a row with an error, and is tried again the next time. A finished run is trained
@@ -79,21 +79,13 @@ def run_study(
     plan = check_study(study, jobs, checkpoint_every, trainer)
     check_on(on, gpus_per_run)
     size = world_size()
-    if size is not None:
-        if on != LOCAL:
-            raise UserError(f"torchrun has started the ranks already, so --on {on} has nothing to do: leave it out.")
-        _check_size(plan, size)
-        meet(study.name)
-        die_with_parent()
-        _silence()
-        if rank() != 0:
-            take_part((), load_trainer(trainer), lambda run, outcome: None)
-            return
+    if size is not None and not _leads(plan, size, on, trainer):
+        return
     label = labeller(plan)
     with ExitStack() as stack:
         stack.enter_context(ending_others())
-        wish = Wish(jobs=jobs, gpus_per_run=gpus_per_run, folder=Path(out))
-        executor = stack.enter_context(closing(open_executor(on, wish))) if size is None else None
+        opened = open_executor(on, Wish("", jobs, gpus_per_run, Path(out))) if size is None else None
+        executor = stack.enter_context(closing(opened)) if opened else None
         stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
         store = stack.enter_context(Store.open(out, study, command, plan))
         store.finished -= stale
@@ -107,6 +99,17 @@ def run_study(
                 _train_together(record, trainer, how, size)
             if trainer == TRAINER:
                 add_baselines(study, [one.run for one in schedule.known.values()], store.directory, record.meter.say)
+
+
+def _leads(plan: Plan, size: int, on: str, trainer: str) -> bool:
+    """Meet the other ranks of the torchrun that started this process; all but rank 0 train until it has no more."""
+    _check_size(plan, size, on)
+    meet(plan.study.name)
+    die_with_parent()
+    _silence()
+    if rank() != 0:
+        take_part((), load_trainer(trainer), lambda run, outcome: None)
+    return rank() == 0
 
 
 def _examine(
@@ -191,8 +194,10 @@ def _events(schedule: Schedule, trainer: str, executor: Executor, how: Placement
         )
 
 
-def _check_size(plan: Plan, size: int) -> None:
-    """Raise `UserError` if no run of the study needs exactly `size` ranks."""
+def _check_size(plan: Plan, size: int, on: str) -> None:
+    """Raise `UserError` if no run of the study needs exactly `size` ranks, or something else is to start them."""
+    if on != LOCAL:
+        raise UserError(f"torchrun has started the ranks already, so --on {on} has nothing to do: leave it out.")
     runs = expand(plan.study)
     sizes = {ranks for run in runs if (ranks := run.world.processes()) is not None}
     if not sizes:
