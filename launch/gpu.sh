@@ -11,8 +11,8 @@ set -u
 device=cuda out="" again=""
 while [ $# -gt 0 ]; do
     case $1 in
-        --device) device=${2-}; shift 2 ;;
-        --out) out=${2-}; shift 2 ;;
+        --device) device=${2-none}; [ $# -lt 2 ] || shift; shift ;;
+        --out) out=${2-}; [ $# -lt 2 ] || shift; shift ;;
         --again) again=yes; shift ;;
         *) echo "gpu: '$1' is no option: see the first lines of launch/gpu.sh" >&2; exit 2 ;;
     esac
@@ -65,6 +65,7 @@ for name in ${PARTS:-layers checks bandwidth virtual cohort several}; do
     echo "$here" > "$out/.$name.tmp"
     if part "$name" >> "$out/.$name.tmp" 2>&1; then
         mv "$out/.$name.tmp" "$file"
+        rm -f "$out/$name.failed.txt"
     else
         mv "$out/.$name.tmp" "$out/$name.failed.txt"
         failed="$failed $name"
