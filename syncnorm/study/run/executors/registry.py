@@ -51,8 +51,7 @@ EXECUTORS: Registry[Open] = Registry("executor", {"local": Local, "ray": _ray, "
 def check_on(on: str, gpus_per_run: float | None = None) -> None:
     """Raise `UserError` for an unknown executor, or a share of a GPU that cannot be."""
     name = on.partition(":")[0]
-    if name not in EXECUTORS:
-        EXECUTORS[name]
+    _ = EXECUTORS[name]
     if gpus_per_run is not None and not (isfinite(gpus_per_run) and 0 <= gpus_per_run <= 1):
         raise UserError(
             f"gpus_per_run is {gpus_per_run:g}: a run of one process uses at most one GPU, so write a number from 0 "

@@ -146,10 +146,10 @@ class Worker:
 
     def _came(self, there: dict[str, str]) -> None:
         """Take note of the environment of the process; on another machine it has to be like this one's."""
-        here = environment()
         for name in () if self._own else ALIKE:
-            if there.get(name) != here[name]:
-                was, now = (found or "none" for found in (there.get(name), here[name]))
+            # Files that are edited while a study runs make no other commit; fingerprints tell where they matter.
+            was, now = (one.get(name, "").removesuffix("-dirty") or "none" for one in (there, environment()))
+            if was != now:
                 raise UserError(
                     f"the worker at {self.peer} has {name} {was}, and this machine {now}: give all machines "
                     "of a study the same."
