@@ -5,7 +5,7 @@ RUN = $(VENV)/bin
 TESTS ?=
 WORKERS ?= 2
 
-.PHONY: study test check coverage docs setup clean
+.PHONY: study test check coverage docs gpu gpu-small setup clean
 
 study: $(VENV)/ready
 	@echo "make study: training the quick study, some minutes on two cores; the first line of progress comes within one" >&2
@@ -26,6 +26,14 @@ check: $(VENV)/ready
 # Tracing makes the tests take 1.4 to 1.7 times as long, so it is no part of `make test`.
 coverage: $(VENV)/ready
 	$(RUN)/pytest $(TESTS) --cov --cov-report=term
+
+# Checks and measurements on this machine's GPUs, part by part: results/gpu.
+gpu: $(VENV)/ready
+	PYTHON=$(abspath $(RUN)/python) sh launch/gpu.sh
+
+# The same in small, on a CPU: shows that it runs, and measures nothing.
+gpu-small: $(VENV)/ready
+	OMP_NUM_THREADS=1 PYTHON=$(abspath $(RUN)/python) sh launch/gpu.sh --device cpu --again
 
 # The manual as a site in site/; links between its pages, and their anchors, are checked.
 docs: $(VENV)/ready

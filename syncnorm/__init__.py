@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         stream,
     )
     from syncnorm.study.report.plots import register_plot
+    from syncnorm.study.run.executors.registry import register_executor
     from syncnorm.surgery import (
         accumulate,
         adaptive_gradient_clip,
@@ -90,6 +91,7 @@ _HOMES = {
         "stream",
     ],
     "syncnorm.study.report.plots": ["register_plot"],
+    "syncnorm.study.run.executors.registry": ["register_executor"],
     "syncnorm.surgery": [
         "accumulate",
         "adaptive_gradient_clip",
@@ -149,6 +151,7 @@ __all__ = [
     "register_baseline",
     "register_check",
     "register_data",
+    "register_executor",
     "register_metric",
     "register_model",
     "register_norm",

@@ -3,6 +3,7 @@
 syncnorm run EXPERIMENT.py [options]    train a study and report it; --help shows the study's defaults
 syncnorm report DIR                     rewrite tables, figures and page from the rows in DIR
 syncnorm compare DIR DIR                compare two results folders of one study: other machine, seeds, version
+syncnorm merge DIR DIR ... --out DIR    merge results folders of one study, from several machines, into one
 syncnorm doctor MODEL [options]         say what is wrong with the norms of a model, or of a checkpoint
 syncnorm list [KIND]                    norms, policies, algorithms, partitions, data, models, metrics, plugins, ...
 syncnorm --version                      the version of this package
@@ -25,6 +26,7 @@ COMMANDS = {
     "run": "syncnorm.commands.run:run",
     "report": "syncnorm.commands.report:report",
     "compare": "syncnorm.commands.compare:compare",
+    "merge": "syncnorm.commands.merge:merged",
     "doctor": "syncnorm.commands.doctor:doctor",
     "list": "syncnorm.commands.catalog:catalog",
 }

@@ -127,6 +127,7 @@ HOMES = {
     "adaptation": ("syncnorm.domains.adaptation", "adaptation"),
     "baseline": ("syncnorm.baselines", "baseline"),
     "plot": ("syncnorm.study", "plot"),
+    "executor": ("syncnorm.study.run.executors.registry", "executor"),
     "check": ("syncnorm.doctor.registry", "check"),
 }
 """For each kind, the module that creates its registry, and the registry's own word for it."""

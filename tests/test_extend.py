@@ -83,7 +83,8 @@ def test_devices_in_workers(tmp_path: Path, where: str, workers: int) -> None:
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text("[syncnorm.plugins]\nmine = my_module\n")
-    results = run(tmp_path, "--jobs", str(workers))
+    how = ("--on", f"shown:{workers}") if where == "module" else ("--jobs", str(workers))
+    results = run(tmp_path, *how)
     check(results, "norm scale_only", "model two_layers", "data stripes", "metric top2")
 
 

@@ -27,6 +27,8 @@ from syncnorm.commands.compare import PROG as COMPARE
 from syncnorm.commands.compare import CompareOptions
 from syncnorm.commands.doctor import PROG as DOCTOR
 from syncnorm.commands.doctor import DoctorOptions
+from syncnorm.commands.merge import PROG as MERGE
+from syncnorm.commands.merge import MergeOptions
 from syncnorm.commands.options import given_options, read_options
 from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
@@ -296,6 +298,8 @@ def try_command(words: list[str], *more: str) -> None:
             assert catalog(kinds) == 0
         case ["syncnorm", "compare", _, _, *options]:
             read_options(CompareOptions(), given_options(options, COMPARE), COMPARE)
+        case ["syncnorm", "merge", _, _, *options]:
+            read_options(MergeOptions(), given_options(options, MERGE), MERGE)
         case ["syncnorm", "report", _, *options]:
             read_options(ReportOptions(), given_options(options, PROG), PROG)
         case ["syncnorm", "doctor", _, *options]:

@@ -17,6 +17,7 @@ from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
 from syncnorm.study.plan.override import quicker, refuse_varied, with_vary
 from syncnorm.study.plan.spec import Study, field_path, has_field, with_engine
+from syncnorm.study.run.executors.registry import check_on
 from syncnorm.study.run.forecast import forecast
 from syncnorm.study.run.runner import check_study, run_study
 from syncnorm.study.run.tracking.trackers import Mode
@@ -52,7 +53,13 @@ class RunOptions:
     no_tune: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Tune nothing: train every run with the values of the base run."""
     jobs: int | None = None
-    """Number of worker processes; default: one per core, at most four per CUDA device."""
+    """Number of worker processes; default: one per core, at most four per CUDA device; on ray, as many as there is
+    room for; on slurm, 16."""
+    on: str = "local"
+    """Where the worker processes run: local, ray[:ADDRESS], slurm[:KEY=VALUE,...], or an executor of your own."""
+    gpus_per_run: float | None = None
+    """Share of a GPU for each run of one process, from 0 to 1; default: a quarter where there are GPUs; on slurm,
+    none."""
     engine: Engine | ClientEngine | None = None
     """Engine of every run: virtual or torchrun for devices; auto, cohort, loop, flower or torchrun for
     clients."""
@@ -95,13 +102,16 @@ def run(arguments: list[str]) -> int:
         plan = check_study(study, options.jobs, options.checkpoint_every)
         for planned in plan.known({}).values():
             check_names(planned.run)
-        print(forecast(study, out, jobs=options.jobs, keep=options.keep))
+        check_on(options.on, options.gpus_per_run)
+        print(forecast(study, out, jobs=options.jobs, keep=options.keep, on=options.on))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])
     run_study(
         study,
         out,
         jobs=options.jobs,
+        on=options.on,
+        gpus_per_run=options.gpus_per_run,
         wandb=options.wandb,
         track=options.track,
         keep=options.keep,

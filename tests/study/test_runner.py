@@ -17,8 +17,9 @@ from syncnorm.errors import UserError
 from syncnorm.progress import span
 from syncnorm.study.plan.spec import Grid, Study, expand
 from syncnorm.study.rows import read
+from syncnorm.study.run.executors.local import default_jobs
 from syncnorm.study.run.progress import Meter
-from syncnorm.study.run.runner import default_jobs, run_study
+from syncnorm.study.run.runner import run_study
 
 TRAINER = "fake_fit"
 
@@ -69,7 +70,7 @@ def test_failed_runs_are_rows_and_are_tried_again(tmp_path: Path) -> None:
 def test_nothing_starts_when_the_study_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     run(replace(small(), name="other", seeds=1), tmp_path / "other")
-    monkeypatch.setattr("syncnorm.study.run.processes.workers._Worker", None)
+    monkeypatch.setattr("syncnorm.study.run.processes.workers.start_workers", None)
     refused = [("file/out", "cannot write results to"), ("other", "holds the study 'other', not 'small'")]
     for out, words in refused:
         with pytest.raises(UserError, match=words):
@@ -152,7 +153,7 @@ def test_a_figure_without_runs_is_left_out(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(("devices", "jobs"), [("", 6), ("0", 4), ("0,1", 6)])
 def testdefault_jobs(devices: str, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-    monkeypatch.setattr("syncnorm.study.run.runner.cores", lambda: 6)
+    monkeypatch.setattr("syncnorm.study.run.executors.local.cores", lambda: 6)
     assert default_jobs() == jobs
 
 

@@ -10,9 +10,12 @@ import pytest
 
 from syncnorm.config import Data, Devices, Domains, Optim, Progress, Result, Run
 from syncnorm.errors import UserError
+from syncnorm.study.run.executors.executor import Wish
+from syncnorm.study.run.executors.local import Local
 from syncnorm.study.run.processes.attempt import Failure
+from syncnorm.study.run.processes.events import Advanced, Ended, Placement
 from syncnorm.study.run.processes.queue import Queue
-from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, work
+from syncnorm.study.run.processes.workers import work
 
 TRAINER = "fake_fit"
 PAIR = Devices(ranks=2, engine="torchrun")
@@ -24,8 +27,8 @@ def faulty(fault: str, **options: Any) -> Run:
 
 def ends(runs: list[Run], **options: Any) -> dict[str, Ended]:
     """Return how the runs ended, by the fault that they asked for, or their seed."""
-    trainer = options.pop("trainer", TRAINER)
-    got = [event for event in work(runs, trainer, **options) if isinstance(event, Ended)]
+    trainer, local = options.pop("trainer", TRAINER), Local(Wish(jobs=options.pop("workers", 1)))
+    got = [event for event in work(runs, trainer, local, **options) if isinstance(event, Ended)]
     assert len(got) == len(runs)
     return {end.run.model_options.get("fault", str(end.run.seed)): end for end in got}
 
@@ -72,7 +75,7 @@ def test_workers_share_the_cuda_devices(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_function_that_cannot_be_imported_stops_the_study() -> None:
     with pytest.raises(UserError, match="cannot import no_such_module: ModuleNotFoundError"):
-        list(work([Run()], "no_such_module"))
+        list(work([Run()], "no_such_module", Local(Wish(jobs=1))))
 
 
 @pytest.mark.fault
@@ -80,7 +83,7 @@ def test_workers_that_die_at_their_start_stop_the_study(monkeypatch: pytest.Monk
     (tmp_path / "fatal.py").write_text("import os; os._exit(7)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="workers cannot start: its worker process ended with code 7"):
-        list(work([Run()], "fatal"))
+        list(work([Run()], "fatal", Local(Wish(jobs=1))))
 
 
 @pytest.mark.dist
@@ -109,7 +112,7 @@ def test_a_launch_that_was_killed_goes_on_from_its_checkpoint_to_the_same_bits(v
     )
     heard: list[Progress] = []
     killed_at = 0.0
-    for event in work([run], "syncnorm.worlds", ranks=2, how=Placement(tmp_path, checkpoint_every=0.0)):
+    for event in work([run], "syncnorm.worlds", Local(Wish()), ranks=2, how=Placement(tmp_path, 0.0)):
         if isinstance(event, Advanced):
             heard.append(event.progress)
             if not killed_at and event.progress.fraction > 0.1:

@@ -13,15 +13,16 @@ from syncnorm.study.plan.spec import Grid, Study, field_path, flatten, grids_of,
 from syncnorm.study.plan.trials import plan_of
 from syncnorm.study.rows import ROWS, Row, read_rows
 from syncnorm.study.run.changes import changed_rows, stale_ids
-from syncnorm.study.run.runner import default_jobs
+from syncnorm.study.run.executors.local import default_jobs
 from syncnorm.study.run.schedule import Schedule
 
 
-def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = False) -> str:
+def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = False, on: str = "local") -> str:
     """Describe what `run_study` would do with the same arguments; nothing is trained or written.
 
     The time of each run to train is estimated by the mean of the finished runs in `out` that differ from it only in
-    the seed and in what the study tunes, or else of all finished runs.
+    the seed and in what the study tunes, or else of all finished runs. How many runs another executor than "local"
+    trains at once is not known before it is asked, unless `jobs` says it.
     """
     plan = plan_of(study)
     rows = read_rows(out) if (out / ROWS).exists() else {}
@@ -34,7 +35,7 @@ def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = F
     lines += _budget(schedule)
     lines += [f"  {change.sentence(keep)}" for change in changes]
     if todo:
-        lines.append(f"  {_time(todo, rows, jobs or default_jobs(), _apart(study))}")
+        lines.append(f"  {_time(todo, rows, jobs or (default_jobs() if on == 'local' else None), _apart(study))}")
     lines.append(f"  results: {out}")
     return "\n".join(lines)
 
@@ -89,7 +90,7 @@ def _apart(study: Study) -> set[str]:
     return {"seed", *(".".join(field_path(base, name)) for name in tuned if has_field(base, name))}
 
 
-def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int, apart: set[str]) -> str:
+def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int | None, apart: set[str]) -> str:
     """Return the expected time of the runs to train, or why it is not known."""
     seconds: defaultdict[str, list[float]] = defaultdict(list)
     everything: list[float] = []
@@ -104,8 +105,8 @@ def _time(todo: Sequence[Run], rows: dict[str, Row], jobs: int, apart: set[str])
     alike = sum(found is not None for found in known)
     what = "the seed" if len(apart) == 1 else "the seed and what is tuned"
     basis = f"from {counted(len(everything), 'finished run')}; {alike} of {len(todo)} differ in {what} alone"
-    shared = span(total / min(jobs, len(todo)))
-    return f"time: about {span(total)} of training, {shared} with {counted(jobs, 'worker')} ({basis})"
+    shared = f", {span(total / min(jobs, len(todo)))} with {counted(jobs, 'worker')}" if jobs else ""
+    return f"time: about {span(total)} of training{shared} ({basis})"
 
 
 def _alike(config: dict[str, Any], apart: set[str]) -> str:

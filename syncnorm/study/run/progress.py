@@ -96,6 +96,12 @@ class Meter:
         if not self._bars and self._clock() - self._line_at >= LINE_SECONDS_AT_MOST:
             self._line()
 
+    def moved(self, label: str, why: str) -> None:
+        """A run lost its place, and will be started again."""
+        self._leave(label)
+        self.say(f"note: {label}: {why} It goes on elsewhere, from its checkpoint if that can be read there.")
+        self._show()
+
     def ended(self, label: str, error: str = "", diverged: bool = False) -> None:
         """A run ended, with `error` if it failed; `diverged` says that some of its numbers are not finite."""
         self._leave(label)

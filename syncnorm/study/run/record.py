@@ -12,7 +12,7 @@ from syncnorm.study.plan.about import about_plan
 from syncnorm.study.rows import REPORTED, TUNING, failed_row, finished_row
 from syncnorm.study.run.label import Label
 from syncnorm.study.run.processes.attempt import Failure
-from syncnorm.study.run.processes.workers import Ended
+from syncnorm.study.run.processes.events import Ended
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.schedule import Schedule
 from syncnorm.study.run.store import Store
@@ -48,6 +48,10 @@ class Record:
         self.meter.advanced(self._label(run), progress)
         for tracker in self._trackers:
             tracker.advanced(run, progress)
+
+    def moved(self, run: Run, why: str) -> None:
+        """A run lost its place, and goes on elsewhere."""
+        self.meter.moved(self._label(run), why)
 
     def ended(self, end: Ended) -> None:
         """A run gave a result, or failed."""

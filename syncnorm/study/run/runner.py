@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 
 from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Result, Run
-from syncnorm.environment import cores, cuda_devices, environment, rank, world_size
+from syncnorm.environment import environment, rank, world_size
 from syncnorm.errors import UserError
 from syncnorm.progress import counted
 from syncnorm.registry import refuse_while_importing
@@ -23,16 +23,20 @@ from syncnorm.study.report.plots.check import check_plots, check_tuning
 from syncnorm.study.rows import ROWS, read_rows
 from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import Change, changed_rows, stale_ids
+from syncnorm.study.run.executors.executor import Executor, Wish
+from syncnorm.study.run.executors.registry import check_on, open_executor
 from syncnorm.study.run.label import Label, labeller
 from syncnorm.study.run.processes.attempt import TRAINER, Failure, load_trainer, refuse_mistakes
+from syncnorm.study.run.processes.events import Advanced, Ended, Event, Moved, Placement, Started
 from syncnorm.study.run.processes.launch import meet
 from syncnorm.study.run.processes.ranks import Job, die_with_parent, ending_others, take_part
-from syncnorm.study.run.processes.workers import Advanced, Ended, Placement, Started, work
+from syncnorm.study.run.processes.workers import work
 from syncnorm.study.run.record import INTERRUPTED_SECONDS, Record, recording, start_trackers
 from syncnorm.study.run.schedule import Schedule, schedule_of
 from syncnorm.study.run.store import Store
 from syncnorm.study.run.tracking.trackers import Kind, Mode
 
+LOCAL = "local"
 DATA_LINES = 5
 """Maximum number of lines about loaded data."""
 
@@ -42,6 +46,8 @@ def run_study(
     out: str | Path,
     *,
     jobs: int | None = None,
+    on: str = LOCAL,
+    gpus_per_run: float | None = None,
     engine: Engine | ClientEngine | None = None,
     wandb: Mode = "auto",
     keep: bool = False,
@@ -54,33 +60,32 @@ def run_study(
     """Train a study's runs that the results folder `out` lacks, and write the report there.
 
     Virtual runs and runs of clients share `jobs` worker processes (by default one per core, four per CUDA device);
-    torchrun runs of one size share a launch. `engine` sets every run's engine. `trainer` names the module that
-    trains; `command` is stored for the report. Runs write a checkpoint every `checkpoint_every` seconds, and resume
-    from it after the study was killed. `wandb` is the mode of Weights & Biases, `track` names further trackers.
+    torchrun runs of one size share a launch. `on` names the executor that starts them, with its address: "local",
+    "ray:HOST:PORT", "slurm:partition=gpu". A run of one process gets `gpus_per_run` of a GPU. `engine` sets every
+    run's engine. `trainer` names the module that trains; `command` is stored for the report. Runs write a checkpoint
+    every `checkpoint_every` seconds, and resume from it after the study was killed. `wandb` is the mode of Weights &
+    Biases, `track` names further trackers.
     `save_models` saves the trained weights of every run that is trained under `out`/models, for `syncnorm.load_run`.
     In a process that torchrun started, all ranks together train the runs with exactly that number of ranks, and only
     rank 0 writes. A failed run gives a row with an error, and is tried again the next time. A finished run is trained
     again if the source code of a model or plugin, or the data, has changed, unless `keep` is set.
 
     Raises:
-        UserError: an unusable study, folder or world size, or a full disk.
+        UserError: an unusable study, folder, executor or world size, or a full disk.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the report of the finished runs.
     """
     refuse_while_importing("run_study")
     study = with_engine(study, engine) if engine else study
     plan = check_study(study, jobs, checkpoint_every, trainer)
+    check_on(on, gpus_per_run)
     size = world_size()
-    if size is not None:
-        _check_size(plan, size)
-        meet(study.name)
-        die_with_parent()
-        _silence()
-        if rank() != 0:
-            take_part((), load_trainer(trainer), lambda run, outcome: None)
-            return
+    if size is not None and not _leads(plan, size, on, trainer):
+        return
     label = labeller(plan)
     with ExitStack() as stack:
         stack.enter_context(ending_others())
+        opened = open_executor(on, Wish("", jobs, gpus_per_run, Path(out))) if size is None else None
+        executor = stack.enter_context(closing(opened)) if opened else None
         stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
         store = stack.enter_context(Store.open(out, study, command, plan))
         store.finished -= stale
@@ -88,12 +93,23 @@ def run_study(
         record = Record(schedule, store, start_trackers(store.directory, wandb, track), label, command)
         how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
         with recording(record, notes):
-            if size is None:
-                _hand_out(record, trainer, jobs or default_jobs(), how)
-            else:
+            if executor:
+                _hand_out(record, trainer, executor, how)
+            elif size:
                 _train_together(record, trainer, how, size)
             if trainer == TRAINER:
                 add_baselines(study, [one.run for one in schedule.known.values()], store.directory, record.meter.say)
+
+
+def _leads(plan: Plan, size: int, on: str, trainer: str) -> bool:
+    """Meet the other ranks of the torchrun that started this process; all but rank 0 train until it has no more."""
+    _check_size(plan, size, on)
+    meet(plan.study.name)
+    die_with_parent()
+    _silence()
+    if rank() != 0:
+        take_part((), load_trainer(trainer), lambda run, outcome: None)
+    return rank() == 0
 
 
 def _examine(
@@ -145,33 +161,32 @@ def _changes(runs: Sequence[Run], out: Path, trainer: str) -> list[Change]:
     return changed_rows(runs, read_rows(out))
 
 
-def _hand_out(record: Record, trainer: str, jobs: int, how: Placement) -> None:
-    """Train runs in worker processes and torchrun launches started by this process."""
-    with closing(_events(record.schedule, trainer, jobs, how)) as events:
+def _hand_out(record: Record, trainer: str, executor: Executor, how: Placement) -> None:
+    """Train runs in worker processes and torchrun launches that the executor starts."""
+    if words := executor.words():
+        record.meter.say(f"note: {words}")
+    for ranks in {run.world.processes() or 1 for run in record.schedule.todo()}:
+        executor.slots(ranks)  # says at once what there is no room for
+    with closing(_events(record.schedule, trainer, executor, how)) as events:
         for event in events:
             if isinstance(event, Started):
                 record.started(event.run)
             elif isinstance(event, Advanced):
                 record.advanced(event.run, event.progress)
+            elif isinstance(event, Moved):
+                record.moved(event.run, event.why)
             else:
                 record.ended(event)
 
 
-def default_jobs() -> int:
-    """Return one worker per core; with CUDA at most four per device, since each uses device memory."""
-    return min(cores(), 4 * len(cuda_devices()) or cores())
-
-
-def _events(
-    schedule: Schedule, trainer: str, jobs: int, how: Placement
-) -> Generator[Started | Advanced | Ended, None, None]:
+def _events(schedule: Schedule, trainer: str, executor: Executor, how: Placement) -> Generator[Event, None, None]:
     """Yield the events of all runs: first those of one process, then launch by launch, as long as there are more."""
     while todo := schedule.todo():
         ranks = min((run.world.processes() or 0 for run in todo), key=lambda ranks: ranks > 0) or None
         yield from work(
             schedule.hand_out(ranks),
             trainer,
-            workers=1 if ranks else jobs,
+            executor,
             ranks=ranks,
             how=how,
             later=partial(schedule.news, ranks),
@@ -179,8 +194,10 @@ def _events(
         )
 
 
-def _check_size(plan: Plan, size: int) -> None:
-    """Raise `UserError` if no run of the study needs exactly `size` ranks."""
+def _check_size(plan: Plan, size: int, on: str) -> None:
+    """Raise `UserError` if no run of the study needs exactly `size` ranks, or something else is to start them."""
+    if on != LOCAL:
+        raise UserError(f"torchrun has started the ranks already, so --on {on} has nothing to do: leave it out.")
     runs = expand(plan.study)
     sizes = {ranks for run in runs if (ranks := run.world.processes()) is not None}
     if not sizes:

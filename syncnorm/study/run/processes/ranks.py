@@ -1,6 +1,6 @@
 """The side of a study that trains: one process, or all ranks of one torchrun launch.
 
-    python -m syncnorm.study.run.processes.ranks HOST:PORT TRAINER                       one process
+    python -m syncnorm.study.run.processes.ranks HOST:PORT[,...] TRAINER                 one process
     torchrun --nproc-per-node R -m syncnorm.study.run.processes.ranks HOST:PORT TRAINER  one rank of R
 
 Rank 0 receives jobs from the study over a connection and sends back results; `take_part` is the same loop for a
@@ -14,12 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from json import dumps, loads
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from queue import SimpleQueue
 from typing import NoReturn
 
@@ -31,6 +31,8 @@ from syncnorm.study.run.processes.attempt import Failure, Trainer, attempt, load
 from syncnorm.study.run.processes.launch import SaidElsewhere
 
 TOKEN = "SYNCNORM_STUDY_TOKEN"
+REACH_SECONDS = 10.0
+"""Seconds that one of the study's addresses has to answer."""
 NOTED_SECONDS = 60.0
 """Seconds that a failed rank waits for rank 0 to write the row and the report, since its end also ends rank 0."""
 LOST_SECONDS = 3.0
@@ -218,9 +220,10 @@ class _Link:
     """The connection to the study. It closes when the study dies; then this process ends at once."""
 
     def __init__(self, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        self._connection = Connection(socket.create_connection((host, int(port))).detach())
-        self._connection.send_bytes(os.environ[TOKEN].encode())
+        token = os.environ[TOKEN].encode()
+        self._connection = Connection(_reached(address.split(",")).detach())
+        answer_challenge(self._connection, token)
+        deliver_challenge(self._connection, token)
         self._inbox: SimpleQueue[Job] = SimpleQueue()
         self._sending = threading.Lock()
         threading.Thread(target=self._receive, daemon=True).start()
@@ -245,6 +248,21 @@ class _Link:
                 self._inbox.put(self._connection.recv())
         except (EOFError, OSError):
             os._exit(1)
+
+
+def _reached(addresses: Sequence[str]) -> socket.socket:
+    """Return a connection to the first of some addresses HOST:PORT that answers."""
+    failures = []
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        try:
+            link = socket.create_connection((host, int(port)), timeout=REACH_SECONDS)
+        except OSError as error:
+            failures.append(f"{address} ({error})")
+        else:
+            link.settimeout(None)
+            return link
+    raise UserError(f"{socket.gethostname()} cannot reach the study at {' or '.join(failures)}.")
 
 
 def _nothing(run: Run, outcome: Result | Failure) -> None:
