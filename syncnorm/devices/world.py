@@ -132,6 +132,7 @@ def _trained(
 ) -> tuple[DevicesClassifier, RankBatches, dict[str, Profile]]:
     """Train a prepared run; return the module, its batches, and its profiles by layer."""
     first = _first_batch(run, prepared, device) if rank is None else None
+    torch.manual_seed(derive("profile", run.seed))  # layers may draw random numbers
     initial = first and gradient_profile(prepared.model, *first, run.task)
     classifier, batches = train(run, prepared, rank, execution)
     final = first and gradient_profile(classifier.model.to(device), *first, run.task)

@@ -19,8 +19,9 @@ from syncnorm.errors import UserError
 from syncnorm.federated.engines import loop
 from syncnorm.federated.engines.cohort_layers import ClientsTogether, fold, unfold
 from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
+from syncnorm.federated.engines.feed import Feed
 from syncnorm.federated.engines.loop import set_mode
-from syncnorm.federated.local import Local, Step, Task, Update, images
+from syncnorm.federated.local import Local, Step, Task, Update
 from syncnorm.surgery import adaptive_gradient_clip
 from syncnorm.training.precision import PRECISIONS
 
@@ -104,29 +105,23 @@ class _Cohort:
 
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
         """Make all steps, and return the updates in task order."""
-        losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
-        for number, (group, steps) in enumerate(step_groups(self._tasks, self._local.algorithm.shares_statistics)):
-            chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
-            labels = y[torch.stack([task.batches[step] for task, step in chosen])]
-            set_mode(self._model, chosen[0][0].running[steps[0]])
-            rows = _rows(group, x.device)
+        groups = list(step_groups(self._tasks, self._local.algorithm.shares_statistics))
+        jobs = [[(self._tasks[row], step) for row, step in zip(*group, strict=True)] for group in groups]
+        feed, device = Feed(self._local, x, y, jobs), next(iter(self._state.values()), x).device
+        losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=device)
+        for number, (group, steps) in enumerate(groups):
+            samples, labels = feed.take(number)
+            set_mode(self._model, self._tasks[group[0]].running[steps[0]])
+            rows = _rows(group, device)
             losses[rows] += labels.shape[1] * self._make_step(
                 rows,
-                self._images(x, chosen),
+                unfold(fold(samples), len(group)),
                 labels,
                 # The first step always goes through vmap, which refuses models that draw random numbers.
                 alone=len(group) == 1 and number > 0,
                 synchronised=self._local.algorithm.shares_statistics and steps[0] == 0,
             )
         return self._updates(losses.tolist())
-
-    def _images(self, x: Tensor, chosen: Sequence[tuple[Task, int]]) -> Tensor:
-        """Return these clients' images (B, R, C, H, W), each for the given step of its task."""
-        if self._local.augment == "none":
-            batch = x[torch.stack([task.batches[step] for task, step in chosen], 1)]
-        else:
-            batch = torch.stack([images(self._local, x, task, step) for task, step in chosen], 1)
-        return unfold(fold(batch), len(chosen))
 
     def _make_step(self, rows: Rows, x: Tensor, y: Tensor, alone: bool, synchronised: bool) -> Tensor:
         """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""
