@@ -14,7 +14,7 @@ from torch import Tensor
 from syncnorm.errors import UserError
 from syncnorm.files import cache_folder
 
-CHUNK = 1 << 24
+CHUNK = 1 << 22
 """Bytes that are computed at once."""
 
 

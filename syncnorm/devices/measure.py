@@ -11,6 +11,7 @@ from syncnorm.data import Dataset
 from syncnorm.devices.prepare import devices
 from syncnorm.norms import SyncBatchNorm, norm_spec
 from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.conversion.convert import layers_with_statistics
 from syncnorm.surgery.layers.replace import copied
@@ -76,7 +77,7 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     with alone():
         scored = evaluate(model, data.validation_x, data.validation_y, task=run.task)
     found = torch.tensor(scored, dtype=torch.float64)
-    if dist.is_available() and dist.is_initialized():
+    if rank_and_size(None)[1] > 1:
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
         with waiting():
             dist.broadcast(found, src=0)

@@ -42,7 +42,7 @@ from syncnorm.training.profiles.effective_samples import batch_moments, effectiv
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
-from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
+from syncnorm.training.ranks.launch import agreed, apart, check_started, join_ranks
 from syncnorm.training.ranks.layers import shares
 from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.training.ranks.work import of_all
@@ -54,6 +54,7 @@ PROFILED = 64
 PROFILES = ("gradient_norm_initial", "gradient_norm_final", "effective_samples", "values_per_channel")
 
 
+@apart
 def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 

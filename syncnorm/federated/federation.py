@@ -11,6 +11,8 @@ from torch import Tensor
 from syncnorm.config import Clients, Run
 from syncnorm.data import make_federated_dataset
 from syncnorm.federated.algorithms import algorithm_of
+from syncnorm.federated.engines.engine import engine_of
+from syncnorm.federated.engines.memory import check_without_memory
 from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.layout import Layout
 from syncnorm.federated.local import Local
@@ -52,6 +54,8 @@ class Federation:
         self.models = Models(run, self.policy, shape, classes, self.device)
         two = self.population.x[:2].to(self.device), self.population.y[:2].to(self.device)
         inspect_model(self.models.template, *two, classes, run)
+        if engine_of(self.world) == "cohort" or self.algorithm.shares_statistics:
+            check_without_memory(self.models.template)
         self.layout = Layout(self.models.template, self.policy)
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import DEVICES, run
 from torch import nn
 from torch.utils.data import IterableDataset
 
@@ -19,7 +20,6 @@ from syncnorm.data.mapped import is_mapped
 from syncnorm.data.sources import spool
 from syncnorm.errors import UserError
 from syncnorm.worlds import fit, forget
-from tests.processes import DEVICES, run
 
 datasets = pytest.importorskip("datasets")
 X = np.random.default_rng(0).integers(0, 255, (90, 3, 6, 5), dtype=np.uint8)
@@ -55,7 +55,9 @@ RUNS = {
     ),
     "loop": Run(DIGITS, MODEL, world=Clients(count=3, rounds=2, engine="loop", held_out=1), optim=OPTIM),
     "cohort": Run(
-        DIGITS, world=Clients(count=4, rounds=2, noise=0.1, domains=("digits", "digits-inverted")), optim=OPTIM
+        DIGITS,
+        world=Clients(count=4, rounds=2, noise=0.1, domains=("digits", "digits-inverted"), engine="cohort"),
+        optim=OPTIM,
     ),
 }
 
@@ -170,9 +172,9 @@ def test_pictures_of_a_folder_lie_in_files_and_are_the_same(tmp_path: Path) -> N
         load("mine", path=str(folder), on_disk=True)
 
 
-ROWS, LENGTH = 1500, 1 << 15
-"""Samples of 128 KiB: 196 MB as float32."""
-ALLOWED = 150 << 20
+ROWS, LENGTH = 640, 1 << 15
+"""Samples of 128 KiB: 84 MB as float32."""
+ALLOWED = 60 << 20
 """Bytes of memory beyond what the imports take: less than the samples have."""
 
 

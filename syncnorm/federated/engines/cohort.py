@@ -21,6 +21,7 @@ from syncnorm.federated.engines.cohort_layers import ClientsTogether, fold, unfo
 from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
 from syncnorm.federated.engines.feed import Feed
 from syncnorm.federated.engines.loop import set_mode
+from syncnorm.federated.engines.memory import check_without_memory
 from syncnorm.federated.local import Local, Step, Task, Update
 from syncnorm.surgery import adaptive_gradient_clip
 from syncnorm.training.precision import PRECISIONS
@@ -36,7 +37,8 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     If all of them succeed there, a warning says so.
 
     Raises:
-        UserError: a model that draws random numbers (dropout): clients would not draw their own. If clients share
+        UserError: a model that draws random numbers (dropout): clients would not draw their own; one whose layers
+            keep more than parameters and buffers. If clients share
             statistics, which the plain engine cannot do: any error of the batched computation, and first batches of
             different sizes.
     """
@@ -64,6 +66,7 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
 
 def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
     """Do what `train` does, but raise whatever the batched computation raises."""
+    check_without_memory(local.classifier.model)
     together = len(tasks) if local.algorithm.shares_statistics else TOGETHER
     blocks = [tasks[start : start + together] for start in range(0, len(tasks), together)]
     try:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError
 from syncnorm.federated.engines.feed import Feed
+from syncnorm.federated.engines.memory import Memory
 from syncnorm.federated.local import Local, Task, Update
 from syncnorm.surgery import adaptive_gradient_clip, batch_norms
 from syncnorm.training.learner import make_optimizer
@@ -29,16 +30,19 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
         )
     feed = Feed(local, x, y, [[(task, step)] for task in tasks for step in range(len(task.batches))])
     firsts = accumulate((len(task.batches) for task in tasks), initial=0)
-    return [_attempt(local, feed, first, task) for first, task in zip(firsts, tasks, strict=False)]
+    memory = Memory(local.classifier.model)
+    return [_attempt(local, feed, first, task, memory) for first, task in zip(firsts, tasks, strict=False)]
 
 
-def _attempt(local: Local, feed: Feed, first: int, task: Task) -> Update:
+def _attempt(local: Local, feed: Feed, first: int, task: Task, memory: Memory) -> Update:
     """Train a client, whose steps begin with job `first` of the feed."""
     try:
         with torch.random.fork_rng(devices=[]):
             return _train(local, feed, first, task)
     except Exception as error:  # from the user's model or data: only this client fails
         return Update(task.client, {}, error=f"{type(error).__name__}: {error}")
+    finally:
+        memory.restore()
 
 
 def _train(local: Local, feed: Feed, first: int, task: Task) -> Update:

@@ -153,7 +153,6 @@ class Relay:
             raise RuntimeError(DIFFERENT)
         return most
 
-
     def _came(self, work: dist.Work) -> bool:
         """Wait for what the others say, looking up now and then; return False if Python ends before."""
         while not self._ends.is_set():
