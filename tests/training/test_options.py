@@ -72,7 +72,7 @@ def test_gradients_longer_than_the_clip_are_as_long_as_it(ends: list[Any]) -> No
 LOOP = replace(CLIENTS, world=Clients(count=3, rounds=2, engine="loop"))
 
 
-@pytest.mark.parametrize("run", [DEVICES, LOOP], ids=["devices", "loop"])
+@pytest.mark.parametrize("run", [DEVICES, DOMAINS, LOOP], ids=["devices", "domains", "loop"])
 def test_a_compiled_model_is_called_in_place_of_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
