@@ -8,11 +8,11 @@ import torch.distributed as dist
 from syncnorm.config import Clients, Data, Devices, Norm, Optim, Run
 from syncnorm.worlds import fit
 
-DATA = Data("digits", size=8, train_limit=32, test_limit=30, validation=0.25)
+DATA = Data("digits", size=8, train_limit=64, test_limit=30, validation=0.25)
 BASE = Run(DATA, model_options={"width": 4}, optim=Optim(lr=0.1, epochs=1))
 RUNS = (
-    replace(BASE, norm=Norm("sync_bn"), world=Devices(ranks=2, per_device_batch=4)),
-    replace(BASE, world=Devices(ranks=2, per_device_batch=4, buffers="pooled")),
+    replace(BASE, norm=Norm("sync_bn"), world=Devices(ranks=2, per_device_batch=8)),
+    replace(BASE, world=Devices(ranks=2, per_device_batch=8, buffers="pooled")),
     replace(BASE, world=Clients(count=2, rounds=1, engine="loop")),
 )
 
