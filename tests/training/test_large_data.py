@@ -172,9 +172,9 @@ def test_pictures_of_a_folder_lie_in_files_and_are_the_same(tmp_path: Path) -> N
         load("mine", path=str(folder), on_disk=True)
 
 
-ROWS, LENGTH = 1200, 1 << 15
-"""Samples of 128 KiB: 157 MB as float32."""
-ALLOWED = 110 << 20
+ROWS, LENGTH = 1600, 1 << 15
+"""Samples of 128 KiB: 210 MB as float32."""
+ALLOWED = 190 << 20
 """Bytes of memory beyond what the imports take: less than the samples have."""
 
 
