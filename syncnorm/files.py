@@ -1,4 +1,4 @@
-"""Write files atomically."""
+"""Write files atomically; where files for later are kept."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from syncnorm.errors import UserError
+
+
+def cache_folder() -> Path:
+    """Return $SYNCNORM_CACHE, else $XDG_CACHE_HOME/syncnorm, else ~/.cache/syncnorm."""
+    if own := os.environ.get("SYNCNORM_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "syncnorm"
+    return Path.home() / ".cache" / "syncnorm"
 
 
 @contextmanager

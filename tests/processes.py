@@ -57,6 +57,11 @@ def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LA
     raise AssertionError("no attempt")
 
 
+def on_ranks(ranks: int, program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> list[Done]:
+    """Run `program` as `torchrun` does, once; return how each rank ended."""
+    return _forker().ask(str(program), arguments, imports, ranks, **more)
+
+
 def run(program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> Done:
     """Run a program, or the module of this name, in a process of its own; `more`: its `cwd`, `env` and `path`."""
     (done,) = _forker().ask(str(program), arguments, imports, None, **more)

@@ -14,11 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from PIL import Image
 from torch import nn
 
 import syncnorm
@@ -251,11 +254,16 @@ def test_data_of_ones_own(monkeypatch: Any, tmp_path: Path) -> None:
         [f"{age},{age % 2},{hospital}" for age in range(100) for hospital in ("north", "east", "west")],
     ]
     names: dict[str, Any] = {}
-    *runs, function = blocks(DOCS / "data.md", "python")
+    stream, *runs, function = blocks(DOCS / "data.md", "python")
     for block, lines in zip(runs, tables, strict=True):
         Path("patients.csv").write_text("\n".join(["age,outcome,hospital", *lines]))
         run_block(block, names)
         check(names["run"])
+    run_block(stream, names)
+    rows = {"image": [Image.fromarray(np.full((8, 8), 10 * row, np.uint8)) for row in range(20)]}
+    table = datasets.Dataset.from_dict({**rows, "label": [0, 1] * 10})
+    table.cast_column("image", datasets.Image()).to_parquet("rows/train.parquet")
+    assert len(load("streamed", path=str(tmp_path / "rows"), on_disk=True).train_y) == 16
     run_block(function, names)
     data = load("wards", options={"samples": 80})
     assert len(data.train_y) + len(data.test_y) == 80

@@ -17,9 +17,10 @@ from processes import run as run_process
 PAGES = sorted((Path(__file__).parents[1] / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', flags=re.M | re.S)
 IMPORTS = f"{COMPILER} sklearn.datasets lightning.pytorch syncnorm.surgery syncnorm.training"
-DECIMAL = re.compile(r"\d+\.\d+")
+DECIMAL = re.compile(r"(± )?(\d+\.(\d+))(?:(?= ± (\d+\.\d+)))?")
 WITHIN = 0.05
-"""By which share a number with decimals may differ: training rounds otherwise on another processor."""
+"""By which share a number with decimals may differ, or by one in its last digit: training rounds otherwise on another
+processor. A mean may be anywhere in its interval, whose half width is as wide as it comes out."""
 
 
 def outputs(page: Path, folder: Path) -> Iterator[tuple[str, str]]:
@@ -73,8 +74,13 @@ def same(shown: str, printed: str) -> bool:
     """Return whether two texts have the same words and whole numbers, and about the same decimals."""
     if DECIMAL.sub("#", shown).split() != DECIMAL.sub("#", printed).split():
         return False
-    pairs = zip(map(float, DECIMAL.findall(shown)), map(float, DECIMAL.findall(printed)), strict=True)
-    return all(abs(one - other) <= WITHIN * max(abs(one), 0.1) for one, other in pairs)
+    pairs = zip(DECIMAL.findall(shown), DECIMAL.findall(printed), strict=True)
+    return all(is_half or _close(one, other, digits, half) for (is_half, one, digits, half), (_, other, *_) in pairs)
+
+
+def _close(one: str, other: str, digits: str, half: str) -> bool:
+    within = max(WITHIN * float(one), 1.01 * 10 ** -len(digits), float(half or 0))
+    return abs(float(one) - float(other)) <= within
 
 
 @pytest.mark.usefixtures("registries")
@@ -96,3 +102,8 @@ def test_outputs_that_differ_are_told_apart() -> None:
     assert not same("90.1 % of 5\n", "80.1 % of 5")
     assert not same("90.1 % of 5\n", "90.1 % of 6")
     assert not same("90.1 %\n", "90.1 % more")
+    assert same("0.7 of 90.1 ± 3.2", "0.8 of 90.1 ± 4.7")
+    assert not same("0.7 of 90.1 ± 3.2", "0.9 of 90.1 ± 3.2")
+    assert same("2.0 ± 3.2", "4.5 ± 4.1")
+    assert not same("2.0 ± 3.2", "6.0 ± 4.1")
+    assert not same("90.1 ± 3.2", "90.1")

@@ -32,7 +32,11 @@ class Data:
     """Augmentation of training images: random shift by up to an eighth, and horizontal flip."""
     workers: int = 0
     """Number of processes that make training batches, for data that do not fit on the device: the data then stay in
-    the host's memory. 0: the data lie on the device. Not for clients. It changes no result and no run's id."""
+    the host's memory. 0: the data lie on the device. It changes no result and no run's id."""
+    on_disk: bool = False
+    """Keep samples in files of the cache's folder, for data that do not fit in the host's memory; a batch reads its
+    samples from there. Each process writes its own, which are gone when it ends. It changes no result and no run's
+    id."""
     label: str = field(default="", metadata=LATER)
     """Name of a table's label column; if empty, it is found by its type and by common names."""
     natural: str = field(default="", metadata=LATER)

@@ -98,7 +98,7 @@ def describe(run: Run) -> dict[str, Any]:
     per_device_batch and global_batch of devices are all filled in, and clients have no `optim.epochs`.
     """
     config: dict[str, Any] = _plain(run)
-    for placement in ("path", "workers"):
+    for placement in ("path", "workers", "on_disk"):
         del config["data"][placement]
     config["world"]["kind"] = run.world.kind
     run.world.complete(config)

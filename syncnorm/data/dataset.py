@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from syncnorm.data.mapped import chunks, moved
 from syncnorm.data.raw import Groups
 from syncnorm.tasks import task_named
 
@@ -82,11 +83,11 @@ class Dataset:
         """Return the data set on `device`, with samples and fractional targets (but not labels) as `dtype`."""
         return replace(
             self,
-            train_x=self.train_x.to(device, dtype),
+            train_x=moved(self.train_x, device, dtype),
             train_y=targets_to(self.train_y, device, dtype),
-            test_x=self.test_x.to(device, dtype),
+            test_x=moved(self.test_x, device, dtype),
             test_y=targets_to(self.test_y, device, dtype),
-            validation_x=self.validation_x.to(device, dtype),
+            validation_x=moved(self.validation_x, device, dtype),
             validation_y=targets_to(self.validation_y, device, dtype),
         )
 
@@ -145,9 +146,10 @@ def content_hash(tensors: Iterable[Tensor], columns: Iterable[Groups | None] = (
     """Return a hash, 16 hex digits, of tensors' shapes and contents, and of columns. Floats are hashed as float32."""
     digest = sha256()
     for tensor in tensors:
-        plain = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else torch.int64)
-        digest.update(f"{plain.dtype} {tuple(plain.shape)}\n".encode())
-        digest.update(plain.contiguous().numpy().data)
+        dtype = torch.float32 if tensor.is_floating_point() else torch.int64
+        digest.update(f"{dtype} {tuple(tensor.shape)}\n".encode())
+        for rows in chunks(len(tensor), tensor[:1].nbytes):
+            digest.update(tensor[rows].detach().to("cpu", dtype).contiguous().numpy().data)
     for column in columns:
         digest.update(repr(column and column.names).encode())
         for part in column[1:] if column else ():

@@ -21,6 +21,7 @@ from syncnorm.data.dataset import (
     targets_to,
     untrained,
 )
+from syncnorm.data.mapped import by_rows, moved, together
 from syncnorm.data.normalise import signal_moments
 from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.data.sources.har import is_har
@@ -160,13 +161,13 @@ def load_pool(
     for first, second in combinations(sets, 2):
         _check_alike(first, second)
     measured = scale == "own" or not all(one.scaled for one in sets)
-    sets = _scaled_together(sets, unseen)
+    sets = _scaledtogether(sets, unseen)
     return Pool(
         names=names,
-        x=_together([one.train_x for one in sets]).to(device, dtype),
-        y=targets_to(_together([one.train_y for one in sets]), device, dtype),
-        test_x=_together([one.test_x for one in sets]).to(device, dtype),
-        test_y=targets_to(_together([one.test_y for one in sets]), device, dtype),
+        x=moved(together([one.train_x for one in sets]), device, dtype),
+        y=targets_to(together([one.train_y for one in sets]), device, dtype),
+        test_x=moved(together([one.test_x for one in sets]), device, dtype),
+        test_y=targets_to(together([one.test_y for one in sets]), device, dtype),
         starts=tuple(accumulate((len(one.train_y) for one in sets), initial=0)),
         test_starts=tuple(accumulate((len(one.test_y) for one in sets), initial=0)),
         class_names=sets[0].class_names,
@@ -174,8 +175,8 @@ def load_pool(
         natural=tuple(one.natural for one in sets),
         domain=tuple(one.domain for one in sets),
         changes=tuple(dict.fromkeys(change for one in sets for change in one.changes)),
-        validation_x=_together([one.validation_x for one in sets]).to(device, dtype),
-        validation_y=targets_to(_together([one.validation_y for one in sets]), device, dtype),
+        validation_x=moved(together([one.validation_x for one in sets]), device, dtype),
+        validation_y=targets_to(together([one.validation_y for one in sets]), device, dtype),
         validation_starts=tuple(accumulate((len(one.validation_y) for one in sets), initial=0)),
         origin=_origins([(one.origin, len(one.test_y)) for one in sets]),
         train_origin=_origins([(one.train_origin, len(one.train_y)) for one in sets]),
@@ -261,7 +262,7 @@ def _origins(parts: Sequence[tuple[Tensor | None, int]]) -> Tensor | None:
     return torch.cat(found)
 
 
-def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
+def _scaledtogether(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
     """Normalise data sets without a fixed scale by the moments of all training domains."""
     if all(one.scaled for one in sets):
         return sets
@@ -272,13 +273,17 @@ def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset
                 "the other plain numbers, so give both as pixels (bytes)."
             )
     seen = [one for one in sets if one.name not in unseen] or sets
-    mean, std = signal_moments(_together([one.train_x for one in seen]))
+    mean, std = signal_moments(together([one.train_x for one in seen]))
+
+    def scaled(x: Tensor) -> Tensor:
+        return by_rows(lambda part: ((part - mean) / std).float(), x)
+
     return [
         replace(
             one,
-            train_x=((one.train_x - mean) / std).float(),
-            validation_x=((one.validation_x - mean) / std).float(),
-            test_x=((one.test_x - mean) / std).float(),
+            train_x=scaled(one.train_x),
+            validation_x=scaled(one.validation_x),
+            test_x=scaled(one.test_x),
             scaled=True,
         )
         for one in sets
@@ -291,10 +296,6 @@ def _in_colour(data: Dataset) -> Dataset:
         return data
     train, validation, test = (x.expand(-1, 3, -1, -1) for x in (data.train_x, data.validation_x, data.test_x))
     return replace(data, train_x=train, validation_x=validation, test_x=test)
-
-
-def _together(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _place(path: str, name: str) -> str:

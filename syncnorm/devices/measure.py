@@ -11,6 +11,7 @@ from syncnorm.data import Dataset
 from syncnorm.devices.prepare import devices
 from syncnorm.norms import SyncBatchNorm, norm_spec
 from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.conversion.convert import layers_with_statistics
 from syncnorm.surgery.layers.replace import copied
@@ -19,7 +20,7 @@ from syncnorm.training.evaluation import evaluate, predict, score_and_loss
 from syncnorm.training.lightning.classifier import Classifier
 from syncnorm.training.metrics import own_metrics
 from syncnorm.training.ranks.layers import goes_by_rank
-from syncnorm.training.ranks.rank_statistics import statistics_by_rank, use_statistics
+from syncnorm.training.ranks.rank_statistics import Statistics, statistics_by_rank, use_statistics
 from syncnorm.training.ranks.virtual_ranks import rank_0
 from syncnorm.training.selection import Best
 from syncnorm.waiting import waiting
@@ -76,7 +77,7 @@ def validate(run: Run, model: nn.Module, data: Dataset) -> dict[str, float]:
     with alone():
         scored = evaluate(model, data.validation_x, data.validation_y, task=run.task)
     found = torch.tensor(scored, dtype=torch.float64)
-    if dist.is_available() and dist.is_initialized():
+    if rank_and_size(None)[1] > 1:
         found = found.to(next(model.parameters()).device if dist.get_backend() == "nccl" else "cpu")
         with waiting():
             dist.broadcast(found, src=0)
@@ -89,14 +90,16 @@ def measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float]
 
     If ranks have their own running statistics, both rank 0's and the pooled ones are evaluated.
     """
+    statistics = statistics_by_rank(model)
     with alone():  # every rank has the whole test set
-        return _measure(run, model, data)
+        return _measure(run, model, data, statistics)
 
 
-def _measure(run: Run, model: nn.Module, data: Dataset) -> tuple[dict[str, float], str, dict[str, Any]]:
+def _measure(
+    run: Run, model: nn.Module, data: Dataset, statistics: Statistics
+) -> tuple[dict[str, float], str, dict[str, Any]]:
     metrics: dict[str, float] = {}
     main = task_named(run.task).metric
-    statistics = statistics_by_rank(model)
     chosen = devices(run).buffers
     if statistics:
         for whose in ("rank0", "pooled"):

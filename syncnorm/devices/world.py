@@ -42,7 +42,7 @@ from syncnorm.training.profiles.effective_samples import batch_moments, effectiv
 from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
-from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
+from syncnorm.training.ranks.launch import agreed, apart, check_started, join_ranks
 from syncnorm.training.ranks.layers import shares
 from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.training.ranks.work import of_all
@@ -54,6 +54,7 @@ PROFILED = 64
 PROFILES = ("gradient_norm_initial", "gradient_norm_final", "effective_samples", "values_per_channel")
 
 
+@apart
 def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train and evaluate one run; the same configuration gives the same result on the same machine.
 
@@ -132,6 +133,7 @@ def _trained(
 ) -> tuple[DevicesClassifier, RankBatches, dict[str, Profile]]:
     """Train a prepared run; return the module, its batches, and its profiles by layer."""
     first = _first_batch(run, prepared, device) if rank is None else None
+    torch.manual_seed(derive("profile", run.seed))  # layers may draw random numbers
     initial = first and gradient_profile(prepared.model, *first, run.task)
     classifier, batches = train(run, prepared, rank, execution)
     final = first and gradient_profile(classifier.model.to(device), *first, run.task)

@@ -45,7 +45,7 @@ from syncnorm.training.lightning.trainer import mean_over_ranks, optimiser_steps
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
-from syncnorm.training.ranks.launch import agreed, check_started, join_ranks
+from syncnorm.training.ranks.launch import agreed, apart, check_started, join_ranks
 from syncnorm.training.ranks.layers import layer_on_ranks, sharing_samples
 from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks
 from syncnorm.training.ranks.work import of_all
@@ -71,6 +71,7 @@ class Trained:
 _KEPT: LastTraining[Trained] = LastTraining()
 
 
+@apart
 def fit(run: Run, execution: Execution | None = None) -> Result:
     """Train one model on a run's seen domains, and test it on all domains.
 

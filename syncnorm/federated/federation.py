@@ -11,6 +11,8 @@ from torch import Tensor
 from syncnorm.config import Clients, Run
 from syncnorm.data import make_federated_dataset
 from syncnorm.federated.algorithms import algorithm_of
+from syncnorm.federated.engines.engine import engine_of
+from syncnorm.federated.engines.memory import check_without_memory
 from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.layout import Layout
 from syncnorm.federated.local import Local
@@ -19,6 +21,7 @@ from syncnorm.federated.policies import policy_named, policy_options
 from syncnorm.federated.schedule import Schedule
 from syncnorm.federated.validation import check_clients
 from syncnorm.tasks import task_named
+from syncnorm.training.building import data_device
 from syncnorm.training.precision import PRECISIONS
 from syncnorm.worlds import expect
 
@@ -45,11 +48,14 @@ class Federation:
         self.algorithm = algorithm_of(self.world, self.policy, self.options)
         check_clients(run, self.policy, self.algorithm)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = PRECISIONS[run.precision].data
-        self.population = make_federated_dataset(run.data, self.world, run.seed, self.device, dtype, run.task)
+        dtype, held = PRECISIONS[run.precision].data, data_device(run, self.device)
+        self.population = make_federated_dataset(run.data, self.world, run.seed, held, dtype, run.task)
         shape, classes = self.population.shape, self.population.classes
         self.models = Models(run, self.policy, shape, classes, self.device)
-        inspect_model(self.models.template, self.population.x[:2], self.population.y[:2], classes, run)
+        two = self.population.x[:2].to(self.device), self.population.y[:2].to(self.device)
+        inspect_model(self.models.template, *two, classes, run)
+        if engine_of(self.world) == "cohort" or self.algorithm.shares_statistics:
+            check_without_memory(self.models.template)
         self.layout = Layout(self.models.template, self.policy)
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 
@@ -62,6 +68,7 @@ class Federation:
             shared=tuple(self.layout.shared_parameters),
             clip=self.world.clip,
             augment=self.run.data.augment,
+            workers=self.run.data.workers,
         )
 
     def fresh(self, round_: int) -> dict[str, Tensor]:
@@ -71,7 +78,8 @@ class Federation:
 
     def train_images(self, client: int, size: int = CHUNK) -> list[Tensor]:
         """Return a client's training images, in parts of at most `size`."""
-        return list(torch.split(self.population.x[self.schedule.samples(client)], size))
+        samples = self.population.x[self.schedule.samples(client)]
+        return [part.to(self.device) for part in torch.split(samples, size)]
 
     def bytes_inside(self) -> int:
         """Return the bytes that a client sends, and receives, inside the local steps of a round."""

@@ -33,6 +33,8 @@ class Local:
     clip: float = 0.0
     """Adaptive gradient clipping (arXiv 2102.06171); 0 is off."""
     augment: Kind = "none"
+    workers: int = 0
+    """Processes that make batches; 0: the one that trains."""
     over_ranks: bool = False
     """Whether clients that share statistics share them over all ranks of torch.distributed."""
 
@@ -94,4 +96,4 @@ class Step(nn.Module):
 
 def images(local: Local, x: Tensor, task: Task, step: int) -> Tensor:
     """Return the images of one local step, augmented."""
-    return augment(x[task.batches[step]], local.augment, task.seed, 0, step)
+    return augment(x[task.batches[step].to(x.device)], local.augment, task.seed, 0, step)

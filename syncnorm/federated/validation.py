@@ -28,7 +28,6 @@ def _check_training_options(run: Run) -> None:
     for name, value, off in (
         ("optim.clip_norm", run.optim.clip_norm, plain.clip_norm),
         ("optim.accumulate", run.optim.accumulate, plain.accumulate),
-        ("data.workers", run.data.workers, 0),
     ):
         if value != off:
             instead = "; world.clip is their gradient clipping" if name == "optim.clip_norm" else ""

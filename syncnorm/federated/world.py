@@ -37,7 +37,7 @@ from syncnorm.training.metrics import other_metrics
 from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
-from syncnorm.training.ranks.launch import agreed
+from syncnorm.training.ranks.launch import agreed, apart
 from syncnorm.training.ranks.work import Work, of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
@@ -57,6 +57,7 @@ IN_MEMORY = 1 << 28
 """Client states are kept in memory up to this size in bytes, computed as if every client were sampled."""
 
 
+@apart
 def simulate(
     run: Run, execution: Execution | None = None, store: Literal["auto", "memory", "disk"] = "auto"
 ) -> Result:

@@ -43,8 +43,14 @@ class _Epochs:
             yield from batches.deal(epoch, first)
             return
         source = _Dealt(batches.deal, epoch, first)
-        pinned = torch.cuda.is_available()
-        yield from DataLoader(source, batch_size=None, num_workers=batches.workers, pin_memory=pinned)
+        yield from DataLoader(
+            source,
+            batch_size=None,
+            num_workers=batches.workers,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork",  # the data are not copied
+            generator=torch.Generator(),  # else it would draw from the stream of the model's random layers
+        )
 
 
 class _Dealt(IterableDataset[Any]):

@@ -72,8 +72,9 @@ def check_training(run: Run) -> None:
 
 
 def data_device(run: Run, device: torch.device) -> torch.device:
-    """Return where a run's data lie: on the device that trains, or in the host's memory for workers to take from."""
-    return torch.device("cpu") if run.data.workers else device
+    """Return where a run's data lie: on the device that trains, or in the host's memory for workers to take from, or
+    on its disk."""
+    return torch.device("cpu") if run.data.workers or run.data.on_disk else device
 
 
 def _check_optim(optim: Optim) -> None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from syncnorm.data.raw import Groups, Pixels, Signals
-from syncnorm.data.sources.cache import cached, folder
+from syncnorm.data.sources.cache import cached
+from syncnorm.files import cache_folder
 
 
 def made_up(fill=1):
@@ -102,12 +103,12 @@ def test_a_failed_build_keeps_nothing_and_the_next_one_is_free_to_build(empty_ca
 def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("SYNCNORM_CACHE", str(tmp_path / "own"))
-    assert folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("SYNCNORM_CACHE")
-    assert folder() == tmp_path / "xdg" / "syncnorm"
+    assert cache_folder() == tmp_path / "xdg" / "syncnorm"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder() == tmp_path / ".cache" / "syncnorm"
+    assert cache_folder() == tmp_path / ".cache" / "syncnorm"
 
 
 @pytest.mark.dist

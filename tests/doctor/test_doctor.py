@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from faults import FAULTS
+from faults import FAULTS, OverTheBatch
 from healthy import HEALTHY, Net, batch
 from torch import Tensor, nn
 
@@ -73,6 +73,16 @@ def test_two_faults_are_both_found(one: str, other: str) -> None:
     found = diagnose(net, SHAPE)
     assert found.of(first.check)
     assert any(finding.layer.removeprefix(prefix) == second.layer for finding in found.of(second.check))
+
+
+@pytest.mark.parametrize("broken", ["NaN", "infinite", "negative variance"])
+def test_broken_statistics_hide_no_other_fault(broken: str) -> None:
+    net = FAULTS[broken].model()
+    other = FAULTS["a norm by hand"]
+    net.set_submodule("layer2.bn1", OverTheBatch(16))
+    found = diagnose(net, SHAPE)
+    assert found.of(FAULTS[broken].check)
+    assert [finding.layer for finding in found.of(other.check)] == ["layer2.bn1"]
 
 
 def everything(model: nn.Module) -> list[Any]:

@@ -14,7 +14,7 @@ from syncnorm.devices import world as devices_world
 from syncnorm.domains import world as domains_world
 from syncnorm.errors import UserError
 from syncnorm.training.checkpoints import module_state
-from syncnorm.worlds import check, fit, forget
+from syncnorm.worlds import check, fit
 
 PLAIN = Optim(lr=0.1, momentum=0.0, weight_decay=0.0, epochs=2, schedule="constant", warmup=0.0)
 DEVICES = Run(
@@ -72,7 +72,7 @@ def test_gradients_longer_than_the_clip_are_as_long_as_it(ends: list[Any]) -> No
 LOOP = replace(CLIENTS, world=Clients(count=3, rounds=2, engine="loop"))
 
 
-@pytest.mark.parametrize("run", [DEVICES, LOOP], ids=["devices", "loop"])
+@pytest.mark.parametrize("run", [DEVICES, DOMAINS, LOOP], ids=["devices", "domains", "loop"])
 def test_a_compiled_model_is_called_in_place_of_the_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.utils import counters
 
@@ -212,22 +212,6 @@ def test_a_run_that_diverges_says_so(run: Run) -> None:
     assert "diverged" not in fit(run).details
 
 
-@pytest.mark.parametrize("run", [DEVICES, DOMAINS], ids=["devices", "domains"])
-def test_workers_make_the_same_batches_in_the_same_order(run: Run, ends: list[dict[str, torch.Tensor]]) -> None:
-    run = replace(run, data=replace(run.data, augment="shift"))
-    forget()
-    fit(run)
-    forget()
-    working = replace(run, data=replace(run.data, workers=2))
-    assert run_id(working) == run_id(run)
-    fit(working)
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
-
-
-def test_workers_are_refused_where_there_are_none() -> None:
-    for run, sentence in (
-        (replace(DEVICES, data=Data("digits", workers=-1)), "data.workers is -1: it must be at least 0"),
-        (replace(CLIENTS, data=Data("digits", workers=2)), "data.workers is 2, which clients do not have"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            check(run)
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(UserError, match=r"data\.workers is -1: it must be at least 0"):
+        check(replace(DEVICES, data=Data("digits", workers=-1)))

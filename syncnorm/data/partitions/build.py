@@ -11,6 +11,7 @@ from torch import Tensor
 
 from syncnorm.config import RESAMPLED, Clients, Data
 from syncnorm.data.domain_pool import Pool, load_pool
+from syncnorm.data.mapped import by_rows
 from syncnorm.data.normalise import signal_moments
 from syncnorm.data.partitions.client_noise import noisy_training
 from syncnorm.data.partitions.client_partition import (
@@ -120,8 +121,12 @@ def _without(pool: Pool, held: Tensor, unseen: Sequence[str]) -> Pool:
     kept[held] = False
     for number, name in enumerate(pool.names):
         kept[pool.starts[number] : pool.starts[number + 1]] &= name not in unseen
-    mean, std = (part.to(pool.x.device) for part in signal_moments(pool.x.cpu()[kept].double()))
-    x, test_x = (((part.double() - mean) / std).to(part.dtype) for part in (pool.x, pool.test_x))
+    mean, std = (part.to(pool.x.device) for part in signal_moments(pool.x.cpu(), kept, torch.float64))
+
+    def scaled(part: Tensor) -> Tensor:
+        return by_rows(lambda rows: ((rows.double() - mean) / std).to(rows.dtype), part)
+
+    x, test_x = scaled(pool.x), scaled(pool.test_x)
     return replace(pool, x=x, test_x=test_x)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.config import Clients
+from syncnorm.data.mapped import by_rows
 from syncnorm.seeds import derive
 
 
@@ -23,7 +24,7 @@ def noise_level(world: Clients, client: int) -> float:
 
 def noisy_training(x: Tensor, parts: Mapping[int, Tensor], world: Clients, seed: int) -> Tensor:
     """Return a copy of the pool `x` (N, C, H, W) in which the images `parts[client]` have that client's noise."""
-    noisy = x.clone()
+    noisy = by_rows(torch.clone, x)
     for client, part in parts.items():
         where = part.to(x.device)
         noisy[where] = add_noise(x[where], noise_level(world, client), derive("noise", seed, client, "train"))

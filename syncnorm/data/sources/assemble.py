@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from syncnorm.data.mapped import chunks
 from syncnorm.data.raw import Groups, Pixels, Signals
 from syncnorm.errors import UserError
 from syncnorm.tasks import task_named
@@ -82,11 +83,15 @@ def check_split(split: Split, where: str) -> None:
         if values is not None and len(values) != len(split.x):
             name = "labels" if column == "labels" else f"values of {column}"
             raise UserError(f"{where} has {len(split.x)} samples and {len(values)} {name}: give one for each sample.")
-    if split.x.dtype.kind == "f" and not np.isfinite(split.x).all():
-        row = int(np.flatnonzero(~np.isfinite(split.x.reshape(len(split.x), -1)).all(1))[0])
-        raise UserError(
-            f"{where}: sample {row} has a value that is not finite (NaN or infinite): fill it or leave it out."
-        )
+    if split.x.dtype.kind != "f":
+        return
+    for rows in chunks(len(split.x), split.x[:1].nbytes):
+        finite = np.isfinite(split.x[rows].reshape(rows.stop - rows.start, -1)).all(1)
+        if not finite.all():
+            row = rows.start + int(np.flatnonzero(~finite)[0])
+            raise UserError(
+                f"{where}: sample {row} has a value that is not finite (NaN or infinite): fill it or leave it out."
+            )
 
 
 def _groups(columns: Mapping[str, Values | None], what: str, called: str) -> Groups | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from syncnorm.data.raw import Groups, Pixels, Signals
+from syncnorm.files import cache_folder
 
 VERSION = 3
 """Part of every file's name. Increase it when the same name and options give other samples."""
@@ -22,15 +23,6 @@ LISTS = ("class_names", "changes")
 Samples = TypeVar("Samples", Pixels, Signals, Pixels | Signals)
 
 
-def folder() -> Path:
-    """Return $SYNCNORM_CACHE, else $XDG_CACHE_HOME/syncnorm, else ~/.cache/syncnorm."""
-    if own := os.environ.get("SYNCNORM_CACHE"):
-        return Path(own).expanduser()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser() / "syncnorm"
-    return Path.home() / ".cache" / "syncnorm"
-
-
 def cached(key: str, build: Callable[[], Samples]) -> Samples:
     """Return the samples stored under `key`, or build and store them.
 
@@ -38,7 +30,7 @@ def cached(key: str, build: Callable[[], Samples]) -> Samples:
     If nothing can be written, the samples are built but not stored. A file counts for one version of Pillow only:
     versions draw and decode some images differently by a grey level, and rows record which one they used.
     """
-    path = folder() / f"{key}-v{VERSION}-pillow{_pillow()}.npz"
+    path = cache_folder() / f"{key}-v{VERSION}-pillow{_pillow()}.npz"
     found: Samples | None = _read(path)
     if found is not None:
         return found

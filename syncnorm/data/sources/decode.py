@@ -1,6 +1,6 @@
 """Decode images to pixels of one shape."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,44 +39,47 @@ class Raw(NamedTuple):
 
 
 def to_pixels(
-    splits: Mapping[str, Raw], size: int | None, what: str, note: str, changes: Iterable[str] = ()
+    splits: Mapping[str, Raw],
+    size: int | None,
+    what: str,
+    note: str,
+    changes: Iterable[str] = (),
+    stacked: "Stack | None" = None,
 ) -> Pixels:
     """Decode the splits "train" and "test", or the one called "whole"; `assemble` then combines them.
 
     Grey images give one channel, colour images three; if both occur, all become RGB. If one image has 16 bits per
     pixel, all images get 16 bits. `size` stretches every image to (size, size); without it all must have the same
-    shape. `what` names the data in errors.
+    shape. `what` names the data in errors. `stacked` puts the images into arrays (`stack`).
     """
     changed = list(changes)
     images = {name: _decode(raw.images, size, where(what, name), changed) for name, raw in splits.items()}
-    stacked = stack(images, what, "give `size`, the side in pixels that all are resized to")
-    if any(x.dtype == np.uint16 for x in stacked.values()):
+    arrays = (stacked or stack)(images, what, "give `size`, the side in pixels that all are resized to")
+    if any(x.dtype == np.uint16 for x in arrays.values()):
         changed.append(SIXTEEN)
     named = {raw.class_names for raw in splits.values()}
     names = named.pop() if len(named) == 1 else None
-    found = {name: Split(stacked[name], raw.labels, raw.natural) for name, raw in splits.items()}
+    found = {name: Split(arrays[name], raw.labels, raw.natural) for name, raw in splits.items()}
     pixels = assemble(found, what, note, names, changed)
     assert isinstance(pixels, Pixels)
     return pixels
 
 
-def _decode(images: Iterable[bytes | Path], size: int | None, where: str, changes: list[str]) -> list[Picture]:
+def _decode(images: Iterable[bytes | Path], size: int | None, where: str, changes: list[str]) -> Iterator[Picture]:
     from PIL import Image, UnidentifiedImageError
 
-    decoded = []
     for row, source in enumerate(images):
         which = source if isinstance(source, Path) else f"image {row}"
         try:
             with Image.open(source if isinstance(source, Path) else BytesIO(source)) as picture:
                 if _is_deep_colour(picture) and CUT not in changes:
                     changes.append(CUT)
-                decoded.append(pixels_of(picture, f"{where}: {which}", size))
+                yield pixels_of(picture, f"{where}: {which}", size)
         except UserError:
             raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(f"{where}: {which} cannot be read as an image ({why}): repair or remove it.") from error
-    return decoded
 
 
 def pixels_of(picture: "Image", what: str, size: int | None = None) -> Picture:
@@ -120,33 +123,46 @@ def _is_deep_colour(picture: "Image") -> bool:
     return picture.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(picture, "tile", ()))
 
 
-def stack(images: Mapping[str, list[Picture]], what: str, mend: str) -> dict[str, Picture]:
+Stack = Callable[[Mapping[str, Iterable[Picture]], str, str], dict[str, NDArray[Any]]]
+
+
+def stack(images: Mapping[str, Iterable[Picture]], what: str, mend: str) -> dict[str, NDArray[Any]]:
     """Return (N, C, H, W) per split: C = 1 if all images of all splits are grey, else 3; uint16 if any image is
     uint16.
 
     Raises `UserError` for images of different sizes; its message ends with `mend`.
     """
-    everything = [image for split in images.values() for image in split]
-    for name, split in images.items():
+    listed = {name: list(split) for name, split in images.items()}
+    everything = [image for split in listed.values() for image in split]
+    for name, split in listed.items():
         if not split:
             raise UserError(f"{where(what, name)} is empty: it has no image.")
-    sides = {image.shape[:2] for image in everything}
+    check_sides({image.shape[:2] for image in everything}, what, mend)
+    colour = any(image.ndim == 3 for image in everything)
+    deep = any(image.dtype == np.uint16 for image in everything)
+    return {
+        name: np.ascontiguousarray(np.concatenate([widened(channels_first(image), colour, deep) for image in split]))
+        for name, split in listed.items()
+    }
+
+
+def check_sides(sides: Collection[tuple[int, ...]], what: str, mend: str) -> None:
+    """Raise `UserError` if there are images of several heights and widths; its message ends with `mend`."""
     if len(sides) > 1:
         heights, widths = zip(*sides, strict=True)
         raise UserError(
             f"{what}: images have different sizes ({min(heights)} to {max(heights)} pixels high, "
             f"{min(widths)} to {max(widths)} wide): {mend}."
         )
-    colour = any(image.ndim == 3 for image in everything)
-    deep = any(image.dtype == np.uint16 for image in everything)
 
-    def alike(image: Picture) -> Picture:
-        if deep and image.dtype == np.uint8:
-            image = image.astype(np.uint16) * (WORD // BYTE)  # white stays white
-        image = image if image.ndim == 3 else image[:, :, None]
-        return image.repeat(3, axis=2) if colour and image.shape[2] == 1 else image
 
-    return {
-        name: np.ascontiguousarray(np.stack([alike(image) for image in split]).transpose(0, 3, 1, 2))
-        for name, split in images.items()
-    }
+def channels_first(image: Picture) -> Picture:
+    """Return one image (H, W) or (H, W, 3) as (1, C, H, W)."""
+    return (image if image.ndim == 3 else image[:, :, None]).transpose(2, 0, 1)[None]
+
+
+def widened(images: NDArray[Any], colour: bool, deep: bool) -> NDArray[Any]:
+    """Return images (n, C, H, W) with three channels if `colour`, and as uint16 if `deep`."""
+    if deep and images.dtype == np.uint8:
+        images = images.astype(np.uint16) * (WORD // BYTE)  # white stays white
+    return images.repeat(3, axis=1) if colour and images.shape[1] == 1 else images

@@ -56,6 +56,7 @@ def load(
     label: str = "",
     natural: str = "",
     options: Mapping[str, Any] | None = None,
+    on_disk: bool = False,
     scale: Scale = "own",
     seed: int = 0,
     task: str = "classification",
@@ -76,8 +77,8 @@ def load(
     class, target, y, ...); `natural` names the column with each sample's client or domain.
 
     `size` is the side in pixels to which images are stretched (embedded data: 16 by default). Decoded images are
-    cached, see `cache.folder`. `augment` is only checked here: training applies it, and it is refused if the samples
-    are not images. `options` are those of a registered data set.
+    cached, see `files.cache_folder`. `augment` is only checked here: training applies it, and it is refused if the
+    samples are not images. `options` are those of a registered data set. With `on_disk`, samples lie in files.
 
     `scale` selects the normalisation of each channel. "own" uses the mean and standard deviation of the training
     samples. "fixed" gives (pixel - 0.5) / 0.5 for pixels in [0, 1], and for generated signals uses a centre and a
@@ -90,7 +91,7 @@ def load(
         UserError: invalid names, paths, columns, sizes or files, and data that no classifier can learn.
     """
     asked: dict[str, Any] = {"label": label, "natural": natural, "options": dict(options or {}), "augment": augment}
-    data = Data(name, path, size, train_limit, test_limit, split, validation=validation, **asked)
+    data = Data(name, path, size, train_limit, test_limit, split, on_disk=on_disk, validation=validation, **asked)
     check_data(data)
     if split not in get_args(Split):
         raise unknown("data.split", split, get_args(Split))
@@ -147,7 +148,7 @@ def dataset_of(
     if raw.task == CLASSES:
         what = f"data set '{name}'"
         check_validation(data.validation, trained[parts.train], trained[parts.validation], raw.class_names, what)
-    made = normalised(name, raw, parts, scale, drawn_in_words(raw, data))
+    made = normalised(name, raw, parts, scale, drawn_in_words(raw, data), data.on_disk)
     check_augment(data.augment, name, made.shape, raw.task)
     return made
 
@@ -161,7 +162,7 @@ def check_data(data: Data) -> None:
 
 
 def _request(data: Data, task: str) -> Request:
-    return Request(data.name, data.path, data.size, data.label, data.natural, data.options, task)
+    return Request(data.name, data.path, data.size, data.label, data.natural, data.options, task, data.on_disk)
 
 
 def _raw(request: Request) -> Pixels | Signals:
@@ -216,6 +217,8 @@ def _read_path(request: Request, path: str) -> Pixels | Signals:
     if files.kind == "images":
         request.refuse("label", because=no_table)
         request.refuse("natural", because=f"{no_table} (folders of domains are named in world.domains)")
+        if request.on_disk:
+            return files.read_images(request.size, on_disk=True)
         return cached(key, lambda: files.read_images(request.size))
     return _read_tables(request, files.tables, key, str(files.path), f"{files.kind} {files.path.name}")
 
@@ -242,9 +245,11 @@ def _read_tables(
 
     def build() -> Pixels | Signals:
         tables = open_tables()
-        return read_tables(tables, columns_of(tables, what, wanted), request.size, what, note, request.task)
+        return read_tables(
+            tables, columns_of(tables, what, wanted), request.size, what, note, request.task, request.on_disk
+        )
 
-    return cached(key, build)
+    return build() if request.on_disk else cached(key, build)
 
 
 def _is_hub_name(request: Request) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from syncnorm.data.raw import Pixels, Signals
 from syncnorm.data.sources.decode import Raw, to_pixels
 from syncnorm.data.sources.features import to_features
+from syncnorm.data.sources.spool import stack_on_disk
 from syncnorm.data.sources.tables import (
     TEST_NAMES,
     TRAIN_NAMES,
@@ -57,11 +58,12 @@ class Files:
         read = parquet_table if self.kind == "parquet" else csv_table
         return {split: read(files) for split, files in self.splits.items()}
 
-    def read_images(self, size: int | None) -> Pixels:
+    def read_images(self, size: int | None, on_disk: bool = False) -> Pixels:
         """Decode an image folder. Each class is a folder named after its label, in alphabetical order over all
         splits.
 
-        `size` is the side in pixels to which images are stretched; None keeps their sizes.
+        `size` is the side in pixels to which images are stretched; None keeps their sizes. With `on_disk`
+        they lie in files (`stack_on_disk`).
         """
         names = tuple(sorted({file.parent.name for files in self.splits.values() for file in files}))
         number = {name: index for index, name in enumerate(names)}
@@ -69,8 +71,9 @@ class Files:
             split: Raw(files, np.array([number[file.parent.name] for file in files], dtype=np.int64), names)
             for split, files in self.splits.items()
         }
+        stacked = stack_on_disk if on_disk else None
         changes = [f"left out, as empty: class folder {name}" for name in self.empty]
-        return to_pixels(raws, size, str(self.path), f"image folder {self.path.name}", changes)
+        return to_pixels(raws, size, str(self.path), f"image folder {self.path.name}", changes, stacked)
 
 
 def columns_of(tables: dict[str, Any], what: str, wanted: Wanted) -> Columns:
@@ -89,12 +92,14 @@ def read_tables(
     what: str,
     note: str,
     task: str = "classification",
+    on_disk: bool = False,
 ) -> Pixels | Signals:
-    """Return tables by split as images, or as features if no column has images. `what` names them in errors."""
+    """Return tables by split as images, or as features if no column has images. `what` names them in errors. With
+    `on_disk`, images lie in files (`stack_on_disk`)."""
     note = f"{note} (columns {columns.named()})"
     if columns.image:
         raws = {split: raw_split(table, where(what, split), columns) for split, table in tables.items()}
-        return to_pixels(raws, size, what, note)
+        return to_pixels(raws, size, what, note, stacked=stack_on_disk if on_disk else None)
     if size is not None:
         raise UserError(f"data.size is {size}: size is for images, and {what} has a column of none: leave it out.")
     return to_features(tables, columns, what, note, task)

@@ -31,6 +31,8 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     task: str = "classification"
     """The run's task, whose targets the data must have."""
+    on_disk: bool = False
+    """Whether samples lie in files (`Data.on_disk`)."""
 
     def refuse(self, *names: str, because: str) -> None:
         """Raise `UserError` if one of the fields `names` is given."""
@@ -180,4 +182,4 @@ def _read_registered(function: Callable[..., Any], request: Request) -> Pixels |
         signature(function).bind(**options)
     except TypeError as error:
         raise UserError(f"{what}: {error}; give it in data.options.") from error
-    return from_registered(function(**options), request.name, request.task)
+    return from_registered(function(**options), request.name, request.task, request.on_disk)

@@ -44,6 +44,7 @@ def evaluate(twin: nn.Module, inputs: Inputs) -> Evaluation:
     """
     twin.eval()
     found = Evaluation()
+    _repair(twin)
     found.training = [name for name, module in twin.named_modules() if module.training and kind_of(module) == "batch"]
     before = {name: buffer.detach().clone() for name, buffer in twin.named_buffers()}
     keep = inputs.count // 2
@@ -65,6 +66,15 @@ def evaluate(twin: nn.Module, inputs: Inputs) -> Evaluation:
     if found.change:
         found.coupled = _first_coupled(prints, changed)
     return found
+
+
+def _repair(twin: nn.Module) -> None:
+    """Put 0 and 1 for broken running statistics, which other checks name: NaN outputs would hide everything else."""
+    for module in twin.modules():
+        mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        if kind_of(module) == "batch" and isinstance(mean, Tensor) and isinstance(var, Tensor):
+            mean.masked_fill_(~mean.isfinite(), 0.0)
+            var.masked_fill_(~(var.isfinite() & (var >= 0)), 1.0)
 
 
 def _corrects(module: nn.Module) -> bool:

@@ -19,8 +19,10 @@ from syncnorm.errors import UserError
 from syncnorm.federated.engines import loop
 from syncnorm.federated.engines.cohort_layers import ClientsTogether, fold, unfold
 from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
+from syncnorm.federated.engines.feed import Feed
 from syncnorm.federated.engines.loop import set_mode
-from syncnorm.federated.local import Local, Step, Task, Update, images
+from syncnorm.federated.engines.memory import check_without_memory
+from syncnorm.federated.local import Local, Step, Task, Update
 from syncnorm.surgery import adaptive_gradient_clip
 from syncnorm.training.precision import PRECISIONS
 
@@ -35,7 +37,8 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     If all of them succeed there, a warning says so.
 
     Raises:
-        UserError: a model that draws random numbers (dropout): clients would not draw their own. If clients share
+        UserError: a model that draws random numbers (dropout): clients would not draw their own; one whose layers
+            keep more than parameters and buffers. If clients share
             statistics, which the plain engine cannot do: any error of the batched computation, and first batches of
             different sizes.
     """
@@ -44,7 +47,7 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
     except UserError:
         raise
     except Exception as error:
-        if local.over_ranks and local.algorithm.shares_statistics:
+        if local.over_ranks and local.algorithm.shares_statistics and "vmap" not in str(error):
             raise  # perhaps from a rank that is gone
         if local.algorithm.shares_statistics:
             raise UserError(
@@ -63,6 +66,7 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
 
 def train_together(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Update]:
     """Do what `train` does, but raise whatever the batched computation raises."""
+    check_without_memory(local.classifier.model)
     together = len(tasks) if local.algorithm.shares_statistics else TOGETHER
     blocks = [tasks[start : start + together] for start in range(0, len(tasks), together)]
     try:
@@ -104,29 +108,23 @@ class _Cohort:
 
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
         """Make all steps, and return the updates in task order."""
-        losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=x.device)
-        for number, (group, steps) in enumerate(step_groups(self._tasks, self._local.algorithm.shares_statistics)):
-            chosen = [(self._tasks[row], step) for row, step in zip(group, steps, strict=True)]
-            labels = y[torch.stack([task.batches[step] for task, step in chosen])]
-            set_mode(self._model, chosen[0][0].running[steps[0]])
-            rows = _rows(group, x.device)
+        groups = list(step_groups(self._tasks, self._local.algorithm.shares_statistics))
+        jobs = [[(self._tasks[row], step) for row, step in zip(*group, strict=True)] for group in groups]
+        feed, device = Feed(self._local, x, y, jobs), next(iter(self._state.values()), x).device
+        losses = torch.zeros(len(self._tasks), dtype=x.dtype, device=device)
+        for number, (group, steps) in enumerate(groups):
+            samples, labels = feed.take(number)
+            set_mode(self._model, self._tasks[group[0]].running[steps[0]])
+            rows = _rows(group, device)
             losses[rows] += labels.shape[1] * self._make_step(
                 rows,
-                self._images(x, chosen),
+                unfold(fold(samples), len(group)),
                 labels,
                 # The first step always goes through vmap, which refuses models that draw random numbers.
                 alone=len(group) == 1 and number > 0,
                 synchronised=self._local.algorithm.shares_statistics and steps[0] == 0,
             )
         return self._updates(losses.tolist())
-
-    def _images(self, x: Tensor, chosen: Sequence[tuple[Task, int]]) -> Tensor:
-        """Return these clients' images (B, R, C, H, W), each for the given step of its task."""
-        if self._local.augment == "none":
-            batch = x[torch.stack([task.batches[step] for task, step in chosen], 1)]
-        else:
-            batch = torch.stack([images(self._local, x, task, step) for task, step in chosen], 1)
-        return unfold(fold(batch), len(chosen))
 
     def _make_step(self, rows: Rows, x: Tensor, y: Tensor, alone: bool, synchronised: bool) -> Tensor:
         """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""

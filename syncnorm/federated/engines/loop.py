@@ -1,13 +1,15 @@
 """The plain engine: one client after another, one model, PyTorch's own optimisers. Slow, exact, easy to debug."""
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.local import Local, Task, Update, images
+from syncnorm.federated.engines.feed import Feed
+from syncnorm.federated.engines.memory import Memory
+from syncnorm.federated.local import Local, Task, Update
 from syncnorm.surgery import adaptive_gradient_clip, batch_norms
 from syncnorm.training.learner import make_optimizer
 from syncnorm.training.precision import PRECISIONS
@@ -26,18 +28,24 @@ def train(local: Local, x: Tensor, y: Tensor, tasks: Sequence[Task]) -> list[Upd
             "the clients of this method exchange statistics inside a step: choose the engine cohort, which trains "
             "them at once."
         )
-    return [_attempt(local, x, y, task) for task in tasks]
+    feed = Feed(local, x, y, [[(task, step)] for task in tasks for step in range(len(task.batches))])
+    firsts = accumulate((len(task.batches) for task in tasks), initial=0)
+    memory = Memory(local.classifier.model)
+    return [_attempt(local, feed, first, task, memory) for first, task in zip(firsts, tasks, strict=False)]
 
 
-def _attempt(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
+def _attempt(local: Local, feed: Feed, first: int, task: Task, memory: Memory) -> Update:
+    """Train a client, whose steps begin with job `first` of the feed."""
     try:
         with torch.random.fork_rng(devices=[]):
-            return _train(local, x, y, task)
+            return _train(local, feed, first, task)
     except Exception as error:  # from the user's model or data: only this client fails
         return Update(task.client, {}, error=f"{type(error).__name__}: {error}")
+    finally:
+        memory.restore()
 
 
-def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
+def _train(local: Local, feed: Feed, first: int, task: Task) -> Update:
     torch.manual_seed(task.seed)
     model = local.classifier.model
     _load(model, task.state)
@@ -49,7 +57,8 @@ def _train(local: Local, x: Tensor, y: Tensor, task: Task) -> Update:
     losses, scale = [], PRECISIONS[local.classifier.precision].loss_scale
     for step, index in enumerate(task.batches):
         set_mode(model, task.running[step])
-        loss = local.classifier.training_step((images(local, x, task, step), y[index]), step)
+        x, y = feed.take(first + step)
+        loss = local.classifier.training_step((x[:, 0], y[0]), step)
         losses.append(loss.detach() * len(index))
         objective = loss
         if local.has_term:

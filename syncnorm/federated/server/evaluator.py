@@ -154,6 +154,7 @@ class Evaluator:
         model, parts = federation.models.with_state(self.global_state()), torch.split(x, CHUNK)
         found = self.network.shared_out(range(len(parts)), lambda place: predict(model, parts[place], CHUNK))
         outputs = torch.cat(found)
+        y = y.to(outputs.device)
         score, loss = score_and_loss(federation.run.task, outputs, y, uniform(len(y)))
         own = {f"global_{name}": value for name, value in own_metrics(federation.run, outputs, y).items()}
         name, main = federation.task.named("global_accuracy"), federation.task.metric
@@ -176,15 +177,14 @@ class Evaluator:
         people = federation.population
         everyone = torch.cat([people.train(client) for client in self.clients])
         order = np.random.default_rng(derive("re-estimation order", federation.run.seed)).permutation(len(everyone))
-        shuffled = people.x[everyone[order].to(people.x.device)]
+        shuffled = everyone[order].to(people.x.device)
         x, y = people.global_test
         state = self.global_state()
 
         def scored(place: int) -> float:
-            images = (shuffled, x)[place]
-            moments = layer_statistics(
-                federation.models.with_state(state), images.tensor_split(-(-len(images) // CHUNK))
-            )
+            parts = (shuffled, x)[place].tensor_split(-(-len((shuffled, x)[place]) // CHUNK))
+            batches = ((part if place else people.x[part]).to(federation.device) for part in parts)
+            moments = layer_statistics(federation.models.with_state(state), batches)
             again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
             return weighted(federation.models.with_state(again), x, y, uniform(len(y)), federation.run.task)[0]
 

@@ -44,6 +44,7 @@ def score(federation: Federation, client: int, state: State) -> Score:
     """Score a model with these entries at a client, unchanged and with re-estimated batch norms."""
     x, y, weights = federation.population.test(client)
     outputs = predict(federation.models.with_state(state), x, CHUNK)
+    y = y.to(outputs.device)
     accuracy, loss = score_and_loss(federation.run.task, outputs, y, weights)
     scores = federation.task.scores(outputs, y)
     metrics = own_metrics(federation.run, outputs, y, client, weights.to(outputs))
@@ -52,7 +53,7 @@ def score(federation: Federation, client: int, state: State) -> Score:
     if not federation.layout.layers or len(own) < 2:
         return Score(client, accuracy, loss, len(own), metrics=metrics, by_sample=scores)
     # Equal parts: a last part with a single sample would have no variance in a linear layer.
-    moments = layer_statistics(federation.models.with_state(state), own.tensor_split(-(-len(own) // CHUNK)))
+    moments = layer_statistics(federation.models.with_state(state), _on(federation, own))
     again = {**state, **federation.layout.with_aliases(statistics_entries(moments))}
     outputs = predict(federation.models.with_state(again), x, CHUNK)
     reestimated, _ = score_and_loss(federation.run.task, outputs, y, weights)
@@ -69,6 +70,11 @@ def score(federation: Federation, client: int, state: State) -> Score:
     )
 
 
+def _on(federation: Federation, x: Tensor) -> list[Tensor]:
+    """Return a client's samples in equal parts, on the device that trains."""
+    return [part.to(federation.device) for part in x.tensor_split(-(-len(x) // CHUNK))]
+
+
 def validate(federation: Federation, client: int, state: State) -> tuple[float, float]:
     """Return a model's main metric and loss on a client's validation samples."""
     index = federation.population.validation(client)
@@ -81,7 +87,8 @@ def weighted(
     model: nn.Module, x: Tensor, y: Tensor, weights: Tensor, task: str = "classification"
 ) -> tuple[float, float]:
     """Return `(main metric, loss)` of a model in evaluation mode; weights (n,) sum to 1."""
-    return score_and_loss(task, predict(model, x, CHUNK), y, weights)
+    outputs = predict(model, x, CHUNK)
+    return score_and_loss(task, outputs, y.to(outputs.device), weights)
 
 
 def uniform(samples: int) -> Tensor:

@@ -7,6 +7,7 @@ layers: so it keeps no order with the collectives of DistributedDataParallel, an
 
 from __future__ import annotations
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -23,6 +24,10 @@ from torch.distributed import ProcessGroup
 from syncnorm.norms.core.collectives import gather_objects, gather_rows, sum_over_ranks
 
 GATHER, SUM, MEET = 1, 2, 3
+LOOKS = timedelta(seconds=0.2)
+"""How long a rank that listens waits before it looks whether Python ends."""
+ENDED = 5.0
+"""Seconds for its thread to end then."""
 _TYPES = (torch.float32, torch.float64)
 DIFFERENT = "the ranks that still have batches came to different layers"
 _NOBODY = torch.iinfo(torch.int64).min
@@ -52,6 +57,7 @@ class Relay:
         self.served = 0
         self.problem: Exception | None = None
         self._thread: threading.Thread | None = None
+        self._ends = threading.Event()
 
     def gather(self, row: Tensor, number: int) -> Tensor:
         """Return every rank's row, stacked, as `gather_rows`; `number` is that of the layer."""
@@ -90,6 +96,7 @@ class Relay:
                 target=self._serve, args=(note, meet, failed), daemon=True, name="syncnorm-join"
             )
             self._thread.start()
+            atexit.register(self._end)
         if self.problem is not None:
             raise self.problem
 
@@ -97,12 +104,19 @@ class Relay:
         """Wait until no rank trains any more. Raises what has ended the thread, if anything has."""
         if self._thread is not None:
             self._thread.join()
+            atexit.unregister(self._end)
         if self.problem is not None:
             raise self.problem
 
+    def _end(self) -> None:
+        """Let the thread end before Python does, which would abort a process with a thread inside of a collective."""
+        self._ends.set()
+        if self._thread is not None:
+            self._thread.join(ENDED)
+
     def _serve(self, note: Callable[[int], None], meet: Callable[..., None], failed: Callable[[], None]) -> None:
         try:
-            while (what := self._say()) is not None:
+            while not self._ends.is_set() and (what := self._say()) is not None:
                 kind, values, dtype, number = what
                 nothing = torch.zeros(values, dtype=_TYPES[dtype])
                 if kind == GATHER:
@@ -127,13 +141,28 @@ class Relay:
         """
         said = [*mine, *(-value for value in mine)] if mine else [_NOBODY] * 8
         highest = torch.tensor(said)
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        work = dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        if mine:
+            work.wait()
+        elif not self._came(work):
+            return None
         most, least = highest.tolist()[:4], [-value for value in highest.tolist()[4:]]
         if most[0] == _NOBODY:
             return None
         if most != least:
             raise RuntimeError(DIFFERENT)
         return most
+
+    def _came(self, work: dist.Work) -> bool:
+        """Wait for what the others say, looking up now and then; return False if Python ends before."""
+        while not self._ends.is_set():
+            try:
+                work.wait(LOOKS)
+                return True
+            except RuntimeError:
+                if work.is_completed():  # it failed, and did not only take longer than a look
+                    raise
+        return False
 
 
 _BESIDE: weakref.WeakKeyDictionary[ProcessGroup, ProcessGroup] = weakref.WeakKeyDictionary()

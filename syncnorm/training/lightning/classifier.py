@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
 from syncnorm.moments import acc_dtype
+from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.training.learner import Learner, latest, learning_rate, make_optimizer
 
 LossWeighting = Literal["rank_mean", "global_mean"]
@@ -91,7 +92,7 @@ class Classifier(Learner, pl.LightningModule):
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:
     """Return n_r * W / N for `loss`: this rank's samples divided by the mean over ranks. 1 for one rank."""
     mine = loss.new_tensor(float(samples), dtype=acc_dtype(loss.dtype))
-    if not dist.is_available() or not dist.is_initialized():
+    if rank_and_size(None)[1] == 1:
         return torch.ones_like(mine)
     total = mine.clone()
     dist.all_reduce(total)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from syncnorm.config import Execution, Run, silent
+from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.training.batches import Batches
 from syncnorm.training.building import device_of_rank
 from syncnorm.training.lightning.classifier import Classifier
@@ -84,7 +85,7 @@ def placement(engine: Literal["virtual", "torchrun"]) -> dict[str, Any]:
 
 def mean_over_ranks(values: list[float]) -> list[float]:
     """Return the means over ranks of numbers that each has, e.g. of its losses."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if rank_and_size(None)[1] == 1:
         return values
     device = device_of_rank() if dist.get_backend() == "nccl" else torch.device("cpu")
     total = torch.tensor(values, dtype=torch.float64, device=device)

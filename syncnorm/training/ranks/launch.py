@@ -2,14 +2,16 @@
 
 import atexit
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import wraps
 from hashlib import sha256
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from syncnorm.config import Run, run_id
+from syncnorm.config import Result, Run, run_id
 from syncnorm.environment import environment, rank, version_of, world_size
 from syncnorm.errors import UserError
 from syncnorm.norms.core.alone import alone
@@ -18,6 +20,7 @@ from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import fingerprints
 
 Made = TypeVar("Made")
+Fit = TypeVar("Fit", bound=Callable[..., Result])
 VERSIONS = ("python", "torch", "numpy", "commit")
 """What of the environment has to be the same on all ranks; processors may differ."""
 
@@ -30,6 +33,20 @@ def check_started(asked: int, otherwise: str) -> None:
             f"this run needs {asked} ranks and was started with {started}: use torchrun --nproc-per-node {asked}, or "
             f"{otherwise}."
         )
+
+
+def apart(fit: Fit) -> Fit:
+    """Return `fit` in which a run of one process knows no other rank, although torch.distributed may have some.
+
+    Virtual ranks, or clients in one process, would else share statistics with what other processes do.
+    """
+
+    @wraps(fit)
+    def fitted(run: Run, *rest: Any, **named: Any) -> Result:
+        with nullcontext() if getattr(run.world, "engine", None) == "torchrun" else alone():
+            return fit(run, *rest, **named)
+
+    return cast(Fit, fitted)
 
 
 def join_ranks() -> Ranks:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncnorm.norms import GhostBatchNorm, pool_running_statistics
+from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms
 from syncnorm.waiting import waiting
@@ -25,7 +26,7 @@ def statistics_by_rank(model: nn.Module) -> Statistics:
     Other norms have their own state and no common way to pool it, so they are left out. Virtual ranks keep the
     statistics in the layer; real ranks gather them in one collective, which every rank must call.
     """
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    world = rank_and_size(None)[1]
     own: Statistics = {}
     for name, layer in batch_norms(model).items():
         if isinstance(layer, GhostBatchNorm) and layer.rank_mean is not None and layer.rank_var is not None:
