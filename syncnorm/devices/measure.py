@@ -10,8 +10,8 @@ from syncnorm.config import Run, evaluated_at, layout, validated_at
 from syncnorm.data import Dataset
 from syncnorm.devices.prepare import devices
 from syncnorm.norms import SyncBatchNorm, norm_spec
-from syncnorm.norms.core.alone import alone
-from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.ranks.alone import alone
+from syncnorm.norms.core.ranks.collectives import rank_and_size
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.surgery.conversion.convert import layers_with_statistics
 from syncnorm.surgery.layers.replace import copied

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from syncnorm.config import Domains, Run
 from syncnorm.domains.adaptation import TargetBatches, logits_of, statistics_of
 from syncnorm.domains.prepare import Prepared, domains
-from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.ranks.alone import alone
 from syncnorm.samples import ACCURACY, sample_details
 from syncnorm.seeds import derive
 from syncnorm.surgery import batch_norms, convert

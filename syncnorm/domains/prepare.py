@@ -11,7 +11,7 @@ from syncnorm.domains.adaptation import TargetBatches, check_adaptation, logits_
 from syncnorm.domains.batches import Batch, check_batch, deal, thinnest
 from syncnorm.errors import UserError, unknown
 from syncnorm.norms import domain, norm_spec
-from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.ranks.alone import alone
 from syncnorm.norms.make import check_options
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named

@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from syncnorm._torch import leave_join
 from syncnorm.errors import UserError, with_article
-from syncnorm.norms.core.collectives import gather_objects, rank_and_size
-from syncnorm.norms.core.meeting import Meeting, meeting_of
-from syncnorm.norms.core.relay import JOINS, Relay
+from syncnorm.norms.core.ranks.collectives import gather_objects, rank_and_size
+from syncnorm.norms.core.ranks.meeting import Meeting, meeting_of
+from syncnorm.norms.core.ranks.relay import JOINS, Relay
 from syncnorm.norms.core.synchronised import Synchronised
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from syncnorm import DomainBatchNorm, convert, domain, mask
 from syncnorm.errors import UserError
 from syncnorm.norms import NORMS
-from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.ranks.alone import alone
 
 C, D, N = 3, 4, 11
 CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}

@@ -8,7 +8,7 @@ from parting_program import CHECKS
 from processes import torchrun
 from torch import nn
 
-from syncnorm.norms.core.parting import names_of
+from syncnorm.norms.core.ranks.parting import names_of
 
 PROGRAM = Path(__file__).with_name("parting_program.py")
 

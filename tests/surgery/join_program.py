@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import syncnorm
 from syncnorm.errors import UserError
-from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.ranks.alone import alone
 
 CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 STEPS = {2: [[4, 1], [0, 2], [2, 2]], 4: [[3, 1, 0, 2]]}

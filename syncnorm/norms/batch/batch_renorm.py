@@ -11,7 +11,7 @@ from torch import Tensor
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.batch_norm import batch_norm
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values

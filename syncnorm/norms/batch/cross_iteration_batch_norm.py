@@ -14,8 +14,8 @@ from torch import Tensor
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.collectives import sum_over_ranks
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.collectives import sum_over_ranks
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm

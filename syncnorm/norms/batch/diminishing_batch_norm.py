@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.norms.core.batch_norm import batch_norm
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import moved, update_running
 from syncnorm.norms.core.shapes import check_divisor, check_values

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.running import moved, newest_weight
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 

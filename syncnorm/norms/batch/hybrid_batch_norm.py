@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from syncnorm.norms.batch.frozen_batch_norm import FrozenBatchNorm
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 

@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import ChannelAffine
-from syncnorm.norms.core.groups import Group
-from syncnorm.norms.core.meeting import Place
+from syncnorm.norms.core.ranks.groups import Group
+from syncnorm.norms.core.ranks.meeting import Place
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import by_channel

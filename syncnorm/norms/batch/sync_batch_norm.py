@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from syncnorm.errors import UserError
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm

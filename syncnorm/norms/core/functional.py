@@ -14,8 +14,8 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.collectives import gather_moments_differentiably, sum_differentiably
-from syncnorm.norms.core.meeting import Place
+from syncnorm.norms.core.ranks.collectives import gather_moments_differentiably, sum_differentiably
+from syncnorm.norms.core.ranks.meeting import Place
 
 # Up to this many rows of channels, PyTorch's CPU kernel keeps float32 variances within 2e-5 at mean / std = 1e3.
 ROWS_ADDED_WELL = 8192

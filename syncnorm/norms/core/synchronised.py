@@ -16,13 +16,13 @@ from syncnorm._torch import COMPILES_COLLECTIVES, joining_unevenly, transforming
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.batch_norm import BatchNormLayer
-from syncnorm.norms.core.collectives import gather_moments_differentiably, rank_and_size
 from syncnorm.norms.core.functional import batch_norm_native, batch_norm_plain, pooled_moments
-from syncnorm.norms.core.groups import Group, as_group
 from syncnorm.norms.core.layer import NormLayer
-from syncnorm.norms.core.meeting import Place, joining
-from syncnorm.norms.core.parting import names_of, title
-from syncnorm.norms.core.relay import JOINS
+from syncnorm.norms.core.ranks.collectives import gather_moments_differentiably, rank_and_size
+from syncnorm.norms.core.ranks.groups import Group, as_group
+from syncnorm.norms.core.ranks.meeting import Place, joining
+from syncnorm.norms.core.ranks.parting import names_of, title
+from syncnorm.norms.core.ranks.relay import JOINS
 from syncnorm.norms.core.shapes import channels_problem, check_divisor, check_values
 from syncnorm.norms.core.valid import Valid
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
 from syncnorm.norms.core.domain_context import current_domain, no_domain
-from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.layer import check_eps, check_flags
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
 from syncnorm.norms.core.shapes import check_divisor

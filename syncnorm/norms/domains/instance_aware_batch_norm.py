@@ -10,7 +10,7 @@ from torch import Tensor
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.shapes import check_divisor, positions_problem
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 

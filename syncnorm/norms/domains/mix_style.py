@@ -15,8 +15,8 @@ from torch import Tensor
 from syncnorm._torch import beta_samples
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.domain_context import current_domain, no_domain
-from syncnorm.norms.core.groups import Group
 from syncnorm.norms.core.layer import NormLayer, check_eps
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.shapes import by_sample, check_positions, positions_problem
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 

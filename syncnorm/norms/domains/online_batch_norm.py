@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.batch_norm import batch_norm
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.shapes import check_values
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm

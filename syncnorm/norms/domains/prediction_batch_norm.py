@@ -16,7 +16,7 @@ from torch import Tensor
 
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.groups import Group
+from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.synchronised import SynchronisedBatchNorm
 
 

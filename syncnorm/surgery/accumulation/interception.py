@@ -24,9 +24,9 @@ from torch.overrides import TorchFunctionMode
 
 from syncnorm.errors import UserError
 from syncnorm.norms.batch.sync_batch_norm import SyncBatchNorm
-from syncnorm.norms.core.collectives import rank_and_size
 from syncnorm.norms.core.layer import NormLayer
-from syncnorm.norms.core.meeting import joining
+from syncnorm.norms.core.ranks.collectives import rank_and_size
+from syncnorm.norms.core.ranks.meeting import joining
 from syncnorm.norms.core.running import update_running
 from syncnorm.norms.core.valid import current_masks, hand_on_batch_norms
 from syncnorm.norms.registry import spec_of

@@ -18,7 +18,7 @@ from torch.distributed import ProcessGroup
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.functional import input_gradient, moments_of_channels, standardise, sums_of_gradient
-from syncnorm.norms.core.meeting import Place as RanksPlace
+from syncnorm.norms.core.ranks.meeting import Place as RanksPlace
 from syncnorm.norms.core.valid import Masks, Valid
 
 Move = Callable[[Tensor, Tensor, Tensor], None]

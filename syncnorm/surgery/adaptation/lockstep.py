@@ -8,7 +8,7 @@ from typing import Any
 from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
-from syncnorm.norms.core.collectives import gather_objects
+from syncnorm.norms.core.ranks.collectives import gather_objects
 from syncnorm.surgery.layers.preconditions import in_a_line
 
 _END = object()

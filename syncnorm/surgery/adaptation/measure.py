@@ -17,9 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from syncnorm._torch import sharding_group
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
-from syncnorm.norms.core.alone import alone
 from syncnorm.norms.core.batch_norm import BatchNormLayer
-from syncnorm.norms.core.collectives import gather_objects
+from syncnorm.norms.core.ranks.alone import alone
+from syncnorm.norms.core.ranks.collectives import gather_objects
 from syncnorm.norms.core.valid import valid_of
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery.adaptation.lockstep import ApartError, run_with_others, together

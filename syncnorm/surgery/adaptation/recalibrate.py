@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError, unknown
 from syncnorm.moments import Moments
 from syncnorm.norms.batch.eval_norm import EvalNorm
-from syncnorm.norms.core.collectives import rank_and_size
-from syncnorm.norms.core.groups import Group, as_group
+from syncnorm.norms.core.ranks.collectives import rank_and_size
+from syncnorm.norms.core.ranks.groups import Group, as_group
 from syncnorm.surgery.adaptation.measure import (
     Measured,
     Normaliser,

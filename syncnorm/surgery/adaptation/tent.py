@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
-from syncnorm.norms.core.collectives import rank_and_size, sum_over_ranks
+from syncnorm.norms.core.ranks.collectives import rank_and_size, sum_over_ranks
 from syncnorm.surgery.conversion.convert import batch_norms, convert
 from syncnorm.surgery.layers.preconditions import call, check_changeable, check_whole
 

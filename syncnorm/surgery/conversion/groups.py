@@ -11,8 +11,8 @@ from torch.distributed import ProcessGroup
 
 from syncnorm.errors import UserError
 from syncnorm.norms import norm_spec
-from syncnorm.norms.core.collectives import gather_objects
-from syncnorm.norms.core.groups import as_group
+from syncnorm.norms.core.ranks.collectives import gather_objects
+from syncnorm.norms.core.ranks.groups import as_group
 from syncnorm.norms.make import norm_options
 
 NODE = "node"

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from syncnorm.config import Norm, Optim
 from syncnorm.moments import acc_dtype
-from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.ranks.collectives import rank_and_size
 from syncnorm.training.learner import Learner, latest, learning_rate, make_optimizer
 
 LossWeighting = Literal["rank_mean", "global_mean"]

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 
 from syncnorm.config import Execution, Run, silent
-from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.ranks.collectives import rank_and_size
 from syncnorm.training.batches import Batches
 from syncnorm.training.building import device_of_rank
 from syncnorm.training.lightning.classifier import Classifier

@@ -14,7 +14,7 @@ from torch import nn
 from syncnorm.config import Result, Run, run_id
 from syncnorm.environment import environment, rank, version_of, world_size
 from syncnorm.errors import UserError
-from syncnorm.norms.core.alone import alone
+from syncnorm.norms.core.ranks.alone import alone
 from syncnorm.training.building import device_of_rank
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import fingerprints

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from syncnorm.norms import GhostBatchNorm, pool_running_statistics
-from syncnorm.norms.core.collectives import rank_and_size
+from syncnorm.norms.core.ranks.collectives import rank_and_size
 from syncnorm.norms.registry import spec_of
 from syncnorm.surgery import batch_norms
 from syncnorm.waiting import waiting

@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 from syncnorm._torch import key_value_store, sum_in_graph
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments
-from syncnorm.norms.core.alone import is_alone
+from syncnorm.norms.core.ranks.alone import is_alone
 from syncnorm.waiting import waiting
 
 

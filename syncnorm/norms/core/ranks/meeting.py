@@ -25,9 +25,9 @@ from torch.distributed import ProcessGroup
 from syncnorm._torch import group_timeout, key_value_store
 from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
-from syncnorm.norms.core.collectives import agree, gather_rows, pack, sum_over_ranks, unpack
-from syncnorm.norms.core.parting import Whereabouts, difference, listed, names_of, sentence, title
-from syncnorm.norms.core.relay import Relay
+from syncnorm.norms.core.ranks.collectives import agree, gather_rows, pack, sum_over_ranks, unpack
+from syncnorm.norms.core.ranks.parting import Whereabouts, difference, listed, names_of, sentence, title
+from syncnorm.norms.core.ranks.relay import Relay
 
 REMEMBERED = 512  # calls: some steps of a deep network
 LOOKS = 8  # how often a process looks whether it stands still, per timeout of its group

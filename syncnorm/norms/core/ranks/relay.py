@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from syncnorm.norms.core.collectives import gather_objects, gather_rows, sum_over_ranks
+from syncnorm.norms.core.ranks.collectives import gather_objects, gather_rows, sum_over_ranks
 
 GATHER, SUM, MEET = 1, 2, 3
 LOOKS = timedelta(seconds=0.2)
