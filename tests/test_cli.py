@@ -198,7 +198,10 @@ def test_mistakes_about_clients_get_one_sentence(
     ("arguments", "sentence"),
     [
         ("run asked.py --engine cohort", "no run of study 'asked' has an engine 'cohort': those of devices have"),
-        ("rn asked.py", "unknown command 'rn': did you mean 'run'? Known: compare, doctor, list, report, run."),
+        (
+            "rn asked.py",
+            "unknown command 'rn': did you mean 'run'? Known: compare, doctor, list, merge, report, run.",
+        ),
         ("run", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run --quick asked.py", "write the experiment file first: syncnorm run EXPERIMENT.py [options]."),
         ("run nowhere.py", "there is no experiment file nowhere.py."),
@@ -322,7 +325,7 @@ def test_the_module_is_the_command() -> None:
     assert ended.returncode == 2
     assert (
         ended.stderr
-        == "syncnorm: unknown command 'runn': did you mean 'run'? Known: compare, doctor, list, report, run.\n"
+        == "syncnorm: unknown command 'runn': did you mean 'run'? Known: compare, doctor, list, merge, report, run.\n"
     )
 
 

@@ -88,6 +88,8 @@ def _close(one: str, other: str, digits: str, half: str) -> bool:
 def test_a_tutorial_prints_what_it_shows(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name in imported(page):
+        monkeypatch.delitem(sys.modules, name)
     texts = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -95,6 +97,14 @@ def test_a_tutorial_prints_what_it_shows(page: Path, tmp_path: Path, monkeypatch
             assert same(shown, printed), f"{page.name} shows\n{shown}\nand its code prints\n{printed}"
             texts += 1
     assert texts
+    for name in imported(page):
+        del sys.modules[name]
+
+
+def imported(page: Path) -> list[str]:
+    """Return the modules that are there under a name of the page's files; other tests have some of the same name."""
+    own = {Path(title).parts[0].removesuffix(".py") for _, title, _ in BLOCK.findall(page.read_text()) if title}
+    return [name for name in sys.modules if name.split(".")[0] in own]
 
 
 def test_outputs_that_differ_are_told_apart() -> None:

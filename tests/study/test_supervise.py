@@ -36,6 +36,7 @@ def supervised(*command: str, **environment: str) -> Launch:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     )
 
 
@@ -83,7 +84,7 @@ def test_a_launch_that_has_lived_starts_the_count_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_goes_on_to_the_command_and_ends_the_loop(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    script = f'trap "echo heard; exit 7" TERM; touch "{tmp_path}/ready"; sleep 90 & wait $!'
+    script = f'trap "echo heard; kill \\$!; exit 7" TERM; sleep 90 & touch "{tmp_path}/ready"; wait $!'
     launch = supervised("sh", "-c", script)
     until(lambda: (tmp_path / "ready").exists())
     launch.send_signal(number)

@@ -55,8 +55,11 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
 
 
 def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
-    """Train, and re-raise interrupts: Lightning would exit with 1 and ignore every further Ctrl-C."""
-    heard = signal.getsignal(signal.SIGINT)
+    """Train, and re-raise interrupts: Lightning would exit with 1 and ignore every further Ctrl-C.
+
+    A process group that Lightning makes for a single rank ends with the training: Lightning would leave it.
+    """
+    heard, joined = signal.getsignal(signal.SIGINT), dist.is_initialized()
     try:
         trainer.fit(classifier, datamodule=batches)
     except SystemExit as error:
@@ -65,6 +68,9 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, heard)
         raise error.__context__ from None
+    finally:
+        if dist.is_initialized() and not joined:
+            dist.destroy_process_group()
 
 
 def optimiser_steps(run: Run, batches: Batches) -> int:

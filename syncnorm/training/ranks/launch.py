@@ -43,7 +43,8 @@ def apart(fit: Fit) -> Fit:
 
     @wraps(fit)
     def fitted(run: Run, *rest: Any, **named: Any) -> Result:
-        with nullcontext() if getattr(run.world, "engine", None) == "torchrun" else alone():
+        engine = getattr(getattr(run, "world", None), "engine", None)  # whether it is a run is for `fit` to check
+        with nullcontext() if engine == "torchrun" else alone():
             return fit(run, *rest, **named)
 
     return cast(Fit, fitted)
