@@ -69,7 +69,7 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
             signal.signal(signal.SIGINT, heard)
         raise error.__context__ from None
     finally:
-        if dist.is_initialized() and not joined:
+        if not joined and dist.is_initialized() and dist.get_world_size() == 1:
             dist.destroy_process_group()
 
 
