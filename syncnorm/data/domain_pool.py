@@ -161,7 +161,7 @@ def load_pool(
     for first, second in combinations(sets, 2):
         _check_alike(first, second)
     measured = scale == "own" or not all(one.scaled for one in sets)
-    sets = _scaledtogether(sets, unseen)
+    sets = _scaled_together(sets, unseen)
     return Pool(
         names=names,
         x=moved(together([one.train_x for one in sets]), device, dtype),
@@ -262,7 +262,7 @@ def _origins(parts: Sequence[tuple[Tensor | None, int]]) -> Tensor | None:
     return torch.cat(found)
 
 
-def _scaledtogether(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
+def _scaled_together(sets: list[Dataset], unseen: Sequence[str]) -> list[Dataset]:
     """Normalise data sets without a fixed scale by the moments of all training domains."""
     if all(one.scaled for one in sets):
         return sets

@@ -98,6 +98,8 @@ class _PooledMoments(torch.autograd.Function):
 
 
 class _NativeBatchNorm(torch.autograd.Function):
+    """Batch norm of x (N, C, ...) by the moments of all ranks, with PyTorch's own kernels forward and backward."""
+
     @staticmethod
     def forward(
         ctx: Any,

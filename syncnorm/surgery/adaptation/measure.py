@@ -193,6 +193,7 @@ def _watched(model: nn.Module, normaliser: Normaliser, see: See) -> Iterator[_Wa
     watch = _Watch()
 
     def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], options: dict[str, Tensor]) -> None:
+        """Show `see` the moments of a layer's input."""
         (x,) = (*inputs, *options.values())
         if not watch.open or not x.numel():
             return  # a batch without samples says nothing, nor does one in which none counts

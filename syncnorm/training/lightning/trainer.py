@@ -55,11 +55,8 @@ def run_trainer(run: Run, classifier: Classifier, batches: Batches, execution: E
 
 
 def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
-    """Train, and re-raise interrupts: Lightning would exit with 1 and ignore every further Ctrl-C.
-
-    A process group that Lightning makes for a single rank ends with the training: Lightning would leave it.
-    """
-    heard, joined = signal.getsignal(signal.SIGINT), dist.is_initialized()
+    """Train, and re-raise interrupts: Lightning would exit with 1 and ignore every further Ctrl-C."""
+    heard = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(classifier, datamodule=batches)
     except SystemExit as error:
@@ -68,9 +65,6 @@ def _fit(trainer: pl.Trainer, classifier: Classifier, batches: Batches) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, heard)
         raise error.__context__ from None
-    finally:
-        if not joined and dist.is_initialized() and dist.get_world_size() == 1:
-            dist.destroy_process_group()
 
 
 def optimiser_steps(run: Run, batches: Batches) -> int:
@@ -79,11 +73,14 @@ def optimiser_steps(run: Run, batches: Batches) -> int:
 
 
 def placement(engine: Literal["virtual", "torchrun"]) -> dict[str, Any]:
-    """Return the Trainer's placement: this device, or this rank of a torchrun launch."""
+    """Return the Trainer's placement: this device, or this rank of a torchrun launch.
+
+    A single rank needs no DDP, whose process group Lightning would leave behind.
+    """
     accelerator = device_of_rank().type
-    if engine == "virtual":
-        return {"accelerator": accelerator, "devices": 1}
     world, here = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if engine == "virtual" or world == 1:
+        return {"accelerator": accelerator, "devices": 1}
     # Each rank keeps its own running statistics; those for evaluation are chosen afterwards.
     strategy = DDPStrategy(broadcast_buffers=False)
     return {"accelerator": accelerator, "devices": here, "num_nodes": world // here, "strategy": strategy}
