@@ -70,7 +70,7 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.01, 0.8)},
+    {"lr": LogUniform(0.02, 4.0)},
     own={"gn": {"norm.options.groups": Choice([2, 4, 8])}},
     per=("norm", "per_device_batch", "skew"),
     at={"precision": ["float32"], "buffers": ["rank0"]},

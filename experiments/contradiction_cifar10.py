@@ -32,7 +32,7 @@ STUDY = Study(
     question="Does the rule for batch norm and group norm under label skew hold on CIFAR-10?",
     base=CIFAR,
     vary=FIRST.vary,
-    seeds=5,
+    seeds=10,
     tune=replace(
         TUNE, ranges={"lr": LogUniform(0.001, 1.0)}, trials=8, halve=True, per=("norm", *SKEW, "local_steps")
     ),

@@ -83,7 +83,7 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.02, 1.0)},
+    {"lr": LogUniform(0.03, 2.5)},
     own={"gn": {"norm.options.groups": Choice([1, 2, 4])}},
     per=("norm", "per_device_batch", "natural_skew"),
     at={"precision": ["float32"]},
@@ -98,7 +98,7 @@ STUDY = Study(
     question="How many images does a device need for dense prediction, and does it matter that they are alike?",
     base=BASE,
     vary={"norm": ["bn"], "per_device_batch": IMAGES, "natural_skew": SKEWS},
-    seeds=5,
+    seeds=10,
     tune=TUNE,
     also=(
         Grid({"norm": BY_SAMPLE, "per_device_batch": ENDS, "natural_skew": SKEWS}),
