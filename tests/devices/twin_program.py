@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.distributed as dist
+from leaving import leave
 
 import syncnorm
 from syncnorm.config import Data, Devices, Norm, Optim, Run
@@ -129,8 +130,7 @@ def main() -> None:
         check_fit(rank, ranks)
     if rank == 0:
         torch.save(states, sys.argv[1])
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from leaving import leave
 
 from syncnorm.config import Data, Domains, Execution, Norm, Optim, Run
 from syncnorm.domains import fit
@@ -66,8 +66,7 @@ def main() -> None:
         assert all(torch.equal(p, other) for other in ranks.gather(p.detach()))
     if ranks.rank == 0:
         torch.save(found, out)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from leaving import leave
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -262,5 +263,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     for check in CHECKS[dist.get_world_size()]:
         check()
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()

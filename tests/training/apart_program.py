@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import torch.distributed as dist
+from leaving import leave
 
 from syncnorm.config import Clients, Data, Devices, Norm, Optim, Run
 from syncnorm.worlds import fit
@@ -26,5 +27,4 @@ if __name__ == "__main__":
     dist.init_process_group("gloo")
     if dist.get_rank() == 0:
         print("metrics", json.dumps(found()))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()

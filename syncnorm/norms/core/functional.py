@@ -76,6 +76,7 @@ class _PooledMoments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, count: Tensor, mean: Tensor, m2: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Return count (), mean and M2 (C,) of all ranks; with D moments in one, each with D in front."""
         together = place.gather(Moments(count, mean, m2)).pooled()
         ctx.save_for_backward(count, mean, together.count, together.mean)
         ctx.place = place

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from leaving import leave
 from small_runs import PLAIN, assert_same, bits, play, small_run, start
 
 import syncnorm
@@ -211,8 +212,7 @@ def main() -> None:
     {"equal": equal, "resume": resume, "same_ranks": same_ranks, "fit": fit}[sys.argv[1]](
         Ranks(rank(), world_size() or 1), *sys.argv[2:]
     )
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
