@@ -1,15 +1,17 @@
 """The doctor on public architectures: what it finds in healthy models, and in the same models with planted faults.
 
-    python benchmarks/doctor.py [NAME...] > results/doctor.txt        # needs timm, which needs torchvision
+    python benchmarks/doctor.py [NAME...] [--out results/doctor.txt]        # needs timm: pip install --no-deps timm
 
-Weights are random. The columns:
+A run that was broken off goes on where it was, if commit, versions and machine are the same. Weights are random. The
+columns:
 
-    norms      norms that ran in a step of training, by kind
+    norms      norms that the model has, by kind
     healthy    what `diagnose` finds in the model as it is, at 32 samples on each of 8 devices: "-" is nothing
-    planted    of ten faults, each in a layer of its own and all together, how many are found at their layer
-    seconds    of the diagnosis of the healthy model, on one thread
+    alone      of ten faults, each alone in the middle of the model, how many are found at their layer
+    together   the same for all ten in one model, each in a layer of its own
+    seconds    of processor time that the diagnosis of the healthy model takes, on one thread
 
-The last line counts the models, and those in which anything worse than a note was found.
+The last line counts the models, those in which anything worse than a note was found, and the faults.
 """
 
 import argparse
@@ -19,9 +21,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from peers.blocks import Blocks
+from peers.no_torchvision import stand_in
 from torch import nn
 
 import syncnorm
@@ -105,22 +110,25 @@ def said(found: Diagnosis) -> str:
     return ", ".join(words) or "-"
 
 
-def planted(model: nn.Module, shape: tuple[int, ...]) -> str:
-    """Plant all faults together, each into a layer of its own; return how many are found at their layer."""
-    fit = [name for name, module in syncnorm.batch_norms(model).items() if fits(module)]
-    if len(fit) < len(FAULTS):
-        return "no room"
+def planted(model: nn.Module, shape: tuple[int, ...], places: dict[str, str]) -> list[str]:
+    """Plant faults, each into its layer; return those that are not found there."""
     twin = copy.deepcopy(model).eval()
-    places = {check: fit[place * len(fit) // len(FAULTS)] for place, check in enumerate(FAULTS)}
-    for check, plant in FAULTS.items():
-        plant(twin, places[check])
+    for check, where in places.items():
+        FAULTS[check](twin, where)
     found = diagnose(twin, shape, batch_size=32, world_size=8)
-    missed = [
+    return [
         check
         for check, where in places.items()
         if not any(finding.layer in (where, f"{where}.1") for finding in found.of(check))
     ]
-    return f"{len(FAULTS) - len(missed)}/{len(FAULTS)} {' '.join(missed)}".strip()
+
+
+def spread(model: nn.Module) -> dict[str, str]:
+    """Return a layer for each fault, over the whole model; none if there are fewer layers."""
+    fit = [name for name, module in syncnorm.batch_norms(model).items() if fits(module)]
+    if len(fit) < len(FAULTS):
+        return {}
+    return {check: fit[place * len(fit) // len(FAULTS)] for place, check in enumerate(FAULTS)}
 
 
 def fits(module: nn.Module) -> bool:
@@ -128,48 +136,62 @@ def fits(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.weight is not None and bool((module.weight != 0).all())
 
 
-def row(name: str, plant: bool) -> tuple[str, bool]:
-    """Look at a model; return its row, and whether anything worse than a note was found as it is."""
+def row(name: str) -> tuple[str, bool, int, int]:
+    """Look at a model; return its row, whether anything worse than a note was found as it is, faults and hits."""
     import timm
 
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).train()
     made_for: Any = model.pretrained_cfg
     shape = tuple(made_for["input_size"]) if made_for.get("fixed_input_size") else (3, SIDE, SIDE)
-    started = time.perf_counter()
+    started = time.process_time()
     found = diagnose(model, shape, batch_size=32, world_size=8)
-    seconds = time.perf_counter() - started
-    faults = planted(model, shape) if plant else "not planted"
+    seconds = time.process_time() - started
+    places = spread(model)
+    middle = list(places.values())[len(places) // 2] if places else ""
+    alone = [check for check in places if planted(model, shape, {check: middle})]
+    together = planted(model, shape, places) if places else []
+    told = [f"{len(places) - len(missed)}/{len(places)} {' '.join(missed)}".strip() for missed in (alone, together)]
     kinds = Counter(type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__)
     norms = " ".join(f"{count} {kind}" for kind, count in kinds.most_common(2))
-    return f"{name:30s} {norms:42s} {said(found):28s} {faults:16s} {seconds:6.1f}", found.wrong
+    ends = told if places else ["no room", "no room"]
+    text = f"{name:26s} {norms:42s} {said(found):22s} {ends[0]:9s} {ends[1]:9s} {seconds:6.1f}"
+    return text, found.wrong, 2 * len(places), 2 * len(places) - len(alone) - len(together)
 
 
 def main() -> None:
-    """Print the table."""
+    """Write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, help=f"names of timm's models; default: {len(NAMES)}")
-    parser.add_argument("--healthy", action="store_true", help="plant nothing: look at models as they are alone")
+    parser.add_argument("--out", type=Path, default=Path("results/doctor.txt"), help="default: results/doctor.txt")
     options = parser.parse_args()
-    names = options.names
+    stand_in()
     try:
         import timm
     except ImportError as error:
-        sys.exit(f"timm cannot be imported ({error}): pip install timm, and torchvision.")
+        sys.exit(f"timm cannot be imported ({error}): pip install --no-deps timm.")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     here = environment()
-    print(f"timm {timm.__version__}, torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}")
-    print(f"{'model':30s} {'norms':42s} {'healthy':28s} {'planted':16s} seconds")
-    wrong = []
-    for name in names:
+    head = f"timm {timm.__version__}, torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}"
+    head += f"\n{'model':26s} {'norms':42s} {'healthy':22s} {'alone':9s} {'together':9s} seconds"
+    blocks, failed = Blocks(options.out, head), []
+    for name in options.names:
+        if name in blocks.found:
+            continue
         try:
-            text, bad = row(name, not options.healthy)
-            wrong.append(bad)
-            print(text, flush=True)
-        except Exception as error:  # a row, so that the others are looked at
-            print(f"{name:30s} {type(error).__name__}: {str(error).splitlines()[0][:120]}", flush=True)
-    print(f"{len(wrong)} models; in {sum(wrong)} of them as they are, something worse than a note was found")
+            text, *counts = row(name)
+            blocks.add(name, text, *counts)
+        except Exception as error:  # the others are looked at, and this one is tried again by the next run
+            failed.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
+    if failed:
+        sys.exit("\n".join(failed))
+    wrong, faults, hits = blocks.totals(options.names)
+    blocks.end(
+        options.names,
+        f"{len(options.names)} models; in {wrong} of them as they are, something worse than a note was found; "
+        f"of {faults} planted faults {hits} were found",
+    )
 
 
 if __name__ == "__main__":

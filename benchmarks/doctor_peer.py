@@ -1,6 +1,7 @@
 """The doctor beside torch-audit: what each finds in the same models with the same planted fault.
 
-    python benchmarks/doctor_peer.py [NAME...] > results/doctor_peer.txt        # needs timm and torch-audit
+    python benchmarks/doctor_peer.py [NAME...] [--out results/doctor_peer.txt]
+                                                        # needs both: pip install --no-deps timm torch-audit
 
 Each fault is planted alone into one batch norm of a model of timm, in the middle of it, or lies in how the model is
 trained. syncnorm's `diagnose` and torch-audit's `audit_dynamic` (with static, init and runtime rules) then look at
@@ -17,18 +18,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from doctor import FAULTS as OF_A_LAYER
 from doctor import fits
+from peers.blocks import Blocks
+from peers.no_torchvision import stand_in
 from torch import Tensor, nn
 
 import syncnorm
 from syncnorm.doctor import diagnose
 from syncnorm.environment import environment
 
-NAMES = ["resnet18", "mobilenetv2_100"]
+NAMES = ["resnet18", "mobilenetv2_100", "densenet121"]
 SIDE = 32
 Found = Counter[tuple[str, str]]
 """How often a check or rule has found something, by its name and the layer."""
@@ -126,8 +130,8 @@ def new(found: Found, healthy: Found) -> str:
     return " ".join(dict.fromkeys(check for check, _ in found - healthy)) or "-"
 
 
-def look(name: str) -> tuple[int, int]:
-    """Print the rows of a model; return how many of the faults each tool has found."""
+def look(name: str) -> tuple[str, int, int]:
+    """Return the rows of a model, and how many of the faults each tool has found."""
     import timm
 
     torch.manual_seed(0)
@@ -135,44 +139,50 @@ def look(name: str) -> tuple[int, int]:
     x = torch.randn(32, 3, SIDE, SIDE) + torch.randn(32, 1, 1, 1)
     fit = [layer for layer, module in syncnorm.batch_norms(model).items() if fits(module)]
     healthy = [tool(Planted(copy.deepcopy(model)), x) for tool in (ours, theirs)]
+    rows = []
     for tool, found in zip(("syncnorm", "torch-audit"), healthy, strict=True):
         rules = Counter[str]()
         for (rule, _), count in found.items():
             rules[rule] += count
         told = ", ".join(f"{rule} x{count}" for rule, count in rules.items())
-        print(f"{name}, as it is: {tool} says {told or 'nothing'}")
+        rows.append(f"{name}, as it is: {tool} says {told or 'nothing'}")
     hits = [0, 0]
     for check, plant in FAULTS.items():
         planted = plant(copy.deepcopy(model), fit[len(fit) // 2])
-        told = []
+        both = []
         for place, tool in enumerate((ours, theirs)):
             try:
-                told.append(new(tool(planted, x), healthy[place]))
+                both.append(new(tool(planted, x), healthy[place]))
             except Exception as error:  # a tool that fails on a model is a row too
-                told.append(f"{type(error).__name__}: {str(error).splitlines()[0][:40]}")
-        hits[0] += check in told[0].split()
-        hits[1] += told[1] != "-" and ":" not in told[1]
-        print(f"{name:18s} {check:24s} {told[0]:58s} {told[1]}", flush=True)
-    return hits[0], hits[1]
+                both.append(f"{type(error).__name__}: {str(error).splitlines()[0][:40]}")
+        hits[0] += check in both[0].split()
+        hits[1] += both[1] != "-" and ":" not in both[1]
+        rows.append(f"{name:18s} {check:24s} {both[0]:58s} {both[1]}")
+    return "\n".join(rows), hits[0], hits[1]
 
 
 def main() -> None:
-    """Print the table."""
+    """Write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, help=f"names of timm's models; default: {NAMES}")
-    names = parser.parse_args().names
+    parser.add_argument("--out", type=Path, default=Path("results/doctor_peer.txt"), help="default: %(default)s")
+    options = parser.parse_args()
+    stand_in()
     try:
         versions = ", ".join(f"{package} {version(package)}" for package in ("timm", "torch-audit", "torch"))
     except ImportError as error:
-        sys.exit(f"{error}: pip install timm torch-audit.")
+        sys.exit(f"{error}: pip install --no-deps timm torch-audit.")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     here = environment()
-    print(f"{versions}, {here['cpu']}, commit {here.get('commit', 'unknown')}")
-    print(f"{'model':18s} {'planted':24s} {'syncnorm':58s} torch-audit")
-    hits = [look(name) for name in names]
-    total = len(names) * len(FAULTS)
-    print(f"of {total} planted faults: syncnorm {sum(h[0] for h in hits)}, torch-audit {sum(h[1] for h in hits)}")
+    head = f"{versions}, {here['cpu']}, commit {here.get('commit', 'unknown')}"
+    blocks = Blocks(options.out, head + f"\n{'model':18s} {'planted':24s} {'syncnorm':58s} torch-audit")
+    for name in options.names:
+        if name not in blocks.found:
+            blocks.add(name, *look(name))
+    of_ours, of_theirs = blocks.totals(options.names)
+    total = len(options.names) * len(FAULTS)
+    blocks.end(options.names, f"of {total} planted faults: syncnorm {of_ours}, torch-audit {of_theirs}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class DoctorOptions:
     """A file with the labels (whole numbers) or a batch of the inputs of each device (.pt, .npy, .safetensors)."""
     mixup: float | None = None
     """The parameter alpha of MixUp, if training uses it."""
+    cutmix: float | None = None
+    """The parameter alpha of CutMix, if training uses it."""
     padded: int | None = None
     """The dimension of the input along which samples are padded with zeros."""
     checks: tuple[str, ...] = ()
@@ -147,6 +149,7 @@ def _diagnosis(subject: "Subject", options: DoctorOptions) -> "Diagnosis":
         deploy=options.deploy,
         shards=[_batch(path) for path in options.shards],
         mixup=options.mixup,
+        cutmix=options.cutmix,
         padded=options.padded,
         checks=checks,
     )

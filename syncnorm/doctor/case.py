@@ -39,7 +39,7 @@ class Case:
         samples of each client.
     deploy: whether the model is to be deployed as it is.
     shards: what each rank holds: its labels, or a batch of its inputs.
-    mixup: the parameter alpha of MixUp; None without it.
+    mixup, cutmix: the parameter alpha of MixUp and of CutMix; None without it.
     padded: the dimension of the input along which samples are padded with zeros; None if they are not.
     live: False for a checkpoint, whose stand-in for the model cannot run.
     """
@@ -55,6 +55,7 @@ class Case:
         self.deploy = False
         self.shards: tuple[Tensor | Inputs, ...] = ()
         self.mixup: float | None = None
+        self.cutmix: float | None = None
         self.padded: int | None = None
         self.kept_from_running = ""
         if _several_ranks() and any(is_over_ranks(module) for module in model.modules()):
@@ -87,6 +88,7 @@ class Case:
             "deploy": self.deploy,
             "shards": bool(self.shards),
             "mixup": self.mixup is not None,
+            "cutmix": self.cutmix is not None,
             "padded": self.padded is not None,
         }
         missing = [need for need in needs if not there[need]]

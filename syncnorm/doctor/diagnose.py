@@ -36,6 +36,7 @@ def diagnose(
     deploy: bool = False,
     shards: Sequence[Any] = (),
     mixup: float | None = None,
+    cutmix: float | None = None,
     padded: int | None = None,
     checks: Iterable[str] | None = None,
 ) -> Diagnosis:
@@ -45,26 +46,25 @@ def diagnose(
         print(findings)
 
     The list is empty if nothing was found. `findings.wrong` says whether anything is worse than a note, and
-    `findings.skipped` which checks did not run, and why.
-
-    Layers are found by type and by what they do: copies of the model run a step of training and an evaluation, with
-    hooks on everything. The model itself does not run or change, nor do the random states of torch, NumPy and Python.
+    `findings.skipped` which checks did not run, and why. Layers are found by type and by what they do: copies of the
+    model run a step of training and an evaluation, with hooks on everything. The model itself does not run or change,
+    nor do the random states of torch, NumPy and Python.
 
     Args:
         model: any module. In DistributedDataParallel, or compiled, the module inside is looked at.
-        inputs: a batch of your data, best of 8 samples or more (a tensor (N, ...), a tuple of tensors for several
-            arguments, or a dict of them); or the shape of one sample, (3, 32, 32), for which a batch is drawn. None
-            leaves out what needs a run.
+        inputs: a batch of your data, best of 8 samples or more (a tensor (N, ...), a tuple or a dict of tensors for
+            several arguments); or the shape of one sample, (3, 32, 32), of which a batch is drawn; None: no run.
         batch_size: samples of a forward pass on one device.
         world_size: number of devices.
         accumulate: forward passes of a step of the optimiser.
         optimizer: that of the training, to see what it does to norms.
         policy: of a federation, the batch-norm policy by name, such as "fedbn".
-        algorithm: of a federation, the algorithm by name, such as "fedadam".
-        client_sizes: of a federation, the number of samples of each client.
+        algorithm: its algorithm by name, such as "fedadam".
+        client_sizes: the number of samples of each of its clients.
         deploy: also tell what could be folded, and what that saves.
         shards: of each rank its labels (whole numbers), a batch of its inputs, or its loader (its first batch).
         mixup: the parameter alpha of MixUp, if training uses it.
+        cutmix: the parameter alpha of CutMix, if training uses it.
         padded: the dimension of the input along which samples are padded with zeros to a common length.
         checks: names of the checks to run; None runs all, also registered ones (`syncnorm.register_check`).
 
@@ -74,11 +74,11 @@ def diagnose(
     """
     check_model(model)
     _check_sizes(batch_size=batch_size, world_size=world_size, accumulate=accumulate)
-    _check_use(mixup, policy)
+    _check_use(policy, MixUp=mixup, CutMix=cutmix)
     case = Case(_inner(model), None if inputs is None else read_inputs(inputs, _inner(model)))
     case.batch_size, case.world_size, case.accumulate, case.optimizer = batch_size, world_size, accumulate, optimizer
     case.policy, case.algorithm, case.client_sizes, case.deploy = policy, algorithm, tuple(client_sizes), deploy
-    case.shards, case.mixup, case.padded = read_shards(shards, case.model), mixup, padded
+    case.shards, case.mixup, case.cutmix, case.padded = read_shards(shards, case.model), mixup, cutmix, padded
     if case.inputs is not None:
         _ = case.evaluation, case.training  # an input that the model does not take is said at once
     return examine(case, checks, type(case.model).__name__)
@@ -91,9 +91,12 @@ def _check_sizes(**sizes: int | None) -> None:
             raise UserError(f"{name} is {value!r}: it must be a whole number, at least 1.")
 
 
-def _check_use(mixup: float | None, policy: str | None) -> None:
-    if mixup is not None and not mixup > 0:
-        raise UserError(f"mixup is {mixup!r}: it is the parameter alpha of MixUp's beta distribution, above 0.")
+def _check_use(policy: str | None, **alphas: float | None) -> None:
+    for name, alpha in alphas.items():
+        if alpha is not None and not alpha > 0:
+            raise UserError(
+                f"{name.lower()} is {alpha!r}: it is the parameter alpha of {name}'s beta distribution, above 0."
+            )
     if policy is not None:
         policy_named(policy)
 

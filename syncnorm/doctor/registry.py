@@ -48,11 +48,13 @@ CHECKS: Registry[Check] = Registry("check", {
     "skewed_shards": Check(shards.skewed_shards, ("model", "shards")),
     "uneven_reach": Check(shards.uneven_reach, ("model", "shards")),
     "mixup_before": Check(samples.mixup_before, ("model", "input", "mixup")),
+    "cutmix_before": Check(samples.cutmix_before, ("model", "input", "cutmix")),
     "depends_on_padding": Check(samples.depends_on_padding, ("model", "input", "padded")),
 
     "dead_bias": Check(structure.dead_bias, ("model", "input")),
     "dead_channels": Check(structure.dead_channels),
     "two_in_a_row": Check(structure.two_in_a_row, ("model", "input")),
+    "after_sum": Check(structure.after_sum, ("model", "input")),
     "before_softmax": Check(structure.before_softmax, ("model", "input")),
     "small_groups": Check(structure.small_groups, ("model", "input")),
 

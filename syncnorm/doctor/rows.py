@@ -20,6 +20,7 @@ Need = Literal[
     "deploy",
     "shards",
     "mixup",
+    "cutmix",
     "padded",
 ]
 CheckFunction = Callable[[Any], Iterable[Finding]]
@@ -36,6 +37,7 @@ NEEDS: dict[str, str] = {
     "deploy": "ask for it with deploy=True",
     "shards": "give the labels or inputs of each rank as shards",
     "mixup": "give the alpha of MixUp, if you use it",
+    "cutmix": "give the alpha of CutMix, if you use it",
     "padded": "give the dimension along which samples are padded, if they are",
 }
 """What a check can need, and what to say where that is missing."""

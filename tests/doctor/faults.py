@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from healthy import Net, batch, trained
+from healthy import Net, Residual, batch, trained
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -181,6 +181,11 @@ def images(count: int, seed: int = 0) -> Tensor:
         return batch(count)
 
 
+def coloured(count: int) -> Tensor:
+    """Return images that differ in their mean more than within themselves."""
+    return 0.3 * images(count) + 2 * torch.randn(count, 3, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
 def class_of(count: int, first: int, last: int) -> Tensor:
     """Return labels from `first` to `last`, in turn."""
     return first + torch.arange(count) % (last - first + 1)
@@ -202,6 +207,24 @@ class Positions(nn.Module):
         if not self.masked:
             return self.fc(y.mean(2))
         return self.fc((y * there[:, None]).sum(2) / there.sum(1, keepdim=True))
+
+
+def summed_first(net: Net) -> None:
+    """Batch norm after the residual sum of the first block, in what the next block's shortcut carries on."""
+    net.layer3 = Residual(8, 8)
+    net.layer1.forward = MethodType(  # type: ignore[method-assign]
+        lambda self, x: F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))) + x)), net.layer1
+    )
+    forward_of(
+        net,
+        lambda self, x: self.fc(self.layer2(self.layer3(self.layer1(F.relu(self.bn(self.conv(x)))))).mean((2, 3))),
+    )
+
+
+def pooled_first(net: Net) -> None:
+    """Batch norm of the mean over an image, which varies less if images are pasted together."""
+    net.head = nn.BatchNorm1d(16)
+    forward_of(net, lambda self, x: self.fc(self.head(self.features(x).mean((2, 3)))))
 
 
 def skips(net: Net) -> None:
@@ -326,6 +349,9 @@ FAULTS: dict[str, Fault] = {
         healthy={"shards": 2 * [images(8) + 3]},
     ),
     "MixUp": Fault(nothing, "mixup_before", "bn", {"mixup": 1.0}, shape=images(64), healthy={"mixup": 0.2}),
+    "CutMix before a pooling": Fault(
+        pooled_first, "cutmix_before", "head", {"cutmix": 1.0}, shape=coloured(64), healthy={"cutmix": 1.0}
+    ),
     "padding that counts": Fault(
         lambda net: Positions(masked=False),
         "depends_on_padding",
@@ -340,6 +366,7 @@ FAULTS: dict[str, Fault] = {
     "a dead layer": Fault(value("bn", "weight", 0.0, 8), "dead_channels", "bn"),
     "two norms in a row": Fault(two_norms, "two_in_a_row", "layer1.bn1.1"),
     "a norm before the softmax": Fault(into_softmax, "before_softmax", "fc.1"),
+    "a norm after the sum": Fault(summed_first, "after_sum", "layer1.bn2"),
     "groups of two values": Fault(
         lambda net: set_(net, "fc", nn.Sequential(nn.Linear(16, 16), nn.GroupNorm(8, 16), nn.Linear(16, 5))),
         "small_groups",

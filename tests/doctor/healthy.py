@@ -172,6 +172,39 @@ class RepVgg(nn.Module):
         return self.fc(F.relu(self.large(x) + self.small(x) + self.identity(x)).mean((2, 3)))
 
 
+class Summed(nn.Module):
+    """Branches without an activation, summed and then normalised: they fold into one convolution (RepViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.deep = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), nn.BatchNorm2d(8))
+        self.bn, self.wide, self.narrow = nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_bn(self.stem(x)))
+        x = self.bn(self.deep(x) + x)
+        return self.fc((x + self.narrow(F.gelu(self.wide(x)))).mean((2, 3)))
+
+
+class PreActivationDown(nn.Module):
+    """Pre-activation blocks whose shortcut is a projection of the norm's output, as in ResNet-v2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(3, 8, 3, padding=1), nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(4))
+        self.down, self.fc = nn.Conv2d(8, 8, 1, bias=False), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        x = x + self.convs[1](F.relu(self.convs[0](F.relu(self.norms[0](x)))))
+        y = F.relu(self.norms[1](x))
+        x = self.down(y) + self.convs[3](F.relu(self.convs[2](y)))
+        return self.fc(F.relu(self.norms[2](x)).mean((2, 3)))
+
+
 class Standardised(nn.Conv2d):
     """A convolution that standardises its weight by the function of batch norm, as many write it."""
 
@@ -269,6 +302,8 @@ HEALTHY: dict[str, Callable[[], nn.Module]] = {
     "unet": UNet,
     "convnext": ConvNext,
     "repvgg": RepVgg,
+    "summed": Summed,
+    "pre_activation_down": PreActivationDown,
     "dropout_last": dropout_last,
     "weight_standardised": weight_standardised,
     "siamese": Siamese,

@@ -26,35 +26,68 @@ MOST = 64
 def mixup_before(case: Case) -> Iterator[Finding]:
     """MixUp, whose mixed samples vary less than those of evaluation do: running variances are too small."""
     assert case.mixup is not None
-    names = list(case.batch_norms)
     inputs = case.given.take(MOST) or case.given
-    if not names or inputs.count < 2:
+    if inputs.count < 2:
+        return
+    generator = torch.Generator().manual_seed(0)
+    mixed = [
+        inputs.mixed(float(share), torch.randperm(inputs.count, generator=generator))
+        for share in _beta(case.mixup, MIXTURES, generator)
+    ]
+    yield from _other_variances(case, f"MixUp (alpha {case.mixup:g})", "; or mix less (alpha 0.2)", inputs, mixed)
+
+
+def cutmix_before(case: Case) -> Iterator[Finding]:
+    """CutMix, whose pasted samples have other variances than those of evaluation, above all after a pooling.
+
+    A share s of Beta(alpha, alpha) of each sample stays, and the rest is a box of another one, with sides of
+    (1 - s)^(1/d) of d dimensions and its middle anywhere, cut at the border (Yun et al., arXiv 1905.04899). A value
+    by itself keeps its distribution; a mean over positions varies less.
+    """
+    assert case.cutmix is not None
+    inputs = case.given.take(MOST) or case.given
+    if inputs.count < 2:
+        return
+    generator = torch.Generator().manual_seed(0)
+    mixed = []
+    for share in _beta(case.cutmix, MIXTURES, generator):
+        boxes = [_box(float(share), dims, generator) for dims in (1, 2, 3)]
+        one = inputs.pasted(boxes, torch.randperm(inputs.count, generator=generator))
+        if one is None:
+            raise UserError("CutMix pastes boxes of images, and no tensor of the input has positions (N, C, ...)")
+        mixed.append(one)
+    yield from _other_variances(case, f"CutMix (alpha {case.cutmix:g})", "", inputs, mixed)
+
+
+def _other_variances(case: Case, what: str, less: str, inputs: Inputs, mixed: list[Inputs]) -> Iterator[Finding]:
+    """Yield the batch norms whose input varies otherwise in these mixed batches than in the batch as it is."""
+    names = list(case.batch_norms)
+    if not names:
         return
     plain = channel_moments(case.copy().train(), inputs, names)
-    generator = torch.Generator().manual_seed(0)
-    shares = _beta(case.mixup, MIXTURES, generator)
-    mixed = [
-        channel_moments(
-            case.copy().train(), inputs.mixed(float(share), torch.randperm(inputs.count, generator=generator)), names
-        )
-        for share in shares
-    ]
+    seen = [channel_moments(case.copy().train(), one, names) for one in mixed]
     for name in names:
-        if name not in plain or any(name not in one for one in mixed):
+        if name not in plain or any(name not in one for one in seen):
             continue
-        var = torch.stack([one[name].var().double().mean() for one in mixed]).mean()
+        var = torch.stack([one[name].var().double().mean() for one in seen]).mean()
         ratio = float(plain[name].var().double().mean() / var) if var > 0 else 1.0
         if ratio > SHIFTED or ratio < 1 / SHIFTED:
             yield Finding(
                 name,
-                f"MixUp (alpha {case.mixup:g}) makes the variance of its input in evaluation {ratio:.1f} times that "
-                "of training, and its running variance is that of training",
-                "run syncnorm.recalibrate(model, batches) on batches that are not mixed, after training; or mix less "
-                "(alpha 0.2)",
+                f"{what} makes the variance of its input in evaluation {ratio:.1f} times that of training, and its "
+                "running variance is that of training",
+                "run syncnorm.recalibrate(model, batches) on batches that are not mixed, after training" + less,
                 "warning",
                 "measured",
                 f"{MIXTURES} mixtures of {inputs.count} samples of {inputs.words}",
             )
+
+
+def _box(share: float, dims: int, generator: torch.Generator) -> list[tuple[float, float]]:
+    """Return the box that CutMix pastes where a share of a sample stays, in shares of each side."""
+    half = 0.5 * (1 - share) ** (1 / dims)
+    middles = [float(middle) for middle in torch.rand(dims, generator=generator)]
+    return [(max(0.0, middle - half), min(1.0, middle + half)) for middle in middles]
 
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from syncnorm.doctor.case import Case
 from syncnorm.doctor.finding import Finding
-from syncnorm.doctor.watch.graph import SUMS, is_a
+from syncnorm.doctor.watch.graph import ACTIVATIONS, SUMS, VIEWS, Node, is_a
 from syncnorm.doctor.watch.trace import Call, Linear
 from syncnorm.doctor.words import number, percent
 
@@ -68,6 +68,65 @@ def two_in_a_row(case: Case) -> Iterator[Finding]:
                 "warning",
                 "certain" if call.kind == before.kind else "likely",
             )
+
+
+def after_sum(case: Case) -> Iterator[Finding]:
+    """A batch norm after the residual sum, through which the shortcut from block to block goes.
+
+    Deep networks of this kind train less well than those with an untouched shortcut (He et al., arXiv 1603.05027,
+    section 4, "BN after addition"). A norm that only branches read, as in pre-activation networks, one before the
+    head, and one of a sum of linear branches, which folds into them, are none of these.
+    """
+    for call in case.training.of("batch"):
+        if not call.by_batch or call.source is None or call.node is None or call.moments is None:
+            continue
+        graph = case.training.graph
+        total = graph.origin(call.source)
+        if not _is_residual(case, total) or len(graph.readers(total)) != 1 or not _is_shortcut(case, call.node):
+            continue
+        weight = getattr(call.module, "weight", None)
+        deviation = (call.moments.var().double() + 1e-5).sqrt()
+        gamma = weight.detach().double().abs() if isinstance(weight, Tensor) else deviation.new_ones(())
+        scale = float((gamma / deviation).mean())
+        yield Finding(
+            call.name,
+            "it stands after the residual sum, so that the shortcut from block to block goes through it",
+            "put it at the end of the branch, before the sum, if the network is deep; shallow networks and "
+            "transformers with norms last are right as they are",
+            "note",
+            "measured",
+            f"it multiplies what the shortcut carries by {scale:.2g} (mean over channels, {case.given.words})",
+        )
+
+
+def _is_residual(case: Case, total: Node, shortcut: Node = None) -> bool:
+    """Return whether an operation adds a branch to what the branch started from (`shortcut`, if that is given)."""
+    graph = case.training.graph
+    if not is_a(total, "AddBackward") or len(total.next_functions) != 2:
+        return False
+    sides = [graph.origin(node) for node, _ in total.next_functions]
+    for start, end in (sides, sides[::-1]):
+        if start is None or end is None or shortcut not in (None, start):
+            continue
+        branch = graph.between(start, end)
+        if any(is_a(node, *BLOCKS) for node in branch) and any(is_a(node, *ACTIVATIONS) for node in branch):
+            return True
+    return False
+
+
+def _is_shortcut(case: Case, node: Node) -> bool:
+    """Return whether a later residual sum adds a branch to the result of `node`, or to an activation of it."""
+    graph = case.training.graph
+    passed, waiting = {node}, [node]
+    while waiting:
+        one = waiting.pop()
+        for user in graph.users.get(one, []):
+            if _is_residual(case, user, graph.origin(one)):
+                return True
+            if is_a(user, *VIEWS, *ACTIVATIONS) and user not in passed:
+                passed.add(user)
+                waiting.append(user)
+    return False
 
 
 def before_softmax(case: Case) -> Iterator[Finding]:

@@ -23,6 +23,23 @@ VIEWS = (
 )
 """Operations that change no value."""
 SUMS = ("AddBackward", "SubBackward")
+ACTIVATIONS = (
+    "ReluBackward",
+    "HardtanhBackward",
+    "LeakyReluBackward",
+    "PreluKernelBackward",
+    "EluBackward",
+    "SiluBackward",
+    "GeluBackward",
+    "MishBackward",
+    "SoftplusBackward",
+    "HardswishBackward",
+    "HardsigmoidBackward",
+    "SigmoidBackward",
+    "TanhBackward",
+    "SoftmaxBackward",
+)
+"""Operations that are not linear."""
 
 
 def is_a(node: Node, *names: str) -> bool:
@@ -60,6 +77,24 @@ class Graph:
         for user in self.users.get(node, []):
             found += self.readers(user) if is_a(user, *VIEWS) else [user]
         return found
+
+    def between(self, start: Node, goal: Node) -> list[Node]:
+        """Return the operations on the ways from `start` to `goal`, with `goal`; none if there is no way."""
+        after, waiting = {start}, [start]
+        while waiting:
+            for user in self.users.get(waiting.pop(), []):
+                if user not in after:
+                    after.add(user)
+                    waiting.append(user)
+        if goal is start or goal not in after:
+            return []
+        found, waiting = {goal}, [goal]
+        while waiting:
+            for before, _ in waiting.pop().next_functions:
+                if before in after and before is not start and before not in found:
+                    found.add(before)
+                    waiting.append(before)
+        return list(found)
 
     def reaches(self, start: Node, goal: Node) -> bool:
         """Return whether the result of `start` goes into `goal`."""

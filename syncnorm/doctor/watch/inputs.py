@@ -58,6 +58,30 @@ class Inputs:
 
         return self._mapped(mix, self.count)
 
+    def pasted(self, boxes: Sequence[Sequence[tuple[float, float]]], order: Tensor) -> Inputs | None:
+        """Return CutMix of the batch: within a box, each sample has the values of another one, by `order`.
+
+        A box is a (start, end) in each dimension, as shares of its size; the first box that has as many dimensions as
+        a tensor's positions is taken. None where no tensor has positions (N, C, ...).
+        """
+        pasted = False
+
+        def paste(x: Tensor) -> Tensor:
+            nonlocal pasted
+            box = next((one for one in boxes if len(one) == x.dim() - 2), None)
+            if box is None or not x.is_floating_point():
+                return x
+            pasted = True
+            inside = torch.ones_like(x, dtype=torch.bool)
+            for place, ((low, high), size) in enumerate(zip(box, x.shape[2:], strict=True)):
+                at = torch.arange(size, device=x.device)
+                along = (at >= round(low * size)) & (at < round(high * size))
+                inside &= along.reshape(-1, *[1] * (len(box) - 1 - place))
+            return torch.where(inside, x[order.to(x.device)], x)
+
+        batch = self._mapped(paste, self.count)
+        return batch if pasted else None
+
     def padded(self, dim: int) -> Inputs | None:
         """Return the batch with a quarter more of zeros at the end of a dimension; None where no tensor has it."""
         first = next((x for x in _tensors([*self.args, *self.kwargs.values()]) if x.dim()), None)
