@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from processes import run as run_process
 
 from syncnorm.errors import UserError
 from syncnorm.study import run_study
+from syncnorm.study.run.executors import on_slurm
 from syncnorm.study.run.executors.executor import Exit, Order, Wish
 from syncnorm.study.run.executors.on_slurm import OnSlurm
 
@@ -77,16 +80,13 @@ class FakeExecutor:
 
 
 class FakeJob:
-    state = "NODE_FAIL"
-
     def __init__(self, number: int) -> None:
         self.job_id, self.cancelled = f"7_{number}", False
-
-    def done(self) -> bool:
-        return True
+        self.paths = SimpleNamespace(result_pickle=Path("no such file"))
+        self.left: Any = None
 
     def result(self) -> Any:
-        raise submitit.core.utils.UncompletedJobError
+        return self.left
 
     def cancel(self, check: bool) -> None:
         self.cancelled = True
@@ -111,9 +111,59 @@ def test_slurm_gets_arrays_of_what_ranks_need(tmp_path: Path, monkeypatch: pytes
         }.items()
     )
     assert slurm.slots(4) == 3
-    time.sleep(1.1)
-    assert jobs[1].exit() == Exit(None, "its job 7_1 ended as NODE_FAIL")
+    assert len(jobs) == 2
     assert "127.0.0.1" not in slurm.hosts
+
+
+@pytest.fixture
+def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return what puts lines into the mouth of a `squeue`; it fails as long as there are none."""
+    told, program = tmp_path / "told", tmp_path / "squeue"
+    program.write_text(f'#!/bin/sh\nexec cat "{told}"\n')
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("ASK_SECONDS", "LOOK_SECONDS", "RESULT_SECONDS"):
+        monkeypatch.setattr(on_slurm, name, 0.0)
+
+    def say(text: str) -> None:
+        told.write_text(text)
+
+    return say
+
+
+def ends(job: Any, seconds: float = 0.02) -> Exit | None:
+    """Look at a job twice: whether it has ended, and whether it has left a result."""
+    for _ in range(2):
+        time.sleep(seconds)
+        if exit := job.exit():
+            return exit
+    return None
+
+
+def test_what_became_of_a_job_is_what_squeue_says(says: Callable[[str], None]) -> None:
+    states = on_slurm.States()
+    jobs = [on_slurm._Job(FakeJob(number), states) for number in range(5)]
+    assert [ends(job) for job in jobs] == [None] * 5  # the controller does not answer
+    says("7_0 RUNNING\n7_1 NODE_FAIL\n7_2 PENDING\n7_3 COMPLETING\n")
+    expected = {1: "its job 7_1 ended as NODE_FAIL", 4: "its job is gone"}
+    assert [ends(job) for job in jobs] == [Exit(None, expected[n]) if n in expected else None for n in range(5)]
+    says("")
+    assert ends(jobs[0]) == Exit(None, "its job is gone")
+
+
+def test_a_job_that_has_ended_has_time_to_leave_its_result(
+    says: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_slurm, "RESULT_SECONDS", 60.0)
+    says("7_0 COMPLETED\n7_1 COMPLETED\n")
+    states, fakes = on_slurm.States(), [FakeJob(0), FakeJob(1)]
+    jobs = [on_slurm._Job(fake, states) for fake in fakes]
+    assert [ends(job) for job in jobs] == [None, None]
+    (tmp_path / "result").touch()
+    for fake, code in zip(fakes, (7, -signal.SIGTERM), strict=True):
+        fake.paths.result_pickle, fake.left = tmp_path / "result", (code, "its last words")
+    assert ends(jobs[0]) == Exit(7, "its last words")
+    assert ends(jobs[1]) == Exit(None, "its job 7_1 was told to end")  # by Slurm: no fault of its run
 
 
 @pytest.mark.parametrize(
@@ -129,7 +179,8 @@ def test_slurm_gets_arrays_of_what_ranks_need(tmp_path: Path, monkeypatch: pytes
         ("slrum", "unknown executor 'slrum': did you mean 'slurm'"),
     ],
 )
-def test_what_cannot_be_is_said(on: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_said(on: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)  # whatever is installed here
     with pytest.raises(UserError, match=said):
         run_study(small(), tmp_path / "out", on=on)
     assert not (tmp_path / "out").exists()

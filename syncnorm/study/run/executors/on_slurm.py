@@ -5,7 +5,9 @@ Slurm tells the job, and submitit has it queued again; its run goes on from its 
 be on a file system that all nodes share.
 """
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -30,6 +32,14 @@ TIME_OUTS = 100
 """How often a job may reach its time limit."""
 LOOK_SECONDS = 1.0
 """Seconds between two looks at a job's files."""
+ASK_SECONDS = 5.0
+"""Seconds between two questions to Slurm about all jobs."""
+RESULT_SECONDS = 15.0
+"""Seconds in which the result of a job that has ended has to be seen, as file systems of many nodes need some."""
+ENDED = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()  # noqa: SIM905
+)
+"""Slurm's states of a job that does not start again: one that is queued again is PENDING."""
 FOLDER = "slurm"
 NAMES = {"time": "timeout_min", "mem": "mem_gb"}
 """Our options that submitit calls otherwise; all others are its own for Slurm."""
@@ -62,6 +72,7 @@ class OnSlurm:
         self._gpus = bool(wish.gpus_per_run)
         self.hosts: Sequence[str] = ("127.0.0.1",) if self._cluster == LOCAL else own_hosts()
         self._folder = wish.folder.absolute() / FOLDER
+        self._states = None if self._cluster == LOCAL else States()
         cloudpickle.register_pickle_by_value(shipped)
         _checked(self._parameters(1))
 
@@ -80,7 +91,7 @@ class OnSlurm:
             jobs = executor.map_array(shipped.Served(), *zip(*told, strict=True))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
             raise UserError(f"Slurm does not take the jobs: {' '.join(str(error).split())}") from error
-        return [_Job(job, self._cluster != LOCAL) for job in jobs]
+        return [_Job(job, self._states) for job in jobs]
 
     def words(self) -> str:
         """Say what is asked of Slurm."""
@@ -101,25 +112,55 @@ class OnSlurm:
         return {**fixed, **gpus, **self._options}
 
 
+class States:
+    """What Slurm says of this user's jobs. `squeue` knows them on every cluster; `sacct`, which submitit asks, only
+    where accounting is set up."""
+
+    def __init__(self) -> None:
+        self._asked, self._states = -ASK_SECONDS, dict[str, str]()
+
+    def of(self, job: str, since: float) -> str:
+        """Return the state of a job that was submitted before `since`, in seconds of the monotonic clock.
+
+        It is "gone" for a job that Slurm knows no more, and empty as long as Slurm has not answered since then.
+        """
+        if time.monotonic() - self._asked > ASK_SECONDS:
+            self._ask()
+        return self._states.get(job, "gone") if self._asked > since and self._states else ""
+
+    def _ask(self) -> None:
+        command = ["squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i %T"]
+        self._asked, self._states = time.monotonic(), {"": ""}  # so that an answer without jobs is one
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        except (OSError, subprocess.SubprocessError):  # the controller may be restarting
+            self._states = {}
+        else:
+            for line in told.splitlines():
+                job, _, state = line.partition(" ")
+                self._states[job] = state.strip()
+
+
 class _Job:
-    def __init__(self, job: Any, slurm: bool) -> None:
-        self._job, self._slurm = job, slurm
-        self._looked = 0.0
+    def __init__(self, job: Any, states: States | None) -> None:
+        self._job, self._states = job, states
+        self._began, self._looked = time.monotonic(), 0.0
+        self._ended: float | None = None
         self._exit: Exit | None = None
 
     def exit(self) -> Exit | None:
         if self._exit is None and time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
-            self._exit = self._ended() if self._job.done() else None
+            self._exit = self._found()
         return self._exit
 
     def end(self) -> None:
-        if self._slurm:  # it may still wait for its start
+        if self._states:  # it may still wait for its start
             self._cancel()
 
     def join(self) -> None:
         until = time.monotonic() + shipped.END_SECONDS
-        while not self._slurm and not self._job.done():
+        while not self._states and not self._job.done():
             if time.monotonic() > until:
                 return self._cancel()
             time.sleep(0.05)
@@ -128,13 +169,32 @@ class _Job:
         with suppress(OSError, subprocess.SubprocessError):
             self._job.cancel(check=False)
 
-    def _ended(self) -> Exit:
+    def _found(self) -> Exit | None:
+        """Return how the job has ended; None as long as it has not, or may still leave a result."""
+        if self._states is None:
+            return self._result() if self._job.done() else None
+        if self._job.paths.result_pickle.exists():
+            return self._result()
+        state = self._states.of(self._job.job_id, self._began)
+        if state not in ENDED and state != "gone":
+            self._ended = None
+            return None
+        self._ended = self._ended or time.monotonic()
+        if time.monotonic() - self._ended < RESULT_SECONDS:
+            return None
+        return Exit(None, f"its job {self._job.job_id} ended as {state}" if state in ENDED else "its job is gone")
+
+    def _result(self) -> Exit:
+        """Return what the job left behind."""
         try:
-            return Exit(*self._job.result())
+            exit = Exit(*self._job.result())
         except submitit.core.utils.UncompletedJobError:
             return Exit(None, f"its job {self._job.job_id} ended as {self._job.state}")
         except Exception as error:  # raised in the job
             return Exit(1, str(error))
+        if exit.code == -signal.SIGTERM:  # which Slurm sends, as when it preempts a job
+            return Exit(None, f"its job {self._job.job_id} was told to end")
+        return exit
 
 
 def opened(wish: Wish) -> OnSlurm:
