@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -261,13 +262,13 @@ def main() -> None:
     print(f"torch {here['torch']}, {here['cpu']}, commit {here.get('commit', 'unknown')}")
     cases = []
     for data, model, options in NETWORKS:
-        for seed in SEEDS:
-            one = train(data, model, options, seed)
+        for seed, rate in product(SEEDS, SETTINGS):
+            one = train(data, model, options, seed, rate)
             cases += cases_of(one)
             print(
-                f"{data}, {model}, seed {seed}: {accuracy(one.model, *one.test):.1f} %", file=sys.stderr, flush=True
+                f"{data} {model} {rate} {seed}: {accuracy(one.model, *one.test):.1f} %", file=sys.stderr, flush=True
             )
-    print(f"{len(NETWORKS)} networks of {len(SEEDS)} seeds, batches of {', '.join(map(str, SIZES))} samples\n")
+    print(f"{len(NETWORKS)} networks, {len(SEEDS)} seeds, {len(SETTINGS)} trainings; batches of {SIZES} samples\n")
     report(cases)
     if (public := crepe()) is not None:
         print(
