@@ -40,6 +40,7 @@ from syncnorm.training.metrics import other_metrics
 from syncnorm.training.precision import PRECISIONS
 from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
 from syncnorm.training.profiles.gradients import gradient_profile
+from syncnorm.training.profiles.layers import described_layers
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.training.ranks.launch import agreed, apart, check_started, join_ranks
@@ -68,6 +69,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
     `gradient_profile` of the first training batch, before and after training; and "effective_samples" and
     "values_per_channel" of the trained model's norm layers over training batches (`effective_profiles`).
+    details["layers"] says what these layers are (`described_layers`).
 
     The metric `values_per_channel` is the fewest values (samples x positions) that share statistics in training, over
     all batch norms of the model; runs whose norm does not see the batch have none.
@@ -103,7 +105,7 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
         seconds=(classifier.seconds_before if fresh else 0.0) + time.perf_counter() - started,
         environment=environment(),
         history={**classifier.history, "train_loss": train_loss},
-        details={**details, **({"profiles": profiles} if profiles else {})},
+        details=details | ({"profiles": profiles, "layers": described_layers(model)} if profiles else {}),
         ranks=of_all(ranks, classifier.work),
     )
     result = marked(result)

@@ -16,6 +16,7 @@ from syncnorm.federated.policies import (
     rules,
 )
 from syncnorm.surgery import batch_norms
+from syncnorm.training.profiles.layers import described_layers
 
 
 class Layout:
@@ -30,6 +31,8 @@ class Layout:
         """How the server treats each entry."""
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
+        self.described = described_layers(model)
+        """What its layers are, by name."""
         self._types = {name: value.dtype for name, value in model.state_dict().items()}
         self._parts = batch_norm_entries(model)
         listed = {id(value): name for name, value in everything(model)}

@@ -299,6 +299,20 @@ def test_what_a_profile_cannot_show_is_counted_and_said(write: Any) -> None:
         assert said in note(axes(found.figure())[0])
 
 
+def test_layers_are_named_by_what_they_are_where_rows_say_it(write: Any) -> None:
+    def row(study: str, run: Run) -> Any:
+        made = domain_row(study, run)
+        kind = "group norm" if run.norm.name == "gn" else "batch norm"
+        made["details"]["layers"] = {LAYERS[0]: {"type": kind, "depth": 1, "channels": 8}}
+        return made
+
+    found = profiles(write, row=row)
+    assert found.tables()[0].header == [f"1st norm, 8 channels ({LAYERS[0]})", *LAYERS[1:]]
+    with mpl.rc_context(STYLE):
+        (ax,) = axes(found.figure())
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1st norm, 8 channels", *LAYERS[1:]]
+
+
 def test_panels_may_have_layers_of_their_own(write: Any) -> None:
     def deeper(study: str, run: Run) -> Any:
         row = domain_row(study, run)

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from syncnorm.config import Clients, Run
 from syncnorm.study.plan.spec import Study, expand
 from syncnorm.study.plot import Plot, View, as_plain
+from syncnorm.study.report.analysis.across import layer_words
 from syncnorm.study.report.analysis.points import ChartView, Points, gather
 from syncnorm.study.report.analysis.tables import differences, means
 from syncnorm.study.report.console import layers_found
@@ -224,6 +225,43 @@ def test_a_drift_is_the_mean_over_seeds_of_every_layer_and_client(write: Any) ->
     mean = summarise([float(np.mean(values[0])) for values in per_seed])
     assert table.blocks[0][1][0][2].text == f"{mean.mean:.3f} ± {mean.half_width:.3f}"
     assert len(table.records) == 3 * len(LAYERS) * CLIENTS
+
+
+def described(count: int) -> dict[str, dict[str, object]]:
+    """Return details["layers"] of the first layers: batch norms that grow wider."""
+    return {
+        name: {"type": "batch norm", "depth": place, "channels": 16 * place}
+        for place, name in enumerate(LAYERS[:count], start=1)
+    }
+
+
+def test_layers_are_named_by_what_they_are_where_rows_say_it(write: Any) -> None:
+    found = maps(write, Drift("method", where=WHERE), layers=described(3))  # the fourth is not, as in old rows
+    (table,) = found.tables()
+    assert [cells[0].text for cells in table.blocks[0][1]] == [
+        "1st batch norm, 16 channels (features.1)",
+        "2nd batch norm, 32 channels (features.5)",
+        "3rd batch norm, 48 channels (features.9)",
+        "head.norm",
+    ]
+    assert table.records[0]["layer"] == "features.1"
+    labels = [label.get_text() for label in drawn(found).axes[0].get_yticklabels()]
+    assert labels == [
+        "1st batch norm, 16 channels",
+        "2nd batch norm, 32 channels",
+        "3rd batch norm, 48 channels",
+        LAYERS[3],
+    ]
+
+
+def test_of_layers_that_differ_only_what_they_share_is_said() -> None:
+    one = {"type": "batch norm", "depth": 2, "channels": 32}
+    rows = [{"details": {"layers": {"norm": one, "conv": one}}}]
+    rows += [
+        {"details": {"layers": {"norm": {**one, "type": "group norm"}, "conv": {"type": "convolution", "depth": 1}}}}
+    ]
+    assert layer_words(rows) == {"norm": "2nd norm, 32 channels", "conv": "layer"}
+    assert layer_words([{"metrics": {}}]) == {}
 
 
 def test_runs_that_differ_otherwise_are_never_averaged_into_one_map(write: Any) -> None:

@@ -164,6 +164,7 @@ def test_a_run_has_its_profiles(norm: str) -> None:
     assert gradients == ["gradient_norm_initial", "gradient_norm_final"]
     assert samples == ["effective_samples", "values_per_channel"]
     assert profiles["values_per_channel"]["layers"] == ["features.1", "features.5", "features.9"]
+    assert result.details["layers"]["features.5"]["depth"] == 2
     for profile in map(profiles.__getitem__, gradients):
         assert profile["layers"] == ["features.0", "features.4", "features.8", "classifier"]
         assert all(value > 0 for value in profile["values"])

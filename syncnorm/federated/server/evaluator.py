@@ -102,7 +102,7 @@ class Evaluator:
         details |= scores_by_sample(federation, scores)
         seen = [one for one in scores if one.moments]
         if seen:
-            details["drift"] = drift(seen)
+            details |= {"drift": drift(seen), "layers": federation.layout.described}
         found, further = self._global_scores()
         metrics |= found | self._with_other_statistics()
         if further:

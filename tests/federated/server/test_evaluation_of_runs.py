@@ -135,7 +135,9 @@ def test_the_summary_is_what_it_says(method: str) -> None:
 
 def test_drift_is_the_distance_to_the_pooled_statistics() -> None:
     rounds = play(small_run(method="fedbn", **TWO_DOMAINS))
-    found = rounds.result(0.0).details["drift"]
+    details = rounds.result(0.0).details
+    found = details["drift"]
+    assert details["layers"]["features.9"] == {"type": "batch norm", "depth": 3, "channels": 8}
     population = rounds.federation.population
     seen = [
         entering(model_of(rounds, own_state(rounds, client)), population.x[population.train(client)])

@@ -1,7 +1,8 @@
 """The x axis of a chart: a field of the runs, the rounds of a history, metrics, or layers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -232,6 +233,43 @@ class Layers(Across):
     def words(self, kind: str) -> str:
         """Return "layer"."""
         return "layer"
+
+
+def layer_words(rows: Iterable[Row]) -> dict[str, str]:
+    """Return what the layers of these rows are, by name: "3rd batch norm, 64 channels".
+
+    Where rows differ, only what they share is said: a layer that is a batch norm in one and a group norm in another
+    is a norm. Layers that no row describes are left out.
+    """
+    found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        for name, layer in row.get("details", {}).get("layers", {}).items():
+            found[name].append(layer)
+    return {name: _words(layers) for name, layers in found.items()}
+
+
+def with_name(layer: str, words: Mapping[str, str]) -> str:
+    """Return "3rd batch norm, 64 channels (features.9)"; the name alone where no words are known."""
+    return f"{words[layer]} ({layer})" if layer in words else layer
+
+
+def _words(layers: Sequence[Mapping[str, Any]]) -> str:
+    types = {layer["type"] for layer in layers}
+    depths, channels = ({layer.get(key) for layer in layers} for key in ("depth", "channels"))
+    said = types.pop() if len(types) == 1 else "norm" if all("orm" in one for one in types) else "layer"
+    if len(depths) == 1 and said != "layer":
+        said = f"{ordinal(depths.pop() or 0)} {said}"
+    return said + (f", {channels.pop()} channels" if len(channels) == 1 and None not in channels else "")
+
+
+def ordinal(place: int) -> str:
+    """Return "1st", "2nd", "3rd", "11th" for a place.
+
+    >>> [ordinal(place) for place in (1, 2, 3, 4, 11, 22, 113)]
+    ['1st', '2nd', '3rd', '4th', '11th', '22nd', '113th']
+    """
+    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
+    return f"{place}{ending}"
 
 
 def shared_unit(metrics: Mapping[Any, Metric]) -> str:

@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, ClassVar
 
 from syncnorm.study.plot import Axis, Plot, View, names_of
+from syncnorm.study.report.analysis.across import layer_words, with_name
 from syncnorm.study.report.analysis.labels import Metric, field_label, short_setting
 from syncnorm.study.report.analysis.lines import axis_value, line_names
 from syncnorm.study.report.analysis.points import file_name, rows_of, said_diverged
@@ -35,7 +36,7 @@ VECTOR_CELLS = 2000
 CELL, NARROWEST_MAP, WIDEST_MAP, GAP, ROW_GAP, PAGE = 0.26, 1.4, 4.2, 0.25, 0.75, 10.0
 """Inches: a cell's side, a map's width, the space between maps, and their total width."""
 LOWEST_CELL, TALLEST_MAP, SMALL_CHARACTER = 0.16, 3.0, 0.075
-SIDE_BY_SIDE, LAYER_CHARACTERS = 3, 24
+SIDE_BY_SIDE, LAYER_CHARACTERS = 3, 28
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Drift(Plot):
             span=field_label(self.panel) if self.panel else "all runs",
             panels=panels,
             layers=list(dict.fromkeys(layer for _, layer, _ in values)),
+            words=layer_words(rows),
             clients=sorted({client for _, _, client in values}),
             values=dict(values),
             lost=len(have) - len(rows),
@@ -94,6 +96,8 @@ class DriftView(View):
     """The field whose values are the panels."""
     panels: list[str]
     layers: list[str]
+    words: dict[str, str]
+    """What layers are, by name; of old rows, nothing."""
     clients: list[int]
     values: dict[tuple[str, str, int], dict[int, float]]
     """Distances by seed, for each (panel, layer, client)."""
@@ -142,7 +146,13 @@ class DriftView(View):
                 span=self.span,
                 header=[panel or "mean over clients" for panel in self.panels],
                 blocks=[
-                    ("", [[Cell(layer), *(cell(panel, layer) for panel in self.panels)] for layer in self.layers])
+                    (
+                        "",
+                        [
+                            [Cell(with_name(layer, self.words)), *(cell(panel, layer) for panel in self.panels)]
+                            for layer in self.layers
+                        ],
+                    )
                 ],
                 records=[
                     {
@@ -165,7 +175,7 @@ class DriftView(View):
         from matplotlib.colors import Normalize
         from matplotlib.figure import Figure
 
-        layers = [clip(layer, LAYER_CHARACTERS) for layer in self.layers]
+        layers = [clip(self.words.get(layer, layer), LAYER_CHARACTERS) for layer in self.layers]
         panels = self.panels or [""]
         left = 0.3 + CHARACTER * max(map(len, layers), default=1)
         widest = min(WIDEST_MAP, (PAGE - left) / min(len(panels), SIDE_BY_SIDE) - GAP)

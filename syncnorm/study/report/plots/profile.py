@@ -6,7 +6,7 @@ from math import nan
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from syncnorm.study.plot import Axis, Reads
-from syncnorm.study.report.analysis.across import Layers
+from syncnorm.study.report.analysis.across import Layers, layer_words, with_name
 from syncnorm.study.report.analysis.labels import listing
 from syncnorm.study.report.analysis.lines import Place, axis_value
 from syncnorm.study.report.analysis.points import Chart, ChartView, Points, gather, named, rows_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TICKS, TICK_CHARACTERS = 18, 20
+TICKS, TICK_CHARACTERS = 18, 28
 """Number of layer names below a panel, and of characters in each."""
 
 
@@ -75,6 +75,7 @@ class Profile(Chart):
         return ProfileView(
             **named(points),
             layers=layers,
+            words=layer_words(alike),
             without=len(rows) - len(have),
             otherwise=len(have) - len(alike),
             not_finite=sum(value is None for row in alike for value in of(row)["values"]),
@@ -89,6 +90,8 @@ class ProfileView(ChartView):
 
     layers: dict[Any, list[str]]
     """Each panel's layers in order: those of most of its runs."""
+    words: dict[str, str]
+    """What layers are, by name; of old rows, nothing."""
     without: int
     """Number of finished runs without this profile."""
     otherwise: int
@@ -130,7 +133,7 @@ class ProfileView(ChartView):
                 caption=self._caption(),
                 corner=points.line_label,
                 span=points.x_label,
-                header=list(points.xs),
+                header=[with_name(layer, self.words) for layer in points.xs],
                 blocks=blocks_of(points, points.lines, points.xs, cell),
                 records=[self._record(place) for place in points.values],
             )
@@ -152,7 +155,7 @@ class ProfileView(ChartView):
                     ax, line, styles, places, values, [one.interval if one else None for one in found], joined=True
                 )
             every = slice(None, None, -(-len(layers) // TICKS) or 1)
-            ax.set_xticks(places[every], [clip(layer, TICK_CHARACTERS) for layer in layers[every]], rotation=TURN)
+            ax.set_xticks(places[every], [self._tick(layer) for layer in layers[every]], rotation=TURN)
             ax.set_xlabel(points.x_label)
             grid(ax)
             if self.logarithmic:
@@ -162,7 +165,7 @@ class ProfileView(ChartView):
                 ax.yaxis.set_major_formatter(lambda value, _: power(value))
                 ax.yaxis.set_minor_formatter(NullFormatter())
 
-        labels = [clip(layer, TICK_CHARACTERS) for layer in points.xs]
+        labels = [self._tick(layer) for layer in points.xs]
         title = points.metric(None).title
         sheet = Sheet(
             points.title, title, self._caption(), panel_titles(points), points.lines, paint, slanted(labels)
@@ -171,6 +174,9 @@ class ProfileView(ChartView):
         if not points.values:
             figure.axes[0].set_yticks([])
         return figure
+
+    def _tick(self, layer: str) -> str:
+        return clip(self.words.get(layer, layer), TICK_CHARACTERS)
 
     def _record(self, place: Place) -> dict[str, Any]:
         one = self.estimate(*place)
