@@ -281,7 +281,10 @@ def layout(world: Devices) -> tuple[int, int]:
     if local is None:
         local, rest = divmod(total, ranks or 1)
         if rest or local == 0:
-            raise UserError(f"global_batch {total} does not divide over {ranks} ranks: make it a multiple.")
+            fitting = total + -total % (ranks or 1)
+            raise UserError(
+                f"global_batch {total} does not divide over {ranks} ranks: make it a multiple, such as {fitting}."
+            )
     if ranks is None:
         ranks = total // local
     if ranks * local != total:

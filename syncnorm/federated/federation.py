@@ -12,7 +12,7 @@ from syncnorm.config import Clients, Run
 from syncnorm.data import make_federated_dataset
 from syncnorm.federated.algorithms import algorithm_of
 from syncnorm.federated.engines.engine import engine_of
-from syncnorm.federated.engines.memory import check_without_memory
+from syncnorm.federated.engines.memory import check_momentum, check_without_memory
 from syncnorm.federated.inspection import inspect_model
 from syncnorm.federated.layout import Layout
 from syncnorm.federated.local import Local
@@ -55,7 +55,10 @@ class Federation:
         two = self.population.x[:2].to(self.device), self.population.y[:2].to(self.device)
         inspect_model(self.models.template, *two, classes, run)
         if engine_of(self.world) == "cohort" or self.algorithm.shares_statistics:
-            check_without_memory(self.models.template)
+            alone = f"set {'rank_engine' if self.world.engine == 'torchrun' else 'engine'} to loop, or "
+            instead = "" if self.algorithm.shares_statistics else alone
+            check_without_memory(self.models.template, instead)
+            check_momentum(self.models.template, instead)
         self.layout = Layout(self.models.template, self.policy)
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 

@@ -83,6 +83,7 @@ def test_adding_a_seed_changes_the_run_and_nothing_global() -> None:
         (replace(SHORT, optim=Optim(lr=-1.0)), "optim.lr is -1.0: it must be above 0 and finite."),
         (replace(SHORT, optim=Optim(lr=float("inf"))), "optim.lr is inf: it must be above 0 and finite."),
         (replace(SHORT, world=Devices(global_batch=30, per_device_batch=4)), "make it a multiple"),
+        (replace(SHORT, world=Devices(4, global_batch=30)), "over 4 ranks: make it a multiple, such as 32."),
         (replace(SHORT, world=Devices(ranks=64, per_device_batch=4)), "fewer than one batch of 4"),
         (replace(SHORT, world=replace(SHORT.world, skew=120)), "world.skew is 120: it must be from 0 to 100."),
         (replace(SHORT, world=Devices(1, 4, skew=200)), "world.skew is 200: it must be from 0 to 100."),

@@ -233,6 +233,19 @@ def test_other_batch_norms_are_no_mistake(method: str, options: dict[str, Any]) 
     assert metrics["clients_left_out"] == 0
 
 
+def test_a_mean_over_all_batches_is_refused_in_a_batched_step() -> None:
+    common = "layer 'features.1' (BatchNorm2d) has momentum None, the mean over all batches, which clients in one "
+    for world, instead in (
+        ({"method": "fedtan", "engine": "cohort"}, "give it a momentum, such as 0.1."),
+        ({"method": "fedtan", "engine": "torchrun"}, "give it a momentum, such as 0.1."),
+        ({"engine": "cohort"}, "set engine to loop, or give it a momentum, such as 0.1."),
+        ({"engine": "torchrun", "rank_engine": "cohort"}, "set rank_engine to loop, or give it a momentum, such as"),
+    ):
+        said = sentence_of(small_run(norm_options={"momentum": None}, **world))
+        assert said.startswith(f"{common}batched step cannot take: {instead}")
+    assert play(small_run(norm_options={"momentum": None}, engine="auto")).network.engine.name == "loop"
+
+
 @pytest.mark.parametrize("take", [simulate, Federation])
 def test_a_run_of_devices_is_no_run_of_clients(take: Callable[[Run], object]) -> None:
     with pytest.raises(UserError, match="this run is one of devices, not of clients: give it to"):

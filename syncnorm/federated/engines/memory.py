@@ -4,8 +4,12 @@ import copy
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.errors import UserError
+
+INSTEAD = "set engine to loop, or "
+"""What helps where one step need not serve all clients."""
 
 
 def keeping(model: nn.Module) -> dict[str, nn.Module]:
@@ -34,10 +38,23 @@ class Memory:
             layer.set_extra_state(copy.deepcopy(state))
 
 
-def check_without_memory(model: nn.Module) -> None:
-    """Raise `UserError` if a layer has state that clients in one batched step cannot have of their own."""
+def check_without_memory(model: nn.Module, instead: str = INSTEAD) -> None:
+    """Raise `UserError` if a layer has state that clients in one batched step cannot have of their own; `instead` is
+    what the sentence advises before another norm."""
     for name, layer in keeping(model).items():
         raise UserError(
             f"layer '{name}' ({type(layer).__name__}) keeps more than parameters and buffers, which "
-            "clients in one batched step cannot have of their own: set engine to loop, or choose another norm."
+            f"clients in one batched step cannot have of their own: {instead}choose another norm."
         )
+
+
+def check_momentum(model: nn.Module, instead: str = INSTEAD) -> None:
+    """Raise `UserError` if a batch norm has no momentum: PyTorch's then reads its count of batches as a number, which
+    no batched step can."""
+    for name, layer in model.named_modules():
+        torchs = isinstance(layer, _BatchNorm) and type(layer).forward is _BatchNorm.forward
+        if torchs and layer.track_running_stats and layer.momentum is None:
+            raise UserError(
+                f"layer '{name}' ({type(layer).__name__}) has momentum None, the mean over all batches, which clients "
+                f"in one batched step cannot take: {instead}give it a momentum, such as 0.1."
+            )

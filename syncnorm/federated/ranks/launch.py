@@ -15,6 +15,7 @@ def ranks_of(world: Clients) -> Ranks:
             clients.
     """
     if world.ranks is not None:
+        check_number(world, world.ranks)
         check_started(world.ranks, "leave ranks out, which takes as many as there are")
     check_number(world, world_size() or 1)
     return join_ranks()

@@ -30,8 +30,8 @@ def check_started(asked: int, otherwise: str) -> None:
     started = world_size() or 1
     if asked != started:
         raise UserError(
-            f"this run needs {asked} ranks and was started with {started}: use torchrun --nproc-per-node {asked}, or "
-            f"{otherwise}."
+            f"this run needs {asked} rank{'s' * (asked != 1)} and was started with {started}: use torchrun "
+            f"--nproc-per-node {asked}, or {otherwise}."
         )
 
 

@@ -194,6 +194,10 @@ def test_another_number_of_ranks_than_torchrun_has_started(monkeypatch: pytest.M
         simulate(small_run(engine="torchrun", ranks=2))
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="this run needs 1 rank and was started with 4: use torchrun"):
+        simulate(small_run(engine="torchrun", ranks=1))
+    with pytest.raises(UserError, match="ranks is 0: it must be at least 1"):
+        simulate(small_run(engine="torchrun", ranks=0))
     with pytest.raises(UserError, match="a round has 3 of 3 clients, too few for 4 ranks"):
         simulate(small_run(engine="torchrun"))
 
