@@ -1,10 +1,14 @@
-"""What each rank of test_domains_over_ranks.py runs under torchrun: runs over ranks, and what rank 0 ends with."""
+"""What each rank of test_domains_over_ranks.py runs under torchrun: runs over ranks, and what rank 0 ends with.
+
+Their domains and model are `elsewhere.py`'s, and no part of the package.
+"""
 
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import torch
 from leaving import leave
 
@@ -28,13 +32,15 @@ RUN = Run(
 )
 BY_RANK = Norm("domain_bn", {"sync": False})
 AFFINE = Norm("domain_bn", {"domain_affine": True})
+ELSEWHERE: dict[str, Any] = {"domains": tuple(elsewhere.DOMAINS), "unseen": ("rings-far",)}
 RUNS: dict[str, tuple[Norm, dict[str, Any]]] = {
     "bn": (Norm("bn"), {"domain_skew": 50.0, "buffers": "pooled"}),
-    "bn, adapted": (Norm("bn"), {"domain_skew": 50.0, "adapt": "adabn"}),
+    "bn, adapted": (Norm("bn"), {"domain_skew": 100.0, "adapt": "adabn"}),
     "sync_bn": (Norm("sync_bn"), {"domain_skew": 100.0, "batches": "mixed"}),
     "domain_bn": (AFFINE, {"domain_skew": 100.0, "adapt": "ensemble"}),
+    "domain_bn, in part": (Norm("domain_bn"), {"domain_skew": 37.5, "adapt": "pooled"}),
     "domain_bn, one domain": (Norm("domain_bn"), {"batches": "one_domain", "adapt": "adabn"}),
-    "domain_bn by rank": (BY_RANK, {"domain_skew": 50.0}),
+    "domain_bn by rank": (BY_RANK, {"domain_skew": 75.0}),
     "gn": (Norm("gn"), {}),
 }
 
@@ -42,7 +48,8 @@ RUNS: dict[str, tuple[Norm, dict[str, Any]]] = {
 def run_of(name: str, ranks: int, engine: str) -> Run:
     """Return a short run in float64 that differs from its twin in the engine alone."""
     norm, options = RUNS[name]
-    return replace(RUN, norm=norm, world=replace(WORLD, ranks=ranks, engine=engine, **options))
+    world = replace(WORLD, ranks=ranks, engine=engine, **ELSEWHERE, **options)
+    return replace(RUN, norm=norm, model="net", world=world)
 
 
 def ends(run: Run, ranks: Ranks, folder: Path) -> dict[str, Any]:
@@ -58,6 +65,7 @@ def ends(run: Run, ranks: Ranks, folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Train every run over the ranks of this torchrun; rank 0 writes {name: ends} to the file named."""
     torch.set_num_threads(1)
+    elsewhere.register()
     out, ranks = Path(sys.argv[1]), join_ranks()
     assert (ranks.rank, ranks.size) == (rank(), world_size())
     found = {name: ends(run_of(name, ranks.size, "torchrun"), ranks, out.parent / "models") for name in RUNS}

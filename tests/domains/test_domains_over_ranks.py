@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,9 +41,11 @@ def _nothing_kept() -> Iterator[None]:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.usefixtures("registries")
 def test_real_ranks_are_virtual_ones(ranks: int, tmp_path: Path) -> None:
     """Result, history, each test sample's score, the chosen epoch and the saved model."""
+    elsewhere.register()
     out = tmp_path / "ends.pt"
     torchrun(ranks, PROGRAM, str(out), imports=DEVICES)
     real = torch.load(out, weights_only=True)

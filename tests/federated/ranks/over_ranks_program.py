@@ -1,17 +1,22 @@
-"""What each rank of test_over_ranks.py runs under torchrun: the small runs over ranks, held against one process."""
+"""What each rank of test_over_ranks.py runs under torchrun: small runs over ranks, held against one process.
+
+Their data, model and partition are `elsewhere.py`'s, and no part of the package.
+"""
 
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import elsewhere
 import torch
 import torch.distributed as dist
 from leaving import leave
 from small_runs import PLAIN, assert_same, bits, play, small_run, start
 
 import syncnorm
-from syncnorm.config import Execution, Optim, Run
+from syncnorm.config import Data, Execution, Optim, Run
 from syncnorm.environment import rank, world_size
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.states import InMemory, OnDisk
@@ -25,10 +30,10 @@ from syncnorm.training.saved import load_model
 
 MOMENTUM = Optim(lr=0.05, momentum=0.9, schedule="cosine", warmup=0.0)
 UNEVEN: dict[str, Any] = {
-    **{"count": 5, "rounds": 3, "participation": 0.8, "batch": 12},
-    **{"skew": "dirichlet_by_class", "alpha": 0.5},
+    **{"data": Data("rings"), "model": "net", "skew": "stairs"},
+    **{"count": 5, "rounds": 3, "participation": 0.8, "batch": 6},
 }
-"""Clients of 13 to 48 samples, four of five a round: they are dealt anew in every round, and what they keep moves."""
+"""Clients of 7 to 21 samples, four of five a round: they are dealt anew in every round, and what they keep moves."""
 IDLE: dict[str, Any] = {"count": 5, "rounds": 2, "skew": "quantity", "batch": 12}
 """Clients of which two have a single sample, too few for a batch."""
 METHODS = (
@@ -49,6 +54,8 @@ RUNS: dict[str, Run] = {
     "steps": small_run(local_steps=2, weighting="uniform", held_out=2, unsampled="average", **UNEVEN),
     "chosen": small_run(method="fedbn", validation=0.2, global_norm="pooled", unsampled="average", **UNEVEN),
     "bf16-true": replace(small_run(method="fedbn", **UNEVEN), precision="bf16-true"),
+    "of one's own": small_run(method="affine_home", algorithm="half_step", **UNEVEN),
+    "combined": small_run(method="silobn", algorithm="scaffold", validation=0.2, **UNEVEN),
     "watched": replace(small_run(method="sbn", optim=PLAIN, **UNEVEN), evaluate_every=1),
 }
 
@@ -64,28 +71,53 @@ def ends(rounds: Rounds) -> dict[str, Any]:
     """Return what a run ends with."""
     result = rounds.result(0.0)
     kept = rounds.network.client_states(range(rounds.federation.world.count))
-    return {"state": rounds.server.state, "kept": kept, "result": result}
+    told = {part: getattr(result, part) for part in ("metrics", "history", "details")}
+    return {"state": rounds.server.state, "kept": kept, **told}
 
 
-def check(run: Run, engine: str, ranks: Ranks, on_disk: bool = False) -> None:
-    """Play a run over ranks; all must end the same, and as one process does: with the plain engine, to the bit."""
-    rounds = over_ranks(run, engine, ranks, on_disk)
-    while rounds.next < rounds.federation.world.rounds:
-        rounds.play()
-    mine = ends(rounds)
-    others = ranks.gather(mine)
-    if ranks.rank:
-        return  # the first rank compares the ends of all
-    alone = ends(play(run, engine=AutoEngine(engine)))
+def alone(ranks: Ranks, file: str) -> None:
+    """Write what every run ends with in one process, by name and engine."""
+    ended = {both: ends(play(RUNS[both[0]], engine=AutoEngine(both[1]))) for both in pairs("loop", "cohort")}
+    torch.save(ended, file)
+
+
+def pairs(*engines: str) -> Iterator[tuple[str, str]]:
+    """Yield runs and the engines that train them."""
+    for name in RUNS:
+        for engine in engines:
+            unshared = name.startswith("fedtan") and engine == "loop"  # which shares no statistics
+            elsewhere_rounded = name.startswith("bf16") and engine == "cohort"  # with other clients in the batch
+            if not (unshared or elsewhere_rounded):
+                yield name, engine
+
+
+def equal(ranks: Ranks, file: str, *engines: str) -> None:
+    """Play every run with these engines; all ranks must end the same, and as one process does: with the plain engine,
+    to the bit."""
+    expected = torch.load(file, weights_only=True)
+    for name, engine in pairs(*engines):
+        rounds = over_ranks(RUNS[name], engine, ranks, on_disk=name in ("fedbn", "scaffold"))
+        while rounds.next < rounds.federation.world.rounds:
+            rounds.play()
+        mine = ends(rounds)
+        others = ranks.gather(mine)
+        if ranks.rank == 0:  # which compares the ends of all
+            try:
+                check(others, expected[name, engine], engine)
+            except Exception as error:
+                raise AssertionError(f"{name}, {engine}") from error
+
+
+def check(others: Sequence[dict[str, Any]], alone: dict[str, Any], engine: str) -> None:
+    """Compare what all ranks end with to one process."""
     for found in others:
         assert found["kept"].keys() == alone["kept"].keys()
         same(found["state"], alone["state"], engine)
         for client, own in alone["kept"].items():
             same(found["kept"][client], own, engine)
-        assert bits(found["state"]) == bits(mine["state"])
+        assert bits(found["state"]) == bits(others[0]["state"])
         for part in ("metrics", "history", "details"):
-            told, expected = (getattr(one["result"], part) for one in (found, alone))
-            near(told, expected) if engine == "cohort" else exactly(told, expected)
+            near(found[part], alone[part]) if engine == "cohort" else exactly(found[part], alone[part])
 
 
 def same(found: Any, expected: Any, engine: str) -> None:
@@ -117,20 +149,6 @@ def near(found: Any, expected: Any) -> None:
         assert found == expected
 
 
-def equal(ranks: Ranks, *engines: str) -> None:
-    """Check every run with these engines."""
-    for name, run in RUNS.items():
-        for engine in engines:
-            if name.startswith("fedtan") and engine == "loop":
-                continue
-            if name.startswith("bf16") and engine == "cohort":  # a batch of other clients rounds in other places
-                continue
-            try:
-                check(run, engine, ranks, on_disk=name in ("fedbn", "scaffold"))
-            except Exception as error:
-                raise AssertionError(f"{name}, {engine}") from error
-
-
 def resume(ranks: Ranks, folder: str) -> None:
     """Play a round in one process, the next over ranks, and the last in one process."""
     for name in ("fedbn", "scaffold", "fedap", "momentum", "chosen"):
@@ -155,8 +173,8 @@ def resume(ranks: Ranks, folder: str) -> None:
             assert bits(found["state"]) == bits(expected["state"]), name
             for client, own in expected["kept"].items():
                 assert bits(found["kept"][client]) == bits(own), name
-            assert found["result"].metrics == expected["result"].metrics
-            assert found["result"].history == expected["result"].history
+            assert found["metrics"] == expected["metrics"]
+            assert found["history"] == expected["history"]
 
 
 def same_ranks(ranks: Ranks, folder: str) -> None:
@@ -176,7 +194,7 @@ def same_ranks(ranks: Ranks, folder: str) -> None:
         assert {k: bits(own) for k, own in found["kept"].items()} == {
             k: bits(own) for k, own in expected["kept"].items()
         }
-        assert found["result"].metrics == expected["result"].metrics
+        assert found["metrics"] == expected["metrics"]
 
 
 def fit(ranks: Ranks, folder: str) -> None:
@@ -208,11 +226,13 @@ def saved(run: Run, rounds: Rounds, folder: Path, ranks: Ranks | None = None) ->
 def main() -> None:
     """Do on this rank what the first argument names, with the others."""
     torch.set_num_threads(1)
-    dist.init_process_group()
-    {"equal": equal, "resume": resume, "same_ranks": same_ranks, "fit": fit}[sys.argv[1]](
-        Ranks(rank(), world_size() or 1), *sys.argv[2:]
-    )
-    leave()
+    elsewhere.register()
+    todo = {"alone": alone, "equal": equal, "resume": resume, "same_ranks": same_ranks, "fit": fit}[sys.argv[1]]
+    if world_size():
+        dist.init_process_group()
+    todo(Ranks(rank(), world_size() or 1), *sys.argv[2:])
+    if world_size():
+        leave()
 
 
 if __name__ == "__main__":

@@ -29,10 +29,19 @@ from syncnorm.worlds import check
 PROGRAM = Path(__file__).with_name("over_ranks_program.py")
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the file of what all runs end with in one process."""
+    file = str(tmp_path_factory.mktemp("alone") / "ends.pt")
+    done = run_process(PROGRAM, "alone", file, imports=CLIENTS)
+    assert done.returncode == 0, done.stderr
+    return file
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize(("ranks", "engines"), [(2, ("loop", "cohort")), (3, ("cohort",)), (4, ("loop",))])
-def test_every_policy_and_algorithm_equals_one_process(ranks: int, engines: Sequence[str]) -> None:
-    torchrun(ranks, PROGRAM, "equal", *engines, imports=CLIENTS)
+def test_every_policy_and_algorithm_equals_one_process(ranks: int, engines: Sequence[str], alone: str) -> None:
+    torchrun(ranks, PROGRAM, "equal", alone, *engines, imports=CLIENTS)
 
 
 @pytest.mark.dist
