@@ -1,16 +1,19 @@
 """What simulating clients costs beside Flower's Ray simulation and pfl-research, and with a million of them.
 
-    python benchmarks/federated.py [--part 1] [--pfl-python PATH]
+    python benchmarks/federated.py [--part 1] [--pfl-python PATH] [--into FOLDER]
 
 All contenders of a part take turns in one run, round by round, so what is compared is ratios: the median over rounds,
-in brackets the quartiles. The first round of each does not count. pfl may live in an environment of its own.
+in brackets the quartiles. The first round of each does not count. pfl may live in an environment of its own: it needs
+pfl and torch alone, and takes its ranks from torchrun (0.6 does, without Horovod). With --into, each part is written
+to a file of its own, and the same command goes on with the parts that are not there.
 
 1. Clients that train, the same steps on the same samples. Targets: Ray at least 6 times, pfl at least 2 times
    the seconds of syncnorm's default engine.
 2. Clients that do nothing, on CohortGrid and on Ray. Target: at least 15 times.
 3. A million registered clients beside a thousand, a hundred of them a round. Targets: at most 1.3 times the seconds,
    less than 2 GB of memory.
-4. Clients over two ranks beside one process, one thread each. Target: at least 1.8 times as fast on two free cores.
+4. Clients over two ranks beside one process, and beside pfl on as many, one thread each, the same steps on the same
+   samples. Target: at least 1.8 times as fast as one process on two free cores, and faster than pfl on as many.
 """
 
 import argparse
@@ -20,14 +23,16 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from peers.ours import COHORT, begin, played, run_of, task_of
+from peers.over_ranks import world_of
 from peers.process import Contender, alternate
 from peers.task import BATCH, State, farthest
 
@@ -35,8 +40,10 @@ from syncnorm.config import Clients
 from syncnorm.environment import environment
 from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
+from syncnorm.files import write_file
 
 CPU = torch.device("cpu")
+PFL = "pfl-research"
 EVERY_CORE = "syncnorm, cohort, all cores"
 VERSION = "from importlib.metadata import version; print(version('{0}'))"
 
@@ -82,8 +89,8 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
             arguments = ("ray", str(path), f"{folder}/Flower, Ray")
             others["Flower, Ray"] = stack.enter_context(Contender("with_flower", *arguments))
         if has("pfl", python_of_pfl):
-            contender = Contender("with_pfl", str(path), f"{folder}/pfl-research", python=python_of_pfl)
-            others["pfl-research"] = stack.enter_context(contender)
+            contender = Contender("with_pfl", str(path), f"{folder}/{PFL}", python=python_of_pfl)
+            others[PFL] = stack.enter_context(contender)
         for contender in others.values():
             contender.wait()
         threads = {EVERY_CORE: os.cpu_count() or 1}
@@ -102,7 +109,7 @@ def training(python_of_pfl: str = sys.executable, rounds: int = 15, count: int =
             f"{task.accuracy(state):9.3f}   {farthest(states['syncnorm, auto'], state):.0e}"
         )
     print(f"auto trained by {engines['auto'].name}; on one thread where nothing else is said, Ray in two processes.")
-    if "pfl-research" in states:
+    if PFL in states:
         print("pfl does not average running statistics, which its accuracy is with: they pass from client to client.")
     return states
 
@@ -148,26 +155,69 @@ def scale(rounds: int = 10, counts: Sequence[int] = (1000, 1_000_000)) -> None:
     print(f"of which importing torch takes {torch_alone:.0f} MB, all that syncnorm imports {imported:.0f} MB")
 
 
-def over_ranks(rounds: int = 10, count: int = 100, engines: Sequence[str] = ("loop", "cohort")) -> None:
-    """Part 4: print seconds a round of one process and of two ranks."""
-    print(f"\n4. {count} clients in every round, five epochs each, FedBN: median of {rounds} rounds")
-    print(f"{'':24}{'s a round':>10}   times faster than one    CPU s of the busiest rank   loss at the end")
-    for engine in engines:
-        with ExitStack() as stack:
-            contenders = [
-                stack.enter_context(Contender("over_ranks", str(count), engine, ranks=ranks)) for ranks in (1, 2)
-            ]
-            for contender in contenders:
-                contender.wait()
-            seconds = alternate([contender.play for contender in contenders], rounds)
-            for contender in contenders:
-                contender.end()
-            words = [contender.wait() for contender in contenders]
-        for name, times, said in zip(("one process", "two ranks"), seconds, words, strict=True):
-            ratio, busy = quartiles(seconds[0], times), f"{said['busy']:.3f}"
-            print(
-                f"{f'{name}, {engine}':24}{statistics.median(times):10.3f}   {ratio:24} {busy:28}{said['loss']:.9f}"
-            )
+def over_ranks(
+    python_of_pfl: str = sys.executable,
+    rounds: int = 10,
+    count: int = 100,
+    epochs: int = 10,
+    engines: Sequence[str] = ("loop", "cohort"),
+) -> dict[str, State]:
+    """Part 4: print seconds a round of one process and of two ranks, ours and pfl's; return the last models."""
+    print(f"\n4. {count} clients in every round, {epochs} epochs of 32 digits each: median of {rounds} rounds")
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        contenders: dict[tuple[str, int], Contender] = {}
+        for engine in engines:
+            for ranks in (1, 2):
+                rest = (str(count), str(epochs), engine, f"{folder}/{engine} {ranks}")
+                contenders[engine, ranks] = stack.enter_context(Contender("over_ranks", *rest, ranks=ranks))
+        if has("pfl", python_of_pfl):
+            path = Path(folder) / "task"
+            task_of(Federation(run_of(world_of(count, epochs)), CPU), rounds + 1).save(path)
+            for ranks in (1, 2):
+                rest = (str(path), f"{folder}/{PFL} {ranks}")
+                contender = Contender("with_pfl", *rest, python=python_of_pfl, ranks=ranks)
+                contenders[PFL, ranks] = stack.enter_context(contender)
+        for contender in contenders.values():
+            contender.wait()
+        turns = alternate([contender.play for contender in contenders.values()], rounds)
+        seconds = dict(zip(contenders, turns, strict=True))
+        for contender in contenders.values():
+            contender.end()
+        busy = {who: contender.wait()["busy"] for who, contender in contenders.items()}
+        files = {f"{name}, {ranks}": f"{folder}/{name} {ranks}" for name, ranks in contenders}
+        states: dict[str, State] = {who: torch.load(file, weights_only=True) for who, file in files.items()}
+    print(
+        f"{'':27}{'s a round':>10}   {'one process / this':22}{'pfl on as many / this':25}{'CPU s, busiest rank':>20}"
+        "   parameters apart by at most"
+    )
+    first = next(iter(states.values()))
+    for (name, ranks), times in seconds.items():
+        to_one = quartiles(seconds[name, 1], times)
+        to_pfl = quartiles(seconds[PFL, ranks], times) if (PFL, ranks) in seconds else "no pfl"
+        who = f"{name}, {'one process' if ranks == 1 else f'{ranks} ranks'}"
+        print(
+            f"{who:27}{statistics.median(times):10.3f}   {to_one:22}{to_pfl:25}{busy[name, ranks]:20.3f}"
+            f"   {farthest(first, states[f'{name}, {ranks}']):.0e}"
+        )
+    return states
+
+
+class Both(StringIO):
+    """What is printed, printed and kept."""
+
+    def write(self, text: str) -> int:
+        """Print and keep."""
+        sys.__stdout__.write(text)  # type: ignore[union-attr]
+        return super().write(text)
+
+
+def heading(python_of_pfl: str) -> None:
+    """Print the machine, the versions, the commit, and what else the machine does."""
+    here = environment()
+    versions = [f"{name} {version(name)}" for name in ("torch", "flwr", "ray")]
+    print(f"{here['cpu']}, {here['cores']} cores, one thread a process; Python {platform.python_version()};")
+    print(f"{', '.join(versions)}, pfl {version('pfl', python_of_pfl)}; commit {here['commit'][:12]}.")
+    print(f"Contenders take turns; median ratio (quartiles). Load average before: {os.getloadavg()[0]:.1f}")
 
 
 def main() -> None:
@@ -175,18 +225,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Federated benchmarks, as ratios within one run.")
     parser.add_argument("--part", type=int, choices=(1, 2, 3, 4), help="only this part")
     parser.add_argument("--pfl-python", default=sys.executable, help="the Python that has pfl, if it is another one")
+    parser.add_argument(
+        "--into", type=Path, help="folder for what each part prints; a part that is there is left out"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    here, python = environment(), arguments.pfl_python
-    versions = [f"{name} {version(name)}" for name in ("torch", "flwr", "ray")]
-    print(f"{here['cpu']}, {here['cores']} cores, one thread a process; Python {platform.python_version()};")
-    print(f"{', '.join(versions)}, pfl {version('pfl', python)}. Contenders take turns; median ratio (quartiles).")
-    parts: list[Callable[[], object]] = [partial(training, python), doing_nothing, scale, over_ranks]
+    python = arguments.pfl_python
+    parts: list[Callable[[], object]] = [partial(training, python), doing_nothing, scale, partial(over_ranks, python)]
     for number, part in enumerate(parts, 1):
-        if arguments.part in (None, number):
+        file = arguments.into and arguments.into / f"part-{number}.txt"
+        if arguments.part not in (None, number):
+            continue
+        if file and file.exists():
+            print(f"{file} is there: remove it to measure this part again.")
+            continue
+        with redirect_stdout(Both()) as said:
+            heading(python)
             part()
             # Whoever waits, as Ray's simulation does, loses less on a busy machine than whoever computes.
-            print(f"Load average, the contenders included: {os.getloadavg()[0]:.1f}")
+            print(f"Load average, the contenders included: {os.getloadavg()[0]:.1f}\n")
+        if file:
+            write_file(file, said.getvalue())
 
 
 if __name__ == "__main__":

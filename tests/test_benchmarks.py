@@ -80,11 +80,31 @@ def test_few_and_many_clients_are_compared(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.dist
 def test_one_process_and_two_ranks_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     from federated import over_ranks
+    from peers.task import farthest
 
-    over_ranks(rounds=2, count=4, engines=["loop"])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if ", loop" in line]
-    assert [line[:2] for line in lines] == [["one", "process,"], ["two", "ranks,"]]
-    assert lines[0][-1] == lines[1][-1]  # the loss
+    states = over_ranks(rounds=2, count=4, epochs=1, engines=["loop"])
+    names = ["loop", "pfl-research"] if find_spec("pfl") else ["loop"]
+    assert list(states) == [f"{name}, {ranks}" for name in names for ranks in (1, 2)]
+    for name, state in states.items():
+        assert farthest(states["loop, 1"], state) < 1e-3, name
+    printed = capsys.readouterr()
+    lines = [line.split()[:2] for line in printed.out.splitlines() if line.startswith("loop")]
+    assert lines == [["loop,", "one"], ["loop,", "2"]]
+    assert printed.err == ""
+
+
+def test_a_part_that_is_written_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import federated
+
+    monkeypatch.setattr(federated, "scale", lambda: print("measured"))
+    monkeypatch.setattr("sys.argv", ["federated.py", "--part", "3", "--into", str(tmp_path)])
+    federated.main()
+    written = (tmp_path / "part-3.txt").read_text()
+    assert "commit" in written
+    assert "measured" in written
+    monkeypatch.setattr(federated, "scale", lambda: pytest.fail("measured again"))
+    federated.main()
+    assert (tmp_path / "part-3.txt").read_text() == written
 
 
 def test_a_contender_that_fails_says_why() -> None:

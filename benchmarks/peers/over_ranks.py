@@ -1,6 +1,7 @@
 """A federated run of syncnorm over ranks, round by round; without torchrun, in one process.
 
-python -m peers.over_ranks CLIENTS ENGINE     so many clients, all in every round, each rank trains by that engine
+python -m peers.over_ranks CLIENTS EPOCHS ENGINE STATE     so many clients, all in every round, so many epochs each; a
+                                                            rank trains by that engine; write the last model to STATE
 """
 
 import statistics
@@ -22,12 +23,14 @@ from syncnorm.federated.server.network import InProcess
 from syncnorm.federated.server.rounds import Rounds
 
 
+def world_of(count: int, epochs: int) -> Clients:
+    """Return the world: clients of 32 digits each, with whole batches alone, so that pfl can take the same steps."""
+    return Clients(count=count, rounds=1000, local_epochs=epochs, batch=BATCH, skew="resampled", engine="torchrun")
+
+
 def main() -> None:
     """Play rounds with the other ranks; rank 0 answers the process that has started them."""
-    count, engine = int(sys.argv[1]), sys.argv[2]
-    world = Clients(
-        count=count, rounds=1000, local_epochs=5, batch=BATCH, method="fedbn", skew="resampled", engine="torchrun"
-    )
+    world, engine = world_of(int(sys.argv[1]), int(sys.argv[2])), sys.argv[3]
     ranks = ranks_of(world)
     host = Host() if ranks.rank == 0 else None
     torch.set_num_threads(1)
@@ -43,9 +46,9 @@ def main() -> None:
         if host:
             host.say(seconds)
     most = max(ranks.gather(statistics.median(busy[1:])))
-    metrics = rounds.result(0.0).metrics
     if host:
-        host.say({"busy": most, "loss": metrics["loss"]})
+        torch.save(dict(rounds.server.state), sys.argv[4])
+        host.say({"busy": most})
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 
     python -m peers.with_pfl TASK STATE     train the task's clients, write the last model to STATE
 
-Needs torch and pfl, not syncnorm. pfl averages parameters alone: running statistics go on from client to client.
+Under torchrun, pfl deals the clients to the ranks and sums their updates over them. Needs torch and pfl, not
+syncnorm. pfl averages parameters alone: running statistics go on from client to client.
 """
 
+import os
+import statistics
 import sys
 import time
 from itertools import cycle
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByDatapoints
@@ -48,15 +52,17 @@ class Network(nn.Module):
 
 
 class OnDemand(TrainingProcessCallback[Any]):  # type: ignore[misc]
-    """Stops after each round until another is wanted."""
+    """Stops after each round until another is wanted; the first rank hears of it, and tells the others."""
 
-    def __init__(self, host: Host) -> None:
-        self._host, self._begun = host, 0.0
+    def __init__(self, host: Host | None) -> None:
+        self._host, self._begun, self._cpu = host, 0.0, 0.0
         self.round = 0
+        self.busy: list[float] = []
+        """Seconds of this process's CPU, by round."""
 
     def on_train_begin(self, *, model: Any) -> Metrics:
         """Say that all is ready, and wait."""
-        self._host.say("ready")
+        self._say("ready")
         self._wait()
         return Metrics()
 
@@ -64,19 +70,34 @@ class OnDemand(TrainingProcessCallback[Any]):  # type: ignore[misc]
         self, aggregate_metrics: Metrics, model: Any, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
         """Say how long the round took, and wait."""
-        self._host.say(time.perf_counter() - self._begun)
+        self.busy.append(time.process_time() - self._cpu)
+        self._say(time.perf_counter() - self._begun)
         self.round += 1
         return not self._wait(), Metrics()
 
+    def _say(self, word: Any) -> None:
+        if self._host:
+            self._host.say(word)
+
     def _wait(self) -> bool:
-        told = self._host.told_to_play()
-        self._begun = time.perf_counter()
-        return told
+        told = torch.tensor(self._host is not None and self._host.told_to_play())
+        if dist.is_initialized():
+            dist.broadcast(told, 0)
+        self._begun, self._cpu = time.perf_counter(), time.process_time()
+        return bool(told)
+
+
+def busiest(busy: list[float]) -> float:
+    """Return the median CPU seconds a round, without the first, of the rank with most."""
+    most = torch.tensor(statistics.median(busy[1:]))
+    if dist.is_initialized():
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most.item()
 
 
 def main() -> None:
-    """Play rounds for the process that has started this one."""
-    host = Host()
+    """Play rounds with the other ranks; the first answers the process that has started them."""
+    host = Host() if os.environ.get("RANK", "0") == "0" else None
     torch.set_num_threads(1)
     task = load(Path(sys.argv[1]))
     on_demand = OnDemand(host)
@@ -100,8 +121,10 @@ def main() -> None:
         NNTrainHyperParams(local_num_epochs=1, local_learning_rate=LR, local_batch_size=BATCH),
         callbacks=[on_demand],
     )
-    torch.save(network.layers.state_dict(), sys.argv[2])
-    host.say({})
+    most = busiest(on_demand.busy)
+    if host:
+        torch.save(network.layers.state_dict(), sys.argv[2])
+        host.say({"busy": most})
 
 
 if __name__ == "__main__":

@@ -55,6 +55,6 @@ def check_momentum(model: nn.Module, instead: str = INSTEAD) -> None:
         torchs = isinstance(layer, _BatchNorm) and type(layer).forward is _BatchNorm.forward
         if torchs and layer.track_running_stats and layer.momentum is None:
             raise UserError(
-                f"layer '{name}' ({type(layer).__name__}) has momentum None, the mean over all batches, which clients "
-                f"in one batched step cannot take: {instead}give it a momentum, such as 0.1."
+                f"layer '{name}' ({type(layer).__name__}) has momentum None, the mean over all batches, which "
+                f"clients in one batched step cannot take: {instead}give it a momentum, such as 0.1."
             )
