@@ -33,7 +33,7 @@ def strip(one: Judged) -> str:
     published; empty without a measurement."""
     if one.measured is None:
         return ""
-    return inline_svg(lambda: _strip(one), f"strip-{one.claim.name}", f"What was measured of: {one.claim.text}")
+    return inline_svg(lambda: _strip(one), f"strip-{one.claim.name}", f"What was measured of: {one.claim.text}").svg
 
 
 def courses(group: str, evidence: Evidence) -> tuple[str, str]:
@@ -41,11 +41,11 @@ def courses(group: str, evidence: Evidence) -> tuple[str, str]:
     if group == "How fast it trains" and (rows := evidence.series("steps", "curves")):
         curves = [row[0] for row in rows]
         words = f"Test accuracy against steps, mean over {len(curves)} seeds, each at a constant rate."
-        return inline_svg(lambda: _speed(curves), "courses-speed", words), words
+        return inline_svg(lambda: _speed(curves), "courses-speed", words).svg, words
     if group == "How smooth the loss is" and (rows := evidence.series("smoothness", "courses")):
         found = [row[0] for row in rows]
         words = f"What the loss does along the gradient as training goes on, mean over {len(found)} seeds."
-        return inline_svg(lambda: _smooth(found), "courses-smooth", words), words
+        return inline_svg(lambda: _smooth(found), "courses-smooth", words).svg, words
     return "", ""
 
 

@@ -146,7 +146,7 @@ def _plot(
         return _left_out(drawn), []
     figure = _figure(drawn.name, view, formats) if drawn.there else ""
     shared = shared_tables(number, plot, results)
-    titled = "\n".join(f"<h3>{escape(table.title)}</h3>{_table(table)}" for table in [*tables, *shared])
+    titled = "\n".join(_table(table, f"<h3>{escape(table.title)}</h3>") for table in [*tables, *shared])
     name = f"{'Figure' if figure else 'Table'} {number}"
     return Section(name, f"{figure}\n{titled}", view.title), [*tables, *shared]
 
@@ -164,11 +164,10 @@ def _left_out(plot: LeftOut) -> Section:
 
 def _figure(name: str, view: View, formats: Sequence[str]) -> str:
     """Return the HTML of a figure in the folder, with links to its files."""
-    image = (
-        inline_svg(view.figure, name, view.title)
-        or f'<img src="figures/{escape(name)}.{SHOWN}" alt="{escape(view.title)}">'
-    )
-    below = f"<figcaption>{escape(view.caption)}</figcaption>" if view.caption else ""
+    inline = inline_svg(view.figure, name, view.title)
+    image = inline.svg or f'<img src="figures/{escape(name)}.{SHOWN}" alt="{escape(view.title)}">'
+    caption = view.caption or inline.note
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f'<figure><div class="drawing">{image}</div>{below}{_links("figures", name, formats)}</figure>'
 
 
@@ -184,11 +183,12 @@ def _partitions(results: Results, folder: Path, formats: Sequence[str]) -> list[
     return [Section("Who holds what", "\n".join(parts))] if parts else []
 
 
-def _table(table: Table) -> str:
+def _table(table: Table, head: str = "") -> str:
+    """Return the HTML of a table, which print keeps on one page with its head and its caption."""
     formats = ("md", "tex", "csv") if table.records else ("md", "tex")
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption else ""
     shown = f'<div class="wide" tabindex="0" role="region" aria-label="{escape(table.title)}">{html(table)}</div>'
-    return f"{caption}{shown}{_links('tables', table.name, formats)}"
+    return f'<div class="whole">{head}{caption}{shown}{_links("tables", table.name, formats)}</div>'
 
 
 def _links(folder: str, name: str, suffixes: Sequence[str]) -> str:

@@ -13,7 +13,6 @@ from syncnorm.study.report.drawing.style import (
     AMBER,
     BLUE,
     CHARACTER,
-    FAINT,
     GREEN,
     GREY,
     INK,
@@ -21,6 +20,7 @@ from syncnorm.study.report.drawing.style import (
     PINK,
     SKY,
     STYLE,
+    label_figure,
 )
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ def compose(sheet: Sheet) -> "Figure":
     left = edge / width
     room = int((width - edge - 0.6) / CHARACTER)
     _legend(figure, axes[0], columns, (left - 0.08 / width, 1 - titles / height), room)
-    figure.text(left, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)
-    figure.text(left, 0.1 / height, note, fontsize=7, color=FAINT, va="bottom", linespacing=1.5)
+    label_figure(figure, left, (head, 1 - 0.12 / height), (note, 0.1 / height))
     figure.subplots_adjust(
         left=left, right=1 - 0.15 / width, top=1 - top / height, bottom=bottom / height, wspace=0.1
     )

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from html import escape
 from io import StringIO
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from syncnorm.study.report.drawing.style import FAINT, GRID, INK, STYLE
+from syncnorm.study.report.drawing.style import FAINT, GRID, INK, NOTE, STYLE, TITLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +21,18 @@ REACH = 6
 """Radius in points around a marker in which its value appears."""
 
 
-def inline_svg(drawing: "Callable[[], Figure | None]", name: str, title: str) -> str:
+class Inline(NamedTuple):
+    """A figure inside a page, and the note that stood below it, which the page says in its own text."""
+
+    svg: str
+    note: str
+
+
+def inline_svg(drawing: "Callable[[], Figure | None]", name: str, title: str) -> Inline:
     """Return the figure of `drawing` as an SVG element; empty without a figure.
 
-    Text stays text. Every marker of a named line has a circle above it, whose title says line, x and value.
+    Text stays text. Every marker of a named line has a circle above it, whose title says line, x and value. The
+    figure's own title and note (`label_figure`) are cut off, since long lines of text cannot wrap on a phone.
 
     Args:
         drawing: makes the figure.
@@ -36,7 +44,10 @@ def inline_svg(drawing: "Callable[[], Figure | None]", name: str, title: str) ->
     with mpl.rc_context({**STYLE, "svg.fonttype": "none"}):
         figure = drawing()
         if figure is None:
-            return ""
+            return Inline("", "")
+        top, bottom, note = _cut(figure)
+        for patch in (figure.patch, *(ax.patch for ax in figure.axes)):  # the page lies behind it
+            patch.set_visible(False)
         text = StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
         width, height = figure.get_size_inches() * POINTS
@@ -49,10 +60,27 @@ def inline_svg(drawing: "Callable[[], Figure | None]", name: str, title: str) ->
     body = body.replace('xlink:href="#', f'href="#{name}-')
     for color, own in COLORS.items():
         body = body.replace(color, own)
-    return (
-        f'<svg class="chart" role="img" aria-label="{escape(title)}" viewBox="0 0 {width:.0f} {height:.0f}" '
+    svg = (
+        f'<svg class="chart" role="img" aria-label="{escape(title)}" '
+        f'viewBox="0 {top:.0f} {width:.0f} {height - top - bottom:.0f}" '
         f'style="width: {width / POINTS * 1.3:.1f}in">{body}{spots}</svg>'
     )
+    return Inline(svg, note)
+
+
+def _cut(figure: "Figure") -> tuple[float, float, str]:
+    """Take a figure's title and note away; return the heights that they took, in points, and the note."""
+    taken, note = {TITLE: 0.0, NOTE: 0.0}, ""
+    height = figure.get_size_inches()[1] * POINTS
+    for text in [text for text in figure.texts if text.get_gid() in taken]:
+        box = text.get_window_extent()
+        low, high = (edge / figure.dpi * POINTS for edge in (box.y0, box.y1))
+        if text.get_gid() == NOTE:
+            taken[NOTE], note = high - 2, " ".join(text.get_text().split())
+        else:
+            taken[TITLE] = height - low - 2
+        text.remove()
+    return max(0.0, taken[TITLE]), max(0.0, taken[NOTE]), note
 
 
 def _spots(figure: "Figure") -> Iterator[str]:

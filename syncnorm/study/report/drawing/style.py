@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, GRID = "#22262b", "#6b7280", "#e5e7eb"
+TITLE, NOTE = "title", "note"
+"""Ids of a figure's title and note."""
 # Okabe and Ito's palette, which colour-blind readers can distinguish.
 ORANGE, BLUE, GREEN, PINK, GREY, AMBER, SKY = (
     "#d55e00",
@@ -71,3 +73,10 @@ def write_image(
     for suffix in set(FORMATS) - set(formats):
         (folder / f"{name}.{suffix}").unlink(missing_ok=True)
     return True
+
+
+def label_figure(figure: "Figure", left: float, head: tuple[str, float], note: tuple[str, float]) -> None:
+    """Write a figure's title and its note, each with its height; a page that says both itself leaves them out."""
+    (title, high), (words, low) = head, note
+    figure.text(left, high, title, fontsize=11, weight="bold", va="top", linespacing=1.3, gid=TITLE)
+    figure.text(left, low, words, fontsize=7, color=FAINT, va="bottom", linespacing=1.5, gid=NOTE)

@@ -20,4 +20,5 @@ def findings(folder: Path) -> Section | None:
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.startswith(("# ", "!["))]
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render("\n".join(kept))
-    return Section("Findings", f'<div class="prose">{body}</div>')
+    whole = body.replace(" ± ", "\u00a0±\u00a0")  # on a phone, a number and its interval stay on one line
+    return Section("Findings", f'<div class="prose">{whole}</div>')

@@ -15,7 +15,7 @@ from syncnorm.study.report.analysis.points import file_name, rows_of, said_diver
 from syncnorm.study.report.analysis.tables import mean_text
 from syncnorm.study.report.analysis.tuning import tuned_fields, tuning_words
 from syncnorm.study.report.drawing.panels import clip
-from syncnorm.study.report.drawing.style import CHARACTER, FAINT, INK
+from syncnorm.study.report.drawing.style import CHARACTER, INK, label_figure
 from syncnorm.study.report.inference.statistics import summarise
 from syncnorm.study.rows import Results, diverged
 from syncnorm.study.table import NOTHING, Cell, Table
@@ -210,8 +210,7 @@ class DriftView(View):
         assert colours.solids is not None
         colours.solids.set(rasterized=False, edgecolor="face")
         colours.outline.set_visible(False)
-        figure.text(left / width, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)
-        figure.text(left / width, 0.08 / height, self._footnote(), fontsize=7, color=FAINT, va="bottom")
+        label_figure(figure, left / width, (head, 1 - 0.12 / height), (self._footnote(), 0.08 / height))
         return figure
 
     def _draw_map(self, ax: "Axes", panel: str, scale: "Normalize") -> None:

@@ -14,7 +14,7 @@ from syncnorm.study.report.analysis.labels import Metric, field_label, listing, 
 from syncnorm.study.report.analysis.points import file_name, joined
 from syncnorm.study.report.analysis.records import statistics_columns
 from syncnorm.study.report.analysis.tables import mean_text
-from syncnorm.study.report.drawing.style import CHARACTER, FAINT, INK
+from syncnorm.study.report.drawing.style import CHARACTER, FAINT, INK, label_figure
 from syncnorm.study.report.inference.effects import Term, variance_terms
 from syncnorm.study.report.inference.statistics import Summary, summarise
 from syncnorm.study.rows import Results, Row, diverged
@@ -162,9 +162,8 @@ class EffectsView(View):
         FigureCanvasAgg(figure)
         box = (left / WIDTH, BELOW / height, 1 - (left + 0.2) / WIDTH, 1 - (top + BELOW) / height)
         self._draw(figure.add_axes(box), names)
-        figure.text(left / WIDTH, 1 - 0.12 / height, head, fontsize=11, weight="bold", va="top", linespacing=1.3)
         note = fill(self._footnote(), int(18 * (WIDTH - left)))
-        figure.text(left / WIDTH, 0.08 / height, note, fontsize=7, color=FAINT, va="bottom", linespacing=1.5)
+        label_figure(figure, left / WIDTH, (head, 1 - 0.12 / height), (note, 0.08 / height))
         return figure
 
     def _draw(self, ax: "Axes", names: Sequence[str]) -> None:
