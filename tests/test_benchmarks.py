@@ -43,13 +43,20 @@ def test_the_task_that_others_train_is_that_of_our_run() -> None:
 
 @pytest.mark.dist
 @pytest.mark.skipif(find_spec("flwr") is None, reason="needs flwr")
-def test_training_compares_contenders_that_end_with_the_same_model(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])  # which takes longest to start
+def test_training_compares_contenders_that_end_with_the_same_model(
+    ray: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import federated
     from federated import training
     from peers.task import farthest
 
+    if not ray:
+        monkeypatch.setattr(federated, "has", lambda package, *python: package != "ray" and bool(find_spec(package)))
     states = training(rounds=2, count=20)
     expected = {"syncnorm, loop", "syncnorm, cohort", "syncnorm, auto", "syncnorm, cohort, all cores"}
     expected |= {name for name, package in (("Flower, Ray", "ray"), ("pfl-research", "pfl")) if find_spec(package)}
+    expected -= set() if ray else {"Flower, Ray"}
     assert set(states) == expected
     for name, state in states.items():
         assert farthest(states["syncnorm, loop"], state) < 1e-3, name
@@ -69,12 +76,12 @@ def test_every_client_that_does_nothing_replies(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.dist
-def test_few_and_many_clients_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_registered_clients_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     from federated import scale
 
-    scale(rounds=2, counts=(100, 200))
+    scale(rounds=2, counts=(100,))
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line.endswith("MB")] == ["100", "200", "of"]
+    assert [line.split()[0] for line in lines if line.endswith("MB")] == ["100", "of"]
 
 
 @pytest.mark.dist

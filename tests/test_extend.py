@@ -70,7 +70,7 @@ def check(results: Results, *made_of: str, runs: int = 4) -> None:
         assert set(made_of) <= set(row["fingerprints"])
 
 
-@pytest.mark.parametrize(("where", "workers"), [("file", 2), ("module", 1), ("package", 1)])
+@pytest.mark.parametrize(("where", "workers"), [("file", 1), ("module", 1), ("package", 1)])
 def test_devices_in_workers(tmp_path: Path, where: str, workers: int) -> None:
     if where == "file":
         (tmp_path / "own.py").write_text(REGISTRATIONS + study("devices", "virtual"))
@@ -104,6 +104,7 @@ def test_clients_in_two_workers(tmp_path: Path) -> None:
     check(run(tmp_path, "--jobs", "2", "--vary", "engine=loop,cohort", imports=CLIENTS), *made_of, runs=8)
 
 
+@pytest.mark.slow  # test_own_methods.py takes names of one's own through it, too
 @pytest.mark.dist
 def test_clients_over_flowers_own_simulation(tmp_path: Path) -> None:
     pytest.importorskip("ray")

@@ -4,6 +4,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -56,14 +57,14 @@ def check_ddp_with_no_sync() -> None:
         torch.testing.assert_close(found, right, **CLOSE)
 
 
-def check_compiled() -> None:
-    """torch.compile(fullgraph=True) with inductor: outputs, gradients and buffers of the eager layer."""
+def check_compiled(backend: str = "aot_eager") -> None:
+    """torch.compile(fullgraph=True): outputs, gradients and buffers of the eager layer."""
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # here, and not in processes that have to import torch first
     eager = nn.Sequential(nn.Conv2d(2, 4, 3), SyncBatchNorm(4)).double()
     for p in eager.parameters():
         dist.broadcast(p.data, 0)
     compiled = copy.deepcopy(eager)
-    run = torch.compile(compiled, fullgraph=True)
+    run = torch.compile(compiled, fullgraph=True, backend=backend)
     x = mine(batches(1)[0])
     results = []
     for model, call in ((eager, eager), (compiled, run)):
@@ -134,7 +135,8 @@ def check_errors_reach_every_rank() -> None:
 
 CHECKS: dict[str, Callable[[], None]] = {
     "ddp": check_ddp_with_no_sync,
-    "compiled": check_compiled,
+    "compiled": check_compiled,  # graphs and their gradients, without C++
+    "inductor": partial(check_compiled, "inductor"),
     "forward_mode": check_forward_mode,
     "masks": check_masks,
     "errors": check_errors_reach_every_rank,

@@ -131,6 +131,7 @@ def test_a_killed_rank_costs_one_start(tmp_path: Path) -> None:
         assert said.count("start 1 of 10") == 1
 
 
+@pytest.mark.slow  # one node's launch, above, is supervised alike
 @pytest.mark.dist
 @pytest.mark.fault
 @pytest.mark.timeout(1000)
