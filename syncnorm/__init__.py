@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from syncnorm.data import register_data, register_partition
     from syncnorm.doctor import diagnose, register_check
     from syncnorm.domains.adaptation import register_adaptation
+    from syncnorm.federated.aggregations import register_aggregation
     from syncnorm.federated.algorithms import register_algorithm
+    from syncnorm.federated.attacks import register_attack
     from syncnorm.federated.policies import register_policy
     from syncnorm.models.registry import register_model
     from syncnorm.moments import Moments
@@ -65,7 +67,9 @@ _HOMES = {
     "syncnorm.data": ["register_data", "register_partition"],
     "syncnorm.baselines": ["register_baseline"],
     "syncnorm.worlds": ["fit"],
+    "syncnorm.federated.aggregations": ["register_aggregation"],
     "syncnorm.federated.algorithms": ["register_algorithm"],
+    "syncnorm.federated.attacks": ["register_attack"],
     "syncnorm.federated.policies": ["register_policy"],
     "syncnorm.doctor": ["diagnose", "register_check"],
     "syncnorm.domains.adaptation": ["register_adaptation"],
@@ -147,7 +151,9 @@ __all__ = [
     "norm_names",
     "recalibrate",
     "register_adaptation",
+    "register_aggregation",
     "register_algorithm",
+    "register_attack",
     "register_baseline",
     "register_check",
     "register_data",

@@ -121,6 +121,8 @@ HOMES = {
     "task": ("syncnorm.tasks", "task"),
     "policy": ("syncnorm.federated.policies", "federated policy"),
     "algorithm": ("syncnorm.federated.algorithms", "algorithm"),
+    "aggregation": ("syncnorm.federated.aggregations", "aggregation"),
+    "attack": ("syncnorm.federated.attacks", "attack"),
     "partition": ("syncnorm.data", "partition method"),
     "data": ("syncnorm.data", "data set"),
     "metric": ("syncnorm.training.metrics", "metric"),

@@ -1,7 +1,7 @@
 """What the README and the manual show works as printed: code, commands, links, numbers.
 
-The Python of `docs/extend.md`, `norms.md` and `policies.md` has tests of its own: `test_extend.py`,
-`norms/test_norms_page.py` and `federated/test_own_methods.py`.
+The Python of `docs/extend.md`, `norms.md`, `policies.md` and `hostile.md` has tests of its own: `test_extend.py`,
+`norms/test_norms_page.py`, `federated/test_own_methods.py` and `federated/test_hostile_page.py`.
 """
 
 import copy
@@ -108,7 +108,7 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 
 
 def test_every_page_with_python_is_run() -> None:
-    elsewhere = {"extend.md", "norms.md", "policies.md"}
+    elsewhere = {"extend.md", "norms.md", "policies.md", "hostile.md"}
     assert {page.name for page in PAGES if blocks(page, "python")} == PYTHON | elsewhere
 
 

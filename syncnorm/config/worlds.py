@@ -177,10 +177,23 @@ class Clients(WorldConfig):
     it, one a CUDA device or core, at most one a client of a round. It changes no result and no run's id."""
     rank_engine: RankEngine = field(default="auto", metadata=LATER)
     """How each process of the engine torchrun trains its clients: what the engine of this name does."""
+    aggregation: str = field(default="mean", metadata=LATER)
+    """How the server makes one value of the clients': the weighted mean, or one that hostile clients cannot move far
+    (median, trimmed, clipped). A name in federated.AGGREGATIONS."""
+    aggregation_options: dict[str, Any] = field(default_factory=dict, metadata=LATER)
+    """Options of the aggregation, e.g. {"trim": 0.2} for trimmed, {"ratio": 4} for clipped."""
+    hostile: float = field(default=0.0, metadata=LATER)
+    """Fraction of the clients that are hostile; the seed draws them."""
+    attack: str = field(default="scaled", metadata=LATER)
+    """What hostile clients send in place of what they have trained. A name in federated.ATTACKS."""
+    send_counts: bool = field(default=True, metadata=LATER)
+    """Whether clients say how many samples and batches they have trained on. False needs weighting="uniform"."""
 
     def names(self) -> list[tuple[str, str]]:
-        """Return the names of the policy, the algorithm, the partition and the data sets."""
+        """Return the names of the policy, the algorithm, the partition, the data sets, and further choices."""
         named = [("policy", self.method), ("algorithm", self.algorithm)]
+        named += [("aggregation", self.aggregation)] if self.aggregation != Clients.aggregation else []
+        named += [("attack", self.attack)] if self.hostile else []
         dealt = [("partition", self.skew)] if self.skew != RESAMPLED else []
         return [*named, *dealt, *(("data", name) for name in (*self.domains, *self.unseen))]
 

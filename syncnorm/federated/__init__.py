@@ -9,40 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from syncnorm.federated.aggregation import aggregate, check_update
+    from syncnorm.federated.aggregations import AGGREGATIONS, register_aggregation
+    from syncnorm.federated.aggregations.base import Aggregation
     from syncnorm.federated.algorithms import ALGORITHMS, register_algorithm
-    from syncnorm.federated.algorithms.base import (
-        ABOVE_0,
-        AT_LEAST_0,
-        BELOW_1,
-        FROM_0_TO_1,
-        Algorithm,
-        Option,
-        Range,
-        ServerRound,
-        Trained,
-    )
+    from syncnorm.federated.algorithms.base import Algorithm, ServerRound, Trained
+    from syncnorm.federated.attacks import ATTACKS, register_attack
     from syncnorm.federated.flower.apps import client_app, server_app
     from syncnorm.federated.flower.clients import load_global, reply_with
     from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
     from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
     from syncnorm.federated.flower.strategy.private import PrivateNorm
+    from syncnorm.federated.options import ABOVE_0, AT_LEAST_0, BELOW_1, FROM_0_TO_1, Option, Range
     from syncnorm.federated.policies import POLICIES, Policy, register_policy, rules, shared_bytes
     from syncnorm.federated.world import simulate
 
 _HOMES = {
     "syncnorm.federated.aggregation": ["aggregate", "check_update"],
+    "syncnorm.federated.aggregations": ["AGGREGATIONS", "register_aggregation"],
+    "syncnorm.federated.aggregations.base": ["Aggregation"],
     "syncnorm.federated.algorithms": ["ALGORITHMS", "register_algorithm"],
-    "syncnorm.federated.algorithms.base": [
-        "ABOVE_0",
-        "AT_LEAST_0",
-        "BELOW_1",
-        "FROM_0_TO_1",
-        "Algorithm",
-        "Option",
-        "Range",
-        "ServerRound",
-        "Trained",
-    ],
+    "syncnorm.federated.algorithms.base": ["Algorithm", "ServerRound", "Trained"],
+    "syncnorm.federated.attacks": ["ATTACKS", "register_attack"],
+    "syncnorm.federated.options": ["ABOVE_0", "AT_LEAST_0", "BELOW_1", "FROM_0_TO_1", "Option", "Range"],
     "syncnorm.federated.policies": ["POLICIES", "Policy", "register_policy", "rules", "shared_bytes"],
     "syncnorm.federated.world": ["simulate"],
     "syncnorm.federated.flower.apps": ["client_app", "server_app"],
@@ -54,11 +42,14 @@ _HOMES = {
 
 __all__ = [
     "ABOVE_0",
+    "AGGREGATIONS",
     "ALGORITHMS",
+    "ATTACKS",
     "AT_LEAST_0",
     "BELOW_1",
     "FROM_0_TO_1",
     "POLICIES",
+    "Aggregation",
     "Algorithm",
     "CohortGrid",
     "NormFedAvg",
@@ -72,7 +63,9 @@ __all__ = [
     "check_update",
     "client_app",
     "load_global",
+    "register_aggregation",
     "register_algorithm",
+    "register_attack",
     "register_policy",
     "reply_with",
     "rules",

@@ -1,17 +1,21 @@
 """Aggregation of clients' models, without a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
-from syncnorm.federated.policies import COMBINED, SENT, Policy, Reduction, can_average, rules
+from syncnorm.federated.aggregations import aggregation_of
+from syncnorm.federated.aggregations.base import WEIGHTED, Aggregation, statistics_pairs
+from syncnorm.federated.policies import COUNTER, SENT, STATISTICS, Policy, Reduction, can_average, rules
 from syncnorm.moments import Moments
+from syncnorm.surgery.adaptation.recalibrate import statistics_entries
 
 State = Mapping[str, Tensor]
-VARIANCE = "running_var"
+VARIANCE = STATISTICS[1]
+MOST_BATCHES = 2**53
+"""Largest counter of batches that is believed: a larger one would soon overflow, and no client has seen so many."""
 
 
 def aggregate(
@@ -20,6 +24,7 @@ def aggregate(
     weights: Sequence[float],
     policy: str | Policy = "fedavg",
     *,
+    aggregation: str | Aggregation = "mean",
     any_precision: bool = False,
 ) -> dict[str, Tensor]:
     """Return the state of the next global model from the states of one round's clients.
@@ -39,6 +44,7 @@ def aggregate(
         states: one state per client.
         weights: each client's weight, for example its number of samples.
         policy: a name in `POLICIES`, or your own `Policy`.
+        aggregation: a name in `AGGREGATIONS`, or your own `Aggregation`; the formulas above are those of "mean".
         any_precision: take states in another precision too, such as half.
 
     Raises:
@@ -47,16 +53,20 @@ def aggregate(
         ValueError: a state that cannot be averaged (see `check_update`); the message names the client by its
             position.
     """
-    reductions = rules(model, policy)
+    reductions, chosen = rules(model, policy), aggregation_of(aggregation)
     shares = normalised_weights(states, weights)
     current = model.state_dict()
     for place, state in enumerate(states):
         check_update(current, state, reductions, client=str(place), any_precision=any_precision)
-    return combine(current, reductions, states, shares)
+    return combine(current, reductions, states, shares, chosen)
 
 
 def combine(
-    current: State, reductions: Mapping[str, Reduction], states: Sequence[State], shares: Tensor
+    current: State,
+    reductions: Mapping[str, Reduction],
+    states: Sequence[State],
+    shares: Tensor,
+    aggregation: Aggregation = WEIGHTED,
 ) -> dict[str, Tensor]:
     """Like `aggregate`, with checked states and shares, float64 (K,), that sum to 1.
 
@@ -65,36 +75,75 @@ def combine(
     """
     counted = [place for place, share in enumerate(shares.tolist()) if share > 0]
     states, shares = [states[place] for place in counted], shares[counted]
-    combined = {
-        name: _combine([state[name] for state in states], shares, reduction, current[name].dtype)
-        if reduction in COMBINED
-        else current[name].clone()
-        for name, reduction in reductions.items()
-    }
+    states = aggregation.bounded(current, states, reductions)
+    chosen = aggregation.chosen(current, states, reductions)
+    theirs = shares if len(chosen) == len(states) else shares[list(chosen)] / shares[list(chosen)].sum()
+    statistics = {name for pair in statistics_pairs(reductions, "average") for name in pair}
+    combined = {}
+    for name, reduction in reductions.items():
+        if reduction == "max":
+            every = torch.stack([state[name].to(current[name].dtype) for state in states])
+            combined[name] = aggregation.largest(every)
+        elif reduction == "average" and name in statistics:
+            combined[name] = _center(aggregation.statistic, [state[name] for state in states], shares, current[name])
+        elif reduction == "average":
+            some = [states[place][name] for place in chosen]
+            combined[name] = _center(aggregation.center, some, theirs, current[name])
+        else:
+            combined[name] = current[name].clone()
     for mean_name, var_name in pooled_pairs(reductions):
-        means, variances = (torch.stack([state[name] for state in states]) for name in (mean_name, var_name))
-        mean, var = pool(means, variances, shares)
+        means, variances = (torch.stack([state[name] for state in states]).double() for name in (mean_name, var_name))
+        mean, var = aggregation.pooled(means, variances, shares.to(means.device))
         combined[mean_name] = mean.to(current[mean_name].dtype)
         combined[var_name] = var.to(current[var_name].dtype)
     if (first := not_finite(combined, current)) is not None:  # the variance of two means that are too far apart
         raise UserError(
             f"the clients' values are finite, but together '{first}' is too large for {combined[first].dtype}: lower "
-            "the clients' learning rate."
+            "the clients' learning rate, or, if a client may be hostile, choose an aggregation such as median."
         )
     return combined
 
 
-def pool(means: Tensor, variances: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance, (C,) in float64, of the union of parts (K, C) with shares (K,)."""
-    shares = shares.to(means.device)
-    pooled = Moments(shares, means.double(), shares.unsqueeze(1) * variances.double()).pooled()
-    return pooled.mean, pooled.var()
+def check_moments(moments: Mapping[str, Moments], current: State, names: Sequence[str]) -> None:
+    """Raise `ValueError` if the moments that a client has gathered must not enter the statistics `names`."""
+    for part in moments.values():
+        values = (part.count, part.mean, part.m2)
+        if part.count.dim() or not all(value.isfinite().all() for value in values):
+            raise ValueError("moments that are not finite.")
+        if not 0 < float(part.count) <= MOST_BATCHES or part.m2.lt(0).any():
+            raise ValueError("a count or a variance that is negative or too large.")
+    entries = statistics_entries(moments)
+    for name in names:
+        if name not in entries or entries[name].shape != current[name].shape:
+            raise ValueError(f"no moments for '{name}'.")
+
+
+def merged(found: Sequence[Mapping[str, Moments]], aggregation: Aggregation) -> dict[str, Moments]:
+    """Return the moments of all clients together by layer, from those of each client.
+
+    The weighted mean merges them exactly. Another aggregation makes one mean and one variance of the clients', who
+    count alike.
+    """
+    if aggregation is WEIGHTED:
+        return {layer: Moments.pool([moments[layer] for moments in found]) for layer in found[0]}
+    merged = {}
+    for layer in found[0]:
+        parts = [moments[layer] for moments in found]
+        counts = torch.stack([part.count for part in parts]).double()
+        means, variances = (
+            torch.stack(values).double() for values in zip(*((p.mean, p.var()) for p in parts), strict=True)
+        )
+        alike = torch.full_like(counts, 1 / len(parts))
+        mean, var = aggregation.pooled(means, variances, alike)
+        count = aggregation.statistic(counts, alike) * len(parts)
+        kind = parts[0].mean.dtype
+        merged[layer] = Moments(count.to(parts[0].count.dtype), mean.to(kind), (var * count).to(kind))
+    return merged
 
 
 def pooled_pairs(reductions: Mapping[str, Reduction]) -> list[tuple[str, str]]:
     """Return the names of the running means and variances that are pooled."""
-    variances = [name for name, reduction in reductions.items() if reduction == "pooled" and name.endswith(VARIANCE)]
-    return [(name.removesuffix(VARIANCE) + "running_mean", name) for name in variances]
+    return statistics_pairs(reductions, "pooled")
 
 
 def check_update(
@@ -102,30 +151,46 @@ def check_update(
 ) -> None:
     """Raise `ValueError`, with one sentence that names the client, if its update must not enter the global model.
 
-    That is the case if an entry is missing, unknown, of another shape or type, or a negative variance, or has a value
-    that is not finite where the global model's is. With `any_precision`, another type of the same kind (real,
-    complex, whole) is taken. `current` is the global model's state, and `reductions` is what `rules` returns for it.
+    That is the case if an entry is missing, unknown, of another shape or type, a negative variance, or a counter of
+    batches below 0 or above 2^53, or has a value that is not finite where the global model's is. With
+    `any_precision`, another type of the same kind (real, complex, whole) is taken if its values are finite in the
+    model's. `current` is the global model's state, and `reductions` is what `rules` returns for it.
     """
     sent = {name for name, reduction in reductions.items() if reduction in SENT}
     if missing := sorted(sent - state.keys()):
         raise ValueError(f"client {client} sent no '{missing[0]}' ({len(missing)} entries are missing).")
-    if strange := sorted(state.keys() - current.keys()):
+    if strange := sorted(map(str, state.keys() - current.keys())):
         raise ValueError(f"client {client} sent '{strange[0]}', which the global model does not have.")
     for name in sorted(sent):
         value, own = state[name], current[name]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"client {client} sent '{name}' as {type(value).__name__}: it must be a tensor.")
+        if not is_dense(value):
+            kind = type(value).__name__
+            raise ValueError(f"client {client} sent '{name}' as {kind}: it must be a tensor, and a dense one.")
         fits = _kind(value.dtype) == _kind(own.dtype) if any_precision else value.dtype == own.dtype
         if value.shape != own.shape or not fits:
             raise ValueError(
                 f"client {client} sent '{name}' as {value.dtype} of shape {tuple(value.shape)}: the global model has "
                 f"{own.dtype} of shape {tuple(own.shape)}."
             )
-    if (first := not_finite({name: state[name] for name in sorted(sent)}, current)) is not None:
+    typed = {name: state[name].to(current[name].dtype) for name in sorted(sent)}
+    if (first := not_finite(typed, current)) is not None:
         raise ValueError(f"client {client} sent '{first}' with values that are not finite.")
     for name in sorted(sent):
         if name.endswith(VARIANCE) and state[name].lt(0).any():
             raise ValueError(f"client {client} sent '{name}' with a negative variance.")
+        if name.endswith(COUNTER) and _kind(current[name].dtype) == "whole" and _is_no_count(state[name].long()):
+            raise ValueError(f"client {client} sent '{name}' below 0 or above 2^53, which is no count of batches.")
+
+
+def is_dense(value: object) -> bool:
+    """Return whether something is a plain tensor with values, not sparse and not quantised."""
+    if not isinstance(value, Tensor):
+        return False
+    return value.layout is torch.strided and not (value.is_meta or value.is_quantized)
+
+
+def _is_no_count(counts: Tensor) -> bool:
+    return bool((counts.lt(0) | counts.gt(MOST_BATCHES)).any())
 
 
 def not_finite(state: State, before: State) -> str | None:
@@ -174,26 +239,20 @@ def normalised_weights(states: Sequence[object], weights: Sequence[float]) -> Te
         raise UserError(f"weights are {list(weights)}: they must be numbers.") from error
     if not given.isfinite().all() or given.lt(0).any() or given.sum() == 0:
         raise UserError(f"weights are {list(weights)}: they must not be negative, and not all zero.")
+    given = given / given.max() if given.sum().isinf() else given
     return given / given.sum()
 
 
-def _combine(values: Sequence[Tensor], shares: Tensor, reduction: Reduction, dtype: torch.dtype) -> Tensor:
-    if reduction == "max":
-        return _largest(torch.stack([value.to(dtype) for value in values]))
-    stacked = torch.stack([value.to(wide(dtype)) for value in values])
-    weighted = shares.to(stacked.device).view(-1, *[1] * values[0].dim()) * stacked
-    return weighted.sum(0).to(dtype)
+def _center(
+    center: Callable[[Tensor, Tensor], Tensor], values: Sequence[Tensor], shares: Tensor, own: Tensor
+) -> Tensor:
+    """Return one value of the clients' in the model's type; complex numbers by their parts."""
+    stacked = torch.stack([value.to(wide(own.dtype)) for value in values])
+    parts = torch.view_as_real(stacked) if stacked.is_complex() else stacked
+    found = center(parts, shares.to(stacked.device))
+    return (torch.view_as_complex(found.contiguous()) if stacked.is_complex() else found).to(own.dtype)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which values of a type are summed."""
     return torch.complex128 if dtype.is_complex else torch.float64
-
-
-def _largest(stacked: Tensor) -> Tensor:
-    """Return the maximum over the first dimension of whole numbers."""
-    if stacked.dtype not in (torch.uint16, torch.uint32, torch.uint64):
-        return stacked.amax(0)
-    # PyTorch has no maximum of these types.
-    found = np.asarray(stacked.cpu().numpy().max(0))
-    return torch.from_numpy(found).to(stacked.device)

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Run
 from syncnorm.data import make_federated_dataset
+from syncnorm.federated.aggregations import aggregation_of
 from syncnorm.federated.algorithms import algorithm_of
+from syncnorm.federated.attacks import hostile_clients
 from syncnorm.federated.engines.engine import engine_of
 from syncnorm.federated.engines.memory import check_momentum, check_without_memory
 from syncnorm.federated.inspection import inspect_model
@@ -32,6 +34,8 @@ CHUNK = 500
 class Federation:
     """A run of the clients world, ready to start.
 
+    aggregation: how the server makes one value of the clients'.
+    hostile: the clients that do not send what they have trained.
     schedule: who trains when, on which batches, at which learning rate.
     layout: which entries of the model are sent, kept and combined.
     models: builds the model, and holds the copies that train and evaluate.
@@ -46,7 +50,9 @@ class Federation:
         self.policy = policy_named(self.world.method)
         self.options = policy_options(self.world.method, self.world.method_options)
         self.algorithm = algorithm_of(self.world, self.policy, self.options)
+        self.aggregation = aggregation_of(self.world.aggregation, self.world.aggregation_options)
         check_clients(run, self.policy, self.algorithm)
+        self.hostile = hostile_clients(run)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype, held = PRECISIONS[run.precision].data, data_device(run, self.device)
         self.population = make_federated_dataset(run.data, self.world, run.seed, held, dtype, run.task)
@@ -59,7 +65,7 @@ class Federation:
             instead = "" if self.algorithm.shares_statistics else alone
             check_without_memory(self.models.template, instead)
             check_momentum(self.models.template, instead)
-        self.layout = Layout(self.models.template, self.policy)
+        self.layout = Layout(self.models.template, self.policy, counts=self.world.send_counts)
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
 
     def local(self, round_: int) -> Local:

@@ -13,6 +13,7 @@ from syncnorm.federated.policies import (
     Reduction,
     batch_norm_entries,
     can_average,
+    counters,
     rules,
 )
 from syncnorm.surgery import batch_norms
@@ -22,13 +23,18 @@ from syncnorm.training.profiles.layers import described_layers
 class Layout:
     """The entries of a model's state by their treatment; all lists are in the order of the state.
 
+    Without `counts`, batch norm's counters are not sent in either direction.
+
     Raises:
         UserError: a policy that does not apply to this model (`rules`).
     """
 
-    def __init__(self, model: nn.Module, policy: Policy) -> None:
+    def __init__(self, model: nn.Module, policy: Policy, counts: bool = True) -> None:
         self.reductions: dict[str, Reduction] = rules(model, policy)
         """How the server treats each entry."""
+        if not counts:
+            shared = [name for name in counters(model) if self.reductions[name] == "max"]
+            self.reductions |= dict.fromkeys(shared, "gathered")  # training then starts each round from 0
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
         self.described = described_layers(model)

@@ -269,6 +269,11 @@ def shared_bytes(model: nn.Module, policy: str | Policy) -> int:
     )
 
 
+def counters(model: nn.Module) -> list[str]:
+    """Return the names of batch norm's counters of batches in the model's state."""
+    return [name for name, part in batch_norm_entries(model).items() if part == COUNTER]
+
+
 def batch_norm_entries(model: nn.Module) -> dict[str, str]:
     """Return the batch-norm entries of the model's state: their names, and the part of the layer that each is.
 

@@ -3,6 +3,7 @@
 from syncnorm.config import Clients, Norm, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated.algorithms.base import Algorithm
+from syncnorm.federated.attacks import check_attack
 from syncnorm.federated.engines.engine import engine_of
 from syncnorm.federated.policies import POLICIES, Policy
 from syncnorm.norms import norm_spec
@@ -19,6 +20,9 @@ def check_clients(run: Run, policy: Policy, algorithm: Algorithm) -> None:
     _check_norm(run.norm, world.method, policy)
     _check_momentum(run, world)
     _check_engine(run, world, algorithm)
+    _check_aggregation(world, policy, algorithm)
+    _check_counts(world, policy, algorithm)
+    check_attack(run)
     algorithm.check(run)
 
 
@@ -105,6 +109,43 @@ def _check_engine(run: Run, world: Clients, algorithm: Algorithm) -> None:
         raise UserError(
             f"method {world.method} has clients exchange statistics inside a step, which the engine {engine} "
             "cannot: choose the engine cohort."
+        )
+
+
+def _check_aggregation(world: Clients, policy: Policy, algorithm: Algorithm) -> None:
+    """Refuse an aggregation that would not see all that clients send."""
+    chosen = world.aggregation
+    if chosen == Clients.aggregation:
+        return
+    if not policy.averages:
+        raise UserError(
+            f"aggregation {chosen} combines what clients average, and with method {world.method} they do not average "
+            f"one model: choose aggregation {Clients.aggregation}."
+        )
+    if algorithm.shares_statistics:
+        raise UserError(
+            f"method {world.method} has clients exchange statistics inside a step, which aggregation {chosen} at the "
+            f"server does not reach: choose aggregation {Clients.aggregation}, or another method."
+        )
+    if algorithm.sends_more:
+        raise UserError(
+            f"algorithm {world.algorithm} adds up what clients send beside the model, which aggregation {chosen} "
+            f"does not bound: choose aggregation {Clients.aggregation}, or another algorithm."
+        )
+
+
+def _check_counts(world: Clients, policy: Policy, algorithm: Algorithm) -> None:
+    """Refuse a run without counts that needs them."""
+    if world.send_counts:
+        return
+    if world.weighting != "uniform":
+        raise UserError(
+            f"send_counts is False, and weighting {world.weighting} needs counts: set weighting to uniform."
+        )
+    if policy.statistics_source in ("before", "after") or algorithm.shares_statistics:
+        raise UserError(
+            f"send_counts is False, and method {world.method} merges moments by their counts: choose a method whose "
+            "statistics are running averages, such as fedavg_pooled."
         )
 
 

@@ -47,7 +47,7 @@ def test_the_page_has_every_algorithm_with_its_options_and_source() -> None:
 
 
 def test_the_page_has_every_hook() -> None:
-    switches = {"needs_average", "shares_statistics", "has_local_term"}
+    switches = {"needs_average", "shares_statistics", "has_local_term", "sends_more"}
     hooks = {f"`{name}`" for name in dir(Algorithm) if not name.startswith("_")} - {f"`{name}`" for name in switches}
     assert {row[0] for row in rows_below("| hook | where | what it gives |\n")} == hooks
 

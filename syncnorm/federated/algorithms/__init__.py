@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from syncnorm.config import Clients
 from syncnorm.errors import UserError, unknown
-from syncnorm.federated.algorithms.base import Algorithm, Option, algorithm_options
+from syncnorm.federated.algorithms.base import Algorithm
 from syncnorm.federated.algorithms.fedadam import FedAdam
 from syncnorm.federated.algorithms.fedap import FedAP
 from syncnorm.federated.algorithms.fedavg import FedAvg
@@ -14,6 +14,7 @@ from syncnorm.federated.algorithms.fedprox import FedProx
 from syncnorm.federated.algorithms.fedtan import FedTAN
 from syncnorm.federated.algorithms.scaffold import Scaffold
 from syncnorm.federated.algorithms.together import Together
+from syncnorm.federated.options import Option, checked_options
 from syncnorm.federated.policies import Policy
 from syncnorm.registry import Registry, check_named
 
@@ -76,4 +77,4 @@ def _chosen(name: str, options: Mapping[str, Any]) -> Algorithm:
     if name not in ALGORITHMS:
         raise unknown("world.algorithm", name, ALGORITHMS)
     kind = ALGORITHMS[name]
-    return kind(algorithm_options(name, kind, options))
+    return kind(checked_options(f"the algorithm {name}", kind.OPTIONS, options))

@@ -21,41 +21,17 @@ from a checkpoint and any process can play any client.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from syncnorm.config import Run
-from syncnorm.errors import UserError, unknown
 from syncnorm.federated.messages import Reply, Tensors
+from syncnorm.federated.options import Option
 
 Memory = Mapping[str, Any]
 """The server's memory between rounds: tensors and plain data in nested dicts, as checkpoints store it."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Allowed numbers of an option, and the words for them in messages."""
-
-    rule: str
-    holds: Callable[[float], bool]
-
-
-AT_LEAST_0 = Range("at least 0", lambda number: 0 <= number < inf)
-ABOVE_0 = Range("above 0", lambda number: 0 < number < inf)
-BELOW_1 = Range("from 0 to below 1", lambda number: 0 <= number < 1)
-FROM_0_TO_1 = Range("from 0 to 1", lambda number: 0 <= number <= 1)
-
-
-@dataclass(frozen=True)
-class Option:
-    """An option of an algorithm: its default, whose type makes it a number or a switch, and its range."""
-
-    default: float | bool
-    range: Range = AT_LEAST_0
 
 
 @dataclass(frozen=True)
@@ -106,7 +82,7 @@ class Algorithm:
     one client, `cohort` under `torch.vmap` for many, and Flower sends what the hooks return.
 
     Args:
-        options: checked values that override the defaults in `OPTIONS` (`algorithm_options`).
+        options: checked values that override the defaults in `OPTIONS` (`checked_options`).
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
@@ -128,6 +104,11 @@ class Algorithm:
     def has_local_term(self) -> bool:
         """Whether the local objective has an additional term."""
         return type(self).local_term is not Algorithm.local_term
+
+    @property
+    def sends_more(self) -> bool:
+        """Whether clients send tensors beside the model."""
+        return type(self).client_result is not Algorithm.client_result
 
     def local_batches(self, batches: Sequence[Tensor], smallest: Callable[[], int]) -> Sequence[Tensor]:
         """Return the batches of a client's local steps: indices into the pool, one tensor per step.
@@ -189,29 +170,3 @@ class Algorithm:
 def as_real(value: Tensor) -> Tensor:
     """Return the coordinates that a gradient step sees: of a complex tensor its parts (..., 2), else the tensor."""
     return torch.view_as_real(value) if value.is_complex() else value
-
-
-def algorithm_options(name: str, kind: type[Algorithm], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an algorithm's options: the defaults, overridden by the `given` ones.
-
-    Raises:
-        UserError: an option that the algorithm does not have, or a value of the wrong type or out of range.
-    """
-    known = kind.OPTIONS
-    for option, value in given.items():
-        if not known:
-            raise UserError(f"the algorithm {name} takes no options: leave out '{option}'.")
-        if option not in known:
-            raise unknown(f"option of the algorithm {name}", option, known)
-        switch = isinstance(known[option].default, bool)
-        if switch != isinstance(value, bool) or not isinstance(value, Real):
-            raise UserError(
-                f"option {option} of the algorithm {name} is {value!r}: it must be "
-                f"{'true or false' if switch else 'a number'}."
-            )
-        if not switch and not known[option].range.holds(float(value)):
-            raise UserError(
-                f"option {option} of the algorithm {name} is {value!r}: it must be {known[option].range.rule}."
-            )
-    numbers: dict[str, Any] = {name: x if isinstance(x, int | float) else float(x) for name, x in given.items()}
-    return {option: known[option].default for option in known} | numbers

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from syncnorm.federated.aggregation import wide
-from syncnorm.federated.algorithms.base import FROM_0_TO_1, Algorithm, Memory, Option, ServerRound
+from syncnorm.federated.algorithms.base import Algorithm, Memory, ServerRound
 from syncnorm.federated.messages import Tensors
+from syncnorm.federated.options import FROM_0_TO_1, Option
 
 NEAREST = 1e-12
 """Lower bound on distances, so that two clients with the same statistics get a large but finite weight."""

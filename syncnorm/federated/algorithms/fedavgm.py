@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import torch
 
-from syncnorm.federated.algorithms.base import ABOVE_0, BELOW_1, Algorithm, Memory, Option, ServerRound
+from syncnorm.federated.algorithms.base import Algorithm, Memory, ServerRound
 from syncnorm.federated.messages import Tensors
+from syncnorm.federated.options import ABOVE_0, BELOW_1, Option
 
 
 class FedAvgM(Algorithm):

@@ -6,8 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from syncnorm.federated.algorithms.base import Algorithm, Option, as_real
+from syncnorm.federated.algorithms.base import Algorithm, as_real
 from syncnorm.federated.messages import Tensors
+from syncnorm.federated.options import Option
 
 
 class FedProx(Algorithm):

@@ -59,7 +59,8 @@ class Scaffold(Algorithm):
         """Refuse a control change that is missing, has another shape, or is not finite."""
         for name, value in memory["control"].items():
             change = sent.get(name)
-            if change is None or change.shape != value.shape or not change.isfinite().all():
+            fits = change is not None and change.shape == value.shape and change.is_complex() == value.is_complex()
+            if change is None or not fits or not change.isfinite().all():
                 raise ValueError(f"sent no usable control for '{name}'.")
 
     def server_step(self, round_: ServerRound, memory: Memory) -> tuple[Tensors, Memory]:

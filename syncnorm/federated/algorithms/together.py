@@ -27,6 +27,11 @@ class Together(Algorithm):
         """Whether any of them has a local term."""
         return any(part.has_local_term for part in self.parts.values())
 
+    @property
+    def sends_more(self) -> bool:
+        """Whether any of them lets clients send tensors beside the model."""
+        return any(part.sends_more for part in self.parts.values())
+
     def check(self, run: Run) -> None:
         """Raise what any of them raises."""
         for part in self.parts.values():

@@ -6,13 +6,14 @@ dict of tensors: "state.NAME" for the model entries that stay with the client, "
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from syncnorm.federated.aggregation import not_finite
 from syncnorm.federated.algorithms.base import Trained
+from syncnorm.federated.attacks import attacked, attacked_moments
 from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.local import Task, Update
@@ -75,7 +76,10 @@ def finish(federation: Federation, started: Started, update: Update) -> tuple[Re
     if own:
         own["round"] = torch.tensor(started.received.round)
     sent = {name: state[name] for name in layout.sent}
-    return Reply(client, sent, samples, update.loss, extra, started.small_batches), own
+    reply = Reply(client, sent, samples, update.loss, extra, started.small_batches)
+    if client in federation.hostile:
+        reply = attacked(federation.run, started.received.round, reply, started.received.state)
+    return (reply if federation.world.send_counts else replace(reply, samples=0, small_batches=0)), own
 
 
 def _trained(federation: Federation, started: Started, update: Update) -> Trained:
@@ -111,6 +115,14 @@ def measure(federation: Federation, client: int, state: Mapping[str, Tensor]) ->
     world = federation.world
     batches = [part for part in federation.train_images(client, world.batch) if len(part) >= world.min_batch]
     return layer_statistics(federation.models.with_state(state), batches) if batches else {}
+
+
+def report(federation: Federation, client: int, received: Broadcast) -> dict[str, Moments]:
+    """Return what a client answers to the server's pass over its data (`measure`)."""
+    found = measure(federation, client, received.state)
+    if client in federation.hostile and found:
+        return attacked_moments(federation.run, received.round, client, found, received.state)
+    return found
 
 
 def section(kept: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from syncnorm.config import Execution, Result, silent
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
-from syncnorm.federated.client.client import Started, finish, measure, start, start_state
+from syncnorm.federated.client.client import Started, finish, report, start, start_state
 from syncnorm.federated.engines.engine import AutoEngine
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
@@ -101,7 +101,7 @@ def query_moments(message: Message, context: Context) -> Message:
     """Return the moments of each batch norm's inputs over the client's data."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
-    moments = measure(federation, _client(context), received.state)
+    moments = report(federation, _client(context), received)
     return Message(wire.pack_moments(moments), reply_to=message)
 
 
@@ -245,7 +245,8 @@ def _end(
     message: Message, context: Context, federation: Federation, started: Started, update: Update | None
 ) -> Message:
     if update is None:
-        samples = len(federation.schedule.samples(started.task.client))
+        counted = federation.world.send_counts
+        samples = len(federation.schedule.samples(started.task.client)) if counted else 0
         return Message(wire.pack_idle(started.received, samples), reply_to=message)
     reply, own = finish(federation, started, update)
     if reply.error:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from syncnorm.errors import UserError
 from syncnorm.federated.flower.handshake import WORD, check_policy, terms_for, word
 from syncnorm.federated.flower.records import arrays_in, from_record, to_record
-from syncnorm.federated.policies import KEPT, Policy, rules
+from syncnorm.federated.policies import KEPT, Policy, counters, rules
 from syncnorm.files import write_file
 from syncnorm.surgery import recalibrate
 
@@ -85,7 +85,8 @@ def reply_with(
     """Return the reply to a message, and store in `context.state` the entries that the policy leaves with the client.
 
     The reply to a train message has the shared entries of the trained model that the message had, and the metrics,
-    which must include the client's weight ("num-examples", or the strategy's `weighted_by_key`). The reply to any
+    which must include the client's weight ("num-examples", or the strategy's `weighted_by_key`) unless the strategy
+    asks for no counts, which are then left out. The reply to any
     other message has only the metrics, and nothing is stored. Both tell the server which client this is, and whether
     it had entries of its own.
 
@@ -99,7 +100,8 @@ def reply_with(
     """
     terms = terms_for(message, policy)
     had_own = isinstance(context.state.get(HOME), ArrayRecord)
-    content = RecordDict({"metrics": MetricRecord(dict(metrics))})
+    said = {name: value for name, value in metrics.items() if name != terms.uncounted}
+    content = RecordDict({"metrics": MetricRecord(said)})
     if terms.told:
         content[WORD] = word(context, had_own)
     if message.metadata.message_type.split(".")[0] == MessageType.TRAIN:
@@ -111,6 +113,8 @@ def reply_with(
             sent |= kept
         elif terms.whole:
             sent |= {name: received[name] for name in kept if name in received}
+        if terms.uncounted:
+            sent = {name: value for name, value in sent.items() if name not in counters(model)}
         names = received if terms.part else {**received, **sent}
         content["arrays"] = to_record({name: sent[name] for name in names if name in sent})
         if kept:

@@ -14,6 +14,7 @@ from syncnorm.federated.policies import POLICIES, Policy, policy_named
 
 POLICY, AFFINE, STATISTICS = "norm-policy", "norm-affine", "norm-statistics"
 UNSAMPLED, WHOLE, PART = "norm-unsampled", "norm-whole-replies", "norm-part-of-the-model"
+UNCOUNTED = "norm-uncounted"
 WORD, CLIENT, OWN = "norm-client", "client", "had-own-entries"
 
 
@@ -25,6 +26,7 @@ class Terms:
     unsampled: what a client without entries of its own starts from (`NormFedAvg`).
     whole: whether replies also hold the entries that stay with the client, as they were received.
     part: whether the message's arrays are a part of the model's state.
+    uncounted: the metric that replies leave out, together with counters of batches; empty if clients send counts.
     told: whether the server has said so, or a client assumes it.
     """
 
@@ -33,12 +35,14 @@ class Terms:
     unsampled: str = "initial"
     whole: bool = False
     part: bool = False
+    uncounted: str = ""
     told: bool = False
 
     def put_into(self, config: ConfigRecord, part: bool) -> None:
         """Add the terms to the config of a message."""
         config[POLICY], config[AFFINE], config[STATISTICS] = self.name, self.policy.affine, self.policy.statistics
         config[UNSAMPLED], config[WHOLE], config[PART] = self.unsampled, self.whole, part
+        config[UNCOUNTED] = self.uncounted
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ def _told(content: RecordDict) -> Terms | None:
         if isinstance(record, ConfigRecord) and POLICY in record:
             row = Policy(record[AFFINE], record[STATISTICS], str(record[POLICY]))  # type: ignore[arg-type]
             unsampled, whole, part = str(record[UNSAMPLED]), bool(record[WHOLE]), bool(record[PART])
-            return Terms(row, str(record[POLICY]), unsampled, whole, part, told=True)
+            uncounted = str(record.get(UNCOUNTED, ""))
+            return Terms(row, str(record[POLICY]), unsampled, whole, part, uncounted, told=True)
     return None
 
 

@@ -68,11 +68,20 @@ class OverFlower:
             answer = answers[client]
             if isinstance(answer, str) or answer.has_error():
                 replies.append(Reply(client, {}, error=answer if isinstance(answer, str) else reason(answer)))
-            elif reply := wire.unpack_reply(client, answer.content, self.federation):
-                self._note_loss(client, answer.content)
-                self._changed.add(client)
+            elif reply := self._reply(client, answer):
                 replies.append(reply)
         return replies
+
+    def _reply(self, client: int, answer: Message) -> Reply | None:
+        """Return what a client sent after training; an error if it is not in the form of a reply."""
+        try:
+            reply = wire.unpack_reply(client, answer.content, self.federation)
+        except Exception as error:  # a reply that somebody else's code has made
+            return Reply(client, {}, error=f"its reply cannot be read ({type(error).__name__}: {error})")
+        if reply:
+            self._note_loss(client, answer.content)
+            self._changed.add(client)
+        return reply
 
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
         """Gather the moments of each batch norm's inputs over each client's data, with the model it receives."""

@@ -1,6 +1,6 @@
 """The evaluation of a run: at its clients, of its global model, and at held-out clients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.config import Clients, Run
-from syncnorm.federated.aggregation import combine, normalised_weights
+from syncnorm.federated.aggregation import check_moments, combine, merged, normalised_weights
 from syncnorm.federated.client.client import section
 from syncnorm.federated.client.states import ClientState
 from syncnorm.federated.federation import CHUNK, Federation
@@ -62,18 +62,28 @@ class Evaluator:
         if self.federation.policy.statistics_source not in ("before", "after"):
             return
         clients = self.clients
-        found = [
-            moments
-            for moments in self.network.measure(clients, lambda client: self.server.broadcast(round_, client))
-            if moments
-        ]
+        answers = self.network.measure(clients, lambda client: self.server.broadcast(round_, client))
+        found = self._usable(round_, [moments for moments in answers if moments])
         if not found:
             return
-        pooled = {layer: Moments.pool([moments[layer] for moments in found]) for layer in found[0]}
+        pooled = merged(found, self.federation.aggregation)
         statistics = self.federation.layout.with_aliases(statistics_entries(pooled))
         self.server.set_statistics(statistics)
         down = sum(self.server.broadcast(round_, client).bytes for client in clients)
         self._log.add(bytes_up=len(found) * size(statistics), bytes_down=down)
+
+    def _usable(self, round_: int, answers: Sequence[Mapping[str, Moments]]) -> list[Mapping[str, Moments]]:
+        """Return the answers to a pass that may enter the statistics; the log says why others may not."""
+        layout, usable = self.federation.layout, []
+        names = sorted({layout.listed[name] for name in layout.statistics})
+        for place, moments in enumerate(answers):
+            try:
+                check_moments(moments, self.server.state, names)
+                usable.append(moments)
+            except ValueError as error:
+                self._log.left_out[f"pass after round {round_}, answer {place + 1}"] = f"sent {error}"
+                self._log.add(clients_left_out=1)
+        return usable
 
     def broadcast(self, round_: int, client: int) -> Broadcast:
         """Return what a client evaluates; for an earlier round, this includes what it kept then."""
@@ -212,4 +222,5 @@ class Evaluator:
         alike = federation.world.weighting == "uniform"
         weights = [1.0 if alike else float(len(federation.schedule.samples(client))) for client in sorted(kept)]
         reductions = federation.layout.reductions_of_kept(statistics)
-        return combine(self.server.state, reductions, states, normalised_weights(states, weights))
+        shares = normalised_weights(states, weights)
+        return combine(self.server.state, reductions, states, shares, federation.aggregation)

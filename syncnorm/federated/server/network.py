@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from syncnorm.errors import UserError
-from syncnorm.federated.client.client import finish, measure, start, start_state
+from syncnorm.federated.client.client import finish, report, start, start_state
 from syncnorm.federated.client.states import ClientState, ClientStates, kept_by
 from syncnorm.federated.engines.engine import Engine
 from syncnorm.federated.federation import Federation
@@ -77,7 +77,7 @@ class InProcess:
 
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
         """Gather the moments of each batch norm's inputs over each client's data, with the model it receives."""
-        return [measure(self.federation, client, to(client).state) for client in clients]
+        return [report(self.federation, client, to(client)) for client in clients]
 
     def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
         """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""

@@ -1,19 +1,23 @@
 """The server of a federation: it makes broadcasts and processes replies, without network or files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from syncnorm.errors import UserError
-from syncnorm.federated.aggregation import check_update, combine, normalised_weights
+from syncnorm.federated.aggregation import check_update, combine, is_dense, normalised_weights, not_finite
 from syncnorm.federated.algorithms.base import Memory, ServerRound
 from syncnorm.federated.federation import Federation
 from syncnorm.federated.messages import Broadcast, Reply
+from syncnorm.federated.policies import can_average
 
 State = dict[str, Tensor]
+MOST_SAMPLES = 2**53
+"""Largest number of samples that is believed."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class Server:
                 if reply.error:
                     raise ValueError(reply.error)
                 check_update(self.state, reply.state, self.federation.layout.reductions, str(reply.client))
+                _check_numbers(reply)
                 self._check_result(reply)
                 usable.append(reply)
             except ValueError as error:
@@ -97,6 +102,8 @@ class Server:
         return usable, left_out
 
     def _check_result(self, reply: Reply) -> None:
+        if odd := sorted(str(name) for name, value in reply.extra.items() if not is_dense(value)):
+            raise ValueError(f"client {reply.client} sent '{odd[0]}' beside its model, which is no tensor.")
         try:
             self.federation.algorithm.check_result(self.memory, reply.extra)
         except ValueError as error:
@@ -105,7 +112,8 @@ class Server:
     def _step(self, round_: int, usable: Sequence[Reply], shares: Tensor) -> None:
         """Combine usable replies, and let the algorithm compute the next model from the average."""
         federation, layout = self.federation, self.federation.layout
-        combined = combine(self.state, layout.reductions, [reply.state for reply in usable], shares)
+        states = [reply.state for reply in usable]
+        combined = combine(self.state, layout.reductions, states, shares, federation.aggregation)
         self._blend_statistics(round_, combined)
         known = ServerRound(
             state=self.state,
@@ -117,8 +125,19 @@ class Server:
             weights=shares,
             clients=len(federation.schedule.trainees),
         )
-        moved, self.memory = federation.algorithm.server_step(known, self.memory)
+        moved, memory = federation.algorithm.server_step(known, self.memory)
         after = {**combined, **moved}
+        if (first := not_finite(moved, self.state)) is not None:
+            raise UserError(
+                f"round {round_ + 1}: the server's step of algorithm {federation.world.algorithm} made '{first}' "
+                "infinite: lower its learning rate, or, if a client may be hostile, choose aggregation median."
+            )
+        if any(not value.isfinite().all() for value in _tensors(memory) if can_average(value.dtype)):
+            raise UserError(
+                f"round {round_ + 1}: algorithm {federation.world.algorithm} would remember values that are not "
+                "finite: lower its learning rate, or, if a client may be hostile, choose algorithm fedavg."
+            )
+        self.memory = memory
         # A layer with two names has two entries here, but an algorithm changes only one.
         self.state = {name: after[listed] for name, listed in layout.listed.items()}
 
@@ -132,3 +151,20 @@ class Server:
         if momentum < 1:
             for name in self.federation.layout.statistics:
                 combined[name] = torch.lerp(self.state[name], combined[name], momentum)
+
+
+def _tensors(memory: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an algorithm's memory, of whatever depth."""
+    if isinstance(memory, Tensor):
+        yield memory
+    elif isinstance(memory, Mapping):
+        for part in memory.values():
+            yield from _tensors(part)
+
+
+def _check_numbers(reply: Reply) -> None:
+    """Raise `ValueError` for a number of samples or a loss that would spoil a mean."""
+    if not (isinstance(reply.samples, int) and 0 <= reply.samples <= MOST_SAMPLES):
+        raise ValueError(f"client {reply.client} says that it has {reply.samples} samples, which is no count.")
+    if not (isinstance(reply.loss, int | float) and isfinite(reply.loss)):
+        raise ValueError(f"client {reply.client} sent the loss {reply.loss}, which is not finite.")

@@ -72,6 +72,8 @@ def over_flower(run: Run, engine: str = "loop") -> dict[str, Any]:
         dict(method="hbn"),
         dict(method="fbn", weighting="uniform"),
         dict(method="fedap"),
+        dict(method="hbn", aggregation="median", hostile=0.4, attack="noise"),
+        dict(method="silobn", aggregation="clipped", weighting="uniform", send_counts=False),
         dict(method="sbn", skew="dirichlet_by_class", alpha=0.1, min_batch=4),
         dict(method="centralised"),
     ],

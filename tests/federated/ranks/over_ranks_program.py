@@ -51,6 +51,11 @@ RUNS: dict[str, Run] = {
     "fedtan, idle": small_run(method="fedtan", engine="cohort", **IDLE),
     "idle": small_run(method="fedbn", **IDLE),
     "momentum": small_run(method="silobn", keep_momentum=True, optim=MOMENTUM, **UNEVEN),
+    "hostile": small_run(
+        **{**UNEVEN, "method": "fedavg_pooled", "participation": 1.0, "hostile": 0.4},
+        **{"attack": "noise", "aggregation": "trimmed", "weighting": "uniform", "send_counts": False},
+    ),
+    "hostile pass": small_run(method="sbn", hostile=0.4, attack="huge_mean", aggregation="median", **UNEVEN),
     "steps": small_run(local_steps=2, weighting="uniform", held_out=2, unsampled="average", **UNEVEN),
     "chosen": small_run(method="fedbn", validation=0.2, global_norm="pooled", unsampled="average", **UNEVEN),
     "bf16-true": replace(small_run(method="fedbn", **UNEVEN), precision="bf16-true"),

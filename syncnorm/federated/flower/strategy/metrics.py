@@ -6,6 +6,9 @@ from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
 
+EQUAL = "norm-equal-weights"
+"""Name of the record with the weight of a client whose counts are not used."""
+
 
 def weight_in(content: RecordDict, key: str) -> float:
     """Return a client's weight, the metric `key` of one of its records.
@@ -22,6 +25,14 @@ def weight_in(content: RecordDict, key: str) -> float:
     if not (isinstance(weight, int | float) and isfinite(weight) and weight >= 0):
         raise ValueError(f"its weight '{key}' is {weight}, which is no number from 0")
     return float(weight)
+
+
+def without_weight(content: RecordDict, key: str) -> None:
+    """Let a client's records say the weight 1, whatever they said."""
+    for record in content.values():
+        if isinstance(record, MetricRecord) and key in record:
+            del record[key]
+    content[EQUAL] = MetricRecord({key: 1})
 
 
 def weighted_means(contents: Sequence[RecordDict], key: str) -> MetricRecord:

@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from syncnorm.errors import UserError, unknown
 from syncnorm.federated.aggregation import combine, normalised_weights
+from syncnorm.federated.aggregations import aggregation_of
+from syncnorm.federated.aggregations.base import WEIGHTED, Aggregation
 from syncnorm.federated.flower.grid.cohort_grid import CohortGrid, reason, too_few_nodes
 from syncnorm.federated.flower.handshake import Terms, Word, check_policy, name_of, shared_by_rule, word_in
-from syncnorm.federated.flower.strategy.metrics import weight_in, weighted_means
+from syncnorm.federated.flower.strategy.metrics import weight_in, weighted_means, without_weight
 from syncnorm.federated.flower.strategy.replies import Answer, Asked, answer_of, changed, fitting, sent_by_most
-from syncnorm.federated.flower.strategy.server_step import refuse_wrong_order, server_step, trained_names
+from syncnorm.federated.flower.strategy.server_step import is_robust, refuse_wrong_order, server_step, trained_names
 from syncnorm.federated.flower.strategy.state import Global
 from syncnorm.federated.flower.strategy.wrappers import wrapper_of
-from syncnorm.federated.policies import KEPT, Policy, rules
+from syncnorm.federated.policies import KEPT, Policy, counters, rules
 from syncnorm.surgery import batch_norms
 
 LEFT_OUT = "clients-left-out"
@@ -68,6 +70,9 @@ class NormFedAvg(FedAvg):
             the client's own data, which `load_global` then needs.
         whole_replies: clients also send the entries that stay with them, unchanged as received. A strategy of
             Flower that wraps this one, such as differential privacy (`PrivateNorm`), needs that, and gets it.
+        aggregation: how one value is made of the clients': a name in `AGGREGATIONS`, or your own `Aggregation`, such
+            as `AGGREGATIONS["trimmed"]({"trim": 0.2})`. Another strategy takes the parameters from it.
+        send_counts: False weighs all clients alike; `reply_with` then sends no weight and no counters of batches.
         options: options of FedAvg, or of the strategy that takes the server's step.
 
     Raises:
@@ -84,6 +89,8 @@ class NormFedAvg(FedAvg):
         enough: float = 0.5,
         unsampled: str = "initial",
         whole_replies: bool = False,
+        aggregation: str | Aggregation = "mean",
+        send_counts: bool = True,
         **options: Any,
     ) -> None:
         own_means = options.get("train_metrics_aggr_fn") or weighted_means
@@ -100,11 +107,13 @@ class NormFedAvg(FedAvg):
                 f"unsampled is reestimated, and with the policy {name_of(policy)} clients keep no statistics: choose "
                 "initial, average or pooled, or a policy such as silobn."
             )
-        self.enough = enough
+        self.enough, self.aggregation = enough, aggregation_of(aggregation)
         kept = {name for name, reduction in rules(model, self.policy).items() if reduction in KEPT}
         self.home = kept
         """Names of the entries that stay with the clients."""
         self.reductions = rules(model, shared_by_rule(self.policy, unsampled) if kept else self.policy)
+        if not send_counts:
+            self.reductions |= dict.fromkeys(counters(model), "local")
         self.layers = list(batch_norms(model))
         """The batch norms, by name."""
         self.left_out: dict[int, list[str]] = {}
@@ -116,7 +125,8 @@ class NormFedAvg(FedAvg):
         """Names of the entries that are no parameters."""
         self.aside: dict[str, dict[str, Tensor]] = {}
         """Entries that a wrapper has put aside, by the id of the message that they reply to."""
-        self._terms = Terms(self.policy, name_of(policy), unsampled, whole_replies)
+        uncounted = "" if send_counts else self.weighted_by_key
+        self._terms = Terms(self.policy, name_of(policy), unsampled, whole_replies, uncounted=uncounted)
         self._global = Global(deepcopy(model.state_dict()))
         self._trained_names = trained_names(model, self.reductions)
         self._train, self._evaluate = Asked(), Asked()
@@ -187,7 +197,7 @@ class NormFedAvg(FedAvg):
         Raises:
             UserError: fewer than `enough` of the clients gave a usable reply.
         """
-        given, asked = self._train.close(replies)
+        given, asked = self._closed(self._train, replies)
         if not asked:
             return None, None
         usable, reductions = self._usable(server_round, given, asked)
@@ -199,7 +209,15 @@ class NormFedAvg(FedAvg):
             )
         stepped, used = server_step(self, NormFedAvg, server_round, usable, self._global, self._trained_names)
         shares = normalised_weights(used, [answer.weight for answer in used])
-        combined = combine(self._global.state, reductions, [answer.state for answer in used], shares)
+        if is_robust(self, used, usable) and self.aggregation is WEIGHTED:
+            self._note(
+                server_round,
+                f"{type(self).__name__} bounds what clients can do to parameters, and running statistics are still "
+                "their mean: give it an aggregation, such as median",
+                key="statistics",
+            )
+        states = [answer.state for answer in used]
+        combined = combine(self._global.state, reductions, states, shares, self.aggregation)
         self._global.state = {**combined, **{name: stepped[name] for name in stepped if name in combined}}
         metrics = self.train_metrics_aggr_fn([answer.content for answer in used], self.weighted_by_key)
         metrics[LEFT_OUT] = asked - len(usable)
@@ -214,7 +232,7 @@ class NormFedAvg(FedAvg):
         Raises:
             UserError: no client's reply has a weight.
         """
-        given, _ = self._evaluate.close(replies)
+        given, _ = self._closed(self._evaluate, replies)
         contents, wrong = [], []
         words: list[tuple[str, Word | None]] = []
         for client, reply in given:
@@ -236,6 +254,14 @@ class NormFedAvg(FedAvg):
         if self.home:
             metrics[LOST] = self._count_lost(server_round, words)
         return metrics
+
+    def _closed(self, asked: Asked, replies: Iterable[Message]) -> tuple[list[tuple[str, Message]], int]:
+        """Return the replies with their clients, and the number of clients asked."""
+        given, many = asked.close(replies)
+        for _, reply in given:
+            if self._terms.uncounted and not reply.has_error():
+                without_weight(reply.content, self._terms.uncounted)
+        return given, many
 
     def _in_wrapper(self, server_round: int, wrapper: Strategy) -> None:
         """Serve a strategy that wraps this one: clients send every entry."""

@@ -5,7 +5,7 @@ from copy import copy
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import Bulyan, FedAvg, FedMedian, FedTrimmedAvg
 from torch import Tensor, nn
 
 from syncnorm.errors import UserError
@@ -33,6 +33,11 @@ def refuse_wrong_order(kind: type[FedAvg], ours: type[FedAvg]) -> None:
             f"{kind.__name__} has {others[0]} before {ours.__name__}, and would step on running statistics and "
             f"counters: write class {kind.__name__}({ours.__name__}, {others[0]})."
         )
+
+
+def is_robust(strategy: FedAvg, used: Sequence[Answer], usable: Sequence[Answer]) -> bool:
+    """Return whether a strategy takes the parameters' median or trimmed mean, of clients that are all used."""
+    return len(used) == len(usable) and isinstance(strategy, FedMedian | FedTrimmedAvg | Bulyan)
 
 
 def server_step(
