@@ -45,8 +45,8 @@ NETWORKS: list[tuple[str, str, dict[str, Any]]] = [
     ("digits", "mlp", {}),
     ("activity-01", "signal_cnn", {}),
 ]
-SEEDS = range(3)
-EPOCHS, RATE = 8, 0.05
+SEEDS = range(2)
+EPOCHS, RATE = 5, 0.05
 SETTINGS = {"falling": 32, "constant": 8}
 """Learning rate, and samples of a batch."""
 SIZES = (8, 32, 128)
