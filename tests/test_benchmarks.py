@@ -142,3 +142,40 @@ def test_every_precision_takes_the_same_steps() -> None:
     found = compare("small_cnn", size=8, batch=4, repeats=1)
     assert list(found) == PRECISIONS
     assert all(seconds > 0 for seconds in found.values())
+
+
+def test_the_model_of_an_all_gather_is_found_in_its_own_seconds() -> None:
+    from growth.model import AlphaBeta, fit
+
+    truth = AlphaBeta(2e-5, 3e-9)
+    sizes = [(ranks, size) for ranks in (2, 4, 16) for size in (8, 1000, 100_000)]
+    found = fit([(ranks, size, truth.seconds(ranks, size)) for ranks, size in sizes])
+    assert found.alpha == pytest.approx(truth.alpha)
+    assert found.beta == pytest.approx(truth.beta)
+    assert truth.seconds(4, 1000) == pytest.approx(3 * (2e-5 + 3e-6))
+
+
+def test_made_rows_are_those_of_a_finished_study(tmp_path: Path) -> None:
+    from growth.rows import RUNS_OF_A_SEED, study_of, write_folder
+
+    from syncnorm.study.rows import read
+
+    study = study_of(RUNS_OF_A_SEED + 1)
+    assert write_folder(tmp_path / "all", study) == 2 * RUNS_OF_A_SEED
+    assert not read(tmp_path / "all").missing
+    write_folder(tmp_path / "but_one", study, slice(-1))
+    assert len(read(tmp_path / "but_one").missing) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_costs_by_ranks_and_rows_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    from scale import collectives, merged, resumed
+
+    collectives((2,), (16, 64))
+    resumed((300,), repeats=1)
+    merged(300)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines if line[:1] == ["2"]] == [["2", "16"], ["2", "64"]]
+    assert [line for line in lines if line[:1] == ["300"] and line[-1] == "MB"]
+    assert [line[0] for line in lines if line[2:3] == ["rows"]] == ["merge", "report"]

@@ -11,7 +11,7 @@ import tyro
 
 from syncnorm.commands.options import Given, given_options, option_names, read_options, show_help
 from syncnorm.commands.show import show
-from syncnorm.config import ClientEngine, Engine, Execution, Run
+from syncnorm.config import ClientEngine, Engine, Execution, Run, run_id
 from syncnorm.environment import rank
 from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
@@ -100,8 +100,10 @@ def run(arguments: list[str]) -> int:
     out = options.out or Path("out") / study.name
     if options.dry_run:
         plan = check_study(study, options.jobs, options.checkpoint_every)
-        for planned in plan.known({}).values():
-            check_names(planned.run)
+        for run in {
+            run_id(replace(planned.run, seed=0)): planned.run for planned in plan.known({}).values()
+        }.values():
+            check_names(run)
         check_on(options.on, options.gpus_per_run)
         print(forecast(study, out, jobs=options.jobs, keep=options.keep, on=options.on))
         return 0

@@ -5,6 +5,7 @@ The attribute docstrings are the command line's help texts.
 
 import json
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from hashlib import sha256
 from math import isfinite
 from typing import Any, Literal
@@ -123,11 +124,24 @@ def _plain(node: Any) -> Any:
     if not is_dataclass(node):
         return list(node) if isinstance(node, tuple) else node
     plain = {}
-    for item in fields(node):
-        value = getattr(node, item.name)
-        if not item.metadata.get("added") or value != default_of(item):
-            plain[item.name] = float(value) if item.type is float else _plain(value)
+    for name, as_float, default in _parts(node.__class__):
+        value = getattr(node, name)
+        if default is MISSING or value != default:
+            plain[name] = float(value) if as_float else value if type(value) in _SCALARS else _plain(value)
     return plain
+
+
+_SCALARS = (str, int, float, bool, type(None), dict)
+"""Types of values that a description holds as they are."""
+
+
+@cache
+def _parts(kind: Any) -> list[tuple[str, bool, Any]]:
+    """Return a dataclass's fields: name, whether it is a float, and the value that a description leaves out."""
+    return [
+        (item.name, item.type is float, default_of(item) if item.metadata.get("added") else MISSING)
+        for item in fields(kind)
+    ]
 
 
 def default_of(item: Field[Any]) -> Any:
@@ -137,8 +151,15 @@ def default_of(item: Field[Any]) -> Any:
 
 def run_id(run: Run) -> str:
     """Return a run's id: 12 hex digits that depend on its content only, not on the machine or paths."""
-    text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
-    return sha256(text.encode()).hexdigest()[:12]
+    known = run.__dict__.get(_ID)
+    if known is None:
+        text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
+        known = sha256(text.encode()).hexdigest()[:12]
+        object.__setattr__(run, _ID, known)  # a run is frozen, and a study asks for the id of each many times
+    return str(known)
+
+
+_ID = "_run_id"
 
 
 def training_of(run: Run) -> Run:

@@ -86,6 +86,11 @@ def expand(study: Study) -> list[Run]:
     ]
 
 
+def once(study: Study) -> Study:
+    """Return a study with a single seed: it has all that tells its points apart."""
+    return replace(study, seeds=1, also=tuple(replace(grid, seeds=None) for grid in study.also))
+
+
 def points_of(study: Study) -> list[tuple[Run, int]]:
     """Return the points of a study without repeats: a run with seed 0, and the number of its seeds.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from syncnorm.config import Run, describe, run_id
+from syncnorm.config import Run, run_id
 from syncnorm.environment import environment
 from syncnorm.errors import UserError
 from syncnorm.progress import counted
@@ -70,7 +70,7 @@ def _changed_samples(runs: Sequence[Run], rows: dict[str, Row]) -> list[Change]:
     """
     families: defaultdict[str, dict[str, list[Run]]] = defaultdict(dict)
     for run in runs:
-        config = describe(run)
+        config = rows[run_id(run)]["config"]
         families[family_of(config)].setdefault(problem_of(config), []).append(run)
     found: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for problems in families.values():

@@ -11,7 +11,7 @@ from syncnorm.config import Run, describe
 from syncnorm.progress import counted, span
 from syncnorm.study.plan.spec import Grid, Study, field_path, flatten, grids_of, has_field
 from syncnorm.study.plan.trials import plan_of
-from syncnorm.study.rows import ROWS, Row, read_rows
+from syncnorm.study.rows import Row, read_rows
 from syncnorm.study.run.changes import changed_rows, stale_ids
 from syncnorm.study.run.executors.local import default_jobs
 from syncnorm.study.run.schedule import Schedule
@@ -25,7 +25,7 @@ def forecast(study: Study, out: Path, *, jobs: int | None = None, keep: bool = F
     trains at once is not known before it is asked, unless `jobs` says it.
     """
     plan = plan_of(study)
-    rows = read_rows(out) if (out / ROWS).exists() else {}
+    rows = read_rows(out)
     changes = changed_rows([one.run for one in Schedule(plan, rows).known.values()], rows)
     schedule = Schedule(plan, rows, stale_ids(changes, keep))
     total, done, todo = schedule.total, schedule.done, _ahead(schedule)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from syncnorm.config import Run, describe, run_id
-from syncnorm.study.plan.spec import expand, has, value_at, values_at
+from syncnorm.study.plan.spec import expand, has, once, value_at, values_at
 from syncnorm.study.plan.trials import Plan
 
 Label = Callable[[Run], str]
@@ -17,7 +17,7 @@ def labeller(plan: Plan) -> Label:
     """
     study, tune = plan.study, plan.study.tune
     varied = dict.fromkeys(name for vary in (study.vary, *(grid.vary for grid in study.also)) for name in vary)
-    values = values_at([describe(run) for run in expand(study)], varied)
+    values = values_at([describe(run) for run in expand(once(study))], varied)
     telling = [name for name in varied if len({str(one.get(name)) for one in values}) > 1]
     names = [*(tune.fields() if tune else []), *telling]
     trials = {

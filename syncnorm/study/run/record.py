@@ -89,9 +89,10 @@ class Record:
     def _grown(self) -> None:
         """Store the runs that are known now, and tell who counts and names them."""
         schedule = self.schedule
-        self._store.describe(about_plan(schedule.plan, schedule.rows, self._command))
+        if schedule.plan.lines:  # without tuning all runs were known as the folder was opened
+            self._store.describe(about_plan(schedule.plan, schedule.rows, self._command))
         self.meter.expect(schedule.total, schedule.done)
-        labels = {name: self._label(one.run) for name, one in schedule.known.items()}
+        labels = {name: self._label(one.run) for name, one in schedule.known.items()} if self._trackers else {}
         for tracker in self._trackers:
             tracker.known(labels)
 

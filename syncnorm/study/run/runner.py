@@ -20,9 +20,9 @@ from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, with_engine
 from syncnorm.study.plan.trials import Plan, plan_of
 from syncnorm.study.report.plots.check import check_plots, check_tuning
-from syncnorm.study.rows import ROWS, read_rows
+from syncnorm.study.rows import read_rows
 from syncnorm.study.run.baselines import add_baselines, check_baselines
-from syncnorm.study.run.changes import Change, changed_rows, stale_ids
+from syncnorm.study.run.changes import changed_rows, stale_ids
 from syncnorm.study.run.executors.executor import Executor, Wish
 from syncnorm.study.run.executors.registry import check_on, open_executor
 from syncnorm.study.run.label import Label, labeller
@@ -32,7 +32,7 @@ from syncnorm.study.run.processes.launch import meet
 from syncnorm.study.run.processes.ranks import Job, die_with_parent, ending_others, take_part
 from syncnorm.study.run.processes.workers import work
 from syncnorm.study.run.record import INTERRUPTED_SECONDS, Record, recording, start_trackers
-from syncnorm.study.run.schedule import Schedule, schedule_of
+from syncnorm.study.run.schedule import Schedule
 from syncnorm.study.run.store import Store
 from syncnorm.study.run.tracking.trackers import Kind, Mode
 
@@ -89,7 +89,7 @@ def run_study(
         stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
         store = stack.enter_context(Store.open(out, study, command, plan))
         store.finished -= stale
-        schedule = schedule_of(plan, store.directory, stale)
+        schedule = Schedule(plan, store.rows, stale)
         record = Record(schedule, store, start_trackers(store.directory, wandb, track), label, command)
         how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
         with recording(record, notes):
@@ -124,10 +124,11 @@ def _examine(
     Raises:
         UserError: the first mistake in a run to be trained, or in one that a line's ranges may lead to.
     """
-    known = [one.run for one in schedule_of(plan, out).known.values()]
-    changes = _changes(known, out, trainer)
+    rows = read_rows(out)
+    known = [one.run for one in Schedule(plan, rows).known.values()]
+    changes = changed_rows(known, rows) if trainer == TRAINER else []  # another trainer's source is its own matter
     stale = stale_ids(changes, keep)
-    schedule = schedule_of(plan, out, stale)
+    schedule = Schedule(plan, rows, stale)
     unfinished = [run for run in schedule.todo() if size is None or run.world.processes() == size]
     probes = [
         probe
@@ -152,13 +153,6 @@ def check_study(study: Study, jobs: int | None, checkpoint_every: float, trainer
     check_tuning(plan, names=trainer == TRAINER)
     check_baselines(study, runs)
     return plan
-
-
-def _changes(runs: Sequence[Run], out: Path, trainer: str) -> list[Change]:
-    """Return what has changed since finished runs were made; nothing for a trainer other than syncnorm's."""
-    if trainer != TRAINER or not (out / ROWS).exists():
-        return []
-    return changed_rows(runs, read_rows(out))
 
 
 def _hand_out(record: Record, trainer: str, executor: Executor, how: Placement) -> None:

@@ -1,12 +1,11 @@
 """What a study still has to train: it grows while rows come in, since a line's choice needs its trials."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from syncnorm.config import Run, run_id
 from syncnorm.progress import counted
 from syncnorm.study.plan.trials import Plan, Planned
-from syncnorm.study.rows import ROWS, TUNING, Row, read_rows
+from syncnorm.study.rows import TUNING, Row
 
 
 class Schedule:
@@ -92,8 +91,3 @@ class Schedule:
         """Return a run's place in the order of training, which holds for runs that become known later too."""
         name = run_id(run)
         return name in self._failed, self._order.get(name, len(self._order))
-
-
-def schedule_of(plan: Plan, out: Path, stale: Iterable[str] = ()) -> Schedule:
-    """Return the schedule of a plan from the rows of a results folder, which may not be there yet."""
-    return Schedule(plan, read_rows(out) if (out / ROWS).exists() else {}, stale)

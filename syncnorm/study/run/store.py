@@ -28,15 +28,17 @@ CHECKPOINTS = "checkpoints"
 class Store:
     """A results folder opened for appending, locked against other writers; a context manager."""
 
-    def __init__(self, directory: Path, descriptor: int, study: str, finished: set[str]) -> None:
+    def __init__(self, directory: Path, descriptor: int, study: str, rows: dict[str, Row]) -> None:
         self.directory = directory
-        self.finished = finished
+        self.rows = rows
+        """The rows that were there when it was opened."""
+        self.finished = {run for run, row in rows.items() if "metrics" in row}
         """Ids of runs with metrics, of any version of the study. Failed runs are not included: they are retried."""
         self.checkpoints = directory / CHECKPOINTS
         """Folder of the checkpoints of unfinished runs, each in a folder named after its id."""
         self._descriptor = descriptor
         self._study = study
-        for run in finished:  # the study was killed after writing the row and before removing the checkpoint
+        for run in self.finished:  # the study was killed after writing the row and before removing the checkpoint
             self._forget(run)
 
     @classmethod
@@ -48,22 +50,22 @@ class Store:
         line.
         """
         folder, plan = Path(directory), plan or plan_of(study)
-        about_plan(plan, {}, command)
+        about = about_plan(plan, {}, command)
         try:
-            _check_ours(folder, study.name)
+            _check_ours(folder, study.name, stored_about(folder) is None)
             folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(folder / ROWS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
             try:
                 _lock(descriptor, folder)
                 rows = _check_ours(folder, study.name)
                 os.ftruncate(descriptor, _whole_length(folder / ROWS))
-                write_about(folder, about_plan(plan, rows, command))
+                write_about(folder, about_plan(plan, rows, command) if plan.lines else about)
             except BaseException:
                 os.close(descriptor)
                 raise
         except OSError as error:
             raise UserError(f"cannot write results to {folder}: {error.strerror}; choose another --out.") from error
-        return cls(folder, descriptor, study.name, {run for run, row in rows.items() if "metrics" in row})
+        return cls(folder, descriptor, study.name, rows)
 
     def append(self, row: Row, keep_checkpoint: bool = False) -> None:
         """Append a row as one line and sync it to disk; values that are not finite become null.
@@ -115,8 +117,14 @@ class Store:
 
 
 def write_about(folder: Path, about: About) -> None:
-    """Write `study.json`."""
-    write_file(folder / ABOUT, json.dumps({"format": FORMAT, **asdict(about)}, indent=1) + "\n")
+    """Write `study.json`, with a run a line."""
+    known = {name: getattr(about, name) for name in about.__dataclass_fields__}
+    known["agreements"] = [asdict(agreement) for agreement in about.agreements]
+    runs = ",\n  ".join(f"{json.dumps(run)}: {json.dumps(fields)}" for run, fields in known.pop("runs").items())
+    first = "".join(
+        f"\n {json.dumps(name)}: {json.dumps(value)}," for name, value in {"format": FORMAT, **known}.items()
+    )
+    write_file(folder / ABOUT, f'{{{first}\n "runs": {{\n  {runs}\n }}\n}}\n')
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -129,13 +137,16 @@ def _lock(descriptor: int, folder: Path) -> None:
         ) from error
 
 
-def _check_ours(folder: Path, study: str) -> dict[str, Row]:
-    """Return the rows of a folder that holds `study` or is empty; raises `UserError` for any other folder."""
+def _check_ours(folder: Path, study: str, read: bool = True) -> dict[str, Row]:
+    """Return the rows of a folder that holds `study` or is empty; raises `UserError` for any other folder.
+
+    Without `read`, it goes by `study.json` alone and returns no rows.
+    """
     if not folder.exists():
         return {}
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: choose another --out.")
-    stored, rows = stored_about(folder), read_rows(folder)
+    stored, rows = stored_about(folder), read_rows(folder) if read else {}
     names = {row["study"] for row in rows.values()} | ({stored["study"]} if stored else set())
     if others := sorted(names - {study}):
         raise UserError(f"{folder} holds the study '{others[0]}', not '{study}': choose another --out.")

@@ -7,7 +7,7 @@ from syncnorm.config import Run, describe, run_id
 from syncnorm.errors import UserError, unknown
 from syncnorm.registry import registry_of
 from syncnorm.study.plan.about import about_study
-from syncnorm.study.plan.spec import Study, field_path, has_field
+from syncnorm.study.plan.spec import Study, field_path, has_field, once
 from syncnorm.study.plan.trials import Plan
 from syncnorm.study.plot import Reads
 from syncnorm.study.rows import Results
@@ -21,8 +21,8 @@ def check_plots(study: Study, runs: Sequence[Run], *, names: bool = True) -> Non
     the plot's own checks. Names are not checked for a plot that shows none of the runs: the report leaves it out.
     With `names` False no names are checked, since another trainer may return any metrics.
     """
-    about = about_study(replace(study, tune=None))  # a tuned study has the same points, with other values
-    by_id = {run_id(run): run for run in runs}
+    about = about_study(replace(once(study), tune=None))  # a tuned study has the same points, with other values
+    by_id = {run_id(run): run for run in runs if run.seed == study.first_seed}
     rows = {
         name: {"run_id": name, "config": describe(run), "metrics": {}, "evaluated_by": ""}
         for name, run in by_id.items()
