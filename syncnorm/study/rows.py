@@ -200,7 +200,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
     path = folder / ROWS
     try:
         lines: Sequence[bytes] = path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
