@@ -83,7 +83,7 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.03, 2.5)},
+    {"lr": LogUniform(0.02, 1.0)},
     own={"gn": {"norm.options.groups": Choice([1, 2, 4])}},
     per=("norm", "per_device_batch", "natural_skew"),
     at={"precision": ["float32"]},
