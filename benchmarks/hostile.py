@@ -6,7 +6,8 @@
    and aggregation, beside the weighted mean without attackers. Target: `krum` within two points under every attack.
 2. Two thousand fuzzed replies to servers of eleven kinds of runs. Target: no entry of a global model that is not
    finite, no negative variance, no counter that is none. (It stops with an AssertionError otherwise.)
-3. Part 1 with clients whose mix of digits differs (Dirichlet, alpha 1), for the attack that is hardest there.
+3. Part 1 with clients whose mix of digits differs (Dirichlet, alpha 1), for sign-flipped updates.
+4. What a clip of statistics to a ratio does alone, without trimming.
 
 The table's accuracies are means over seeds, which redraw split, clients, attackers and first weights; in brackets the
 largest loss of a seed against the weighted mean without attackers and with the same seed. "ended": the run ended with
@@ -29,6 +30,8 @@ from syncnorm.federated import AGGREGATIONS, ATTACKS, simulate
 
 PLAIN = ("mean", "none")
 """What everything is held against: the weighted mean without attackers."""
+OPTIONS: dict[str, tuple[str, dict[str, float]]] = {"clip alone": ("clipped", {"trim": 0.0})}
+"""Aggregations with other options than their defaults, by the name in a table."""
 SKEW: dict[str, Any] = {"skew": "dirichlet_by_class", "alpha": 1.0}
 
 
@@ -36,7 +39,8 @@ def accuracy(aggregation: str, attack: str, seed: int, rounds: int, **world: Any
     """Return the accuracy of a run's global model in per cent; None if the run ended with a sentence."""
     hostile = {} if attack == "none" else {"hostile": 1 / 3, "attack": attack}
     shared: dict[str, Any] = {"count": 12, "rounds": rounds, "method": "fedavg_pooled", "engine": "cohort"}
-    clients = Clients(**{**shared, **hostile, **world, "aggregation": aggregation})
+    name, options = OPTIONS.get(aggregation, (aggregation, {}))
+    clients = Clients(**{**shared, **hostile, **world, "aggregation": name, "aggregation_options": options})
     run = Run(Data("digits", size=8), "small_cnn", {"width": 8}, Norm("bn"), clients, Optim(lr=0.1), "float32", seed)
     try:
         return 100 * simulate(run).metrics["global_accuracy"]
@@ -69,12 +73,12 @@ def table(attacks: Sequence[str], aggregations: Sequence[str], seeds: int, round
 def main() -> None:
     """Print the parts that were asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--part", type=int, choices=[1, 2, 3], help="one part alone")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of each cell of parts 1 and 3")
-    parser.add_argument("--rounds", type=int, default=20, help="rounds of each run of parts 1 and 3")
+    parser.add_argument("--part", type=int, choices=[1, 2, 3, 4], help="one part alone")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each cell of parts 1, 3 and 4")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of each run of parts 1, 3 and 4")
     parser.add_argument("--replies", type=int, default=2000, help="fuzzed replies of part 2")
     given = parser.parse_args()
-    parts = [given.part] if given.part else [1, 2, 3]
+    parts = [given.part] if given.part else [1, 2, 3, 4]
     machine = environment()
     print(
         ", ".join(
@@ -93,7 +97,10 @@ def main() -> None:
         print("   All global models were finite, with variances from 0 and counters of batches.")
     if 3 in parts:
         print(f"\n3. Another mix of digits at each client (Dirichlet, alpha 1): {how}")
-        table(["flipped", "noise"], ["mean", "median", "krum"], given.seeds, given.rounds, **SKEW)
+        table(["flipped"], ["mean", "median", "krum"], given.seeds, given.rounds, **SKEW)
+    if 4 in parts:
+        print(f"\n4. The clip alone: {how}")
+        table(["huge_variance", "huge_mean"], ["mean", "clipped", "clip alone"], given.seeds, given.rounds)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,16 @@ def hostile_clients(run: Run) -> frozenset[int]:
     """Return the hostile clients of a run: the same ones in every round, drawn by its seed.
 
     Raises:
-        UserError: a fraction outside 0 to 1.
+        UserError: a fraction outside 0 to 1, or one of so few clients that it is none.
     """
     world = expect(run, Clients)
     if not 0 <= world.hostile <= 1:
         raise UserError(f"hostile is {world.hostile:g}: it is a fraction of the clients, from 0 to 1.")
     many = round(world.hostile * world.count)
+    if world.hostile and not many:
+        raise UserError(
+            f"hostile is {world.hostile:g} of {world.count} clients, which is none: raise it, or set it to 0."
+        )
     rng = np.random.default_rng(derive("hostile clients", run.seed))
     return frozenset(rng.choice(world.count, many, replace=False).tolist() if many else ())
 

@@ -122,6 +122,11 @@ def _check_aggregation(world: Clients, policy: Policy, algorithm: Algorithm) -> 
             f"aggregation {chosen} combines what clients average, and with method {world.method} they do not average "
             f"one model: choose aggregation {Clients.aggregation}."
         )
+    if (clients := world.sampled(world.count)) < 3:
+        raise UserError(
+            f"aggregation {chosen} holds the values of a client against those of others, and a round has {clients} "
+            f"of {world.count} clients: raise participation or count, or choose aggregation {Clients.aggregation}."
+        )
     if algorithm.shares_statistics:
         raise UserError(
             f"method {world.method} has clients exchange statistics inside a step, which aggregation {chosen} at the "

@@ -215,6 +215,8 @@ def test_without_counts_nothing_tells_how_many_samples_a_client_has(method: str)
             "method sbn merges moments by their counts",
         ),
         ({"hostile": 1.5}, "hostile is 1.5: it is a fraction of the clients, from 0 to 1."),
+        ({"hostile": 0.01}, "hostile is 0.01 of 3 clients, which is none: raise it, or set it to 0."),
+        ({"aggregation": "krum", "count": 5, "participation": 0.4}, "and a round has 2 of 5 clients: raise"),
         ({"hostile": 0.5, "attack": "fliped"}, "unknown world.attack 'fliped': did you mean 'flipped'"),
         ({"aggregation": "medain"}, "unknown aggregation 'medain': did you mean 'median'"),
         ({"aggregation": "median", "aggregation_options": {"trim": 0.2}}, "the aggregation median takes no options"),

@@ -86,19 +86,37 @@ class OverFlower:
     def measure(self, clients: Sequence[int], to: To) -> list[dict[str, Moments]]:
         """Gather the moments of each batch norm's inputs over each client's data, with the model it receives."""
         found = self._contents("query.moments", self._broadcasts(clients, to))
-        return [wire.unpack_moments(content, self.federation.device) for content in found.values()]
+        return self._read("query.moments", found, lambda _, one: wire.unpack_moments(one, self.federation.device))
 
     def score(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[Score]:
         """Evaluate what each client receives, with what it keeps, or `fallback` if it keeps nothing."""
         found = self._contents("evaluate", self._broadcasts(clients, to, fallback))
-        return [wire.unpack_score(client, content, self.federation.device) for client, content in found.items()]
+        return self._read("evaluate", found, lambda k, one: wire.unpack_score(k, one, self.federation.device))
 
     def validate(self, clients: Sequence[int], to: To, fallback: ClientState) -> list[tuple[float, float]]:
         """Return each client's accuracy and loss on its validation samples."""
         found = self._contents("evaluate.validation", self._broadcasts(clients, to, fallback))
-        names = ("accuracy", "loss")
-        pairs = [[wire.number(content, wire.METRICS, name) for name in names] for content in found.values()]
-        return [(accuracy, loss) for accuracy, loss in pairs]
+
+        def pair(_: int, content: RecordDict) -> tuple[float, float]:
+            return wire.number(content, wire.METRICS, "accuracy"), wire.number(content, wire.METRICS, "loss")
+
+        return self._read("evaluate.validation", found, pair)
+
+    def _read(
+        self, kind: str, found: Mapping[int, RecordDict], read: Callable[[int, RecordDict], Answer]
+    ) -> list[Answer]:
+        """Return what clients answered; those whose answer cannot be read are named in `missing`."""
+        answers = []
+        for client, content in found.items():
+            try:
+                answers.append(read(client, content))
+            except Exception as error:  # an answer that somebody else's code has made
+                why = f"{type(error).__name__}: {error}"
+                self.missing.append(f"client {client} sent an answer to '{kind}' that cannot be read: {why}")
+                log.warning(self.missing[-1])
+        if found and not answers:
+            raise UserError(f"no client's answer to '{kind}' can be used: {self.missing[-1]}.")
+        return answers
 
     def client_states(self, clients: Sequence[int]) -> dict[int, ClientState]:
         """Return what each client keeps; clients that keep nothing are left out."""

@@ -103,8 +103,8 @@ def test_nothing_trimmed_and_equal_weights_are_the_pooled_mean() -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-13)
 
 
-def clipped_by_hand(before: nn.Module, states: list[State], ratio: float) -> dict[str, Array]:
-    """Return the clipped mean written out: Euclidean norms of changes, variances and means by channel."""
+def clipped_by_hand(before: nn.Module, states: list[State], ratio: float, trim: float) -> dict[str, Array]:
+    """Return clipped updates and statistics written out: norms of changes, variances and means by channel."""
     model = {name: value.numpy() for name, value in before.state_dict().items()}
     names = [name for name in model if "running" not in name and name not in ("mask", "small") and "num_" not in name]
     norms = [np.sqrt(sum((np.abs(state[n].numpy() - model[n]) ** 2).sum() for n in names)) for state in states]
@@ -117,18 +117,19 @@ def clipped_by_hand(before: nn.Module, states: list[State], ratio: float) -> dic
     means, variances = stacked(states, "stem.1.running_mean"), stacked(states, "stem.1.running_var")
     usual = np.median(variances, 0)
     variances = np.minimum(np.maximum(variances, usual / ratio), usual * ratio)
-    middle, reach = np.median(means, 0), np.sqrt(usual * ratio)
+    middle, reach = np.median(means, 0), np.sqrt(usual * (ratio - 1))
     means = np.minimum(np.maximum(means, middle - reach), middle + reach)
-    found["stem.1.running_mean"] = means.mean(0)
-    found["stem.1.running_var"] = variances.mean(0) + means.var(0)
+    found["stem.1.running_mean"] = mean = trim_mean(means, trim, 0)
+    found["stem.1.running_var"] = trim_mean(variances + (means - mean) ** 2, trim, 0)
     return found
 
 
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("ratio", [1.0, 4.0, 1e6])
-def test_clipped_updates_and_statistics(count: int, ratio: float) -> None:
-    model, states, clipped = Net(), clients(count), AGGREGATIONS["clipped"]({"ratio": ratio})
-    expected = clipped_by_hand(model, states, ratio)
+@pytest.mark.parametrize("trim", [0.0, 0.34])
+def test_clipped_updates_and_statistics(count: int, ratio: float, trim: float) -> None:
+    model, states, clipped = Net(), clients(count), AGGREGATIONS["clipped"]({"ratio": ratio, "trim": trim})
+    expected = clipped_by_hand(model, states, ratio, trim)
     found = aggregate(model, states, [1.0] * count, "fedavg_pooled", aggregation=clipped)
     for name, value in expected.items():
         near(found[name], value)
@@ -208,9 +209,7 @@ def test_a_third_of_the_clients_move_nothing_out_of_the_range_of_the_others(name
     for entry, value in found.items():
         values = stacked(honest, entry)
         low, high = values.real.min(0), values.real.max(0)
-        if entry.endswith("running_mean") and name == "clipped":
-            low, high = low - reach, high + reach
-        elif entry.endswith("running_var"):  # of a pooled variance, the spread of the means is a part
+        if entry.endswith("running_var"):  # of a pooled variance, the spread of the means is a part
             low, high = low / 4, 4 * high + (np.ptp(means, 0) + 2 * reach) ** 2
         elif name == "clipped" and (value.is_floating_point() or value.is_complex()):
             continue  # it bounds the size of a change, and not its place

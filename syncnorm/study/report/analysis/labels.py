@@ -36,6 +36,7 @@ WORDS = {
     "small_batch": "small batches",
     "min_batch": "smallest normalised batch",
     "clip": "gradient clipping",
+    "hostile": "hostile clients",
     "unsampled": "unsampled clients",
     "adapt": "adaptation",
     "adapt_samples": "samples seen",
@@ -43,10 +44,10 @@ WORDS = {
     "test_batch": "samples per test batch",
     "test_order": "test order",
 }
-UNITS = {"skew": "%", "natural_skew": "%", "domain_skew": "%", "size": "pixels", "participation": "%"}
-PERCENT = {"participation"}
+UNITS = {"skew": "%", "natural_skew": "%", "domain_skew": "%", "size": "pixels", "participation": "%", "hostile": "%"}
+PERCENT = {"participation", "hostile"}
 """Fields with fractions that are shown in percent."""
-NAMES = {"norm", "method", "algorithm", "model", "data", "optim", "adapt", "batches"}
+NAMES = {"norm", "method", "algorithm", "aggregation", "attack", "model", "data", "optim", "adapt", "batches"}
 """Fields whose values are self-explanatory names."""
 VALUES = {("batches", "mixed"): "mixed batches", ("batches", "one_domain"): "one-domain batches"}
 """Words for special values, by field."""

@@ -270,3 +270,17 @@ def test_a_reply_to_a_run_of_ours_that_cannot_be_read_is_an_error_of_that_client
         assert reply is not None
         assert reply.client == 3
         assert reply.error.startswith("its reply cannot be read (")
+
+
+def test_an_answer_of_a_client_that_cannot_be_read_is_named_and_left_out() -> None:
+    network = OverFlower.__new__(OverFlower)
+    network.missing = []
+    good = RecordDict({"metrics": MetricRecord({"accuracy": 0.5, "loss": 1.0})})
+    network._contents = lambda kind, contents: {0: good, 1: RecordDict({}), 2: good}  # type: ignore[method-assign]
+    network._broadcasts = lambda *_: {}  # type: ignore[method-assign]
+    assert network.validate([0, 1, 2], lambda client: None, {}) == [(0.5, 1.0)] * 2  # type: ignore[arg-type,return-value]
+    (sentence,) = network.missing
+    assert sentence.startswith("client 1 sent an answer to 'evaluate.validation' that cannot be read: KeyError")
+    network._contents = lambda kind, contents: {1: RecordDict({})}  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"no client's answer to 'evaluate.validation' can be used: client 1"):
+        network.validate([1], lambda client: None, {})  # type: ignore[arg-type,return-value]
