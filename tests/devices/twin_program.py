@@ -43,10 +43,11 @@ def twin_run(norm: str, ranks: int, engine: str, skew: float = 50.0) -> Run:
     world = Devices(ranks=ranks, per_device_batch=4, skew=skew, engine=engine)
     return Run(
         norm=named(norm),
+        model_options={"width": 4},
         world=world,
         optim=Optim(epochs=2, lr=0.05),
         precision=precision or "float64",
-        data=Data(workers=int(bool(working) and engine == "torchrun")),
+        data=Data(size=8, workers=int(bool(working) and engine == "torchrun")),
         seed=3,
     )
 
