@@ -1,8 +1,9 @@
-"""States that clients keep between rounds, in memory or memory-mapped on disk; only sampled clients have one."""
+"""States that clients keep between rounds, in memory or on disk; only sampled clients have one."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile, gettempdir
 from typing import Protocol
 
 import numpy as np
@@ -63,29 +64,33 @@ class InMemory:
 
 
 class OnDisk:
-    """Client states in one sparse, memory-mapped file: a record of equal size for each of `count` clients.
+    """Client states in one sparse file: a record of equal size for each of `count` clients.
 
     All states must have the names, shapes and types of the first one. Only written records take memory or disk.
-    The file is in a new folder under `folder` (None: the system's temporary one), which is deleted with the store.
-    Tensors come back on `device`.
+    The file is under `folder` (None: the system's temporary one) and has no name, so it is gone when its process
+    ends, however it ends. Tensors come back on `device`.
 
     Raises:
-        UserError: a state with another layout than the first.
+        UserError: a state with another layout than the first; a full disk, or a folder that cannot be written.
     """
 
     def __init__(self, count: int, folder: Path | None = None, device: torch.device | str = "cpu") -> None:
-        self._count, self._device = count, device
-        self._folder = TemporaryDirectory(prefix="syncnorm-clients-", dir=folder)
+        self._device, self._size = device, 0
         self._has = np.zeros(count, dtype=bool)
         self._layout: dict[str, tuple[torch.Size, torch.dtype, slice]] = {}
-        self._records: np.memmap[tuple[int, int], np.dtype[np.uint8]] | None = None
+        self._folder = str(folder or gettempdir())
+        try:
+            self._file = TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise self._full(error) from error
 
     def get(self, client: int) -> ClientState | None:
         """Return a client's stored state; None if it never stored any."""
         if not self._has[client]:
             return None
-        assert self._records is not None
-        record = torch.from_numpy(np.array(self._records[client]))
+        record = torch.frombuffer(
+            bytearray(os.pread(self._file.fileno(), self._size, client * self._size)), dtype=torch.uint8
+        )
         return {
             name: record[place].view(dtype).reshape(shape).clone().to(self._device)
             for name, (shape, dtype, place) in self._layout.items()
@@ -93,17 +98,24 @@ class OnDisk:
 
     def put(self, client: int, state: Mapping[str, Tensor]) -> None:
         """Store a client's state, replacing the old one."""
-        if self._records is None:
+        if not self._size:
             self._open(state)
-        assert self._records is not None
         layout = {name: (shape, dtype) for name, (shape, dtype, _) in self._layout.items()}
         if {name: (value.shape, value.dtype) for name, value in state.items()} != layout:
             raise UserError(
                 f"client {client} keeps tensors of other names, shapes or types than the first that was stored: let "
                 "the algorithm's client_result keep the same for every client and round."
             )
+        record = np.zeros(self._size, dtype=np.uint8)
         for name, (_, _, place) in self._layout.items():
-            self._records[client, place] = state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            record[place] = state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        left, at = record.data, client * self._size
+        try:
+            while left:  # a write to a memory map would end the process with a signal where the disk is full
+                done = os.pwrite(self._file.fileno(), left, at)
+                left, at = left[done:], at + done
+        except OSError as error:
+            raise self._full(error) from error
         self._has[client] = True
 
     def drop(self, client: int) -> None:
@@ -125,9 +137,13 @@ class OnDisk:
             start = -(-end // value.element_size()) * value.element_size()  # views need aligned places
             end = start + value.numel() * value.element_size()
             self._layout[name] = (value.shape, value.dtype, slice(start, end))
-        size = max(-(-end // 8) * 8, 8)
-        path = Path(self._folder.name) / "states"
-        self._records = np.memmap(path, dtype=np.uint8, mode="w+", shape=(self._count, size))
+        self._size = max(-(-end // 8) * 8, 8)
+
+    def _full(self, error: OSError) -> UserError:
+        return UserError(
+            f"what {len(self._has):,} clients keep between rounds is in a file in {self._folder}, and writing it "
+            f"failed ({error.strerror}): make room, or set the environment's TMPDIR to a folder that has it."
+        )
 
 
 def kept_by(states: ClientStates) -> Iterator[tuple[int, ClientState]]:

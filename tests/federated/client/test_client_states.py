@@ -1,5 +1,7 @@
 """What clients keep between rounds: the same from memory and from disk, and no more of either than was touched."""
 
+import errno
+import os
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -68,12 +70,36 @@ def test_only_records_that_are_touched_take_memory_or_disk(tmp_path: Path) -> No
     assert found is not None
     assert torch.equal(found["state.running_mean"], own["state.running_mean"])
     assert states.get(5) is None
-    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
-    assert file.stat().st_size == clients * 4008
-    assert file.stat().st_blocks * 512 < 1 << 20
+    assert list(tmp_path.rglob("*")) == []  # so nothing is left, however the process ends
+    file = os.fstat(states._file.fileno())
+    assert file.st_size == clients * 4008
+    assert file.st_blocks * 512 < 1 << 20
     assert peak < 4 << 20  # a byte a client, and some records
-    del states
-    assert list(tmp_path.rglob("*")) == []
+
+
+def test_a_full_disk_is_a_mistake_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, write, room = OnDisk(4, tmp_path), os.pwrite, [10]
+
+    def to_a_full_disk(file: int, data: memoryview, at: int) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = write(file, data[: room[0]], at)
+        room[0] -= done
+        return done
+
+    states.put(0, {"a": torch.arange(3.0)})
+    monkeypatch.setattr(os, "pwrite", to_a_full_disk)
+    with pytest.raises(UserError, match=f"4 clients keep .* in {tmp_path}.* failed .No space left on device.: make"):
+        states.put(1, {"a": torch.ones(3)})
+    found = states.get(0)
+    assert found is not None
+    assert found["a"].tolist() == [0.0, 1.0, 2.0]
+    assert not states.has(1)
+    room[0] = 100
+    states.put(1, {"a": torch.ones(3)})
+    assert states.clients() == [0, 1]
+    with pytest.raises(UserError, match="No such file or directory"):
+        OnDisk(4, tmp_path / "missing")
 
 
 def test_a_record_of_another_layout_is_refused_and_not_cut_short() -> None:
