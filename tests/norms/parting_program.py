@@ -14,6 +14,7 @@ from torch.distributed.algorithms import Join
 from torch.nn.parallel import DistributedDataParallel
 
 import syncnorm
+from syncnorm.norms.core.ranks import collectives, meeting, pulse
 
 TIMEOUT = 6.0
 
@@ -134,6 +135,18 @@ def check_gone() -> None:
     step(model)
     if dist.get_rank() == 0:
         in_time(lambda: step(model), "rank 0 waits in 'first.1'", "rank 1")
+
+
+def check_gone_before_a_layer() -> None:
+    """Ranks meet at a new layer in their store, which does not notice that one of them is gone."""
+    pulse.SILENT, pulse.BEAT, meeting.BEAT, collectives.LOOK = 1.0, 0.1, 0.1, 0.1
+    step(Network())
+    if dist.get_rank() == 1:
+        return
+    said, seconds = told(lambda: step(Network()))
+    assert "rank 1 gives no sign of life any more" in said, said
+    assert "rank 0 waits in 'first.1'" in said, said
+    assert seconds < TIMEOUT, seconds
 
 
 def check_backward() -> None:

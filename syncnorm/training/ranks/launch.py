@@ -15,6 +15,7 @@ from syncnorm.config import Result, Run, run_id
 from syncnorm.environment import environment, rank, version_of, world_size
 from syncnorm.errors import UserError
 from syncnorm.norms.core.ranks.alone import alone
+from syncnorm.norms.core.ranks.meeting import meeting_of
 from syncnorm.training.building import device_of_rank
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.worlds import fingerprints
@@ -60,6 +61,7 @@ def join_ranks() -> Ranks:
     if not dist.is_initialized():
         dist.init_process_group()
         atexit.register(_part)
+    meeting_of(None, device)  # from now on, ranks that wait in the store notice one that is gone
     return Ranks(rank(), started, device)
 
 

@@ -3,7 +3,8 @@
 Collectives here are differentiable or plain, eager or compiled; every function is the identity for one rank.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,10 @@ from syncnorm.errors import UserError
 from syncnorm.moments import Moments
 from syncnorm.norms.core.ranks.alone import is_alone
 from syncnorm.waiting import waiting
+
+LOOK = 2.0
+"""Seconds between two looks, of a rank that waits for the others, at whether they are still there."""
+GONE = "gives no sign of life any more"
 
 
 def rank_and_size(group: ProcessGroup | None) -> tuple[int, int]:
@@ -80,13 +85,18 @@ def gather_objects(mine: Any, group: ProcessGroup | None) -> list[Any]:
 
 
 def agree(
-    said: str, name: Callable[[], str], group: ProcessGroup | None, timeout: timedelta
+    said: str,
+    name: Callable[[], str],
+    group: ProcessGroup | None,
+    timeout: timedelta,
+    silent: Callable[[], Sequence[int]] = tuple,
 ) -> tuple[int, dict[int, str]]:
     """Compare the texts of all ranks: return the number of the comparison, and {rank: text} if they differ, else {}.
 
     Each text of those that differ ends with the `name` of what it is about. This uses the group's key-value store:
     tensors of different sizes would hang or corrupt a collective, and the store needs no collective and no device
-    synchronisation. All ranks of the group must call this equally often; else it raises after the timeout.
+    synchronisation. All ranks of the group must call this equally often; else it raises after the timeout, or once
+    `silent` returns ranks that are gone.
     """
     rank, size = rank_and_size(group)
     store = key_value_store()
@@ -94,15 +104,36 @@ def agree(
     turn = store.add(f"syncnorm/{key}/turn/{rank}", 1)
     prefix = f"syncnorm/{key}/{turn}"
     store.set(f"{prefix}/{rank}", said)
-    if store.get(f"{prefix}/0").decode() != said:
+    until = time.monotonic() + timeout.total_seconds()
+    if _told(store, f"{prefix}/0", until, silent) != said:
         store.set(f"{prefix}/differs", "yes")
     if store.add(f"{prefix}/arrived", 1) == size:
         store.set(f"{prefix}/complete", "yes")
-    store.wait([f"{prefix}/complete"], timeout)
+    _told(store, f"{prefix}/complete", until, silent)
     if not store.check([f"{prefix}/differs"]):
         return turn, {}
     store.set(f"{prefix}/{rank}/in full", f"{said}, in {name()}")
-    return turn, {peer: store.get(f"{prefix}/{peer}/in full").decode() for peer in range(size)}
+    return turn, {peer: _told(store, f"{prefix}/{peer}/in full", until, silent) for peer in range(size)}
+
+
+def _told(store: Any, key: str, until: float, silent: Callable[[], Sequence[int]]) -> str:
+    """Return what a store has under a key, once it does: `get` would wait for as long as the store's own timeout.
+
+    Raises `RuntimeError` after `until`, in seconds of the monotonic clock, or once ranks are `silent`.
+    """
+    while True:
+        left = until - time.monotonic()
+        try:
+            store.wait([key], timedelta(seconds=max(min(LOOK, left), 0.001)))
+            return str(store.get(key).decode())
+        except dist.DistNetworkError:
+            raise
+        except RuntimeError as error:
+            if gone := silent():
+                numbers = ", ".join(map(str, gone))
+                raise RuntimeError(f"rank {numbers} {GONE}") from error
+            if left <= LOOK:
+                raise
 
 
 def sum_differentiably(x: Tensor, group: ProcessGroup | None) -> Tensor:

@@ -27,6 +27,7 @@ from syncnorm.errors import UserError
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.ranks.collectives import agree, gather_rows, pack, sum_over_ranks, unpack
 from syncnorm.norms.core.ranks.parting import Whereabouts, difference, listed, names_of, sentence, title
+from syncnorm.norms.core.ranks.pulse import BEAT, Pulse
 from syncnorm.norms.core.ranks.relay import Relay
 
 REMEMBERED = 512  # calls: some steps of a deep network
@@ -51,7 +52,9 @@ class Meeting:
         self.relay: Relay | None = None  # while ranks may run out of batches
         self.prefix = f"syncnorm/{group.group_name}/apart"
         self.store = _own_connection()
+        self.pulse = None
         if self.store is not None:
+            self.pulse = Pulse(self.store, self.prefix, self.rank, self.ranks)
             threading.Thread(target=self._watch, daemon=True, name="syncnorm-ranks").start()
 
     def here(self) -> Whereabouts:
@@ -132,9 +135,15 @@ class Meeting:
     def _watch(self) -> None:
         """Tell where this process is whenever it stands still, and warn once if others stand elsewhere."""
         seen, looks, told = -1, 0, False
+        look, looked = min(self.timeout / LOOKS, 60.0), time.monotonic()
         while self.group() is not None:
-            time.sleep(min(self.timeout / LOOKS, 60.0))
             try:
+                if self.pulse:
+                    self.pulse.beat()
+                time.sleep(min(look, BEAT))
+                if time.monotonic() - looked < look:
+                    continue
+                looked = time.monotonic()
                 if self.calls != seen:
                     seen, looks = self.calls, 0
                     if told:
@@ -211,7 +220,8 @@ class Place:
         meeting = self.meeting
         self._arrive()
         try:
-            self.number, differ = agree(said, self.name, self.group, timedelta(seconds=meeting.timeout))
+            limit, silent = timedelta(seconds=meeting.timeout), meeting.pulse.silent if meeting.pulse else tuple
+            self.number, differ = agree(said, self.name, self.group, limit, silent)
         except RuntimeError as error:
             raise meeting.parted(self, error) from error
         meeting.leave()

@@ -87,6 +87,8 @@ def names_of(layers: Iterable[nn.Module]) -> dict[int, str]:
     This looks through all objects of the process: it is for a failure, not for a step.
     """
     asked = list(layers)
+    if not asked:
+        return {}
     names = {id(layer): "" for layer in asked}
     for model in _modules():
         if isinstance(model, DistributedDataParallel):

@@ -60,7 +60,7 @@ def attempt(trainer: Trainer, run: Run, execution: Execution) -> Result | Failur
     return result if result.environment else replace(result, environment=environment())
 
 
-_GONE = re.compile(r"Connection (closed|reset) by (remote )?peer|DistNetworkError|ncclRemoteError")
+_GONE = re.compile(r"Connection (closed|reset) by (remote )?peer|DistNetworkError|ncclRemoteError|no sign of life")
 """What the collectives of gloo and NCCL, and torch's store, say where another rank is gone."""
 
 

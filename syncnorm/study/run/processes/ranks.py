@@ -159,8 +159,13 @@ class _Alarm:
         peers, where = range(1, world_size() or 1), ""
         with suppress(RuntimeError):
             gone = [peer for peer in peers if not self._store.check([f"survives/{peer}"])]
-            where = ", ".join(f"rank {peer} on {self._store.get(f'host/{peer}').decode()}" for peer in gone)
+            where = ", ".join(f"rank {peer} on {self._host(peer)}" for peer in gone)
         return replace(failure, error=f"gone while it trained: {where}.") if where else failure
+
+    def _host(self, peer: int) -> str:
+        """Return a rank's machine; asked for one that has died before it told, the store would wait."""
+        key = f"host/{peer}"
+        return str(self._store.get(key).decode()) if self._store.check([key]) else "a machine that it has not told"
 
     def _listen(self) -> None:
         while not self.over.wait(0.2):
