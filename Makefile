@@ -5,7 +5,7 @@ RUN = $(VENV)/bin
 TESTS ?=
 WORKERS ?= 2
 
-.PHONY: study test check coverage docs gpu gpu-small setup clean
+.PHONY: study test check coverage docs gpu gpu-small faults setup clean
 
 study: $(VENV)/ready
 	@echo "make study: training the quick study, some minutes on two cores; the first line of progress comes within one" >&2
@@ -34,6 +34,10 @@ gpu: $(VENV)/ready
 # The same in small, on a CPU: shows that it runs, and measures nothing.
 gpu-small: $(VENV)/ready
 	OMP_NUM_THREADS=1 PYTHON=$(abspath $(RUN)/python) sh launch/gpu.sh --device cpu --again
+
+# Kills, odd ranks, disks, clocks and writers, case by case, and their counts: results/faults.txt.
+faults: $(VENV)/ready
+	$(RUN)/python tests/faults/campaign.py
 
 # The manual as a site in site/; links between its pages, and their anchors, are checked.
 docs: $(VENV)/ready

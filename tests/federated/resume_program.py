@@ -46,6 +46,8 @@ def play(run: Run, store: str, checkpoint: Path | None, answer: Path) -> None:
 
     def play_slowly(rounds: Rounds) -> None:
         first.append(rounds.next)
+        with answer.with_suffix(".steps").open("a") as steps:  # whose length others watch
+            steps.write(".")
         time.sleep(PAUSE if checkpoint else 0)
         inner(rounds)
 

@@ -79,6 +79,8 @@ def train(run: Run, checkpoint: Path | None, answer: Path) -> None:
             draft = answer.with_suffix(".draft")  # renamed, so that a kill never leaves half of it
             draft.write_text(str(first[0]))
             draft.rename(answer.with_suffix(".first"))
+        with answer.with_suffix(".steps").open("a") as steps:  # whose length others watch
+            steps.write(".")
         time.sleep(PAUSE if checkpoint else 0)
 
     def run_trainer(*args: Any, inner: Any, **options: Any) -> None:
@@ -98,6 +100,11 @@ def train(run: Run, checkpoint: Path | None, answer: Path) -> None:
 
 def start(run: Run, ranks: int, checkpoint: Path | None, answer: Path) -> list[int]:
     """Train a run in processes of its own, one a rank; return their ids."""
+    return in_processes(ranks, lambda rank: train(run, checkpoint, answer.with_name(f"{answer.name} {rank}")))
+
+
+def in_processes(ranks: int, play: Callable[[int], None]) -> list[int]:
+    """Have each rank of a launch play in a process of its own; return their ids."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -107,7 +114,7 @@ def start(run: Run, ranks: int, checkpoint: Path | None, answer: Path) -> list[i
             values = {**world, "RANK": rank, "LOCAL_RANK": rank}
             os.environ.update({name: str(value) for name, value in values.items()})
             os.environ["TORCHELASTIC_RUN_ID"] = "test"  # as torchrun does
-        train(run, checkpoint, answer.with_name(f"{answer.name} {rank}"))
+        play(rank)
 
     return [forked(lambda rank=rank: work(rank)) for rank in range(ranks)]  # type: ignore[misc]
 
