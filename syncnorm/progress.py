@@ -21,11 +21,14 @@ class Pace:
         total: number of units.
         steps: steps per unit.
         begin: the step at which this process starts.
+        runs: number of runs that train in one computation.
     """
 
-    def __init__(self, execution: Execution, unit: str, total: int, steps: int = 1, begin: int = 0) -> None:
+    def __init__(
+        self, execution: Execution, unit: str, total: int, steps: int = 1, begin: int = 0, runs: int = 1
+    ) -> None:
         self._listener = execution.report or line_on(sys.stderr)
-        self._unit, self._total, self._steps, self._begin = unit, total, steps, begin
+        self._unit, self._total, self._steps, self._begin, self._runs = unit, total, steps, begin, runs
         self._started = self._last = time.monotonic()
 
     @property
@@ -46,7 +49,7 @@ class Pace:
         all_steps = self._steps * self._total
         left = (all_steps - step) / rate if rate else None
         done, fraction = step // self._steps, step / all_steps
-        self._listener(Progress(done, self._total, self._unit, fraction, rate, loss, left, metrics or {}))
+        self._listener(Progress(done, self._total, self._unit, fraction, rate, loss, left, metrics or {}, self._runs))
 
 
 def line_on(stream: TextIO) -> Callable[[Progress], None]:
@@ -69,7 +72,8 @@ def line_on(stream: TextIO) -> Callable[[Progress], None]:
 def words(progress: Progress) -> str:
     """Return e.g. "epoch 3/10, 120 steps/s, loss 0.31, 1 min 20 s left"."""
     now = min(progress.done + 1, progress.total)
-    parts = [f"{progress.unit} {now}/{progress.total}"]
+    together = f" of {progress.runs} runs at once" if progress.runs > 1 else ""
+    parts = [f"{progress.unit} {now}/{progress.total}{together}"]
     if progress.steps_per_second:
         each = "rounds" if progress.unit == "round" else "steps"
         parts.append(f"{progress.steps_per_second:.3g} {each}/s")

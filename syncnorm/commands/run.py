@@ -19,7 +19,7 @@ from syncnorm.study.plan.override import quicker, refuse_varied, with_vary
 from syncnorm.study.plan.spec import Study, field_path, has_field, with_engine
 from syncnorm.study.run.executors.registry import check_on
 from syncnorm.study.run.forecast import forecast
-from syncnorm.study.run.runner import check_study, run_study
+from syncnorm.study.run.runner import check_study, run_study, stacking
 from syncnorm.study.run.tracking.trackers import Mode
 from syncnorm.worlds import check_names
 
@@ -55,6 +55,9 @@ class RunOptions:
     jobs: int | None = None
     """Number of worker processes; default: one per core, at most four per CUDA device; on ray, as many as there is
     room for; on slurm, 16."""
+    stack: str = "off"
+    """Runs that differ in seed and numbers of the optimiser alone train in one computation: off, the largest number
+    of runs at once, such as 10, or auto, which does it where a few steps show that it is faster."""
     on: str = "local"
     """Where the worker processes run: local, ray[:ADDRESS], slurm[:KEY=VALUE,...], or an executor of your own."""
     gpus_per_run: float | None = None
@@ -105,6 +108,7 @@ def run(arguments: list[str]) -> int:
         }.values():
             check_names(run)
         check_on(options.on, options.gpus_per_run)
+        stacking(options.stack)
         print(forecast(study, out, jobs=options.jobs, keep=options.keep, on=options.on))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])
@@ -119,6 +123,7 @@ def run(arguments: list[str]) -> int:
         keep=options.keep,
         save_models=options.save_models,
         checkpoint_every=options.checkpoint_every,
+        stack=options.stack,
         command=command,
     )
     return show(out) if rank() == 0 else 0

@@ -14,6 +14,7 @@ from syncnorm.config.run import (
     training_of,
     validated_at,
 )
+from syncnorm.config.stacks import ALONE, stack_of, why_alone
 from syncnorm.config.worlds import (
     RESAMPLED,
     WORLD_CONFIGS,
@@ -27,6 +28,7 @@ from syncnorm.config.worlds import (
 )
 
 __all__ = [
+    "ALONE",
     "LATER",
     "MODELS",
     "RESAMPLED",
@@ -52,6 +54,8 @@ __all__ = [
     "run_from",
     "run_id",
     "silent",
+    "stack_of",
     "training_of",
     "validated_at",
+    "why_alone",
 ]

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from syncnorm.config.run import Run
+
 MODELS = "models"
 """Name of the folder of trained models in a results folder; each model is in a subfolder named after its run's id."""
 
@@ -27,6 +29,8 @@ class Progress:
     """Seconds until the training ends at this pace; None until known."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Metrics of the epoch or round that has just ended, e.g. {"train_loss": 0.3}; otherwise empty."""
+    runs: int = 1
+    """Number of runs that train in this one's computation, with it."""
 
 
 def silent(progress: Progress) -> None:
@@ -47,3 +51,8 @@ class Execution:
     """Called about twice a second, and at the end of each epoch or round, by the training process (rank 0 under
     torchrun); an exception from it ends the run. None shows a progress line if standard error is a terminal; `silent`
     shows nothing."""
+    together: tuple[tuple[Run, Path | None], ...] = ()
+    """Runs of one `config.stack_of`, this one among them, each with the folder of its checkpoint: those after it are
+    trained with it in one computation where that is possible, and kept for when they are asked for."""
+    if_faster: bool = False
+    """Train them so only where a few steps show that it is faster than one run after another."""

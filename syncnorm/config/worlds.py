@@ -25,6 +25,8 @@ class WorldConfig:
     """Possible values of the field `engine`."""
     step: ClassVar[str] = "epoch"
     """Unit of a history: epoch or round."""
+    stacks: ClassVar[bool] = False
+    """Whether runs that differ in numbers alone can train in one computation (`config.stacks`)."""
     deals: ClassVar[tuple[str, ...]] = ()
     """The fields that decide, with `data` and the seed, which samples train, and how much each test sample counts."""
 
@@ -65,6 +67,7 @@ class Devices(WorldConfig):
 
     kind: ClassVar[str] = "devices"
     call: ClassVar[str] = "syncnorm.training.fit"
+    stacks: ClassVar[bool] = True
     engines: ClassVar[tuple[str, ...]] = get_args(Engine)
     tests: ClassVar[tuple[str, ...]] = ("buffers",)
 

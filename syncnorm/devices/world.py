@@ -6,53 +6,38 @@ print(fit(Run(norm=Norm("bn"), world=Devices(ranks=8, per_device_batch=4, skew=1
 """
 
 import time
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from syncnorm.baselines import Problem
 from syncnorm.config import Devices, Execution, Norm, Result, Run, describe, layout, marked, run_id, validated_at
 from syncnorm.data import Dataset
 from syncnorm.data.plain import plain_problem
 from syncnorm.data.sources.load import MEMORY
-from syncnorm.devices.batches import RankBatches
-from syncnorm.devices.measure import DevicesClassifier, measure, validate
-from syncnorm.devices.prepare import (
-    Prepared,
-    devices,
-    has_virtual_ranks,
-    load_data,
-    norm_layer,
-    prepare,
-)
+from syncnorm.devices.measure import measure, validate
+from syncnorm.devices.prepare import Prepared, devices, load_data, norm_layer, prepare
+from syncnorm.devices.stacked import trained_with_others
+from syncnorm.devices.training import PROFILES, Trained, trained
 from syncnorm.environment import environment
 from syncnorm.environment import rank as launched_rank
 from syncnorm.norms import norm_spec
-from syncnorm.seeds import derive
 from syncnorm.surgery.layers.replace import copied
 from syncnorm.tasks import task_named
 from syncnorm.training.building import device_of_rank
 from syncnorm.training.kept import LastTraining
-from syncnorm.training.lightning.trainer import mean_over_ranks, optimiser_steps, placement, run_trainer
+from syncnorm.training.lightning.trainer import mean_over_ranks, optimiser_steps
 from syncnorm.training.metrics import other_metrics
 from syncnorm.training.precision import PRECISIONS
-from syncnorm.training.profiles.effective_samples import batch_moments, effective_profiles
-from syncnorm.training.profiles.gradients import gradient_profile
 from syncnorm.training.profiles.layers import described_layers
 from syncnorm.training.profiles.small_groups import warn_of_small_groups
 from syncnorm.training.ranks.exchange import Ranks
 from syncnorm.training.ranks.launch import agreed, apart, check_started, join_ranks
-from syncnorm.training.ranks.layers import shares
-from syncnorm.training.ranks.virtual_ranks import on_virtual_ranks, rank_0
 from syncnorm.training.ranks.work import of_all
 from syncnorm.training.saved import check_saving, save_model
 from syncnorm.training.selection import by_validation
-
-PROFILED = 64
-"""Number of training steps over which effective samples are measured."""
-PROFILES = ("gradient_norm_initial", "gradient_norm_final", "effective_samples", "values_per_channel")
 
 
 @apart
@@ -65,6 +50,9 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
 
     Runs that differ only in `world.buffers` share one training if they follow each other in one process; `seconds`
     then covers the evaluation only. (A run that is evaluated while it trains shares with none.)
+
+    Runs of `execution.together` are trained in one computation with this one, and kept until they are asked for: the
+    result's environment says how many at once ("stack"), or why not. `seconds` covers a run's share of them.
 
     With virtual ranks, details["profiles"] has "gradient_norm_initial" and "gradient_norm_final": the
     `gradient_profile` of the first training batch, before and after training; and "effective_samples" and
@@ -85,10 +73,35 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     check_saving(execution)
     rank = _check_world(run)
     ranks, device = Ranks() if rank is None else join_ranks(), device_of_rank()
-    prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: made.model)
-    trained, fresh = _KEPT.of(run, f"{device} {rank}", lambda: _trained(run, prepared, rank, device, execution))
-    classifier, batches, profiles = trained
-    model = _own_copy(classifier.model)
+    place, execution = f"{device} {rank}", execution or Execution()
+    waiting = _KEPT.waiting(run, place)
+    if waiting and waiting.run == run:
+        prepared = waiting.prepared
+    else:
+        prepared = agreed(ranks, run, lambda: prepare(run, device), lambda made: made.model)
+    began = time.perf_counter()
+    kept, fresh = _KEPT.among(run, place, lambda: _trained(run, prepared, rank, device, execution))
+    started += time.perf_counter() - began - (kept.seconds if fresh else 0.0)
+    model = _own_copy(kept)
+    result = _measured(run, prepared, kept, model, ranks)
+    result = marked(replace(result, seconds=time.perf_counter() - started))
+    if execution.model and not rank:
+        save_model(execution.model, run, result, model, prepared.data.shape, prepared.data.classes)
+    return result
+
+
+def _trained(
+    run: Run, prepared: Prepared, rank: int | None, device: torch.device, execution: Execution
+) -> list[tuple[Run, Trained]]:
+    """Train a run, and those with it that the execution names; return them all."""
+    if execution.together and rank is None:
+        return trained_with_others(run, prepared, device, execution)
+    return [(run, trained(run, prepared, rank, device, execution))]
+
+
+def _measured(run: Run, prepared: Prepared, kept: Trained, model: nn.Module, ranks: Ranks) -> Result:
+    """Return the result of a trained run, but for its seconds; `model` is its own to change."""
+    classifier = kept.classifier
     metrics, evaluated_by, details = measure(run, model, prepared.data)
     if run.data.validation:
         metrics |= validate(run, model, prepared.data)
@@ -97,54 +110,33 @@ def fit(run: Run, execution: Execution | None = None) -> Result:
     if prepared.values_per_channel:
         metrics["values_per_channel"] = float(prepared.values_per_channel)
     train_loss = mean_over_ranks(classifier.history["train_loss"])
-    result = Result(
+    return Result(
         run_id=run_id(run),
         config=describe(run),
-        metrics={**metrics, "train_loss": train_loss[-1], "steps": float(optimiser_steps(run, batches))},
+        metrics={**metrics, "train_loss": train_loss[-1], "steps": float(optimiser_steps(run, kept.batches))},
         evaluated_by=evaluated_by,
-        seconds=(classifier.seconds_before if fresh else 0.0) + time.perf_counter() - started,
-        environment=environment(),
+        seconds=0.0,
+        environment={**environment(), **({"stack": kept.stack} if kept.stack else {})},
         history={**classifier.history, "train_loss": train_loss},
-        details=details | ({"profiles": profiles, "layers": described_layers(model)} if profiles else {}),
+        details=details | ({"profiles": kept.profiles, "layers": described_layers(model)} if kept.profiles else {}),
         ranks=of_all(ranks, classifier.work),
     )
-    result = marked(result)
-    if execution and execution.model and not rank:
-        save_model(execution.model, run, result, model, prepared.data.shape, prepared.data.classes)
-    return result
 
 
-Profile = dict[str, list[Any]]
-_KEPT: LastTraining[tuple[DevicesClassifier, RankBatches, dict[str, Profile]]] = LastTraining()
+_KEPT: LastTraining[Trained] = LastTraining()
 
 
-def _own_copy(model: nn.Module) -> nn.Module:
+def _own_copy(trained: Trained) -> nn.Module:
     """Return a copy of a trained model: its statistics are chosen in place, and another run may share the training.
 
     A model that cannot be copied is shared with none.
     """
+    model = trained.classifier.model
     try:
         return copied(model)
     except (RuntimeError, TypeError):
-        _KEPT.forget()
+        _KEPT.drop(trained)
         return model
-
-
-def _trained(
-    run: Run, prepared: Prepared, rank: int | None, device: torch.device, execution: Execution | None
-) -> tuple[DevicesClassifier, RankBatches, dict[str, Profile]]:
-    """Train a prepared run; return the module, its batches, and its profiles by layer."""
-    first = _first_batch(run, prepared, device) if rank is None else None
-    torch.manual_seed(derive("profile", run.seed))  # layers may draw random numbers
-    initial = first and gradient_profile(prepared.model, *first, run.task)
-    classifier, batches = train(run, prepared, rank, execution)
-    final = first and gradient_profile(classifier.model.to(device), *first, run.task)
-    classifier.model.to(device)
-    profiles = {}
-    if initial and final:
-        profiles = {"gradient_norm_initial": initial, "gradient_norm_final": final}
-        profiles |= _effective_profiles(run, prepared, classifier.model)
-    return classifier, batches, profiles
 
 
 def _check_world(run: Run) -> int | None:
@@ -154,50 +146,6 @@ def _check_world(run: Run) -> int | None:
         return None
     check_started(ranks, "set engine to virtual")
     return launched_rank()
-
-
-def train(
-    run: Run, prepared: Prepared, rank: int | None, execution: Execution | None = None
-) -> tuple[DevicesClassifier, RankBatches]:
-    """Train a prepared run as real rank `rank`, or as all virtual ranks (None); return the trained module.
-
-    Its model is that of the last epoch, or, if the run asks for it, that of the best.
-    """
-    ranks, _ = layout(devices(run))
-    torch.manual_seed(derive("training", run.seed, rank or 0))
-    several = has_virtual_ranks(run)
-    model = on_virtual_ranks(prepared.model, run.norm.name, ranks) if several else prepared.model
-    classifier = DevicesClassifier(run, model, prepared.data)
-    batches = _batches(run, prepared, rank)
-    run_trainer(run, classifier, batches, execution or Execution(), **placement(devices(run).engine))
-    classifier.best.restore(classifier.model)
-    classifier.model = rank_0(classifier.model)
-    return classifier, batches
-
-
-def _first_batch(run: Run, prepared: Prepared, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the first training batch (only rank 0's share if each rank has a copy of the model)."""
-    x, y = (part.to(device) for part in next(_batches(run, prepared, rank=None).deal(epoch=0, first=0)))
-    ranks = len(prepared.shards) if has_virtual_ranks(run) else 1
-    return x[::ranks], y[::ranks]
-
-
-def _effective_profiles(run: Run, prepared: Prepared, model: nn.Module) -> dict[str, Any]:
-    """Return the profiles of effective samples, over the batches of the first epoch, at most `PROFILED` of them.
-
-    A batch is that of one device, or of all if the norm's statistics go over all.
-    """
-    dealt = islice(_batches(run, prepared, rank=None).deal(epoch=0, first=0), PROFILED)
-    device = next(model.parameters()).device
-    parts = 1 if shares(run.norm) else len(prepared.shards)
-    return effective_profiles(batch_moments(model, (x.to(device) for x, _ in dealt), parts))
-
-
-def _batches(run: Run, prepared: Prepared, rank: int | None) -> RankBatches:
-    _, per_device_batch = layout(devices(run))
-    return RankBatches(
-        prepared.data, prepared.shards, per_device_batch, run.seed, run.data.augment, rank, run.data.workers
-    )
 
 
 class DevicesWorld:

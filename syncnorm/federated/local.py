@@ -8,7 +8,7 @@ data loss plus the algorithm's `local_term`.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from syncnorm.config import Optim
 from syncnorm.data import augment
@@ -75,23 +75,6 @@ class Update:
     momentum: dict[str, Tensor] | None = None
     error: str = ""
     """Why the client failed, in one sentence; empty if it did not."""
-
-
-class Step(nn.Module):
-    """A classifier's training step as a module's forward, for `torch.func.functional_call`: (x, y) to the loss."""
-
-    PREFIX = "classifier.model."
-    """Prefix of the model's parameter names in this module."""
-
-    def __init__(self, classifier: Learner) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of images (N, C, H, W) and labels (N,), or the targets of another task."""
-        loss = self.classifier.training_step((x, y), 0)
-        self.classifier.forget_losses()
-        return loss
 
 
 def images(local: Local, x: Tensor, task: Task, step: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The last training of this process, kept for the next run: runs that differ in their evaluation alone share it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from syncnorm.config import Run, run_id, training_of
@@ -10,32 +10,56 @@ Trained = TypeVar("Trained")
 
 
 class LastTraining(Generic[Trained]):
-    """Keeps one training, named by the run without what concerns its evaluation alone (`config.training_of`).
+    """Keeps one training, or those of several runs that were trained together, for the runs that are asked for next.
 
-    The same run again is trained again, and so is a run whose model or files have changed.
+    A training is named by its run without what concerns the evaluation alone (`config.training_of`). The same run
+    again is trained again, and so is a run whose model or files have changed.
     """
 
     def __init__(self) -> None:
-        self._key = ""
-        self._kept: list[Trained] = []
+        self._kept: dict[str, Trained] = {}
+        self._used: set[str] = set()
         self._served: set[str] = set()
 
     def of(
         self, run: Run, place: str, train: Callable[[], Trained], anywhere: Callable[[bool], bool] = bool
     ) -> tuple[Trained, bool]:
-        """Return a run's training at a place (a device, a rank), and whether `train` has made it now.
+        """Return a run's training at a place (a device, a rank), and whether no other run has had it.
 
         Ranks that train together all train if one has to: `anywhere` says whether its argument is true on any rank.
         """
-        key = f"{checkpoint_id(training_of(run))} {run.data.path} {place}"
-        fresh = anywhere(key != self._key or run_id(run) in self._served)
-        if fresh:
+        return self.among(run, place, lambda: [(run, train())], anywhere)
+
+    def among(
+        self,
+        run: Run,
+        place: str,
+        train: Callable[[], Sequence[tuple[Run, Trained]]],
+        anywhere: Callable[[bool], bool] = bool,
+    ) -> tuple[Trained, bool]:
+        """Do the same with a `train` that may train further runs together with this one; all of them are kept."""
+        key = _key(run, place)
+        if anywhere(key not in self._kept or run_id(run) in self._served):
             self.forget()  # before the next one takes memory
-            self._kept = [train()]
-            self._key = key
+            self._kept = {_key(one, place): trained for one, trained in train()}
+        fresh = key not in self._used
+        self._used.add(key)
         self._served.add(run_id(run))
-        return self._kept[0], fresh
+        return self._kept[key], fresh
+
+    def waiting(self, run: Run, place: str) -> Trained | None:
+        """Return a run's training that was made with others and that nobody has asked for yet; None without one."""
+        key = _key(run, place) if self._kept else ""
+        return None if key in self._used else self._kept.get(key)
+
+    def drop(self, trained: Trained) -> None:
+        """Drop one training, which is then shared with no further run."""
+        self._kept = {key: one for key, one in self._kept.items() if one is not trained}
 
     def forget(self) -> None:
-        """Drop the training."""
-        self._key, self._kept, self._served = "", [], set()
+        """Drop all trainings."""
+        self._kept, self._used, self._served = {}, set(), set()
+
+
+def _key(run: Run, place: str) -> str:
+    return f"{checkpoint_id(training_of(run))} {run.data.path} {place}"

@@ -59,9 +59,13 @@ class Learner(nn.Module):
         self._losses.append(loss.detach())
         return loss
 
-    def forget_losses(self) -> None:
-        """Drop the losses of the steps since the last epoch; for callers of `training_step`."""
-        self._losses.clear()
+    def count_losses(self, losses: Iterable[Tensor]) -> None:
+        """Count the losses of steps that were made outside of `training_step`."""
+        self._losses.extend(losses)
+
+    def forget_losses(self, last: int | None = None) -> None:
+        """Drop the losses of the steps since the last epoch, or of the last few; for callers of `training_step`."""
+        del self._losses[-last if last else 0 :]
 
 
 def latest(history: dict[str, list[float]], now: int) -> dict[str, float]:

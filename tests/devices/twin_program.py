@@ -15,7 +15,7 @@ import syncnorm
 from syncnorm.config import Data, Devices, Norm, Optim, Run
 from syncnorm.devices import fit
 from syncnorm.devices.prepare import prepare
-from syncnorm.devices.world import train
+from syncnorm.devices.training import train
 from syncnorm.errors import UserError
 from syncnorm.models import make_model
 from syncnorm.training.ranks.rank_statistics import statistics_by_rank

@@ -147,8 +147,8 @@ def test_runs_that_share_a_training_go_to_the_worker_that_has_it() -> None:
     for worker, other in [("first", "second"), ("second", "first")] * 5 + [("first", "second")]:
         found = todo.take(own[worker], {own[other]})
         assert found
-        run, own[worker] = found
-        taken.append((worker, run.seed))
+        own[worker] = found.training
+        taken.append((worker, found.run.seed))
     assert not len(todo)
     assert [seed for worker, seed in taken if worker == "first"] == [0, 0, 0, 2, 2, 2]
     assert [seed for worker, seed in taken if worker == "second"] == [1, 1, 1, 7, 8]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Run
-from syncnorm.devices import world as devices_world
+from syncnorm.devices import training as devices_training
 from syncnorm.domains import world as domains_world
 from syncnorm.training.checkpoints import module_state
 from syncnorm.training.lightning.classifier import Classifier
@@ -90,7 +90,7 @@ def train(run: Run, checkpoint: Path | None, answer: Path) -> None:
 
     torch.set_num_threads(1)
     Classifier.on_train_batch_start = slowly  # type: ignore[assignment]
-    for world in (devices_world, domains_world):
+    for world in (devices_training, domains_world):
         inner = world.run_trainer
         world.run_trainer = lambda *args, inner=inner, **options: run_trainer(*args, inner=inner, **options)  # type: ignore[attr-defined]
     result = fit(run, Execution(checkpoint, checkpoint_every=0.0))

@@ -188,7 +188,7 @@ def test_measuring_changes_no_number_of_a_run(
     run = replace(SHORT, model=model, model_options=options, norm=Norm(norm))
     measured = fit(run)
     assert "profiles" in measured.details
-    monkeypatch.setattr(sys.modules["syncnorm.devices.world"], "gradient_profile", lambda *_: None)
+    monkeypatch.setattr(sys.modules["syncnorm.devices.training"], "gradient_profile", lambda *_: None)
     unmeasured = fit(run)
     assert "profiles" not in unmeasured.details
     assert measured.metrics == unmeasured.metrics  # with the norm of all parameters

@@ -15,7 +15,7 @@ SMALL = Run(
 CLIENTS = Clients(count=4, participation=0.5, rounds=2, engine="loop", method="fedbn")
 DOMAINS = Domains(("digits", "digits-noisy"), batch=16)
 CASES: list[tuple[Any, dict[str, Any], str]] = [
-    (Devices(ranks=4, per_device_batch=4), {"buffers": "pooled"}, "syncnorm.devices.world.train"),
+    (Devices(ranks=4, per_device_batch=4), {"buffers": "pooled"}, "syncnorm.devices.training.train"),
     (CLIENTS, {"unsampled": "average", "global_norm": "pooled"}, "syncnorm.federated.world._play"),
     (DOMAINS, {"adapt": "adabn", "test_batch": 20}, "syncnorm.domains.world.train"),
 ]

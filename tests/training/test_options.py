@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from syncnorm.config import Clients, Data, Devices, Domains, Execution, Norm, Optim, Run, describe, run_id
-from syncnorm.devices import world as devices_world
+from syncnorm.devices import training as devices_training
 from syncnorm.domains import world as domains_world
 from syncnorm.errors import UserError
 from syncnorm.training.checkpoints import module_state
@@ -35,7 +35,7 @@ CLIENTS = replace(DEVICES, data=Data("digits", train_limit=200, test_limit=60), 
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """Return the list to which every training that ends adds its parameters and buffers."""
     states: list[dict[str, torch.Tensor]] = []
-    for world in (devices_world, domains_world):
+    for world in (devices_training, domains_world):
 
         def run_trainer(*args: Any, inner: Any = world.run_trainer, **options: Any) -> None:
             inner(*args, **options)

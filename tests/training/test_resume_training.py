@@ -11,7 +11,7 @@ from torch import nn
 
 from syncnorm import norm_names
 from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Progress, Run
-from syncnorm.devices import world as devices_world
+from syncnorm.devices import training as devices_training
 from syncnorm.domains import world as domains_world
 from syncnorm.training.checkpoints import Checkpoints, load_module_state, module_state
 from syncnorm.training.lightning.classifier import Classifier
@@ -46,7 +46,7 @@ class Cut(Exception):
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Return the list to which every training that ends adds the state that its modules end with."""
     states: list[Any] = []
-    for world in (devices_world, domains_world):
+    for world in (devices_training, domains_world):
 
         def run_trainer(*args: Any, inner: Any = world.run_trainer, **options: Any) -> None:
             inner(*args, **options)

@@ -12,8 +12,9 @@ from torch import nn
 import syncnorm
 from syncnorm.config import Clients, Data, Devices, Domains, Execution, Norm, Optim, Run
 from syncnorm.data.split import stratified_fifth
-from syncnorm.devices import world as devices_world
+from syncnorm.devices.measure import measure
 from syncnorm.devices.prepare import prepare
+from syncnorm.devices.training import train
 from syncnorm.domains import world as domains_world
 from syncnorm.errors import UserError
 from syncnorm.training.evaluation import evaluate
@@ -130,9 +131,9 @@ def test_devices_are_validated_as_they_are_tested() -> None:
     plant(syncnorm.register_data, shuffled=False)
     run = replace(BASE, select="last", world=Devices(ranks=2, per_device_batch=8, buffers="pooled"))
     prepared = prepare(run, torch.device("cpu"))
-    classifier, _ = devices_world.train(run, prepared, None)
+    classifier, _ = train(run, prepared, None)
     data = prepared.data
-    metrics, *_ = devices_world.measure(run, classifier.model, data)
+    metrics, *_ = measure(run, classifier.model, data)
     expected = evaluate(classifier.model, data.validation_x, data.validation_y)  # `measure` has set the statistics
     result = fit(run)
     assert result.metrics["accuracy"] == metrics["accuracy"]

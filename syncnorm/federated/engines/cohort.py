@@ -9,22 +9,21 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from syncnorm.errors import UserError
 from syncnorm.federated.engines import loop
-from syncnorm.federated.engines.cohort_layers import ClientsTogether, fold, unfold
-from syncnorm.federated.engines.cohort_optimizers import STACKED, Rows, put
 from syncnorm.federated.engines.feed import Feed
 from syncnorm.federated.engines.loop import set_mode
 from syncnorm.federated.engines.memory import check_without_memory
-from syncnorm.federated.local import Local, Step, Task, Update
+from syncnorm.federated.local import Local, Task, Update
 from syncnorm.surgery import adaptive_gradient_clip
 from syncnorm.training.precision import PRECISIONS
+from syncnorm.training.stacked.layers import ModelsTogether, fold, unfold
+from syncnorm.training.stacked.models import Rowwise, entries_of, gradients_of, stack
+from syncnorm.training.stacked.optimizers import STACKED, Rates, Rows, put
 
 TOGETHER = 64
 """Largest number of clients in one batch; more would need more memory and are hardly faster."""
@@ -91,11 +90,10 @@ class _Cohort:
         self._tasks = [tasks[place] for place in self._order]
         self._local = local
         self._model = local.classifier.model
-        self._step = Step(local.classifier)
-        self._tied = _tied(self._model)
+        self._rowwise = Rowwise(local.classifier)
         self._state = {
-            name: _stack([task.state[name] for task in self._tasks], like.detach())
-            for name, like in chain(self._model.named_parameters(), self._model.named_buffers())
+            name: stack([task.state[name] for task in self._tasks], like.detach())
+            for name, like in entries_of(self._model).items()
         }
         self._trained = {name: self._state[name] for name, p in self._model.named_parameters() if p.requires_grad}
         self._received: dict[str, Tensor] = {}
@@ -104,7 +102,7 @@ class _Cohort:
             self._received = {name: self._state[name].clone() for name in local.shared}
             self._inputs = _stack_all([task.inputs for task in self._tasks])
         momentum = self._stack_some([task.momentum for task in self._tasks])
-        self._optimizer = STACKED[local.optim.name](local.optim, self._trained, momentum)
+        self._optimizer = STACKED[local.optim.name](Rates.of(local.optim), self._trained, momentum)
 
     def train(self, x: Tensor, y: Tensor) -> list[Update]:
         """Make all steps, and return the updates in task order."""
@@ -128,27 +126,18 @@ class _Cohort:
 
     def _make_step(self, rows: Rows, x: Tensor, y: Tensor, alone: bool, synchronised: bool) -> Tensor:
         """Make a step of the clients `rows` with x (B, R, C, H, W) and y (R, B); return their data losses (R,)."""
-        state = {name: stack[rows] for name, stack in self._state.items()}
+        state = {name: stacked[rows] for name, stacked in self._state.items()}
         leaves = {name: state[name].detach().requires_grad_() for name in self._trained}
-        values = state | leaves
-        values |= {name: values[known] for name, known in self._tied.items()}
-        inputs = {Step.PREFIX + name: value for name, value in values.items()}
-        run = partial(_call_in_place, self._step)
-        losses: Tensor
-        if alone:  # vmap costs more than it saves
-            losses = run({name: value[0] for name, value in inputs.items()}, (x[:, 0], y[0])).unsqueeze(0)
+        if alone:
+            losses = self._rowwise.loss(state | leaves, x, y)
         else:
-            with ClientsTogether(synchronised, self._local.over_ranks):
-                losses = torch.vmap(run, (0, (1, 0)))(inputs, (x, y))
-        # A client's loss does not depend on the others' parameters, so the sum's gradient holds each client's own.
-        scale = PRECISIONS[self._local.classifier.precision].loss_scale
-        objective = scale * (losses.sum() + self._local_terms(leaves, rows))
-        gradients = dict(
-            zip(leaves, torch.autograd.grad(objective, list(leaves.values()), allow_unused=True), strict=True)
+            together = ModelsTogether(synchronised, self._local.over_ranks)
+            losses = self._rowwise.losses(state | leaves, x, y, together)
+        objective, scale = (
+            losses.sum() + self._local_terms(leaves, rows),
+            PRECISIONS[self._local.classifier.precision],
         )
-        gradients = {name: gradient for name, gradient in gradients.items() if gradient is not None}
-        if scale != 1:
-            gradients = {name: gradient / scale for name, gradient in gradients.items()}
+        gradients = gradients_of(objective, leaves, scale.loss_scale)
         with torch.no_grad():
             if self._local.clip:
                 clip = partial(adaptive_gradient_clip, clip=self._local.clip)
@@ -165,7 +154,7 @@ class _Cohort:
             return 0.0
         shared = {name: parameters[name] for name in self._local.shared}
         received, inputs = (
-            {name: stack[rows] for name, stack in some.items()} for some in (self._received, self._inputs)
+            {name: stacked[rows] for name, stacked in some.items()} for some in (self._received, self._inputs)
         )
         return torch.vmap(self._local.algorithm.local_term)(shared, received, inputs).sum()
 
@@ -173,7 +162,7 @@ class _Cohort:
         """Stack entries by parameter; zeros for a client that has none."""
         names = sorted({name for own in entries for name in own or {}})
         return {
-            name: _stack([(own or {}).get(name, torch.zeros_like(like)) for own in entries], like)
+            name: stack([(own or {}).get(name, torch.zeros_like(like)) for own in entries], like)
             for name in names
             for like in [self._trained[name][0]]
         }
@@ -184,9 +173,9 @@ class _Cohort:
         for row, (place, task, loss) in enumerate(zip(self._order, self._tasks, losses, strict=True)):
             updates[place] = Update(
                 task.client,
-                {name: stack[row] for name, stack in self._state.items()},
+                {name: stacked[row] for name, stacked in self._state.items()},
                 loss / sum(len(index) for index in task.batches),
-                None if task.momentum is None else {name: stack[row] for name, stack in momentum.items()},
+                None if task.momentum is None else {name: stacked[row] for name, stacked in momentum.items()},
             )
         return [updates[place] for place in range(len(updates))]
 
@@ -225,31 +214,6 @@ def check_first_step(groups: set[tuple[int, bool]]) -> None:
         )
 
 
-def _call_in_place(step: Step, values: dict[str, Tensor], inputs: tuple[Tensor, Tensor]) -> Tensor:
-    """Call `step` with these parameters and buffers instead of its own; buffers that it reassigns are copied back."""
-    after = dict(values)
-    # PyTorch's handling of tied weights would leave this step's values in a module that has two names.
-    loss: Tensor = functional_call(step, after, inputs, tie_weights=False)
-    with torch.no_grad():
-        for name, value in values.items():
-            if after[name] is not value:
-                value.copy_(after[name])
-    return loss
-
-
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Return the additional names of tensors that several modules share, and the name under which each is listed."""
-    first: dict[int, str] = {}
-    tied = {}
-    for where, module in model.named_modules():
-        parts = module.named_parameters(where, recurse=False, remove_duplicate=False)
-        for name, value in chain(parts, module.named_buffers(where, recurse=False, remove_duplicate=False)):
-            known = first.setdefault(id(value), name)
-            if known != name:
-                tied[name] = known
-    return tied
-
-
 def _rows(group: list[int], device: torch.device) -> Rows:
     """Return these rows as a slice if they are contiguous, since a view saves a copy."""
     if group == list(range(group[0], group[-1] + 1)):
@@ -262,11 +226,4 @@ def _stack_all(inputs: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     for own in inputs:
         if own.keys() != inputs[0].keys():
             raise ValueError("the algorithm's client_inputs have other names for one client than for another")
-    return {name: _stack([own[name] for own in inputs], like) for name, like in inputs[0].items()}
-
-
-def _stack(values: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Return the values as a new (K, ...) tensor of the type and device of `like`."""
-    if all(value is values[0] for value in values):  # the server sent the same tensor to all
-        return values[0].to(like).expand(len(values), *like.shape).clone()
-    return torch.stack([value.to(like) for value in values])
+    return {name: stack([own[name] for own in inputs], like) for name, like in inputs[0].items()}

@@ -7,18 +7,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from syncnorm.errors import UserError
+from syncnorm.training.stacked.models import keeping
 
 INSTEAD = "set engine to loop, or "
 """What helps where one step need not serve all clients."""
-
-
-def keeping(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers with such state, by name (`training.checkpoints` says how a layer has it)."""
-    return {
-        name: layer
-        for name, layer in model.named_modules()
-        if hasattr(layer, "remember") or type(layer).get_extra_state is not nn.Module.get_extra_state
-    }
 
 
 class Memory:

@@ -16,10 +16,10 @@ from torch import Tensor
 from syncnorm._torch import transforming
 from syncnorm.moments import Moments
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm
+from syncnorm.norms.core.batch_norm import BatchNormLayer, batch_norm_by_rank
 from syncnorm.norms.core.masked import check_counts
 from syncnorm.norms.core.running import update_running
-from syncnorm.norms.core.shapes import check_divisor, in_layout_of
+from syncnorm.norms.core.shapes import check_divisor
 from syncnorm.norms.core.valid import Valid
 
 
@@ -100,7 +100,7 @@ class GhostBatchNorm(BatchNormLayer):
             self._start_ranks()
             return y
         check_divisor(self, self.num_features)
-        ranks, channels, moves = self.virtual_ranks, self.num_features, self.moves()
+        ranks, moves = self.virtual_ranks, self.moves()
         own, index = self._parameters, self._index(x)
         weight: Tensor | None = own["weight"]
         bias: Tensor | None = own["bias"]
@@ -115,12 +115,10 @@ class GhostBatchNorm(BatchNormLayer):
             else:
                 mean, var = self._each_ranks()
         newest = float(self.count()) if moves else 0.0
-        shape = x.shape
-        per_rank = x.reshape(shape[0] // ranks, ranks * channels, *shape[2:])
-        y = batch_norm(per_rank, mean, var, weight, bias, True, newest, self.eps).reshape(shape)
+        y = batch_norm_by_rank(x, ranks, mean, var, weight, bias, newest, self.eps)
         if moves and mean is not None and var is not None:
             self._take_over(mean, var, index is not None)
-        return in_layout_of(y, x)
+        return y
 
     def _index(self, x: Tensor) -> Tensor | None:
         """Return the channel of each of R * C, to select by, where that is the fastest way and exact: on a CPU.

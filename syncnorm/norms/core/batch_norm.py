@@ -8,13 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from syncnorm._torch import transforming
 from syncnorm.moments import acc_dtype
 from syncnorm.norms.core.layer import NormLayer, check_eps, check_flags
 from syncnorm.norms.core.masked import batch_norm_where, check_counts
 from syncnorm.norms.core.recomputation import recomputing
 from syncnorm.norms.core.running import newest_weight, update_running
-from syncnorm.norms.core.shapes import check_divisor, check_values
+from syncnorm.norms.core.shapes import check_divisor, check_values, in_layout_of
 from syncnorm.norms.core.valid import Valid
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -204,6 +206,27 @@ def batch_norm(
             if held is not None and new is not None and held is not new:
                 held.copy_(new)
     return y
+
+
+def batch_norm_by_rank(
+    x: Tensor,
+    ranks: int,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    newest: float,
+    eps: float,
+) -> Tensor:
+    """Return `batch_norm` in training of R ranks, of which rank r has samples r, r + R, ..., in the layout of `x`.
+
+    mean, var, weight and bias are the ranks' own, (R * C,). A stack of models has kernels of its own for this.
+    """
+    if transforming() and has_torch_function_unary(x):
+        own: Tensor = handle_torch_function(batch_norm_by_rank, (x,), x, ranks, mean, var, weight, bias, newest, eps)
+        return own
+    per_rank = x.reshape(len(x) // ranks, ranks * x.shape[1], *x.shape[2:])
+    return in_layout_of(batch_norm(per_rank, mean, var, weight, bias, True, newest, eps).reshape(x.shape), x)
 
 
 def _kernel_takes(

@@ -222,9 +222,8 @@ def _environment(results: Results) -> Section | None:
     rows = results.finished
     if not rows:
         return None
-    counts = {
-        name: Counter(row["environment"].get(name, "not recorded") for row in rows) for name in rows[0]["environment"]
-    }
+    names = dict.fromkeys(name for row in rows for name in row["environment"])
+    counts = {name: Counter(row["environment"].get(name, "not recorded") for row in rows) for name in names}
     words = {
         name: next(iter(count)) if len(count) == 1 else "; ".join(f"{value} ({n} runs)" for value, n in count.items())
         for name, count in counts.items()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from syncnorm.config import Progress, Result, Run, run_id
+from syncnorm.config import ALONE, Progress, Result, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.plan.about import about_plan
 from syncnorm.study.rows import REPORTED, TUNING, failed_row, finished_row
@@ -35,6 +35,7 @@ class Record:
         self.schedule = schedule
         self.meter = Meter(schedule.total, schedule.done)
         self._store, self._trackers, self._label, self._command = store, trackers, label, command
+        self._apart: set[str] = set()
         self._grown()
 
     def started(self, run: Run) -> None:
@@ -59,6 +60,7 @@ class Record:
         purpose = TUNING if TUNING in self.schedule.known[run_id(end.run)].roles else REPORTED
         if isinstance(outcome, Result):
             row = finished_row(study, outcome, purpose)
+            self._say_apart(outcome)
         else:
             error, detail = outcome.error, outcome.detail
             row = failed_row(study, end.run, error, end.seconds, end.environment, detail, purpose)
@@ -67,6 +69,13 @@ class Record:
         self.meter.ended(self._label(end.run), error, diverged="diverged" in row.get("details", {}))
         if self.schedule.ended(row):
             self._grown()
+
+    def _say_apart(self, result: Result) -> None:
+        """Say once for each reason why a run that was to be stacked has trained by itself."""
+        how, _, why = result.environment.get("stack", "").partition(": ")
+        if how == ALONE and why and why not in self._apart:
+            self._apart.add(why)
+            self.meter.say(f"note: runs are trained one by one, not stacked: {why}.")
 
     def close(self, stall: float = STALL_SECONDS) -> None:
         """Write the report of the finished runs, and let the trackers catch up unless they stall."""

@@ -6,13 +6,14 @@ The study may be killed at any moment: when started again, it resumes and has lo
 import logging
 import time
 import warnings
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from math import inf
 from pathlib import Path
 
-from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Result, Run
+from syncnorm.config import MODELS, ClientEngine, Engine, Execution, Result, Run, why_alone
 from syncnorm.environment import environment, rank, world_size
 from syncnorm.errors import UserError
 from syncnorm.progress import counted
@@ -36,7 +37,9 @@ from syncnorm.study.run.schedule import Schedule
 from syncnorm.study.run.store import Store
 from syncnorm.study.run.tracking.trackers import Kind, Mode
 
-LOCAL = "local"
+LOCAL, OFF = "local", "off"
+AUTO = 20
+"""Largest number of runs that train in one computation where "auto" chooses."""
 DATA_LINES = 5
 """Maximum number of lines about loaded data."""
 
@@ -56,6 +59,7 @@ def run_study(
     command: str = "",
     save_models: bool = False,
     checkpoint_every: float = Execution.checkpoint_every,
+    stack: str = OFF,
 ) -> None:
     """Train a study's runs that the results folder `out` lacks, and write the report there.
 
@@ -64,8 +68,8 @@ def run_study(
     "ray:HOST:PORT", "slurm:partition=gpu". A run of one process gets `gpus_per_run` of a GPU. `engine` sets every
     run's engine. `trainer` names the module that trains; `command` is stored for the report. Runs write a checkpoint
     every `checkpoint_every` seconds, and resume from it after the study was killed. `wandb` is the mode of Weights &
-    Biases, `track` names further trackers.
-    `save_models` saves the trained weights of every run that is trained under `out`/models, for `syncnorm.load_run`.
+    Biases, `track` names further trackers. `save_models` saves the trained weights of every run that is trained under
+    `out`/models, for `syncnorm.load_run`. `stack` says how many train in one computation (`stacking`).
     In a process that torchrun started, all ranks together train the runs with exactly that number of ranks, and only
     rank 0 writes. A failed run gives a row with an error, and is tried again the next time. A finished run is trained
     again if the source code of a model or plugin, or the data, has changed, unless `keep` is set.
@@ -78,27 +82,54 @@ def run_study(
     study = with_engine(study, engine) if engine else study
     plan = check_study(study, jobs, checkpoint_every, trainer)
     check_on(on, gpus_per_run)
-    size = world_size()
+    size, stacked = world_size(), stacking(stack)
     if size is not None and not _leads(plan, size, on, trainer):
         return
     label = labeller(plan)
-    with ExitStack() as stack:
-        stack.enter_context(ending_others())
+    with ExitStack() as exits:
+        exits.enter_context(ending_others())
         opened = open_executor(on, Wish("", jobs, gpus_per_run, Path(out))) if size is None else None
-        executor = stack.enter_context(closing(opened)) if opened else None
+        executor = exits.enter_context(closing(opened)) if opened else None
         stale, notes = _examine(plan, Path(out), trainer, keep, label, size)
-        store = stack.enter_context(Store.open(out, study, command, plan))
+        store = exits.enter_context(Store.open(out, study, command, plan))
         store.finished -= stale
         schedule = Schedule(plan, store.rows, stale)
         record = Record(schedule, store, start_trackers(store.directory, wandb, track), label, command)
-        how = Placement(store.checkpoints, checkpoint_every, store.directory / MODELS if save_models else None)
-        with recording(record, notes):
+        models = store.directory / MODELS if save_models else None
+        how = Placement(store.checkpoints, checkpoint_every, models, *stacked)
+        with recording(record, notes + _not_stacked(schedule, how)):
             if executor:
                 _hand_out(record, trainer, executor, how)
             elif size:
                 _train_together(record, trainer, how, size)
             if trainer == TRAINER:
                 add_baselines(study, [one.run for one in schedule.known.values()], store.directory, record.meter.say)
+
+
+def stacking(text: str) -> tuple[int, bool]:
+    """Return how many runs may train in one computation, and whether only where that is faster.
+
+    Those can that differ in seed and numbers of the optimiser alone. "auto" means up to `AUTO`, and only where a few
+    steps show that it is faster.
+
+    A text that is neither "off", "auto" nor a number from 1 on raises `UserError`.
+    """
+    if text == "auto":
+        return AUTO, True
+    if text != OFF and not (text.isdecimal() and int(text)):
+        raise UserError(f"stack is {text!r}: write off, auto, or the largest number of runs of a stack, such as 10.")
+    return 1 if text == OFF else int(text), False
+
+
+def _not_stacked(schedule: Schedule, how: Placement) -> list[str]:
+    """Return lines on runs that are to be stacked, and whose settings forbid it."""
+    if how.stack < 2 or how.if_faster:
+        return []
+    reasons = Counter(why for run in schedule.todo() if (why := why_alone(run)))
+    return [
+        f"note: {counted(number, 'run')} of {len(schedule.todo())} cannot be stacked: {why}."
+        for why, number in reasons.items()
+    ]
 
 
 def _leads(plan: Plan, size: int, on: str, trainer: str) -> bool:

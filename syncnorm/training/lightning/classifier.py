@@ -84,9 +84,19 @@ class Classifier(Learner, pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimiser, and its schedule over the steps of the whole run."""
         optimizer = make_optimizer(self.named_parameters(), self.optim)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.optim))
+        schedule = self.schedule_at(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def schedule_at(self, optimizer: torch.optim.Optimizer, steps: int, done: int = 0) -> LambdaLR:
+        """Return the schedule of an optimiser over so many steps, of which so many are done."""
+        schedule = LambdaLR(optimizer, lambda step: learning_rate(step, steps, self.optim))
+        if done:
+            rates = [rate * learning_rate(done, steps, self.optim) for rate in schedule.base_lrs]
+            then = {"last_epoch": done, "_step_count": done + 1, "_last_lr": rates}
+            schedule.load_state_dict({**schedule.state_dict(), **then})
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        return schedule
 
 
 def share_of_batch(samples: int, loss: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Resume(pl.Callback):
         several = trainer.world_size > 1
         part = f"rank {trainer.global_rank} of {trainer.world_size}" if several else ""
         self._files = Checkpoints(self._folder, self._run, part)
-        self._due = _Agreement(self._every, trainer) if several else _Clock(self._every)
+        self._due = _Agreement(self._every, trainer) if several else Clock(self._every)
         states = {(state["epoch"], state["step"]): state for state in self._files.read("cpu")}
         common = set(states)
         if several:
@@ -101,15 +101,22 @@ class Resume(pl.Callback):
                 "epoch": trainer.current_epoch,
                 "step": step,
                 "seconds": module.seconds_before + time.monotonic() - self._began,
-                "module": module_state(module),
-                "classifier": module.remember(),
-                "optimizer": trainer.optimizers[0].state_dict(),
-                "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                **state_of(module, trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler),
                 "precision": trainer.precision_plugin.state_dict(),
-                "random": random_state(),
             }
         )
         self._due.saved()
+
+
+def state_of(module: Classifier, optimizer: torch.optim.Optimizer, schedule: Any) -> State:
+    """Return what a checkpoint holds of a training, but for the time and what the Trainer keeps."""
+    return {
+        "module": module_state(module),
+        "classifier": module.remember(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "random": random_state(),
+    }
 
 
 def _start_at(trainer: pl.Trainer, epoch: int, step: int) -> None:
@@ -148,20 +155,22 @@ def _batches(trainer: pl.Trainer) -> Batches:
     return batches
 
 
-class _Clock:
+class Clock:
     """Tells when a checkpoint is due, in one process."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds, self._last = seconds, time.monotonic()
 
     def __call__(self) -> bool:
+        """Return whether it is due."""
         return time.monotonic() - self._last >= self._seconds
 
     def saved(self) -> None:
+        """Start anew."""
         self._last = time.monotonic()
 
 
-class _Agreement(_Clock):
+class _Agreement(Clock):
     """Tells all ranks at the same step that a checkpoint is due, by rank 0's clock.
 
     Rank 0's answer includes the number of steps until the next query.

@@ -1,5 +1,6 @@
-"""What happens to the runs of a study while they are trained, and where they write."""
+"""What happens to the runs of a study while they are trained, where they write, and which train together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,16 +10,25 @@ from syncnorm.study.run.processes.attempt import Failure
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the runs of a study write, each in a folder named after its id."""
+    """Where the runs of a study write, each in a folder named after its id, and how many train together."""
 
     checkpoints: Path | None = None
     checkpoint_every: float = Execution.checkpoint_every
     models: Path | None = None
+    stack: int = 1
+    """Number of runs that may train in one computation."""
+    if_faster: bool = False
+    """Whether they do so only where it is faster."""
 
-    def of(self, run: Run) -> Execution:
-        """Return the execution settings of a run; its folders are absolute, for workers elsewhere."""
-        checkpoint, model = (folder and folder.absolute() / run_id(run) for folder in (self.checkpoints, self.models))
-        return Execution(checkpoint, self.checkpoint_every, model)
+    def of(self, run: Run, together: Sequence[Run] = ()) -> Execution:
+        """Return the execution settings of a run, in a stack; its folders are absolute, for workers elsewhere."""
+        named = tuple((one, self._folder(self.checkpoints, one)) for one in together)
+        checkpoint, model = (self._folder(folder, run) for folder in (self.checkpoints, self.models))
+        return Execution(checkpoint, self.checkpoint_every, model, together=named, if_faster=self.if_faster)
+
+    @staticmethod
+    def _folder(folder: Path | None, run: Run) -> Path | None:
+        return folder and folder.absolute() / run_id(run)
 
 
 @dataclass(frozen=True)

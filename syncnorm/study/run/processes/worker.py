@@ -92,12 +92,12 @@ class Worker:
         """Whether it should be known by now why the connection was lost."""
         return self._gone is not None and time.monotonic() - self._gone > END_SECONDS
 
-    def take(self, run: Run) -> Run:
-        """Start a run. If the worker has just died, `hear` notices it."""
+    def take(self, run: Run, together: Sequence[Run] = ()) -> Run:
+        """Start a run, in a stack of others. If the worker has just died, `hear` notices it."""
         assert isinstance(self.channel, Connection)
         self.run, self._since = run, time.monotonic()
         with suppress(OSError):
-            self.channel.send((run, self._how.of(run)))
+            self.channel.send((run, self._how.of(run, together)))
         return run
 
     def hear(self, ready: bool) -> Advanced | Ended | None:

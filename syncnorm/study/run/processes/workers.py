@@ -42,16 +42,17 @@ def work(
     checkpoint. `later` gives the runs that become known once the receiver has dealt with an event, and `place` their
     place among the others. Closing the iterator ends all workers. Workers that cannot start raise `UserError`.
     """
-    todo, numbers, tally = Queue(runs, later, place), count(), _Tally()
+    how = how or Placement()
+    todo, numbers, tally = Queue(runs, later, place, how.stack), count(), _Tally()
     team: list[Worker] = []
     try:
         while todo or any(worker.run for worker in team):
             busy, slots = sum(worker.run is not None for worker in team), executor.slots(ranks or 1)
             if (more := min(slots, busy + len(todo)) - len(team)) > 0:
                 fresh = [next(numbers) for _ in range(more)]
-                team += start_workers(executor, trainer, ranks, how or Placement(), fresh)
+                team += start_workers(executor, trainer, ranks, how, fresh)
             for worker in team:
-                if worker.idle and (run := _next(worker, team, todo)):
+                if worker.idle and (run := _next(worker, team, todo, slots)):
                     yield Started(run)
             for worker, ready in _with_news(team):
                 suspect = ranks is not None
@@ -65,7 +66,7 @@ def work(
                 if news is None:
                     continue
                 if again := tally.again(news, suspect):
-                    todo.again(news.run)
+                    todo.again(news.run, apart=not isinstance(news, Moved))
                 if not again or isinstance(news, Moved):
                     yield news
                     todo.grow()
@@ -107,13 +108,13 @@ class _Tally:
         return suspect and self._tries[run_id(news.run)] < ATTEMPTS
 
 
-def _next(worker: Worker, team: list[Worker], todo: Queue) -> Run | None:
-    """Start the next run on a worker, and return it; None if there is none for this worker."""
-    found = todo.take(worker.training, {other.training for other in team if other is not worker})
+def _next(worker: Worker, team: list[Worker], todo: Queue, slots: int) -> Run | None:
+    """Start the next run on one of so many workers, and return it; None if there is none for this worker."""
+    found = todo.take(worker.training, {other.training for other in team if other is not worker}, slots)
     if found is None:
         return None
-    run, worker.training = found
-    return worker.take(run)
+    worker.training = found.training
+    return worker.take(found.run, found.together)
 
 
 def _with_news(team: list[Worker]) -> list[tuple[Worker, bool]]:
