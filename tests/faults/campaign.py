@@ -8,8 +8,9 @@ victims, shapes) follows from the name of the case by hashing. Outcomes are kept
 the same command goes on with what is missing there, and `--again` starts anew. Each part is a process of its own; a
 case that takes longer than its part allows counts as hung, and the part goes on with the next one.
 
-When all parts are done, their counts go to FILE (results/faults.txt), with the machine, versions and commit, unless
-the checkout differs from its commit. `--small` plays a few cases of each part, and writes no file.
+Counts go to FILE (results/faults.txt), with the machine, versions and commit, and with how many of each part's cases
+were played, unless the checkout differs from its commit. `--small` plays a few cases of each part, and writes no
+file.
 
 A part is a file in this folder and a row of `PARTS`. It has `cases(small)`, the names of its cases; `play(name,
 folder)`, which plays one and returns what it counted, by kind; and `lacks()`, which says why it cannot be played
@@ -102,12 +103,11 @@ def main() -> int:
     journal.mkdir(parents=True, exist_ok=True)
     for name in names:
         play_part(name, options.small, journal)
-    text = table(names, options.small, journal)
+    text = table(list(PARTS), journal)
     print(text)
-    whole = set(names) == set(PARTS) and not options.small
-    if whole and here["commit"] and not here["commit"].endswith("-dirty"):
+    if not options.small and here["commit"] and not here["commit"].endswith("-dirty"):
         write_file(options.out, head(here) + text)
-    elif whole:
+    elif not options.small:
         print("faults: nothing is written, since files differ from the commit", file=sys.stderr)
     return int(any(line.get("failed") for name in names for line in read(journal / f"{name}.jsonl")))
 
@@ -166,9 +166,11 @@ def serve(name: str, small: bool, journal: Path) -> None:
     part, module, path = PARTS[name], import_module(name), journal / f"{name}.jsonl"
     cases = module.cases(small)
     if why := module.lacks():
-        note(path, {"case": "", "seconds": 0.0, "counts": {}, "lacks": why})
+        note(path, {"case": "", "seconds": 0.0, "counts": {}, "cases": len(cases), "lacks": why})
         return
-    known = read(path)
+    if not path.exists():
+        note(path, {"case": "", "seconds": 0.0, "counts": {}, "cases": len(cases)})
+    known = [line for line in read(path) if line["case"]]
     done, times = {line["case"] for line in known}, [line["seconds"] for line in known if line["seconds"]]
     failed = sum("failed" in line for line in known)
     for case in cases:
@@ -209,7 +211,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
-def table(names: list[str], small: bool, journal: Path) -> str:
+def table(names: list[str], journal: Path) -> str:
     """Return the counts of every part in words."""
     lines = []
     for name in names:
@@ -222,7 +224,9 @@ def table(names: list[str], small: bool, journal: Path) -> str:
         lines += [f"  {count:6d}  {what}" for what, count in total.items()]
         played = [line for line in known if line["case"]]
         bad = [line for line in played if "failed" in line]
-        lines.append(f"  {len(played)} cases, {len(bad)} failed, {sum(line['seconds'] for line in played):.0f} s")
+        cases = next((line["cases"] for line in reversed(known) if "cases" in line), "no")
+        seconds = sum(line["seconds"] for line in played)
+        lines.append(f"  {len(played)} of {cases} cases played, {len(bad)} failed, {seconds:.0f} s")
         lines += [f"    {line['case']}: {line['failed']}" for line in bad]
         lines.append("")
     return "\n".join(lines)

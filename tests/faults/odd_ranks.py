@@ -30,7 +30,7 @@ from ways import RANKS, Way, differs, way_of
 import syncnorm
 
 WAYS = 1000
-BATCH = 40
+BATCH = 20
 TIMEOUT = 1.0
 """Seconds of a group's timeout, where ranks are mismatched; where they are not, nobody has to wait for it."""
 LATE = 15.0

@@ -55,15 +55,15 @@ def test_outcomes_are_kept_case_by_case(
     fake = SimpleNamespace(cases=lambda small: ["a", "b"] if small else ["a", "b", "c"], play=play, lacks=str)
     monkeypatch.setitem(sys.modules, "fake", fake)
     monkeypatch.setitem(campaign.PARTS, "fake", campaign.Part("Faults that are made up", 1, 60))
-    campaign.serve("fake", True, tmp_path)
+    campaign.serve("fake", False, tmp_path)
     campaign.serve("fake", False, tmp_path)
     assert played == ["a", "b", "c"]
-    lines = campaign.table(["fake"], False, tmp_path).splitlines()
+    lines = campaign.table(["fake"], tmp_path).splitlines()
     assert lines[0] == "fake: Faults that are made up"
     assert [line.split(maxsplit=1) for line in lines[1:4]] == [["4", "kills"], ["1", "ends of a"], ["1", "ends of c"]]
-    assert lines[4].startswith("  3 cases, 1 failed, ")
+    assert lines[4].startswith("  3 of 3 cases played, 1 failed, ")
     assert lines[5] == "    b: TimeoutError: hung: it did not end"
-    assert "fake 2/2, 1 failed, 0 s left: b" in capsys.readouterr().err
+    assert "fake 3/3, 1 failed, 0 s left: c" in capsys.readouterr().err
 
 
 def test_a_part_that_cannot_be_played_says_why(
@@ -72,4 +72,4 @@ def test_a_part_that_cannot_be_played_says_why(
     monkeypatch.setitem(sys.modules, "fake", SimpleNamespace(cases=lambda small: ["a"], lacks=lambda: "no disk."))
     monkeypatch.setitem(campaign.PARTS, "fake", campaign.Part("Faults that are made up", 1, 60))
     campaign.serve("fake", True, tmp_path)
-    assert "  not played: no disk." in campaign.table(["fake"], True, tmp_path)
+    assert "  not played: no disk." in campaign.table(["fake"], tmp_path)
