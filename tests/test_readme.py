@@ -37,6 +37,7 @@ from syncnorm.commands.report import PROG, ReportOptions
 from syncnorm.commands.run import run as run_command
 from syncnorm.config import Run
 from syncnorm.data import SOURCES, load
+from syncnorm.errors import UserError
 from syncnorm.federated.flower.wire import run_from_text
 from syncnorm.study.plan.spec import expand
 from syncnorm.study.plan.trials import plan_of
@@ -186,7 +187,7 @@ def test_domains(names: dict[str, Any], asked: list[Run]) -> None:
 
 
 def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
-    simulation, ranks, server, client, step, privacy = blocks(DOCS / "federated.md", "python")
+    simulation, ranks, server, client, step, privacy, masked = blocks(DOCS / "federated.md", "python")
     run_block(simulation, names)
     assert [run.world.method for run in asked] == ["fedbn"]
     run_block(ranks, names)
@@ -223,6 +224,21 @@ def test_federated(names: dict[str, Any], asked: list[Run]) -> None:
         )
         assert {message.content["config"]["norm-policy"] for message in messages} == {told}
 
+    run_block(masked, names)
+
+    @names["masked_client"].train()
+    def masked_train(message: Message, context: Context) -> Message:
+        model = names["model"]
+        names["load_global"](model, message, context)
+        with torch.no_grad():
+            model[0].weight += 0.25
+        return answer(model, message, context, {"num-examples": 3})
+
+    before = names["masked"].arrays.to_torch_state_dict()["0.weight"]
+    names["CohortGrid"](names["masked_client"], num_clients=3).run_app(names["masked_server"])
+    after = names["masked"].arrays.to_torch_state_dict()["0.weight"]
+    torch.testing.assert_close(after, before + 3 * 0.25, rtol=0, atol=0.05)
+
 
 def test_a_study_of_the_manual(tmp_path: Path, monkeypatch: Any) -> None:
     names: dict[str, Any] = {}
@@ -252,10 +268,13 @@ def test_data_of_ones_own(monkeypatch: Any, tmp_path: Path) -> None:
         [f"{age},{age % 2},{hospital}" for age in range(100) for hospital in ("north", "east", "west")],
     ]
     names: dict[str, Any] = {}
-    stream, *runs, function = blocks(DOCS / "data.md", "python")
+    stream, *runs, at_sites, function = blocks(DOCS / "data.md", "python")
     for block, lines in zip(runs, tables, strict=True):
         Path("patients.csv").write_text("\n".join(["age,outcome,hospital", *lines]))
         run_block(block, names)
+        check(names["run"])
+    run_block(at_sites, names)
+    with pytest.raises(UserError, match=r"the data lie at their sites: give data\.path"):
         check(names["run"])
     run_block(stream, names)
     rows = {"image": [Image.fromarray(np.full((8, 8), 10 * row, np.uint8)) for row in range(20)]}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from syncnorm.federated.flower.apps import client_app, server_app
     from syncnorm.federated.flower.clients import load_global, reply_with
     from syncnorm.federated.flower.grid.cohort_grid import CohortGrid
+    from syncnorm.federated.flower.strategy.masked import MaskedNorm, masked_mod
     from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
     from syncnorm.federated.flower.strategy.private import PrivateNorm
     from syncnorm.federated.options import ABOVE_0, AT_LEAST_0, BELOW_1, FROM_0_TO_1, Option, Range
@@ -36,6 +37,7 @@ _HOMES = {
     "syncnorm.federated.flower.apps": ["client_app", "server_app"],
     "syncnorm.federated.flower.clients": ["load_global", "reply_with"],
     "syncnorm.federated.flower.grid.cohort_grid": ["CohortGrid"],
+    "syncnorm.federated.flower.strategy.masked": ["MaskedNorm", "masked_mod"],
     "syncnorm.federated.flower.strategy.private": ["PrivateNorm"],
     "syncnorm.federated.flower.strategy.norm_fed_avg": ["NormFedAvg"],
 }
@@ -52,6 +54,7 @@ __all__ = [
     "Aggregation",
     "Algorithm",
     "CohortGrid",
+    "MaskedNorm",
     "NormFedAvg",
     "Option",
     "Policy",
@@ -63,6 +66,7 @@ __all__ = [
     "check_update",
     "client_app",
     "load_global",
+    "masked_mod",
     "register_aggregation",
     "register_algorithm",
     "register_attack",

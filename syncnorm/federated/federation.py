@@ -10,6 +10,7 @@ from torch import Tensor
 
 from syncnorm.config import Clients, Run
 from syncnorm.data import make_federated_dataset
+from syncnorm.data.partitions.sites import Site
 from syncnorm.federated.aggregations import aggregation_of
 from syncnorm.federated.algorithms import algorithm_of
 from syncnorm.federated.attacks import hostile_clients
@@ -40,11 +41,13 @@ class Federation:
     layout: which entries of the model are sent, kept and combined.
     models: builds the model, and holds the copies that train and evaluate.
 
+    `site` is the one that this process is, in a run whose data lie at their sites.
+
     Raises:
         UserError: anything in the run that is unknown, out of range or inconsistent.
     """
 
-    def __init__(self, run: Run, device: torch.device | None = None) -> None:
+    def __init__(self, run: Run, device: torch.device | None = None, site: Site | None = None) -> None:
         self.run, self.world = run, expect(run, Clients)
         self.task = task_named(run.task)
         self.policy = policy_named(self.world.method)
@@ -55,11 +58,10 @@ class Federation:
         self.hostile = hostile_clients(run)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype, held = PRECISIONS[run.precision].data, data_device(run, self.device)
-        self.population = make_federated_dataset(run.data, self.world, run.seed, held, dtype, run.task)
+        self.population = make_federated_dataset(run.data, self.world, run.seed, held, dtype, run.task, site)
         shape, classes = self.population.shape, self.population.classes
         self.models = Models(run, self.policy, shape, classes, self.device)
-        two = self.population.x[:2].to(self.device), self.population.y[:2].to(self.device)
-        inspect_model(self.models.template, *two, classes, run)
+        inspect_model(self.models.template, *self._some_samples(), classes, run)
         if engine_of(self.world) == "cohort" or self.algorithm.shares_statistics:
             alone = f"set {'rank_engine' if self.world.engine == 'torchrun' else 'engine'} to loop, or "
             instead = "" if self.algorithm.shares_statistics else alone
@@ -67,6 +69,13 @@ class Federation:
             check_momentum(self.models.template, instead)
         self.layout = Layout(self.models.template, self.policy, counts=self.world.send_counts)
         self.schedule = Schedule(run, self.population, self.policy, self.options, self.algorithm)
+
+    def _some_samples(self) -> tuple[Tensor, Tensor]:
+        """Return two samples, or one; zeros where all data lie at sites."""
+        x, y = self.population.x[:2], self.population.y[:2]
+        if not len(x):
+            x, y = x.new_zeros(2, *self.population.shape), y.new_zeros(2)
+        return x.to(self.device), y.to(self.device)
 
     def local(self, round_: int) -> Local:
         """Return the settings of local training in a round."""

@@ -89,6 +89,7 @@ def simulate(
     ranks = ranks_of(world) if world.engine == "torchrun" else None
     federation = Federation(run) if ranks is None else _agreed(run, ranks)
     where = f"{federation.device} {store} {ranks}"
+    _check_data_are_here(federation)
     own = _listening(execution, ranks)
     anywhere = bool if ranks is None else ranks.anywhere
     played, fresh = _KEPT.of(run, where, lambda: _play(federation, own, store, ranks), anywhere)
@@ -101,6 +102,15 @@ def simulate(
     if execution and execution.model:
         _save(execution.model, federation, rounds, result, writes=ranks is None or ranks.rank == 0)
     return result
+
+
+def _check_data_are_here(federation: Federation) -> None:
+    """Raise `UserError` if clients' data lie at sites that this process knows nothing of."""
+    if not federation.population.complete:
+        raise UserError(
+            "the data lie at their sites: give data.path, the file with their function, to simulate all of them "
+            "here, or start the run in a federation (launch/federation)."
+        )
 
 
 def _agreed(run: Run, ranks: Ranks) -> Federation:
@@ -206,6 +216,7 @@ class ClientsWorld:
     def check(self, run: Run) -> None:
         """Raise the `UserError` that the run would raise, without training it."""
         federation = Federation(run, torch.device("cpu"))
+        _check_data_are_here(federation)
         for client in {*federation.schedule.cohort(0), *federation.schedule.trainees[:CHECKED]}:
             federation.schedule.plan(client, 0)
         warn_of_small_groups(run, federation.models.template, federation.population.x)

@@ -21,8 +21,10 @@ from syncnorm.data.partitions.client_partition import (
     SampledPartition,
 )
 from syncnorm.data.partitions.federated_dataset import FederatedDataset
+from syncnorm.data.partitions.sites import SITES, Site, make_sites
 from syncnorm.data.partitions.world_checks import check_world
 from syncnorm.data.sources.load import MEMORY
+from syncnorm.data.sources.registered import is_registered
 from syncnorm.errors import UserError
 
 
@@ -33,6 +35,7 @@ def make_federated_dataset(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     task: str = "classification",
+    site: Site | None = None,
 ) -> FederatedDataset:
     """Load the domains and distribute their samples among the clients.
 
@@ -49,9 +52,13 @@ def make_federated_dataset(
     all that are left if there are fewer (FedBN's protocol, arXiv 2102.07623). Samples that are normalised by measured
     moments (`Pool.measured`) are so by those of training samples without validation, unless clients share samples.
 
+    Data called "sites" are those of `site`, the one that this process is (`syncnorm.data.partitions.sites`).
+
     Raises `UserError` for settings that are unknown, out of range or inconsistent.
     """
     check_world(world, data)
+    if data.name == SITES and not is_registered(SITES):
+        return make_sites(data, world, torch.device(device), dtype, seed, task, site)
     trained = world.domains or (data.name,)
     names = tuple(dict.fromkeys((*trained, *world.unseen)))
     apart = bool(world.domains or world.unseen)

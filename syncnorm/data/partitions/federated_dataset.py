@@ -45,6 +45,8 @@ class FederatedDataset:
     """The run's data; its `validation` is the fraction that each client holds out."""
     loaded: Pool | None = None
     """The pool before it was normalised without validation samples; None: it was not."""
+    here: frozenset[int] | None = None
+    """The clients whose data this process has; None: all."""
     _divided: dict[int, tuple[Indices, Indices]] = field(default_factory=dict)
 
     @property
@@ -56,6 +58,11 @@ class FederatedDataset:
     def held_out(self) -> int:
         """Number of additional clients, which never train."""
         return self.assignment.held_out
+
+    @property
+    def complete(self) -> bool:
+        """Whether the data of all clients are here, and not at their sites."""
+        return self.here is None or len(self.here) == self.count
 
     @property
     def y(self) -> Tensor:
@@ -135,9 +142,10 @@ class FederatedDataset:
     def natural(self, client: int) -> str:
         """Return the client's value of the natural column; empty for skews other than "natural"."""
         column = self.pool.natural[self.assignment.of(client)]
-        if self.world.skew != NATURAL or column is None:
+        samples = self.partition.samples(client)
+        if self.world.skew != NATURAL or column is None or not len(samples):
             return ""
-        value: int = column.train[self.partition.samples(client)[0]]
+        value: int = column.train[samples[0]]
         return column.names[value]
 
     def test(self, client: int) -> tuple[Tensor, Tensor, Tensor]:

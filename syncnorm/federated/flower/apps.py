@@ -5,24 +5,31 @@
     flwr run . --run-config 'run="{\"world\": {\"method\": \"fedbn\", \"rounds\": 5}}"'
 
 `timeout` is the number of seconds that the server waits for the replies in a round; clients that have not replied by
-then are left out of the round. `folder` is where the server keeps the global model round by round; "" keeps none.
+then are left out of the round. `folder` is where the server keeps the global model round by round, and the state from
+which the same run goes on if it is started again; "" keeps nothing. `at-once` is the number of clients that work at
+the same time, for several on one small machine; 0 lets all of a round.
 """
 
+import fcntl
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
+from logging import INFO, WARNING
 from pathlib import Path
 from threading import Event
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common import log
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 
-from syncnorm.config import Execution, Result, silent
+from syncnorm.config import Execution, Result, run_id, silent
+from syncnorm.data.partitions.sites import Site
 from syncnorm.errors import UserError
 from syncnorm.federated.checkpoint import Checkpoint
 from syncnorm.federated.client.client import Started, finish, report, start, start_state
@@ -31,12 +38,16 @@ from syncnorm.federated.federation import Federation
 from syncnorm.federated.flower import wire
 from syncnorm.federated.flower.grid.cohort_grid import failure, sentence
 from syncnorm.federated.flower.handshake import WORD, word
+from syncnorm.federated.flower.memory import recall, store
 from syncnorm.federated.flower.network import TIMEOUT, OverFlower
 from syncnorm.federated.local import Update
 from syncnorm.federated.server.rounds import Rounds
 from syncnorm.federated.server.scores import score, validate
-from syncnorm.files import whole_file
+from syncnorm.files import whole_file, write_file
 from syncnorm.progress import Pace
+
+LOCKED = 90.0
+"""Seconds to wait for a folder: a server that has lost its SuperLink ends by itself, but not at once."""
 
 
 class TogetherApp(ClientApp):
@@ -108,14 +119,14 @@ def query_moments(message: Message, context: Context) -> Message:
 @client_app.query("kept")
 def query_kept(message: Message, context: Context) -> Message:
     """Return the client's kept entries, for a run that averages them over clients."""
-    own = wire.kept(context.state, _federation(message, context).device)
+    own = recall(message, context, _federation(message, context).device)
     return Message(wire.pack_own(own), reply_to=message)
 
 
 @client_app.query("restore")
 def query_restore(message: Message, context: Context) -> Message:
     """Take back the kept entries of a run that was interrupted."""
-    wire.keep(context.state, wire.kept(message.content, _federation(message, context).device))
+    store(message, context, wire.kept(message.content, _federation(message, context).device))
     return Message(RecordDict(), reply_to=message)
 
 
@@ -131,8 +142,14 @@ def serve(grid: Grid, context: Context) -> None:
     """Play a run's rounds and evaluate them."""
     timeout, folder = float(context.run_config.get("timeout", TIMEOUT)), str(context.run_config.get("folder", ""))
     text = str(context.run_config.get("run", "{}"))
-    result = play(grid, text, timeout=timeout, folder=Path(folder) if folder else None)
-    context.state["result"] = ConfigRecord({"json": json.dumps(asdict(result))})
+    with _alone_in(Path(folder), text) if folder else nullcontext():
+        place = Path(folder) if folder else None
+        at_once = int(context.run_config.get("at-once", 0))
+        result = play(grid, text, timeout=timeout, folder=place, at_once=at_once)
+        as_json = json.dumps(asdict(result))
+        if folder:
+            write_file(Path(folder) / "result.json", as_json)
+    context.state["result"] = ConfigRecord({"json": as_json})
     print(json.dumps(result.metrics, indent=1))
 
 
@@ -143,11 +160,13 @@ def play(
     timeout: float = TIMEOUT,
     folder: Path | None = None,
     execution: Execution | None = None,
+    at_once: int = 0,
 ) -> Result:
     """Play the run that JSON describes on a grid and return its result.
 
     `ended` is set when no more replies will come; waiting for one then raises `ConnectionError`. After each round the
-    global model is written to global.pt in `folder`, for `torch.load`: "round", from 1, and "state". `execution` says
+    global model is written to global.pt in `folder`, for `torch.load`: "round", from 1, and "state"; beside it is the
+    checkpoint from which the same run goes on, without the clients' states, which stay with them. `execution` says
     where a simulation keeps its checkpoint, with the clients' states, and who hears of its progress.
 
     Raises:
@@ -155,16 +174,22 @@ def play(
     """
     started = time.perf_counter()
     federation = federation_of(text)
-    network = OverFlower(federation, grid, text, ended or Event(), timeout)
+    network = OverFlower(
+        federation, grid, text, ended or Event(), timeout, asks_for_states=folder is None, at_once=at_once
+    )
     rounds = Rounds(federation, network)
     execution = execution or Execution(report=silent)
+    if folder is not None:
+        execution = replace(execution, checkpoint=folder, checkpoint_every=0.0)
     kept = None
     if execution.checkpoint:
         kept = Checkpoint(execution.checkpoint, federation.run, rounds, network, execution.checkpoint_every)
-        kept.resume()
+        if kept.resume():
+            log(INFO, "the run goes on after round %d, which %s holds", rounds.next, execution.checkpoint)
     pace = Pace(execution, "round", federation.world.rounds, begin=rounds.next)
     for _ in range(rounds.next, federation.world.rounds):
         rounds.play()
+        _tell(rounds)
         latest = rounds.latest()
         pace.tell(rounds.next, latest["train_loss"], latest)
         if kept:
@@ -177,10 +202,45 @@ def play(
     return replace(result, details={**result.details, **network.details()})
 
 
+def _tell(rounds: Rounds) -> None:
+    """Log what the last round gave, and whom it went on without."""
+    log(INFO, "round %d of %d: loss %.4f", rounds.next, rounds.federation.world.rounds, rounds.latest()["train_loss"])
+    for where, why in rounds.log.left_out.items():
+        if where.startswith(f"round {rounds.next}, "):
+            log(WARNING, "%s was left out: %s", where, why)
+
+
+@contextmanager
+def _alone_in(folder: Path, text: str) -> Iterator[None]:
+    """Keep other servers and other runs out of a folder; the lock goes with the process.
+
+    Raises:
+        UserError: another server is at work in it, or it holds another run.
+    """
+    run, note = wire.run_from_text(text), folder / "run.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        deadline = time.monotonic() + LOCKED
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"another run is at work in {folder}: wait for it, or give this one a folder of its own."
+                    ) from error
+                time.sleep(1)
+        if note.exists() and run_id(wire.run_from_text(note.read_text())) != run_id(run):
+            raise UserError(f"{folder} holds another run, which {note.name} describes: choose another folder.")
+        write_file(note, text)
+        yield
+
+
 @lru_cache(maxsize=1)
-def federation_of(text: str) -> Federation:
+def federation_of(text: str, site: Site | None = None) -> Federation:
     """Return the federation of the run that JSON describes; a process caches the last one."""
-    return Federation(wire.run_from_text(text))
+    return Federation(wire.run_from_text(text), site=site)
 
 
 @lru_cache(maxsize=1)
@@ -199,7 +259,7 @@ def _federation(message: Message, context: Context) -> Federation:
     sent = config.get(wire.RUN) if isinstance(config, ConfigRecord) else None
     text = str(sent or context.run_config.get("run", "{}"))
     try:
-        return federation_of(text)
+        return federation_of(text, _site(context))
     except UserError as error:
         if not str(error).startswith("unknown "):
             raise
@@ -207,6 +267,12 @@ def _federation(message: Message, context: Context) -> Federation:
             f"{str(error).removesuffix('.')}; the app that this SuperNode runs has to carry the module that "
             "registers it."
         ) from error
+
+
+def _site(context: Context) -> Site | None:
+    """Return the site that a node is, if its --node-config names the file with its data."""
+    file = context.node_config.get("data")
+    return Site(_client(context), str(file)) if file else None
 
 
 def _client(context: Context) -> int:
@@ -222,7 +288,7 @@ def _received(message: Message, context: Context) -> tuple[Federation, int, dict
     """Return the model entries to evaluate: received ones, and kept ones or the message's fallback for them."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
-    own = wire.kept(context.state, federation.device)
+    own = recall(message, context, federation.device)
     if own is None:
         own = wire.stand_in(message.content, federation.device)
     return federation, _client(context), start_state(federation, received, own)
@@ -232,7 +298,7 @@ def begin(message: Message, context: Context) -> tuple[Federation, Started]:
     """Return the federation of a train message's run, and its client about to train."""
     federation = _federation(message, context)
     received = wire.unpack_broadcast(message.content, federation)
-    return federation, start(federation, _client(context), received, wire.kept(context.state, federation.device))
+    return federation, start(federation, _client(context), received, recall(message, context, federation.device))
 
 
 def _trained(begun: Sequence[tuple[Federation, Started]], engine: str) -> list[Update]:
@@ -252,6 +318,6 @@ def _end(
     if reply.error:
         return failure(message, reply.error)
     content = wire.pack_reply(reply)
-    content[WORD] = word(context, wire.OWN in context.state)
-    wire.keep(context.state, own)
+    content[WORD] = word(context, not own or recall(message, context, federation.device) is not None)
+    store(message, context, own)
     return Message(content, reply_to=message)

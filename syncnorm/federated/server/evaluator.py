@@ -109,7 +109,8 @@ class Evaluator:
         scores = self.network.score(self.clients, lambda k: self.broadcast(round_, k), self.fallback())
         metrics = summary(federation, scores)
         details: dict[str, Any] = {"accuracy_by_client": {one.client: one.accuracy for one in scores}}
-        details |= scores_by_sample(federation, scores)
+        if federation.population.complete:
+            details |= scores_by_sample(federation, scores)
         seen = [one for one in scores if one.moments]
         if seen:
             details |= {"drift": drift(seen), "layers": federation.layout.described}
@@ -155,10 +156,11 @@ class Evaluator:
         return {client: state for client, state in own.items() if state}
 
     def _global_scores(self) -> tuple[dict[str, float], dict[str, Any]]:
-        """Evaluate the global model, if there is one, on all test data; return metrics, and details on the samples
-        behind the main one."""
+        """Evaluate the global model, if there is one, on all test data, if they are here; return metrics, and details
+        on the samples behind the main one."""
         federation = self.federation
-        if federation.policy.personal and federation.world.global_norm == "none":
+        personal = federation.policy.personal and federation.world.global_norm == "none"
+        if personal or not federation.population.complete:
             return {}, {}
         x, y = federation.population.global_test
         model, parts = federation.models.with_state(self.global_state()), torch.split(x, CHUNK)
@@ -182,7 +184,7 @@ class Evaluator:
         """
         federation = self.federation
         personal = federation.policy.personal and federation.world.global_norm == "none"
-        if personal or not federation.layout.has_statistics:
+        if personal or not federation.layout.has_statistics or not federation.population.complete:
             return {}
         people = federation.population
         everyone = torch.cat([people.train(client) for client in self.clients])

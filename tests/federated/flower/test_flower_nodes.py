@@ -1,20 +1,24 @@
 """Runs over a grid whose nodes leave, and come back under other ids without what they kept."""
 
+import fcntl
 import json
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import Error, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from syncnorm.config import Clients, Data, Optim, Run
 from syncnorm.errors import UserError
 from syncnorm.federated import CohortGrid, client_app, server_app, simulate
+from syncnorm.federated.flower import apps, network
 from syncnorm.federated.flower.apps import forget, play
 from syncnorm.federated.flower.grid.identity import stamp
 from syncnorm.federated.flower.wire import run_as_text
@@ -28,20 +32,42 @@ def forgotten() -> Iterator[None]:
     forget()
 
 
+class OnNodes(ClientApp):
+    """The client app on nodes with more in their --node-config."""
+
+    def __init__(self, **config: str) -> None:
+        super().__init__()
+        self.config = config
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message."""
+        context.node_config = {**context.node_config, **self.config}
+        return client_app(message, context)
+
+
+class Cut(Exception):
+    """The end of the server's process."""
+
+
 class Deployment(Grid):
     """Nodes with ids of their own in front of a CohortGrid.
 
     Args:
         event: called with the deployment and the kind of each phase, before its messages are delivered.
+        config: what the nodes' --node-config has beside the partition-id.
     """
 
-    def __init__(self, event: Callable[["Deployment", str, int], None]) -> None:
-        self.inner = CohortGrid(client_app, COUNT, engine="loop")
+    def __init__(self, event: Callable[["Deployment", str, int], None], **config: object) -> None:
+        app = OnNodes(**{name: str(value) for name, value in config.items()})
+        self.inner = CohortGrid(app, COUNT, engine="loop")
+        self.mute: set[int] = set()
+        """Clients whose replies get lost."""
         self.event = event
         self.nodes = {1001 + client: client for client in range(COUNT)}
         self.phases: dict[str, int] = {}
         self._inbox: dict[str, Message] = {}
         self._sent = 0
+        self._pulled: list[Message] = []
 
     def restart(self, client: int, node: int) -> None:
         """Let a client come back as another node, without its state."""
@@ -75,8 +101,14 @@ class Deployment(Grid):
         if asked:
             kind = asked[0].metadata.message_type
             self.phases[kind] = self.phases.get(kind, 0) + 1
+            self._pulled = asked
             self.event(self, kind, self.phases[kind])
         return [self._deliver(message) for message in asked]
+
+    def deliver_all(self) -> None:
+        """Let the nodes work on the messages of a phase, whose replies nobody gets."""
+        for message in self._pulled:
+            self._deliver(message)
 
     def _deliver(self, message: Message) -> Message:
         node, name = message.metadata.dst_node_id, message.metadata.message_id
@@ -86,6 +118,8 @@ class Deployment(Grid):
             return error
         inner = Message(message.content, self.nodes[node] + 1, message.metadata.message_type)
         (reply,) = self.inner.send_and_receive([inner])
+        if self.nodes[node] in self.mute:
+            return Message(Error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "Reply Lost"), reply_to=message)
         reply.metadata.__dict__.update(_src_node_id=node, _reply_to_message_id=name)
         return reply
 
@@ -96,8 +130,9 @@ class Deployment(Grid):
 
 def make_run(**world: Any) -> Run:
     return Run(
-        data=Data("digits", train_limit=200, test_limit=80), model="mlp", optim=Optim(lr=0.1), precision="float64",
-        world=Clients(count=COUNT, rounds=3, engine="loop", **world),
+        data=Data("digits", train_limit=200, test_limit=80), model="mlp", precision="float64",
+        optim=Optim(lr=0.1, momentum=0.0 if world.get("algorithm") == "scaffold" else 0.9),
+        world=Clients(**{"count": COUNT, "rounds": 3, "engine": "loop", **world}),
     )  # fmt: skip
 
 
@@ -157,6 +192,204 @@ def test_a_round_without_a_clients_node_goes_on() -> None:
     assert result.details["left_out"]["round 2, client 3"] == "no node with the partition-id 3 is connected"
 
 
+def test_a_node_that_returns_under_its_old_id_takes_part_again() -> None:
+    """A SuperNode that proves who it is by a key keeps its id."""
+
+    def event(grid: Deployment, kind: str, count: int) -> None:
+        if (kind, count) == ("train", 2):
+            grid.leave(1)
+        elif (kind, count) == ("train", 3):
+            grid.nodes[1002] = 1
+
+    found = play(Deployment(event), run_as_text(make_run(rounds=4)))
+    assert found.details["left_out"] == {
+        "round 2, client 1": "Node Unavailable",
+        "round 3, client 1": "no node with the partition-id 1 is connected",
+    }
+
+
+def test_nodes_that_are_slow_to_say_who_they_are_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that comes after the time for it is no lost one: a site may need a minute to start its client."""
+    monkeypatch.setattr(network, "INTRODUCTION", 0.0)
+    grid = Deployment(nothing)
+    pull, asked = grid.pull_messages, dict[str, int]()
+
+    def slowly(message_ids: Iterable[str]) -> Iterable[Message]:
+        due = []
+        for name in message_ids:
+            asked[name] = asked.get(name, 0) + 1
+            if asked[name] == 4 or grid._inbox[name].metadata.message_type != "query.partition":
+                due.append(name)
+        return pull(due)
+
+    monkeypatch.setattr(grid, "pull_messages", slowly)
+    assert "left_out" not in play(grid, run_as_text(make_run())).details
+    assert sum(count >= 4 for count in asked.values()) == COUNT  # each was asked once
+
+
+def test_a_message_that_flower_has_dropped_is_sent_once_more() -> None:
+    """Flower says nothing where a client's process dies, or is too slow to start."""
+    dropped: list[str] = []
+
+    class Dropping(Deployment):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            """Lose the first message of each phase for ever."""
+            due = []
+            for name in sorted(message_ids):
+                if name in dropped or name not in self._inbox:
+                    continue
+                message = self._inbox[name].metadata
+                if message.message_type == "train" and message.dst_node_id == 1001 and len(dropped) < 2:
+                    dropped.append(name)
+                else:
+                    due.append(name)
+            return super().pull_messages(due)
+
+    found = play(Dropping(nothing), run_as_text(make_run(rounds=2)), timeout=1.0)
+    assert found.details["left_out"] == {"round 1, client 0": "it did not reply within 1 s"}
+    assert len(dropped) == 2
+    dropped[:] = ["none"]  # only one is lost
+    found = play(Dropping(nothing), run_as_text(make_run(rounds=2)), timeout=1.0)
+    assert "left_out" not in found.details
+
+
+@pytest.mark.parametrize("how", ["before it trains", "before its reply is out"])
+@pytest.mark.parametrize("world", [{"method": "fedbn"}, {"method": "silobn", "algorithm": "scaffold"}])
+def test_a_client_that_is_killed_goes_on_with_what_it_kept_on_disk(
+    how: str, world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is to the bit the one in which the client fails once, and no node restarts."""
+
+    def event(grid: Deployment, kind: str, count: int) -> None:
+        second = (kind, count) == ("train", 2)
+        grid.mute = {1} if second and how == "before its reply is out" else set()
+        if second and not grid.mute:
+            grid.restart(1, node=2001)
+
+    run = make_run(**world)
+    deployment = Deployment(event, folder=tmp_path)
+    found = play(deployment, run_as_text(run))
+    assert list(found.details["left_out"]) == ["round 2, client 1"]
+    assert "lost_states" not in found.details
+    assert not deployment.inner.states
+    assert all(len(list(client.iterdir())) <= 2 for client in tmp_path.glob("run-*/client-*"))
+
+    begin = apps.begin
+
+    def failing(message: Message, context: Context) -> Any:
+        if (context.node_id, message.content["config"]["server-round"]) == (2, 2):
+            raise OSError
+        return begin(message, context)
+
+    monkeypatch.setattr(apps, "begin", failing)
+    expected = play(CohortGrid(client_app, COUNT, engine="loop"), run_as_text(run))
+    assert list(expected.details["left_out"]) == ["round 2, client 1"]
+    assert found.metrics == expected.metrics
+    assert found.history == expected.history
+
+
+def test_a_loss_is_said_where_the_disk_has_lost_it_too(tmp_path: Path) -> None:
+    def event(grid: Deployment, kind: str, count: int) -> None:
+        if (kind, count) == ("train", 3):
+            (client,) = tmp_path.glob("run-*/client-2")
+            shutil.rmtree(client)
+            (damaged,) = tmp_path.glob("run-*/client-3/round-2.pt")
+            damaged.write_bytes(b"half a file")
+
+    found = play(Deployment(event, folder=tmp_path), run_as_text(make_run(method="fedbn")))
+    assert [one.split(" had")[0] for one in found.details["lost_states"]] == ["client 2", "client 3"]
+
+
+@pytest.mark.parametrize("at", [("train", 1), ("train", 3), ("evaluate", 1)])
+def test_a_server_that_is_killed_goes_on_after_its_last_round(at: tuple[str, int], tmp_path: Path) -> None:
+    def event(grid: Deployment, kind: str, count: int) -> None:
+        if (kind, count) == at:
+            grid.deliver_all()  # clients have trained, and kept what came of it
+            raise Cut
+
+    run = make_run(method="fedbn", global_norm="average")
+    with pytest.raises(Cut):
+        play(Deployment(event, folder=tmp_path / "sites"), run_as_text(run), folder=tmp_path / "server")
+    again = Deployment(nothing, folder=tmp_path / "sites")
+    found = play(again, run_as_text(run), folder=tmp_path / "server")
+    assert again.phases.get("train", 0) == {("train", 1): 3, ("train", 3): 1, ("evaluate", 1): 0}[at]
+    expected = simulate(run)
+    assert found.metrics == expected.metrics
+    assert found.history == expected.history
+    assert not {"missing_clients", "lost_states", "left_out"} & found.details.keys()
+
+
+def test_a_folder_is_for_one_run_and_one_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(run: Run) -> None:
+        config = {"run": run_as_text(run), "folder": str(tmp_path)}
+        CohortGrid(client_app, COUNT, run_config=config, engine="loop").run_app(server_app)
+
+    serve(make_run())
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"] == simulate(make_run()).metrics
+    with pytest.raises(UserError, match=r"holds another run, which run\.json describes"):
+        serve(make_run(method="fedbn"))
+    monkeypatch.setattr(apps, "LOCKED", 0.0)
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another run is at work in"):
+            serve(make_run())
+
+
+OWN_DATA = """
+import numpy as np
+
+def load(site, sites):
+    if site == ABSENT:
+        raise OSError("the disk of this site")
+    rng = np.random.default_rng(site)
+    def some(count):
+        y = rng.integers(0, 3, count)
+        return rng.normal(size=(count, 5)) + y[:, None] * (1 + site), y
+    return some(20 + 7 * site), some(10)
+"""
+
+
+def own_data(folder: Path, absent: int | None = None) -> str:
+    path = folder / f"data-{absent}.py"
+    path.write_text(OWN_DATA.replace("ABSENT", str(absent)))
+    return str(path)
+
+
+@pytest.mark.parametrize("method", ["fedbn", "fedavg_pooled", "sbn"])
+def test_sites_that_have_their_own_data_come_to_the_simulated_model(method: str, tmp_path: Path) -> None:
+    sites = Data("sites", options={"shape": [5], "classes": 3})
+    run, file = replace(make_run(method=method), data=sites), own_data(tmp_path)
+    found = play(Deployment(nothing, data=file), run_as_text(run))
+    expected = simulate(replace(run, data=replace(sites, path=file)))
+    elsewhere = {name for name in expected.metrics if name.startswith("global_")}
+    assert found.metrics == {name: value for name, value in expected.metrics.items() if name not in elsewhere}
+    assert found.history == expected.history
+    assert found.details["accuracy_by_client"] == expected.details["accuracy_by_client"]
+
+
+def test_a_site_whose_function_fails_is_left_out_by_name(tmp_path: Path) -> None:
+    run = replace(make_run(), data=Data("sites", options={"shape": [5], "classes": 3}))
+    broken = Deployment(nothing, data=own_data(tmp_path, absent=2))
+    found = play(broken, run_as_text(run))
+    assert sorted(found.details["accuracy_by_client"]) == [0, 1, 3]
+    assert "load(2, 4)" in found.details["left_out"]["round 3, client 2"]
+    assert found.details["missing_clients"][0].startswith("client 2 failed at 'evaluate'")
+    assert "the disk of this site" in found.details["missing_clients"][0]
+    with pytest.raises(UserError, match=r"1 of 4 clients gave no usable update.*the disk of this site"):
+        play(broken, run_as_text(replace(run, world=replace(run.world, enough=1.0))))
+
+
+@pytest.mark.parametrize("session", ["../other", "", "a/b"])
+def test_a_server_cannot_choose_where_a_client_writes(session: str, tmp_path: Path) -> None:
+    text = run_as_text(make_run(method="fedbn"))
+    model = apps.federation_of(text).models.template
+    config = ConfigRecord({"server-round": 1, "run": text, "session": session, "last-round": -1})
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "config": config})
+    (reply,) = CohortGrid(OnNodes(folder=str(tmp_path)), COUNT).send_and_receive([Message(content, 1, "train")])
+    assert "that is no name of a folder" in reply.error.reason
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_model_is_kept_round_by_round(tmp_path: Path) -> None:
     def event(grid: Deployment, kind: str, count: int) -> None:
         if (kind, count) == ("train", 3):
@@ -170,3 +403,19 @@ def test_the_model_is_kept_round_by_round(tmp_path: Path) -> None:
     grid = CohortGrid(client_app, COUNT, run_config={"run": run_as_text(make_run()), "folder": str(tmp_path)})
     grid.run_app(server_app)
     assert torch.load(tmp_path / "global.pt", weights_only=True)["round"] == 3
+
+
+def test_clients_work_one_after_the_other_if_asked_to() -> None:
+    """Of each phase, one message is out at a time, and the numbers are the same."""
+    run, out = make_run(method="fedbn"), list[int]()
+
+    class Counting(Deployment):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            """Count the messages that are waited for."""
+            asked = list(message_ids)
+            out.append(len(asked))
+            return super().pull_messages(asked)
+
+    found = play(Counting(nothing), run_as_text(run), at_once=1)
+    assert max(out) == 1
+    assert found.metrics == simulate(run).metrics

@@ -142,8 +142,8 @@ class NormFedAvg(FedAvg):
         """Refuse to be used as a strategy of Flower's older API, whose workflows call this first."""
         raise UserError(
             "NormFedAvg is a strategy of flwr.serverapp, and flwr.server's workflows (DefaultWorkflow, "
-            "SecAggPlusWorkflow) take those of flwr.server.strategy alone: call strategy.start(grid, ...), without "
-            "secure aggregation."
+            "SecAggPlusWorkflow) take those of flwr.server.strategy alone: call strategy.start(grid, ...), or take "
+            "MaskedNorm for secure aggregation."
         )
 
     def send_whole_replies(self) -> None:

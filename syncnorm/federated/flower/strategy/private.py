@@ -11,6 +11,7 @@ from syncnorm.errors import UserError, unknown
 from syncnorm.federated.aggregation import VARIANCE
 from syncnorm.federated.flower.records import arrays_in, from_record, to_record
 from syncnorm.federated.flower.strategy.norm_fed_avg import NormFedAvg
+from syncnorm.federated.policies import COUNTER
 
 Rule = Literal["floor", "exact"]
 
@@ -26,7 +27,7 @@ class PrivateNorm(Strategy):
     which policies such as fedbn do not send. Here clients send what stays with them as they received it, it gets no
     noise, and `variances` says what happens to the buffers that the server combines:
 
-        "floor"    they are clipped and get noise; negative variances become 0, which costs no privacy
+        "floor"    they are clipped and get noise; negative variances and counters become 0, which costs no privacy
         "exact"    they are combined as without privacy: the guarantee covers the parameters alone
 
     With silobn and fedbn no statistics leave the clients, and the guarantee covers all that does. A mod that clips at
@@ -109,5 +110,5 @@ class PrivateNorm(Strategy):
         name_of = self.inner.sent_as
         spared = set(map(name_of, self.inner.home | (self.inner.buffers if self.variances == "exact" else set())))
         mended = {name: value if name in spared else after[name].to(value.dtype) for name, value in before.items()}
-        variances = {name_of(name) for name in self.inner.buffers if name.endswith(VARIANCE)}
-        return to_record({name: x.clamp(min=0) if name in variances else x for name, x in mended.items()})
+        positive = {name_of(name) for name in self.inner.buffers if name.endswith((VARIANCE, COUNTER))}
+        return to_record({name: x.clamp(min=0) if name in positive else x for name, x in mended.items()})

@@ -108,9 +108,8 @@ def fitting(
 
 _REMEDIES = {
     "secaggplus_configs": (
-        "Flower's secure aggregation shows the server a sum of the clients' models alone, of which no policy for "
-        "batch norm can be computed, and its workflow takes strategies of Flower's older API: leave secaggplus_mod "
-        "out"
+        "Flower's secure aggregation shows the server a sum of the clients' models alone, which NormFedAvg cannot "
+        "use: take MaskedNorm and masked_mod, or leave secaggplus_mod out"
     ),
     "LocalDpMod expects the keys": "NormFedAvg(..., whole_replies=True) lets clients send every entry",
     "with a negative variance": (
