@@ -118,12 +118,13 @@ def test_hostile_clients_are_tabled_by_attack_and_aggregation(capsys: pytest.Cap
     from hostile import accuracy, cell, table
 
     table(["huge_variance"], ["mean", "krum"], seeds=1, rounds=1, count=4)
-    head, none, attacked = capsys.readouterr().out.splitlines()
+    first, head, none, attacked = capsys.readouterr().out.splitlines()
     assert head.split() == ["attack", "mean", "krum"]
     assert (none.split()[0], attacked.split()[0]) == ("none", "huge_variance")
     plain, robust = (accuracy(name, "none", 0, 1, count=4) for name in ("mean", "krum"))
     assert plain is not None
     assert robust is not None
+    assert first == f"weighted mean without attackers: {plain:.1f}"
     assert none.split()[1:] == [f"{plain:.1f}", "(0.0)", f"{robust:.1f}", f"({plain - robust:.1f})"]
     assert cell([90.0, 80.0], [91.0, 84.0]) == " 85.0 (4.0)"
     assert cell([90.0, None], [91.0, 84.0]) == "ended 1 of 2"

@@ -60,6 +60,5 @@ def aggregation_of(given: str | Aggregation, options: Mapping[str, Any] | None =
     if not isinstance(given, str):
         raise unknown(AGGREGATIONS.what, str(given), AGGREGATIONS)
     kind = AGGREGATIONS[given]
-    if kind is Mean:
-        return WEIGHTED if not options else Mean(checked_options("the aggregation mean", kind.OPTIONS, options))
-    return kind(checked_options(f"the aggregation {given}", kind.OPTIONS, options or {}))
+    own = checked_options(f"the aggregation {given}", kind.OPTIONS, options or {})
+    return WEIGHTED if kind is Mean else kind(own)

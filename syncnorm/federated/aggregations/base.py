@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from syncnorm.federated.messages import Tensors
-from syncnorm.federated.options import Option
+from syncnorm.federated.options import Option, checked_options
 from syncnorm.federated.policies import STATISTICS, Reduction, can_average
 from syncnorm.moments import Moments
 
@@ -35,14 +35,17 @@ class Aggregation:
     An aggregation stores only its options, so that any process can compute the same model.
 
     Args:
-        options: checked values that override the defaults in `OPTIONS` (`checked_options`).
+        options: values that override the defaults in `OPTIONS`.
+
+    Raises:
+        UserError: an option that it does not have, or a value of the wrong type or out of range.
     """
 
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
     """Options by name."""
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self.options = {name: option.default for name, option in self.OPTIONS.items()} | dict(options or {})
+        self.options = checked_options(f"the aggregation {type(self).__name__.lower()}", self.OPTIONS, options or {})
 
     def bounded(
         self, current: Tensors, states: Sequence[Tensors], reductions: Mapping[str, Reduction]

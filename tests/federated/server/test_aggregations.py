@@ -281,6 +281,14 @@ class Bare(Aggregation):
         (lambda: syncnorm.register_aggregation("median")(Aggregation), "'median' is registered already, by syncnorm"),
         (lambda: syncnorm.register_aggregation(Misspelt), 'write @syncnorm.register_aggregation("misspelt")'),  # type: ignore[arg-type]
         (lambda: aggregate(Net(), clients(2), [1, 1], aggregation="medain"), "unknown aggregation 'medain': did you"),
+        (
+            lambda: AGGREGATIONS["trimmed"]({"trim": 0.7}),
+            "option trim of the aggregation trimmed is 0.7: it must be from",
+        ),
+        (
+            lambda: AGGREGATIONS["krum"]({"trum": 0.2}),
+            "unknown option of the aggregation krum 'trum': did you mean 'tri",
+        ),
         (lambda: aggregate(Net(), clients(2), [1, 1], aggregation=3), "unknown aggregation '3'"),  # type: ignore[arg-type]
     ],
 )
