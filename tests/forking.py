@@ -58,7 +58,7 @@ def play(order: dict[str, Any], number: int, more: dict[str, str]) -> None:
     if more:
         faulthandler.dump_traceback_later(HANGS, exit=True)
     program = order["program"]
-    sys.argv = [program, *order["arguments"]]
+    sys.argv = [program, *(order["by_rank"][number] if order["by_rank"] else order["arguments"])]
     if program.endswith(".py"):
         sys.path[:] = [str(Path(program).parent), *order["path"]]
         runpy.run_path(program, run_name="__main__")

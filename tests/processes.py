@@ -58,7 +58,7 @@ def torchrun(ranks: int, program: str | Path, *arguments: str, imports: str = LA
 
 
 def on_ranks(ranks: int, program: str | Path, *arguments: str, imports: str = LAYERS, **more: Any) -> list[Done]:
-    """Run `program` as `torchrun` does, once; return how each rank ended."""
+    """Run `program` as `torchrun` does, once; return how each rank ended. `by_rank` gives each its own arguments."""
     return _forker().ask(str(program), arguments, imports, ranks, **more)
 
 
@@ -102,6 +102,7 @@ class _Forker:
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         path: Sequence[str] | None = None,
+        by_rank: Sequence[Sequence[str]] | None = None,
     ) -> list[Done]:
         """Have a program run, on ranks or alone (None); return how each process ended."""
         assert self._process.stdin is not None
@@ -110,6 +111,7 @@ class _Forker:
             order = {
                 "program": program,
                 "arguments": arguments,
+                "by_rank": by_rank,
                 "imports": imports,
                 "ranks": ranks,
                 "output": folder,

@@ -1,4 +1,4 @@
-"""What the ranks of a launch say to each other before they train: processes without torchrun, as a user's may be."""
+"""What the ranks of a launch say to each other before they train: by torchrun, or by a user's own means."""
 
 import os
 import socket
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from processes import CLIENTS, Done, on_ranks
 
 STUDY = """
 import os
@@ -31,28 +32,36 @@ def study(folder: Path, name: str = "s", model: str = "small_cnn", registers: st
     return str(path)
 
 
-def launched(*by_rank: Sequence[str], code: int = 2) -> list[str]:
-    """Run `syncnorm run` on two ranks, with arguments by rank; return what each wrote to stderr."""
+def started(*by_rank: Sequence[str]) -> list[Done]:
+    """Start two ranks without torchrun, and return how each ended."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
     processes = []
     for rank, arguments in enumerate(by_rank):
         own = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         path = os.pathsep.join(filter(None, sys.path))
-        command = [sys.executable, "-m", "syncnorm", "run", *arguments, "--wandb", "off"]
+        command = [sys.executable, "-m", "syncnorm", *arguments]
         environment = {**os.environ, **own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
-    said = [process.communicate(timeout=200)[1] for process in processes]
-    assert [process.returncode for process in processes] == [code] * 2, said
-    return said
+    said = [process.communicate(timeout=200) for process in processes]
+    return [Done(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def launched(*by_rank: Sequence[str], torchrun: bool = True) -> list[str]:
+    """Run `syncnorm run` on two ranks, with arguments by rank; return what each wrote to stderr."""
+    both = [["run", *arguments, "--wandb", "off"] for arguments in by_rank]
+    done = on_ranks(2, "syncnorm", by_rank=both, imports=CLIENTS) if torchrun else started(*both)
+    assert [one.returncode for one in done] == [2] * 2, done
+    return [one.stderr for one in done]
 
 
 @pytest.mark.dist
 def test_a_mistake_on_one_rank_ends_all_with_one_sentence(tmp_path: Path) -> None:
     there, away = study(tmp_path), str(tmp_path / "away.py")
-    assert launched([there], [away]) == [f"syncnorm: rank 1: there is no experiment file {away}.\n", ""]
+    said = launched([there], [away], torchrun=False)
+    assert said == [f"syncnorm: rank 1: there is no experiment file {away}.\n", ""]
 
 
 @pytest.mark.dist
