@@ -60,19 +60,16 @@ for own in "$@"; do
     site=$((site + 1))
 done
 
-trained() { sed -n 's/.*Receiving: train.*/x/p' "$folder/site-1/supernode.log" 2> /dev/null | wc -l; }
-round() { "$python" -c '
-import sys, zipfile, torch
-try: print(torch.load(sys.argv[1], weights_only=True)["round"])
-except (OSError, RuntimeError, zipfile.BadZipFile): print(0)' "$folder/results/global.pt"; }
+# How many times a site was asked to train.
+begun() { sed -n 's/.*Receiving: train.*/x/p' "$folder/site-$1/supernode.log" 2> /dev/null | wc -l; }
+: > "$folder/run.log"
 if [ -n "$kill_some" ]; then
     (
         trap - EXIT
-        until [ "$(trained)" -ge 2 ]; do sleep 0.2; done
+        until grep -q 'round 1 of' "$folder/run.log" && [ "$(begun 1)" -ge 2 ]; do sleep 0.2; done
         kill -9 "$(cat "$folder/site-1/pid")"
         echo "try: killed the SuperNode of site 1 in round 2" >&2
-        until [ "$(round)" -ge 3 ]; do sleep 2; done
-        sleep 4
+        until grep -q 'round 3 of' "$folder/run.log" && [ "$(begun 0)" -ge 4 ]; do sleep 0.2; done
         kill -9 "$(cat "$folder/superlink/pid")"
         echo "try: killed the SuperLink in round 4" >&2
     ) & started="$started $!"
@@ -80,7 +77,9 @@ fi
 # In the background, so that a signal is heard at once. One site after the other: Flower gives a client's process half a
 # minute to start, and three at once may need longer on a small machine.
 "$python" "$here/run.py" "$run" --superlink "127.0.0.1:$port" --certificates "$CERTIFICATES" \
-    --folder "$folder/results" --timeout 240 --at-once 1 & started="$started $!"
-wait "$!" || { code=$?; echo "try: the run has failed" >&2; exit "$code"; }
+    --folder "$folder/results" --timeout 240 --at-once 1 >> "$folder/run.log" 2>&1 & started="$started $!"
+running=$!
+tail -n +1 -f --pid "$running" "$folder/run.log" &
+wait "$running" || { code=$?; echo "try: the run has failed" >&2; exit "$code"; }
 "$python" "$here/compare.py" "$folder/results" "$here/data.py"
 echo "try: the run has ended with a model${KEEP:+: $folder/results/global.pt}" >&2

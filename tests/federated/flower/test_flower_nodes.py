@@ -405,6 +405,30 @@ def test_the_model_is_kept_round_by_round(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "global.pt", weights_only=True)["round"] == 3
 
 
+def test_a_message_that_cannot_be_sent_once_more_ends_no_run() -> None:
+    """A SuperLink may refuse content that it has already; the client is left out of the round, and no more."""
+    refused: list[int] = []
+
+    class Refusing(Deployment):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            """Refuse what is sent once more."""
+            given = list(messages)
+            if len(given) == 1 and given[0].metadata.message_type == "train":
+                refused.append(given[0].metadata.dst_node_id)
+                raise RuntimeError("Failed to push object")
+            return super().push_messages(given)
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            """Keep one node's messages back."""
+            waiting = [self._inbox[name].metadata for name in message_ids if name in self._inbox]
+            due = [one.message_id for one in waiting if (one.dst_node_id, one.message_type) != (1001, "train")]
+            return super().pull_messages(due)
+
+    found = play(Refusing(nothing), run_as_text(make_run(rounds=1)), timeout=1.0)
+    assert refused == [1001]
+    assert found.details["left_out"] == {"round 1, client 0": "it did not reply within 1 s"}
+
+
 def test_clients_work_one_after_the_other_if_asked_to() -> None:
     """Of each phase, one message is out at a time, and the numbers are the same."""
     run, out = make_run(method="fedbn"), list[int]()
