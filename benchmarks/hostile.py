@@ -4,7 +4,7 @@
 
 1. Twelve clients with the same mix of digits, four of them hostile: accuracy of the global model under each attack
    and aggregation, beside the weighted mean without attackers. Target: `krum` within two points under every attack.
-2. Two thousand fuzzed replies to servers of eleven kinds of runs. Target: no entry of a global model that is not
+2. Two thousand fuzzed replies to servers of twelve kinds of runs. Target: no entry of a global model that is not
    finite, no negative variance, no counter that is none. (It stops with an AssertionError otherwise.)
 3. Part 1 with clients whose mix of digits differs (Dirichlet, alpha 1), for sign-flipped updates.
 4. What a clip of statistics to a ratio does alone, without trimming.

@@ -45,6 +45,21 @@ def test_the_page_has_every_aggregation_attack_and_hook() -> None:
     assert {row[0] for row in rows_below("| hook | what it gives |\n")} == hooks
 
 
+def test_what_was_measured_is_what_the_page_says() -> None:
+    text = (Path(syncnorm.__file__).parents[1] / "results/benchmarks/hostile.txt").read_text()
+    plain = float(text.split("weighted mean without attackers: ")[1].split()[0])
+    lines = text.split("krum\n")[1].split("\n\n")[0].splitlines()
+    lost = {line.split()[0]: float(line.split("(")[1].strip(") ")) for line in lines if "(" in line}
+    assert lost.keys() == {"none", *ATTACKS}
+    worst = max(lost.values())
+    assert worst <= 2
+    assert f"reaches {plain} %" in PAGE
+    assert f"at most {worst} points" in PAGE
+    fuzzed = int(text.split("2. Fuzzed replies: ")[1].split()[0])
+    assert fuzzed >= 1000
+    assert f"{fuzzed:,} fuzzed replies" in PAGE
+
+
 @pytest.mark.usefixtures("registries")
 def test_the_blocks_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     for block in (part.split("```")[0] for part in PAGE.split("```python\n")[1:]):
