@@ -195,3 +195,18 @@ def test_costs_by_ranks_and_rows_are_printed(capsys: pytest.CaptureFixture[str])
     assert [line[:2] for line in lines if line[:1] == ["2"]] == [["2", "16"], ["2", "64"]]
     assert [line for line in lines if line[:1] == ["300"] and line[-1] == "MB"]
     assert [line[0] for line in lines if line[2:3] == ["rows"]] == ["merge", "report"]
+
+
+def test_a_benchmark_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    from peers.blocks import Blocks
+
+    path = tmp_path / "found.txt"
+    Blocks(path, "commit 1").add("one", "one: fine", 1, 2)
+    again = Blocks(path, "commit 1")
+    assert list(again.found) == ["one"]
+    again.add("two", "two: bad", 3, 4)
+    assert again.totals(["one", "two"]) == [4, 6]
+    assert not Blocks(path, "commit 2").found, "another commit starts anew"
+    again.end(["two", "one"], "the end")
+    assert path.read_text() == "commit 1\ntwo: bad\none: fine\nthe end\n"
+    assert [one.name for one in tmp_path.iterdir()] == ["found.txt"]
