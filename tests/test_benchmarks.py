@@ -210,3 +210,15 @@ def test_a_benchmark_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     again.end(["two", "one"], "the end")
     assert path.read_text() == "commit 1\ntwo: bad\none: fine\nthe end\n"
     assert [one.name for one in tmp_path.iterdir()] == ["found.txt"]
+
+
+def test_stacks_are_compared_with_runs_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    from stacked import apart, line, run_of, step_table, timed, together
+
+    step_table({"small_cnn": (8,)}, (1, 2), turns=1)
+    assert "small_cnn, 8x8, 8 ranks" in capsys.readouterr().out
+    runs = line(run_of("small_cnn", 8, 8, precision="float64"), 2, seeds=True)
+    (seconds, got), (_, expected) = timed(runs, together(runs)), timed(runs)
+    assert seconds > 0
+    assert {one.environment["stack"] for one in got} == {"2 runs at once"}
+    assert max(apart(got, expected).values()) < 1e-10

@@ -50,7 +50,7 @@ def trained_with_others(
     """
     began = time.perf_counter()
     if not (why := why_not(run, len(execution.together))):
-        found = train_together(list(_ready(run, prepared, device, execution)), execution)
+        found = train_together(list(ready(run, prepared, device, execution)), execution)
         if not isinstance(found, str):
             ended = [(one, _profiles(one)) for one in found]
             share = (time.perf_counter() - began) / len(found)
@@ -60,7 +60,7 @@ def trained_with_others(
     return [(run, replace(alone, stack=f"{ALONE}: {why}" if why else ALONE))]
 
 
-def _ready(run: Run, prepared: Prepared, device: torch.device, execution: Execution) -> Iterator[_Ready]:
+def ready(run: Run, prepared: Prepared, device: torch.device, execution: Execution) -> Iterator[_Ready]:
     """Yield the run and those after it, one for each training, as long as their samples fit into memory."""
     folders = {run_id(one): (one, folder) for one, folder in execution.together}
     order, own = list(folders), run_id(run)

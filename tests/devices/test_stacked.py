@@ -24,7 +24,7 @@ from syncnorm.config import (
 )
 from syncnorm.devices import fit
 from syncnorm.devices.prepare import prepare
-from syncnorm.devices.stacked import _bytes, _ready
+from syncnorm.devices.stacked import _bytes, ready
 from syncnorm.training.stacked import choice
 from syncnorm.training.stacked.models import entries_of
 from syncnorm.worlds import forget
@@ -228,8 +228,8 @@ def test_auto_stacks_only_what_is_faster_and_asks_once(
     ratio: float, stacked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(choice, "_seconds_alone", lambda member: asked.append("alone") or 1.0)
-    monkeypatch.setattr(choice, "_seconds_together", lambda members: len(members) / ratio)
+    monkeypatch.setattr(choice, "seconds_alone", lambda member: asked.append("alone") or 1.0)
+    monkeypatch.setattr(choice, "seconds_together", lambda members: len(members) / ratio)
     runs = runs_of()
     got = together(runs, if_faster=True)
     said = "4 runs at once" if stacked else "alone: 4 at once would have taken 2.00 times as long"
@@ -241,11 +241,11 @@ def test_auto_stacks_only_what_is_faster_and_asks_once(
 def test_a_probe_measures_both_ways_and_changes_no_run() -> None:
     runs = runs_of()
     assert_same(together(runs, if_faster=True), alone(runs))
-    ready = list(_ready(runs[0], prepare(runs[0], CPU), CPU, Execution(together=tuple((run, None) for run in runs))))
-    before = {name: value.clone() for name, value in entries_of(ready[0].classifier.model).items()}
-    assert choice._seconds_alone(ready[0]) > 0
-    assert choice._seconds_together(ready) > 0
-    assert all(torch.equal(value, before[name]) for name, value in entries_of(ready[0].classifier.model).items())
+    members = list(ready(runs[0], prepare(runs[0], CPU), CPU, Execution(together=tuple((run, None) for run in runs))))
+    before = {name: value.clone() for name, value in entries_of(members[0].classifier.model).items()}
+    assert choice.seconds_alone(members[0]) > 0
+    assert choice.seconds_together(members) > 0
+    assert all(torch.equal(value, before[name]) for name, value in entries_of(members[0].classifier.model).items())
 
 
 def test_runs_with_other_samples_or_steps_are_not_stacked(monkeypatch: pytest.MonkeyPatch) -> None:

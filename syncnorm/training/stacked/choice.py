@@ -64,12 +64,12 @@ def slower_together(members: Sequence[Member]) -> str:
 
     Copies make a few steps each way, twice; the faster time of a way counts.
     """
-    alone = min(_seconds_alone(members[0]) for _ in range(2))
-    ratio = min(_seconds_together(members) for _ in range(2)) / (len(members) * alone)
+    alone = min(seconds_alone(members[0]) for _ in range(2))
+    ratio = min(seconds_together(members) for _ in range(2)) / (len(members) * alone)
     return f"{len(members)} at once would have taken {ratio:.2f} times as long" if ratio >= 1 else ""
 
 
-def _seconds_alone(member: Member) -> float:
+def seconds_alone(member: Member) -> float:
     """Return seconds a step of a run by itself, under Lightning's Trainer."""
     run = replace(member.run, optim=replace(member.run.optim, epochs=1))
     twin, place = _twin(member), {"accelerator": _device(member).type, "devices": 1}
@@ -78,13 +78,13 @@ def _seconds_alone(member: Member) -> float:
     return _each(twin.at)
 
 
-def _seconds_together(members: Sequence[Member]) -> float:
+def seconds_together(members: Sequence[Member]) -> float:
     """Return seconds a step of all runs."""
     stack, at = Stack([_twin(one) for one in members], PROBED_STEPS), []
     for x, y in islice(dealt(members, 0, 0), PROBED_STEPS):
         with computing():
             stack.step(x, y, last=True)
-        at.append(_now(x[0].device))
+        at.append(now(x[0].device))
     return _each(at)
 
 
@@ -94,9 +94,11 @@ def _each(at: Sequence[float]) -> float:
     return median(steps[WARM_UP:] or steps or [0.0])
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def now(device: torch.device) -> float:
+    """Return a time in seconds: of this process's work on a CPU, since others may work there as well; else of day."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -117,7 +119,7 @@ class _Timed(Classifier):
         self.at: list[float] = []
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.at.append(_now(batch[0].device))
+        self.at.append(now(batch[0].device))
 
 
 class _Few(Batches):

@@ -179,6 +179,8 @@ def _batch_norm_by_rank(
         None if tensor is None else tensor.view(models, ranks, -1).transpose(0, 1).flatten()
         for tensor in (mean, var, weight, bias)
     )
+    if models == 1:  # then these are views, and may not be moved twice
+        mean, var = (None if tensor is None else tensor.clone() for tensor in (mean, var))
     y = _samples(batch_norm(_ranks(fold(x), ranks), mean, var, weight, bias, True, newest, eps), ranks)
     for running, new in zip(held, (mean, var), strict=True):
         if running is not None and new is not None:
