@@ -197,13 +197,14 @@ def load_plugins() -> None:
     Does so once per process. An installed plugin that cannot be imported gives a warning, and its names stay unknown.
 
     Raises:
-        UserError: a module that the parent process could import, but this one cannot.
+        UserError: a module that the parent process could import, but this one cannot; an environment that no parent
+            process has made.
     """
     if _state["loaded"]:
         return
     _state["loaded"] = True  # set first: a plugin may look up a name while it is imported
     extend_path()
-    for source in json.loads(os.environ.get(VARIABLE, "[]")):
+    for source in _given():
         _state["importing"] = source["file"]
         try:
             import_source(Source(**source))
@@ -216,6 +217,19 @@ def load_plugins() -> None:
             _state["importing"] = ""
     for point in entry_points(group=GROUP):
         _load(point)
+
+
+def _given() -> list[dict[str, str]]:
+    """Return the sources that the parent process has given. Raises `UserError` for a variable that it did not set."""
+    try:
+        given: list[dict[str, str]] = json.loads(os.environ.get(VARIABLE, "[]"))
+        [Source(**source) for source in given]
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"the environment's {VARIABLE} is set by syncnorm for its own processes, and has something else here: "
+            "unset it, and import your plugins in the study's file."
+        ) from error
+    return given
 
 
 def extend_path() -> None:

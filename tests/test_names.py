@@ -102,3 +102,11 @@ def test_a_broken_plugin_is_a_warning_and_its_names_are_unknown(tmp_path: Path) 
     )
     assert done.stdout == "2 ['one', 'two']\n"
     assert "plugin 'broken' of package broken cannot be loaded: ModuleNotFoundError" in done.stderr
+
+
+def test_an_environment_that_no_parent_has_made_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("plug", '[{"file": "plug.py"}]', "7"):
+        monkeypatch.setenv("SYNCNORM_PLUGINS", text)
+        monkeypatch.setitem(registry._state, "loaded", False)
+        with pytest.raises(UserError, match="SYNCNORM_PLUGINS is set by syncnorm for its own processes"):
+            registry.load_plugins()

@@ -2,7 +2,8 @@
 
 A case is a training that is killed some times and then goes on to its end, which must be that of an undisturbed one,
 to the bit: metrics, history, details, and where they are at hand all tensors of the model. Of ranks of which one is
-killed, the others must end by themselves.
+killed, the others must end by themselves; before its first step, which the launch's store may keep others waiting
+for, a launcher ends them, as torchrun does.
 """
 
 import faulthandler
@@ -149,10 +150,15 @@ def strike(training: Training, children: list[int], answer: Path, fate: Fate) ->
 
     until(come, what=f"step {steps} did not come")
     time.sleep(fate.share() * (START if steps == 0 else 3 * training.pause))
-    victims = [victim] if training.one else children
-    for child in victims:
+    began = Path(f"{answer} {children.index(victim)}.first").exists()
+    for child in [victim] if training.one and began else children:
         os.kill(child, signal.SIGKILL)
-    codes = codes_of(children)  # those that are left must end by themselves
+    try:
+        codes = codes_of(children)  # those that are left must end by themselves
+    except TimeoutError as error:
+        raise TimeoutError(
+            f"{error}: killed {victim} of {children} at step {steps}: {said(training, answer)}"
+        ) from error
     assert all(codes), f"a rank went on without the others: {codes}"
     assert codes[children.index(victim)] == -signal.SIGKILL, "it had ended before it was killed"
     return 1

@@ -136,6 +136,23 @@ def test_ranks_end_when_the_study_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
+@pytest.mark.fault
+def test_ranks_end_whose_launcher_was_killed_while_they_started(tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = start(tmp_path / "out", "engine=torchrun", "sleep=60", launcher=torchrun)
+    ranks: list[int] = []
+
+    def started() -> bool:
+        lines = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        ranks[:] = map(int, lines.split())
+        return len(ranks) == 2
+
+    until(started)
+    kill(process)
+    until(lambda: not any(map(alive, ranks)), seconds=40)
+
+
+@pytest.mark.dist
 def test_started_by_torchrun_the_ranks_train_together_and_rank_0_writes(tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     out = tmp_path / "out"

@@ -134,9 +134,9 @@ def _not_stacked(schedule: Schedule, how: Placement) -> list[str]:
 
 def _leads(plan: Plan, size: int, on: str, trainer: str) -> bool:
     """Meet the other ranks of the torchrun that started this process; all but rank 0 train until it has no more."""
+    die_with_parent()  # before anything waits: a launcher that is killed takes the ranks' store along
     _check_size(plan, size, on)
     meet(plan.study.name)
-    die_with_parent()
     _silence()
     if rank() != 0:
         take_part((), load_trainer(trainer), lambda run, outcome: None)
