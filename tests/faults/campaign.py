@@ -60,12 +60,12 @@ class Part:
 
 
 PARTS = {
-    "kills": Part("Trainings killed by SIGKILL, resumed, and held against undisturbed ones", 10, 300),
+    "kills": Part("Trainings killed by SIGKILL, resumed, and held against undisturbed ones", 20, 600),
     "studies": Part("Studies in which any process is killed, and started again", 60, 600),
     "nodes": Part("Studies on a Ray cluster in which any process, or a node, is killed", 90, 600),
-    "odd_ranks": Part("Ranks that are uneven, empty or mismatched", 20, 300),
-    "disks": Part("Disks that fill up or turn read-only in mid run", 20, 300),
-    "clocks": Part("Clocks that jump, or run backwards", 20, 300),
+    "odd_ranks": Part("Ranks that are uneven, empty or mismatched", 60, 1200),
+    "disks": Part("Disks that fill up or turn read-only in mid run", 60, 900),
+    "clocks": Part("Clocks that jump, or run backwards", 60, 600),
     "writers": Part("Two writers of one folder", 20, 300),
 }
 
