@@ -14,8 +14,8 @@ RANKS = 3
 EXACT = {"rtol": 1e-9, "atol": 1e-10}
 NORMS = ("sync_bn", "sync_bn", "sync_bn", *(name for name in SHARED if name not in ("mixstyle", "full_norm")))
 """Without those whose draws, or whose samples, are not those of one process."""
-WITHIN = ("evonorm_b0", "iabn")
-"""Norms that have a variance within a sample, and need images."""
+IMAGES = ("evonorm_b0", "iabn", "mabn")
+"""Norms that need images, or convolutions."""
 EVEN = ("even", "uneven", "empty", "empty", "join", "join")
 ODD = (
     *("channels", "eval", "skip last", "skip first", "swap", "more steps", "fewer steps", "no grad", "dtype"),
@@ -94,7 +94,7 @@ def way_of(number: int) -> Way:
     if kind == "join":
         sizes[-1][odd] = 0  # where it has run out
     norm, side = fate.one(NORMS), 0 if kind == "one value" else fate.one((0, 0, 1, 2))
-    side = 2 if norm in WITHIN else side
+    side = 2 if norm in IMAGES else side
     return Way(number, kind, norm, ranks, odd, at, sizes, fate.whole(3, 5), side, fate.one((0.1, 0.3)))
 
 
