@@ -14,6 +14,8 @@ to a file of its own, and the same command goes on with the parts that are not t
    less than 2 GB of memory.
 4. Clients over two ranks beside one process, and beside pfl on as many, one thread each, the same steps on the same
    samples. Target: at least 1.8 times as fast as one process on two free cores, and faster than pfl on as many.
+5. Clients with a ResNet-20 and images of CIFAR-10's size, whose arithmetic decides: one process, two ranks, Ray's two
+   processes and pfl. Target: at least as fast as each on as many processes.
 """
 
 import argparse
@@ -29,10 +31,11 @@ from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from peers.ours import COHORT, begin, played, run_of, task_of
-from peers.over_ranks import world_of
+from peers.over_ranks import run_over_ranks
 from peers.process import Contender, alternate
 from peers.task import BATCH, State, farthest
 
@@ -168,11 +171,12 @@ def over_ranks(
         contenders: dict[tuple[str, int], Contender] = {}
         for engine in engines:
             for ranks in (1, 2):
-                rest = (str(count), str(epochs), engine, f"{folder}/{engine} {ranks}")
+                rest = ("two_layer_cnn", str(count), str(epochs), engine, f"{folder}/{engine} {ranks}")
                 contenders[engine, ranks] = stack.enter_context(Contender("over_ranks", *rest, ranks=ranks))
         if has("pfl", python_of_pfl):
             path = Path(folder) / "task"
-            task_of(Federation(run_of(world_of(count, epochs)), CPU), rounds + 1).save(path)
+            run = run_over_ranks("two_layer_cnn", count, epochs)
+            task_of(Federation(run, CPU), rounds + 1).save(path)
             for ranks in (1, 2):
                 rest = (str(path), f"{folder}/{PFL} {ranks}")
                 contender = Contender("with_pfl", *rest, python=python_of_pfl, ranks=ranks)
@@ -202,6 +206,48 @@ def over_ranks(
     return states
 
 
+def arithmetic(python_of_pfl: str = sys.executable, rounds: int = 5, count: int = 10) -> dict[str, State]:
+    """Part 5: print seconds a round of clients whose arithmetic is nearly all that they cost; return the models."""
+    network = "resnet20"
+    federation = Federation(run_over_ranks(network, count, 1), CPU)
+    task = task_of(federation, rounds + 1)
+    samples, shape = task.samples(0), " x ".join(map(str, task.x.shape[1:]))
+    print(f"\n5. {count} clients x {samples} images ({shape}), ResNet-20, one epoch of SGD in batches of {BATCH} a")
+    print(f"   round, the same first model and batches for all: median of {rounds} rounds")
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder) / "task"
+        task.save(path)
+        contenders: dict[tuple[str, int], Contender] = {}
+
+        def add(who: str, module: str, *rest: str, processes: int, **options: Any) -> None:
+            contender = Contender(module, *rest, f"{folder}/{who} {processes}", **options)
+            contenders[who, processes] = stack.enter_context(contender)
+
+        for ranks in (1, 2):
+            add("syncnorm", "over_ranks", network, str(count), "1", "auto", processes=ranks, ranks=ranks)
+            if has("pfl", python_of_pfl):
+                add(PFL, "with_pfl", str(path), processes=ranks, ranks=ranks, python=python_of_pfl)
+        if has("ray"):
+            add("Flower, Ray", "with_flower", "ray", str(path), processes=2)
+        for contender in contenders.values():
+            contender.wait()
+        turns = alternate([contender.play for contender in contenders.values()], rounds)
+        for contender in contenders.values():
+            contender.end()
+            contender.wait()
+        seconds = dict(zip(contenders, turns, strict=True))
+        states: dict[str, State] = {
+            f"{who}, {processes}": torch.load(f"{folder}/{who} {processes}", weights_only=True)
+            for who, processes in contenders
+        }
+    print(f"{'processes':28}{'s a round':>10}   times syncnorm on as many   parameters apart by at most")
+    for who, processes in sorted(seconds, key=lambda one: one[1]):
+        times, name = seconds[who, processes], f"{who}, {processes}"
+        ratio, apart = quartiles(times, seconds["syncnorm", processes]), farthest(states["syncnorm, 1"], states[name])
+        print(f"{name:28}{statistics.median(times):10.3f}   {ratio:25}   {apart:.0e}")
+    return states
+
+
 class Both(StringIO):
     """What is printed, printed and kept."""
 
@@ -223,7 +269,7 @@ def heading(python_of_pfl: str) -> None:
 def main() -> None:
     """Print the machine and the parts asked for."""
     parser = argparse.ArgumentParser(description="Federated benchmarks, as ratios within one run.")
-    parser.add_argument("--part", type=int, choices=(1, 2, 3, 4), help="only this part")
+    parser.add_argument("--part", type=int, choices=(1, 2, 3, 4, 5), help="only this part")
     parser.add_argument("--pfl-python", default=sys.executable, help="the Python that has pfl, if it is another one")
     parser.add_argument(
         "--into", type=Path, help="folder for what each part prints; a part that is there is left out"
@@ -231,7 +277,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     python = arguments.pfl_python
-    parts: list[Callable[[], object]] = [partial(training, python), doing_nothing, scale, partial(over_ranks, python)]
+    parts: list[Callable[[], object]] = [
+        *(partial(training, python), doing_nothing, scale),
+        *(partial(over_ranks, python), partial(arithmetic, python)),
+    ]
     for number, part in enumerate(parts, 1):
         file = arguments.into and arguments.into / f"part-{number}.txt"
         if arguments.part not in (None, number):

@@ -222,3 +222,26 @@ def test_stacks_are_compared_with_runs_one_by_one(capsys: pytest.CaptureFixture[
     assert seconds > 0
     assert {one.environment["stack"] for one in got} == {"2 runs at once"}
     assert max(apart(got, expected).values()) < 1e-10
+
+
+def test_the_larger_network_is_that_of_the_paper() -> None:
+    from peers.task import resnet20
+
+    model = resnet20(3, 10)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert sum(isinstance(one, torch.nn.Conv2d) for one in model.modules()) == 19
+    assert sum(one.numel() for one in model.parameters()) == 269_722
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.skipif(find_spec("flwr") is None, reason="needs flwr")
+def test_clients_whose_arithmetic_decides_end_with_the_same_model(capsys: pytest.CaptureFixture[str]) -> None:
+    from federated import arithmetic
+    from peers.task import farthest
+
+    states = arithmetic(rounds=1, count=10)
+    assert {"syncnorm, 1", "syncnorm, 2"} <= set(states)
+    for name, state in states.items():
+        assert farthest(states["syncnorm, 1"], state) < 1e-3, name
+    assert "ResNet-20" in capsys.readouterr().out

@@ -20,10 +20,14 @@ from syncnorm.federated.server.rounds import Rounds
 COHORT = 100
 
 
-def run_of(world: Clients) -> Run:
-    """Return a run of the two-layer network on the digits, by plain SGD."""
+DATA = {"two_layer_cnn": Data("digits", size=8), "resnet20": Data("digits-photo", size=32, train_limit=1280)}
+"""What a network learns from."""
+
+
+def run_of(world: Clients, network: str = "two_layer_cnn") -> Run:
+    """Return a run of a network on its digits, by plain SGD."""
     optim = Optim(lr=LR, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0)
-    return Run(Data("digits", size=8), "peers.task:two_layer_cnn", world=world, optim=optim)
+    return Run(DATA[network], f"peers.task:{network}", world=world, optim=optim)
 
 
 def begin(federation: Federation, engine: AutoEngine, states: ClientStates | None = None) -> Rounds:
@@ -50,7 +54,8 @@ def task_of(federation: Federation, rounds: int) -> Task:
         for round_ in range(rounds)
     ]
     state = {name: value.clone() for name, value in federation.models.template.state_dict().items()}
-    return Task(population.x, population.y, test_x, test_y, batches, state)
+    network = federation.run.model.partition(":")[2]
+    return Task(population.x, population.y, test_x, test_y, batches, state, network)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ its batches those that syncnorm's own plan gives, so all contenders take the sam
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -28,9 +29,37 @@ def two_layer_cnn(
     )
 
 
+class Residual(nn.Module):
+    """Two convolutions, each with batch norm, around which the input goes: strided and with zero channels added."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.stride, self.more = outputs // inputs, outputs - inputs
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(inputs, outputs, 3, self.stride, 1, bias=False), norm(outputs), nn.ReLU()),
+            *(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), norm(outputs)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output: (N, C, H, W), or (N, 2C, H/2, W/2)."""
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        return F.relu(self.layers(x) + shortcut)
+
+
+def resnet20(in_channels: int, classes: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
+    """Return the network of He et al. for CIFAR-10 (arXiv 1512.03385, section 4.2), 0.27 million parameters."""
+    widths = [16] * 4 + [32] * 3 + [64] * 3
+    blocks = [Residual(before, after, norm) for before, after in pairwise(widths)]
+    first = (nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), norm(16), nn.ReLU())
+    return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"two_layer_cnn": two_layer_cnn, "resnet20": resnet20}
+
+
 @dataclass(frozen=True)
 class Task:
-    """Images x (N, C, 8, 8) with labels y (N,), the server's test images, and who trains on what when."""
+    """Images x (N, C, H, W) with labels y (N,), the server's test images, and who trains on what when."""
 
     x: Tensor
     y: Tensor
@@ -40,6 +69,8 @@ class Task:
     """By round, client and step: indices into x."""
     state: dict[str, Tensor]
     """The first model."""
+    network: str = "two_layer_cnn"
+    """A key of `NETWORKS`."""
 
     @property
     def rounds(self) -> int:
@@ -57,7 +88,7 @@ class Task:
 
     def model(self, state: State) -> nn.Module:
         """Return a model with these entries."""
-        model = two_layer_cnn(self.x.shape[1], 10)
+        model = NETWORKS[self.network](self.x.shape[1], 10)
         model.load_state_dict(dict(state))
         return model
 
