@@ -1,8 +1,9 @@
 """Write files atomically; where files for later are kept."""
 
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,13 +23,15 @@ def cache_folder() -> Path:
 def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`; once it is written and synced to disk, rename it to `path`.
 
-    After an exception, the old file stays. `mark` is part of the temporary file's name; the default is the process
-    id. With a fixed mark, the next writer overwrites what a killed process left behind.
+    After an exception, the old file stays. The temporary file's name has the process id, so that two writers do not
+    meet in one, and `mark`; with a mark, what killed processes left behind is removed.
     """
-    temporary = path.with_name(f".{path.name}.{mark or os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{mark}{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if mark:
+        _remove_abandoned(path, mark)
     try:
-        with temporary.open("wb") as file:
+        with _locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -36,6 +39,25 @@ def whole_file(path: Path, mark: str = "") -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Open a new file that `_remove_abandoned` leaves alone as long as it is open here."""
+    while True:
+        file = path.open("wb")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # removed before it was locked
+
+
+def _remove_abandoned(path: Path, mark: str) -> None:
+    """Remove the temporary files of `path` whose writers are gone: nobody holds their locks."""
+    for left in path.parent.glob(f".{path.name}.{mark}*.tmp"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def sync_folder(folder: Path) -> None:

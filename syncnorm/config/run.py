@@ -9,6 +9,7 @@ from functools import cache
 from hashlib import sha256
 from math import isfinite
 from typing import Any, Literal
+from weakref import ref
 
 from syncnorm.config.parts import LATER, Data, Norm, Optim
 from syncnorm.config.worlds import WORLD_CONFIGS, Clients, Devices, Domains
@@ -151,15 +152,18 @@ def default_of(item: Field[Any]) -> Any:
 
 def run_id(run: Run) -> str:
     """Return a run's id: 12 hex digits that depend on its content only, not on the machine or paths."""
-    known = run.__dict__.get(_ID)
-    if known is None:
-        text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
-        known = sha256(text.encode()).hexdigest()[:12]
-        object.__setattr__(run, _ID, known)  # a run is frozen, and a study asks for the id of each many times
-    return str(known)
+    known = _IDS.get(id(run))
+    if known and known[0]() is run:
+        return known[1]
+    text = json.dumps(describe(run), sort_keys=True, separators=(",", ":"))
+    name = sha256(text.encode()).hexdigest()[:12]
+    place = id(run)
+    _IDS[place] = (ref(run, lambda _: _IDS.pop(place, None)), name)
+    return name
 
 
-_ID = "_run_id"
+_IDS: dict[int, tuple[ref[Run], str]] = {}
+"""Ids of the runs that there are, by their place in memory: a study asks for each many times, and a run is frozen."""
 
 
 def training_of(run: Run) -> Run:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from stacked import assert_stacked_equals_loop, small_networks
+from stacked_norms import assert_stacked_equals_loop, small_networks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stacked import assert_stacked_equals_loop, small_networks
+from stacked_norms import assert_stacked_equals_loop, small_networks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

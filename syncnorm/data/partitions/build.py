@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, floor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,8 @@ def make_federated_dataset(
     Raises `UserError` for settings that are unknown, out of range or inconsistent.
     """
     check_world(world, data)
-    if data.name == SITES and not is_registered(SITES):
+    folder = bool(data.path) and Path(data.path).is_dir()  # of domains, as at any other name
+    if data.name == SITES and not folder and not is_registered(SITES):
         return make_sites(data, world, torch.device(device), dtype, seed, task, site)
     trained = world.domains or (data.name,)
     names = tuple(dict.fromkeys((*trained, *world.unseen)))

@@ -1,6 +1,6 @@
 """The server of a federation: it makes broadcasts and processes replies, without network or files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -132,7 +132,7 @@ class Server:
                 f"round {round_ + 1}: the server's step of algorithm {federation.world.algorithm} made '{first}' "
                 "infinite: lower its learning rate, or, if a client may be hostile, choose aggregation median."
             )
-        if any(not value.isfinite().all() for value in _tensors(memory) if can_average(value.dtype)):
+        if _spoilt(memory, self.state):
             raise UserError(
                 f"round {round_ + 1}: algorithm {federation.world.algorithm} would remember values that are not "
                 "finite: lower its learning rate, or, if a client may be hostile, choose algorithm fedavg."
@@ -153,13 +153,24 @@ class Server:
                 combined[name] = torch.lerp(self.state[name], combined[name], momentum)
 
 
-def _tensors(memory: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an algorithm's memory, of whatever depth."""
+def _spoilt(memory: Any, state: Mapping[str, Tensor]) -> bool:
+    """Return whether an algorithm's memory, of whatever depth, has values that are not finite.
+
+    Where a part is named after an entry of the model, infinities that the entry has itself do not count.
+    """
     if isinstance(memory, Tensor):
-        yield memory
-    elif isinstance(memory, Mapping):
-        for part in memory.values():
-            yield from _tensors(part)
+        return can_average(memory.dtype) and not bool(memory.isfinite().all())
+    if not isinstance(memory, Mapping):
+        return False
+    entries = {name: part for name, part in memory.items() if _is_like(part, state.get(name))}
+    known = {name: state[name] for name in entries}
+    return not_finite(entries, known) is not None or any(
+        _spoilt(part, state) for name, part in memory.items() if name not in entries
+    )
+
+
+def _is_like(part: Any, entry: Tensor | None) -> bool:
+    return isinstance(part, Tensor) and entry is not None and part.shape == entry.shape
 
 
 def _check_numbers(reply: Reply) -> None:
