@@ -103,10 +103,9 @@ def run(arguments: list[str]) -> int:
     out = options.out or Path("out") / study.name
     if options.dry_run:
         plan = check_study(study, options.jobs, options.checkpoint_every)
-        for run in {
-            run_id(replace(planned.run, seed=0)): planned.run for planned in plan.known({}).values()
-        }.values():
-            check_names(run)
+        points = {run_id(replace(planned.run, seed=0)): planned.run for planned in plan.known({}).values()}
+        for point in points.values():
+            check_names(point)
         check_on(options.on, options.gpus_per_run)
         stacking(options.stack)
         print(forecast(study, out, jobs=options.jobs, keep=options.keep, on=options.on))

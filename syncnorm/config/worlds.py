@@ -182,7 +182,7 @@ class Clients(WorldConfig):
     """How each process of the engine torchrun trains its clients: what the engine of this name does."""
     aggregation: str = field(default="mean", metadata=LATER)
     """How the server makes one value of the clients': the weighted mean, or one that hostile clients cannot move far
-    (median, trimmed, clipped). A name in federated.AGGREGATIONS."""
+    (median, trimmed, clipped, krum). A name in federated.AGGREGATIONS."""
     aggregation_options: dict[str, Any] = field(default_factory=dict, metadata=LATER)
     """Options of the aggregation, e.g. {"trim": 0.2} for trimmed, {"ratio": 4} for clipped."""
     hostile: float = field(default=0.0, metadata=LATER)

@@ -40,7 +40,10 @@ RUNS: dict[str, tuple[Run, str]] = {
 
 
 def play(run: Run, store: str, checkpoint: Path | None, answer: Path) -> None:
-    """Play a run, and write its result and the round at which it started to `answer`."""
+    """Play a run, and write its result and the round at which it started to `answer`.
+
+    A run that was killed after its last round has none left to start at: it is said to start at `ROUNDS`.
+    """
     first: list[int] = []
     inner = Rounds.play
 
@@ -55,7 +58,7 @@ def play(run: Run, store: str, checkpoint: Path | None, answer: Path) -> None:
     Rounds.play = play_slowly  # type: ignore[method-assign]
     result = world.simulate(run, Execution(checkpoint, checkpoint_every=0.0), store)  # type: ignore[arg-type]
     found = {"metrics": result.metrics, "history": result.history, "details": result.details}
-    answer.write_text(json.dumps({"first": first[0], "result": found}))
+    answer.write_text(json.dumps({"first": first[0] if first else ROUNDS, "result": found}))
 
 
 def forked(work: Callable[[], None]) -> int:

@@ -111,6 +111,7 @@ class _NativeBatchNorm(torch.autograd.Function):
         place: Place,
         where: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y (N, C, ...), and count, mean (C,) and m2 (C,) of all ranks, which have no gradient."""
         local = moments_of_channels(x) if where is None else Moments.of(x, (0, *range(2, x.dim())), where)
         moments = place.gather(local).pooled()
         count, mean, var = moments.count, moments.mean, moments.var()
