@@ -40,7 +40,7 @@ SHOWN = ["none", "adabn", "alpha", "ensemble"]
 BATCHWISE = ["none", "prediction", "mix", "alpha", "tent"]
 
 
-def leave_one_out(name: str, question: str, base: Run, seeds: int = 5, quick_epochs: int = 3) -> Study:
+def leave_one_out(name: str, question: str, base: Run, seeds: int = 10, quick_epochs: int = 3) -> Study:
     """Return the study that leaves out each domain of `base` once, with every norm and adaptation."""
     assert isinstance(base.world, Domains)
     unseen = [(domain,) for domain in base.world.domains]
