@@ -24,6 +24,15 @@ KINDS: dict[Any, tuple[Any, str]] = {
     dict: (dict, "a dict"),
     tuple: (Sequence, "a tuple"),
 }
+ELSEWHERE = {
+    "precision": {
+        **dict.fromkeys(("float16", "fp16", "half", "16", "amp"), "16-mixed"),
+        **dict.fromkeys(("bfloat16", "bf16"), "bf16-mixed"),
+        **dict.fromkeys(("fp32", "32", "32-true", "single"), "float32"),
+        **dict.fromkeys(("fp64", "64", "64-true", "double"), "float64"),
+    }
+}
+"""By field, names that PyTorch and Lightning use, and the name here."""
 
 
 def check_types(node: Any, owner: str = "") -> None:
@@ -74,7 +83,7 @@ def check_value(value: Any, hint: Any, name: str) -> None:
     hint = fitting[0]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise unknown(name, str(value), get_args(hint))
+            raise unknown(name, str(value), get_args(hint), elsewhere=ELSEWHERE.get(name, {}))
     elif is_dataclass(value):
         check_types(value, f"{name}.")
     elif get_origin(hint) is tuple:

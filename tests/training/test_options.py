@@ -121,7 +121,7 @@ def test_channels_last_is_refused_for_what_has_no_height_and_width() -> None:
         ({"optim": Optim(clip_norm=math.nan)}, "optim.clip_norm is nan: it must be at least 0"),
         ({"optim": Optim(accumulate=0)}, "optim.accumulate is 0: it must be at least 1"),
         ({"evaluate_every": 0}, "evaluate_every is 0: it must be at least 1, or None"),
-        ({"precision": "float16"}, "unknown precision 'float16'"),
+        ({"precision": "float16"}, "unknown precision 'float16': did you mean '16-mixed'"),
     ],
 )
 @pytest.mark.parametrize("run", [DEVICES, DOMAINS, CLIENTS], ids=["devices", "domains", "clients"])

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from syncnorm.config import Clients
 from syncnorm.errors import UserError
 from syncnorm.federated.aggregation import check_update, combine, is_dense, normalised_weights, not_finite
 from syncnorm.federated.algorithms.base import Memory, ServerRound
@@ -133,9 +134,11 @@ class Server:
                 "infinite: lower its learning rate, or, if a client may be hostile, choose aggregation median."
             )
         if _spoilt(memory, self.state):
+            chosen, plain = federation.world.algorithm, Clients.algorithm
+            what = f"method {federation.world.method}" if chosen == plain else f"algorithm {chosen}"
             raise UserError(
-                f"round {round_ + 1}: algorithm {federation.world.algorithm} would remember values that are not "
-                "finite: lower its learning rate, or, if a client may be hostile, choose algorithm fedavg."
+                f"round {round_ + 1}: {what} would remember values that are not finite: lower the learning rate, or, "
+                f"if a client may be hostile, choose {what.split()[0]} {plain}."
             )
         self.memory = memory
         # A layer with two names has two entries here, but an algorithm changes only one.
