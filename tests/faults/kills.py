@@ -2,8 +2,8 @@
 
 A case is a training that is killed some times and then goes on to its end, which must be that of an undisturbed one,
 to the bit: metrics, history, details, and where they are at hand all tensors of the model. Of ranks of which one is
-killed, the others must end by themselves; before its first step, which the launch's store may keep others waiting
-for, a launcher ends them, as torchrun does.
+killed, the others must end by themselves, once all have begun their first step; before, while they may be waiting in
+the launch's store, a launcher ends them, as torchrun does.
 """
 
 import faulthandler
@@ -154,7 +154,7 @@ def strike(training: Training, children: list[int], answer: Path, fate: Fate) ->
 
     until(come, what=f"step {steps} did not come")
     time.sleep(fate.share() * (START if steps == 0 else 3 * training.pause))
-    began = Path(f"{answer} {children.index(victim)}.first").exists()
+    began = all(Path(f"{answer} {rank}.steps").exists() for rank in range(training.ranks))
     for child in [victim] if training.one and began else children:
         os.kill(child, signal.SIGKILL)
     try:
