@@ -86,6 +86,7 @@ def main() -> int:
         parser.error(f"there is no part {unknown[0]}: write some of {', '.join(PARTS)}")
     if options.case:
         options.folder.mkdir(parents=True, exist_ok=True)
+        with_deadline(PARTS[options.parts[0]].limit)
         print(json.dumps(import_module(options.parts[0]).play(options.case, options.folder)))
         return 0
     if options.inside:
@@ -180,7 +181,7 @@ def serve(name: str, small: bool, journal: Path) -> None:
         folder = journal / f"{name} at work"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        faulthandler.dump_traceback_later(part.limit, exit=True, file=sys.__stderr__)
+        with_deadline(part.limit)
         line, began = {"case": case}, time.monotonic()
         try:
             line["counts"] = module.play(case, folder)
@@ -188,7 +189,7 @@ def serve(name: str, small: bool, journal: Path) -> None:
             print(traceback.format_exc(), file=sys.stderr)
             line |= {"counts": {}, "failed": " ".join(f"{type(error).__name__}: {error}".split())[:600]}
             failed += 1
-        faulthandler.cancel_dump_traceback_later()
+        with_deadline(0)
         times.append(time.monotonic() - began)
         note(path, line | {"seconds": round(times[-1], 2)})
         (journal / f"{name}.current").unlink()
@@ -196,6 +197,16 @@ def serve(name: str, small: bool, journal: Path) -> None:
         left = sum(times) / len(times) * (len(cases) - len(done))
         print(f"faults: {name} {len(done)}/{len(cases)}, {failed} failed, {span(left)} left: {case}", file=sys.stderr)
     shutil.rmtree(journal / f"{name} at work", ignore_errors=True)
+
+
+def with_deadline(seconds: float) -> None:
+    """End this process in so many seconds, and say where it stands then; 0 lifts that.
+
+    By a signal, not by faulthandler's own timer: its thread does not survive a fork, so a child that sets one again
+    would wait for it for ever.
+    """
+    faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def note(path: Path, line: dict[str, Any]) -> None:
