@@ -152,29 +152,34 @@ def check_two_models() -> None:
         equal(model, steps)
 
 
-def check_domains() -> None:
-    """Layers that merge domain by domain: rank 0 has domain 0 alone, and rank 1, which runs out, domains 0 and 1."""
-    rank, steps = dist.get_rank(), [3, 1]
-    ids = [torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])]
-    right, model = (syncnorm.convert(Network(), "domain_bn", domains=2, momentum=0.1) for _ in range(2))
-    optimizer = torch.optim.SGD(right.parameters(), lr=0.1)
-    for step in range(max(steps)):
-        there = [one for one in range(2) if step < steps[one]]
-        optimizer.zero_grad()
-        with alone(), syncnorm.domain(torch.cat([ids[one] for one in there])):
-            y = right(torch.cat([batch(one, step)[:2] for one in there]))
-        (loss_of(y) / len(steps)).backward()
-        optimizer.step()
-    wrapped = DistributedDataParallel(model, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1)
-    with syncnorm.join(wrapped):
+def check_norms() -> None:
+    """A norm that sums in its forward, and one that merges by domain: rank 1, which runs out, has domains 0 and 1."""
+    steps, ids = [3, 1], [torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])]
+    for name, options in (("cbn", {"window": 2}), ("domain_bn", {"domains": 2})):
+        right, model = (syncnorm.convert(Network(), name, sync=True, **options) for _ in range(2))
+        optimizer = torch.optim.SGD(right.parameters(), lr=0.1)
+        for step in range(max(steps)):
+            there = [one for one in range(2) if step < steps[one]]
+            optimizer.zero_grad()
+            with alone(), syncnorm.domain(torch.cat([ids[one] for one in there])):
+                y = right(torch.cat([batch(one, step)[:2] for one in there]))
+            (loss_of(y) / len(steps)).backward()
+            optimizer.step()
+        train_by_norm(wrapped := DistributedDataParallel(model, broadcast_buffers=False), steps, ids)
+        for key, found in wrapped.module.state_dict().items():
+            torch.testing.assert_close(found, right.state_dict()[key], **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def train_by_norm(model: DistributedDataParallel, steps: list[int], ids: list[Tensor]) -> None:
+    """Train on as many batches as this rank has, with its domains."""
+    rank = dist.get_rank()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with syncnorm.join(model):
         for step in range(steps[rank]):
             optimizer.zero_grad()
             with syncnorm.domain(ids[rank]):
-                loss_of(wrapped(batch(rank, step)[:2])).backward()
+                loss_of(model(batch(rank, step)[:2])).backward()
             optimizer.step()
-    for name, found in model.state_dict().items():
-        torch.testing.assert_close(found, right.state_dict()[name], **CLOSE)
 
 
 def check_refused() -> None:
@@ -237,7 +242,7 @@ def _run(model: nn.Module, batches: list[Tensor]) -> None:
 
 
 CHECKS = {
-    2: (check_uneven, check_afterwards, check_steps_of_other_shapes, check_two_models, check_domains, check_refused),
+    2: (check_uneven, check_afterwards, check_steps_of_other_shapes, check_two_models, check_norms, check_refused),
     4: (check_uneven, check_groups, check_ranks_that_part),
 }
 

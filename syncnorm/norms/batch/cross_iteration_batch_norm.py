@@ -14,7 +14,6 @@ from torch import Tensor
 
 from syncnorm.moments import Moments, acc_dtype
 from syncnorm.norms.core.affine import normalise
-from syncnorm.norms.core.ranks.collectives import sum_over_ranks
 from syncnorm.norms.core.ranks.groups import Group
 from syncnorm.norms.core.recomputation import refuse_recomputation
 from syncnorm.norms.core.shapes import check_divisor
@@ -160,7 +159,7 @@ class CrossIterationBatchNorm(SynchronisedBatchNorm):
             return dmean, dvar
         away = (own.mean - batch.mean).detach().view(-1, *[1] * (weight.dim() - 1))
         both = torch.stack([dmean, dvar + 2 * away * dmean]) * (own.count / batch.count).to(dmean.dtype)
-        dmean, dvar = sum_over_ranks(both, self.process_group)
+        dmean, dvar = self.among_ranks(x).sum(both, backward=False)
         return dmean, dvar
 
     def _weight_behind(self, x: Tensor) -> Tensor | None:

@@ -21,7 +21,7 @@ from syncnorm.norms.core.layer import NormLayer
 from syncnorm.norms.core.ranks.collectives import gather_moments_differentiably, rank_and_size
 from syncnorm.norms.core.ranks.groups import Group, as_group
 from syncnorm.norms.core.ranks.meeting import Place, joining
-from syncnorm.norms.core.ranks.parting import names_of, title
+from syncnorm.norms.core.ranks.parting import names_of, title, without_common
 from syncnorm.norms.core.ranks.relay import JOINS
 from syncnorm.norms.core.shapes import channels_problem, check_divisor, check_values
 from syncnorm.norms.core.valid import Valid
@@ -148,10 +148,13 @@ class Synchronised(NormLayer):
             return place
         place = Place(self, self.process_group, x.device)
         shape, statistics = self.shape_shared(), acc_dtype(x.dtype)
-        said = problem.rstrip(".") or f"{' x '.join(map(str, shape))} channels, statistics in {statistics}"
+        said = problem.rstrip(".") or (
+            f"{' x '.join(map(str, shape))} channels, statistics in {statistics}, {type(self).__name__}, "
+            f"{self.extra_repr().partition(', ')[2]}"
+        )
         by_rank = place.agree(said, shape, statistics)
         if by_rank:
-            listed = "; ".join(f"rank {rank}: {what}" for rank, what in by_rank.items())
+            listed = "; ".join(f"rank {rank}: {what}" for rank, what in without_common(by_rank).items())
             kind = type(self).__name__
             raise ValueError(f"{kind} differs between ranks, where all need the same ({listed}).")
         if not problem:

@@ -243,10 +243,10 @@ class Place:
             self._compare(moments.count.view(len(rows), -1)[:, 0].tolist(), numbers.tolist())
         return moments
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Sum `x` over the ranks, in place, in a backward pass."""
+    def sum(self, x: Tensor, backward: bool = True) -> Tensor:
+        """Sum `x` over the ranks, in place; `backward` says in which pass."""
         meeting = self.meeting
-        meeting.waits, meeting.backward = self, True
+        meeting.waits, meeting.backward = self, backward
         try:
             meeting.sum(x)
         except RuntimeError as error:

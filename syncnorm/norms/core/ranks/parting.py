@@ -69,6 +69,19 @@ def title(layer: str) -> str:
     return f"SyncBatchNorm {layer}" if layer.startswith("'") else layer
 
 
+def without_common(said: Mapping[int, str]) -> dict[int, str]:
+    """Return what ranks say, without the parts between commas that all of them say; the last, a name, stays.
+
+    >>> without_common({0: "4 channels, eps=0.1, in 'bn1'", 1: "4 channels, eps=0.2, in 'bn1'"})
+    {0: "eps=0.1, in 'bn1'", 1: "eps=0.2, in 'bn1'"}
+    """
+    parts = {rank: text.split(", ") for rank, text in said.items()}
+    common = set.intersection(*map(set, parts.values()))
+    return {
+        rank: ", ".join([*(part for part in own[:-1] if part not in common), own[-1]]) for rank, own in parts.items()
+    }
+
+
 def listed(ranks: Iterable[int]) -> str:
     """Return ranks as text.
 
