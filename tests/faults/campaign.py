@@ -96,7 +96,7 @@ def main() -> int:
         serve(options.parts[0], options.small, options.folder)
         return 0
     names = options.parts or list(PARTS)
-    here = environment()
+    here = machine(options.out)
     journal = options.folder or ROOT / "out" / "faults" / (here["commit"] or "none")
     journal = journal / "small" if options.small else journal
     if options.again:
@@ -111,6 +111,16 @@ def main() -> int:
     elif not options.small:
         print("faults: nothing is written, since files differ from the commit", file=sys.stderr)
     return int(any(line.get("failed") for name in names for line in read(journal / f"{name}.jsonl")))
+
+
+def machine(out: Path) -> dict[str, str]:
+    """Return this process's environment, where counts that were written before do not make the commit another one."""
+    here = environment()
+    command = ["git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no", "--", "."]
+    with suppress(ValueError):
+        command.append(f":(exclude){out.resolve().relative_to(ROOT)}")
+    changed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return here if changed else {**here, "commit": here["commit"].removesuffix("-dirty")}
 
 
 def head(here: dict[str, str]) -> str:
