@@ -3,9 +3,8 @@
     python benchmarks/scale.py [--part 1]
 
 1. SyncBatchNorm over 2 to 16 gloo processes, 16 to 4,096 channels, so few values that the collectives are most of a
-   step: the layer's own share of it, beside an all-gather of what it sends in the forward and beside the alpha-beta
-   model of that all-gather (`growth.model`), fitted to the same figures. With more processes than cores each waits
-   for the others' turns, which no model of a network knows.
+   step: the layer's own share of it, beside bare collectives of what it sends and beside the alpha-beta model of an
+   all-gather (`growth.model`), fitted to the same figures.
 2. A study of 10,000 runs with all but one row: seconds until that one trains, and of the report. Both beside a study
    of 300 runs, since a program that starts needs seconds to import torch. Targets: 2 s more until it trains, 10 s in
    all for the report.
@@ -73,18 +72,22 @@ def collectives(ranks: Sequence[int] = RANKS, channels: Sequence[int] = CHANNELS
             raise RuntimeError(f"the ranks ended:\n{out[-3000:]}")
         medians = json.loads(next(line for line in out.splitlines() if line.startswith("[[")))
         found |= {(size, count): medians[number] for number, count in enumerate(channels)}
-    model = fit([(size, BYTES * row_length(count), found[size, count][2]) for size, count in found])
+    cores = os.cpu_count() or 1
+    model = fit([(size, BYTES * row_length(count), found[size, count][3]) for size, count in found], cores)
     print(
-        "\n1. SyncBatchNorm's step over gloo, less BatchNorm2d's; an all-gather of its row alone; that of the model\n"
-        f"   (R - 1) (alpha + beta bytes), alpha {1e6 * model.alpha:.3g} us, beta {1e9 * model.beta:.3g} ns. "
-        "Medians, in ms."
+        "\n1. SyncBatchNorm's step over gloo, less BatchNorm2d's; the same with bare collectives around BatchNorm2d\n"
+        "   (an all-gather, an all-reduce); the all-gather alone, without pause; and that of the model\n"
+        f"   (R - 1) max(1, R / {cores}) (alpha + beta bytes), alpha {1e6 * model.alpha:.3g} us, beta "
+        f"{1e9 * model.beta:.3g} ns. Medians, in ms."
     )
-    print(f"{'ranks':>6}{'channels':>10}{'layer':>10}{'all-gather':>12}{'model':>10}{'layer / all-gather':>20}")
-    for (size, count), (step, alone, gather) in found.items():
-        predicted = model.seconds(size, BYTES * row_length(count))
-        own = step - alone
-        print(f"{size:6}{count:10,}{1e3 * own:10.3f}{1e3 * gather:12.3f}{1e3 * predicted:10.3f}{own / gather:20.2f}")
-    errors = [abs(found[key][2] / model.seconds(key[0], BYTES * row_length(key[1])) - 1) for key in found]
+    print(f"{'ranks':>6}{'channels':>10}{'layer':>10}{'bare':>10}{'layer / bare':>14}{'all-gather':>12}{'model':>10}")
+    for (size, count), (step, alone, bare, gather) in found.items():
+        predicted, ratio = model.seconds(size, BYTES * row_length(count)), (step - alone) / (bare - alone)
+        print(
+            f"{size:6}{count:10,}{1e3 * (step - alone):10.3f}{1e3 * (bare - alone):10.3f}{ratio:14.2f}"
+            f"{1e3 * gather:12.3f}{1e3 * predicted:10.3f}"
+        )
+    errors = [abs(found[key][3] / model.seconds(key[0], BYTES * row_length(key[1])) - 1) for key in found]
     middle, most = 100 * statistics.median(errors), 100 * max(errors)
     print(f"The model is off by {middle:.0f} % in the median, {most:.0f} % at most.")
 

@@ -163,12 +163,13 @@ def test_every_precision_takes_the_same_steps() -> None:
 def test_the_model_of_an_all_gather_is_found_in_its_own_seconds() -> None:
     from growth.model import AlphaBeta, fit
 
-    truth = AlphaBeta(2e-5, 3e-9)
+    truth = AlphaBeta(2e-5, 3e-9, cores=8)
     sizes = [(ranks, size) for ranks in (2, 4, 16) for size in (8, 1000, 100_000)]
-    found = fit([(ranks, size, truth.seconds(ranks, size)) for ranks, size in sizes])
+    found = fit([(ranks, size, truth.seconds(ranks, size)) for ranks, size in sizes], cores=8)
     assert found.alpha == pytest.approx(truth.alpha)
     assert found.beta == pytest.approx(truth.beta)
     assert truth.seconds(4, 1000) == pytest.approx(3 * (2e-5 + 3e-6))
+    assert truth.seconds(16, 1000) == pytest.approx(15 * 2 * (2e-5 + 3e-6)), "two turns each"
 
 
 def test_made_rows_are_those_of_a_finished_study(tmp_path: Path) -> None:

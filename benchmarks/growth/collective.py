@@ -3,7 +3,8 @@
     torchrun --nproc-per-node R -m growth.collective CHANNELS ...
 
 Rank 0 prints JSON: for each number of channels, the medians in seconds of a layer's step (forward and backward), of
-the same step without other ranks, and of an all-gather of what the layer sends, alone.
+the same step without other ranks, of that step with bare collectives around it, of as many numbers as the layer sends
+(an all-gather before, an all-reduce after), and of the all-gather alone.
 """
 
 import json
@@ -52,21 +53,29 @@ def gather_of(channels: int) -> Callable[[], object]:
     """Return an all-gather of as many float32 numbers as the layer sends in the forward."""
     row = torch.randn(row_length(channels))
     rows = torch.empty(dist.get_world_size() * row.numel())
-    return lambda: dist.all_gather_into_tensor(rows, row)
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name since torch 2.13
+    return lambda: gather(rows, row)
+
+
+def bare_step(step: Callable[[], object], channels: int) -> Callable[[], object]:
+    """Return a step with the layer's two collectives around it: gloo takes longer to begin one after a pause."""
+    gather, sums = gather_of(channels), torch.randn(2, channels)
+
+    def both() -> None:
+        gather()
+        step()
+        dist.all_reduce(sums)
+
+    return both
 
 
 def measured(channels: Sequence[int]) -> list[list[float]]:
-    """Return the three medians for each number of channels; all ranks call it."""
+    """Return the four medians for each number of channels; all ranks call it."""
     found = []
     for count in channels:
-        layer, alone = SyncBatchNorm(count), torch.nn.BatchNorm2d(count)
-        found.append(
-            [
-                median_seconds(step_of(layer, count)),
-                median_seconds(step_of(alone, count)),
-                median_seconds(gather_of(count)),
-            ]
-        )
+        alone = step_of(torch.nn.BatchNorm2d(count), count)
+        steps = (step_of(SyncBatchNorm(count), count), alone, bare_step(alone, count), gather_of(count))
+        found.append([median_seconds(step) for step in steps])
     return found
 
 

@@ -7,6 +7,7 @@ from syncnorm.commands.options import given_options, read_options, show_help
 from syncnorm.commands.show import show
 from syncnorm.errors import UserError
 from syncnorm.study.plan.load import load_study
+from syncnorm.study.rows import read
 
 PROG = "syncnorm report DIR"
 
@@ -40,8 +41,9 @@ def report(arguments: list[str]) -> int:
     if studies := studies_in(Path(directory)):
         print(write_site(directory, studies, formats), flush=True)
         return 0
-    write_report(Path(directory), formats)
-    return show(Path(directory))
+    results = read(directory)
+    write_report(directory, formats, results)
+    return show(Path(directory), results)
 
 
 def plots_of(study: Path | None) -> None:

@@ -3,15 +3,15 @@
 import sys
 from pathlib import Path
 
-from syncnorm.study.rows import read
+from syncnorm.study.rows import Results, read
 
 
-def show(directory: Path) -> int:
-    """Print a summary of a results folder; return the exit code: 1 if runs failed, else 0."""
+def show(directory: Path, results: Results | None = None) -> int:
+    """Print a summary of a results folder, whose content may be at hand; return the exit code: 1 if runs failed."""
     # Imports scipy, which is slow to start.
     from syncnorm.study.report.console import choices, layers_found, main_table
 
-    results = read(directory)
+    results = results or read(directory)
     if table := main_table(results):
         print(f"\n{table}\n")
     if chosen := choices(results):

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +83,25 @@ class Results:
         }
         return replace(self, about=replace(self.about, runs=runs), role=roles[0])
 
-    @property
+    @cached_property
     def reported(self) -> "Results":
         """The results that the study reports: each line's at the values that it chose, if it tunes."""
         return self.of(*((TUNED, REPORTED) if self.about.tuning else (REPORTED, TUNED)))
 
-    @property
+    @cached_property
     def finished(self) -> list[Row]:
         """The study's rows that have metrics, in the study's order."""
         return [row for row in self._present() if "metrics" in row]
 
-    @property
+    @cached_property
     def failed(self) -> list[Row]:
         """The study's rows that have an error, in the study's order."""
         return [row for row in self._present() if "metrics" not in row]
+
+    @cached_property
+    def views(self) -> dict[int, Any]:
+        """What `render` has made of the study's plots, by their numbers: claims and figures share it."""
+        return {}
 
     @property
     def missing(self) -> list[str]:

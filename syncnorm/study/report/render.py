@@ -65,7 +65,10 @@ def render(number: int, plot: Plot, results: Results) -> tuple[View, list[Table]
         view = plot.collect(results)
         return view, [replace(table, name=f"{number}-{table.name}") for table in view.tables()]
 
-    return _guarded(number, plot, collected)
+    if number not in results.views:
+        results.views[number] = _guarded(number, plot, collected)
+    made: tuple[View, list[Table]] | LeftOut = results.views[number]
+    return made
 
 
 def draw(number: int, plot: Plot, view: View, folder: Path, formats: Sequence[str]) -> Drawn | LeftOut:

@@ -33,7 +33,7 @@ SHOWN = "png"
 """The format of the figures that the page shows."""
 
 
-def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,)) -> Path:
+def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,), results: Results | None = None) -> Path:
     """Write `tables/`, `figures/` and `report.html` into a results folder; return the page's path.
 
     A study that is still running is reported with its finished runs. A plot that cannot be made is left out, and the
@@ -43,13 +43,14 @@ def write_report(directory: str | Path, formats: Sequence[str] = (SHOWN,)) -> Pa
         directory: the results folder.
         formats: formats of the figures: "png", "pdf" or "svg". The page shows the PNG, which is always written, and
             links to the others.
+        results: what `read(directory)` returned, if it is at hand.
 
     Raises:
         UserError: a folder without results or that cannot be written; another format.
     """
     folder = Path(directory)
     formats = _checked(formats)
-    results = read(folder)
+    results = results or read(folder)
     sections: list[Section | None] = [findings(folder)]
     tables: list[Table] = []
     for found in stored_plots(results.reported):

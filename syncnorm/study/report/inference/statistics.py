@@ -5,6 +5,7 @@ Functions import numpy and scipy themselves, so that importing a study file stay
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import exp, nan, sqrt
 
 
@@ -126,6 +127,7 @@ def fieller(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | Non
     return (middle - root) / square, (middle + root) / square
 
 
+@cache
 def _t(n: int) -> float:
     """Return t(0.975, n - 1)."""
     from scipy import stats
