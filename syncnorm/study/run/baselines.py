@@ -50,6 +50,8 @@ def add_baselines(study: Study, runs: Sequence[Run], folder: Path, say: Callable
     There is one score for each baseline and problem of the finished runs. A baseline that fails is left out, with a
     warning.
     """
+    if not study.baselines:
+        return
     known = {one.key: one for one in read_scores(folder)}
     todo = _missing(study.baselines, _problems(runs, folder), known.values())
     if not todo:
