@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from fates import Fate
+from fates import Fate, until
 
 LARGE = "size=64m"
 STUDY = "clients"
@@ -74,7 +74,7 @@ def inside(name: str, folder: Path) -> Counter[str]:
         process = subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if kind == "read-only":
         time.sleep(2 + 6 * fate.share())
-        mount("-o", "remount,ro", str(disk))
+        until(lambda: process.poll() is not None or turned_read_only(disk), what=f"{disk} stayed busy")
     try:
         code = process.wait(ENDS)
     except subprocess.TimeoutExpired:
@@ -90,6 +90,12 @@ def inside(name: str, folder: Path) -> Counter[str]:
     assert metrics_of(out) == whole, "rows differ from those of an undisturbed study"
     ends = {0: "ended well", 1: "ended with failed runs", 2: "ended with a sentence"}
     return Counter({f"disks that were {kind}: the command {ends[code]}, and well with room again": 1})
+
+
+def turned_read_only(disk: Path) -> bool:
+    """Try to turn a disk read-only, which it refuses while a file is open for writing; return whether it is."""
+    words = ["mount", "-o", "remount,ro", str(disk)]
+    return subprocess.run(words, check=False, capture_output=True).returncode == 0
 
 
 def mount(*words: str) -> None:
