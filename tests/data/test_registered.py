@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
@@ -233,9 +232,9 @@ def test_the_source_of_a_registered_function_names_it_in_every_process(tmp_path)
         )
         plugins = json.dumps([{"module": "own", "file": str(file)}])
         environment = {**os.environ, "SYNCNORM_PLUGINS": plugins}
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
-        )
+        (tmp_path / "program.py").write_text(PROGRAM)
+        done = run(tmp_path / "program.py", imports="syncnorm.devices.world", env=environment)
+        assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert said[0] == said[1] != said[2]
 

@@ -41,7 +41,7 @@ def _nothing_kept() -> Iterator[None]:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (3, 4))])
 @pytest.mark.usefixtures("registries")
 def test_real_ranks_are_virtual_ones(ranks: int, tmp_path: Path) -> None:
     """Result, history, each test sample's score, the chosen epoch and the saved model."""

@@ -184,7 +184,7 @@ def test_a_mistake_beside_the_world_gets_its_sentence(changes: dict[str, Any], s
 
 def test_an_unknown_precision_is_refused() -> None:
     run = replace(small_run(), precision="float16")  # type: ignore[arg-type]
-    assert "unknown precision 'float16': did you mean 'float64'?" in sentence_of(run)
+    assert "unknown precision 'float16': did you mean '16-mixed'?" in sentence_of(run)
 
 
 @pytest.mark.parametrize("method", SPEAKS_OF_BATCH_NORM)

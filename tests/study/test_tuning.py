@@ -94,7 +94,7 @@ def test_the_choice_does_not_read_the_test_set(tuned: Path, tmp_path: Path, monk
 
 
 @pytest.mark.fault
-@pytest.mark.parametrize("after", [20, 52])
+@pytest.mark.parametrize("after", [pytest.param(20, marks=pytest.mark.slow), 52])
 def test_a_study_killed_while_it_tunes_goes_on_with_the_same_choice(after: int, tuned: Path, tmp_path: Path) -> None:
     out, journal = tmp_path / "out", tmp_path / "journal"
     program = (

@@ -39,7 +39,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("ranks", "engines"), [(2, ("loop", "cohort")), (3, ("cohort",)), (4, ("loop",))])
+@pytest.mark.parametrize(
+    ("ranks", "engines"),
+    [(2, ("loop", "cohort")), (3, ("cohort",)), pytest.param(4, ("loop",), marks=pytest.mark.slow)],
+)
 def test_every_policy_and_algorithm_equals_one_process(ranks: int, engines: Sequence[str], alone: str) -> None:
     torchrun(ranks, PROGRAM, "equal", alone, *engines, imports=CLIENTS)
 
