@@ -237,6 +237,9 @@ def table(names: list[str], journal: Path) -> str:
     lines = []
     for name in names:
         known = read(journal / f"{name}.jsonl")
+        if not known:
+            lines += [f"{name}: {PARTS[name].title}", "  not played", ""]
+            continue
         total: Counter[str] = Counter()
         for line in known:
             total.update(line["counts"])
@@ -245,7 +248,7 @@ def table(names: list[str], journal: Path) -> str:
         lines += [f"  {count:6d}  {what}" for what, count in total.items()]
         played = [line for line in known if line["case"]]
         bad = [line for line in played if "failed" in line]
-        cases = next((line["cases"] for line in reversed(known) if "cases" in line), "no")
+        cases = next(line["cases"] for line in reversed(known) if "cases" in line)
         seconds = sum(line["seconds"] for line in played)
         lines.append(f"  {len(played)} of {cases} cases played, {len(bad)} failed, {seconds:.0f} s")
         lines += [f"    {line['case']}: {line['failed']}" for line in bad]
