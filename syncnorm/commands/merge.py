@@ -8,6 +8,7 @@ from syncnorm.commands.options import given_options, read_options, show_help
 from syncnorm.commands.report import plots_of
 from syncnorm.commands.show import show
 from syncnorm.errors import UserError
+from syncnorm.study.rows import read
 from syncnorm.study.run.merge import TOLERANCE, merge
 
 PROG = "syncnorm merge DIR DIR ..."
@@ -44,5 +45,6 @@ def merged(arguments: list[str]) -> int:
     made = merge(folders, options.out, options.tolerance)
     for note in made.notes:
         print(note)
-    write_report(made.folder)
-    return show(made.folder)
+    results = read(made.folder)
+    write_report(made.folder, results=results)
+    return show(made.folder, results)

@@ -197,7 +197,8 @@ def serve(name: str, small: bool, journal: Path) -> None:
             line["counts"] = module.play(case, folder)
         except Exception as error:
             print(traceback.format_exc(), file=sys.stderr)
-            line |= {"counts": {}, "failed": " ".join(f"{type(error).__name__}: {error}".split())[:600]}
+            said = " ".join(f"{type(error).__name__}: {error}".split()).replace(f"{ROOT}/", "")
+            line |= {"counts": {}, "failed": said[:600]}
             failed += 1
         with_deadline(0)
         times.append(time.monotonic() - began)

@@ -72,9 +72,11 @@ def inside(name: str, folder: Path) -> Counter[str]:
     log = folder / "log"
     with log.open("wb") as file:
         process = subprocess.Popen(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    state = kind
     if kind == "read-only":
         time.sleep(2 + 6 * fate.share())
-        until(lambda: process.poll() is not None or turned_read_only(disk), what=f"{disk} stayed busy")
+        until(lambda: turned_read_only(disk) or process.poll() is not None, what=f"{disk} stayed busy")
+        state = kind if process.poll() is None else "busy until the command had ended"
     try:
         code = process.wait(ENDS)
     except subprocess.TimeoutExpired:
@@ -89,7 +91,7 @@ def inside(name: str, folder: Path) -> Counter[str]:
     assert done.returncode == 0, f"with room again, code {done.returncode}: {done.stderr[-1500:]}"
     assert metrics_of(out) == whole, "rows differ from those of an undisturbed study"
     ends = {0: "ended well", 1: "ended with failed runs", 2: "ended with a sentence"}
-    return Counter({f"disks that were {kind}: the command {ends[code]}, and well with room again": 1})
+    return Counter({f"disks that were {state}: the command {ends[code]}, and well with room again": 1})
 
 
 def turned_read_only(disk: Path) -> bool:
