@@ -6,7 +6,7 @@ needs no experiment file. Reading neither locks nor changes anything.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -203,15 +203,19 @@ def stored_about(folder: Path) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> dict[str, Row]:
     """Return the latest row of every run id, ignoring an incomplete last line."""
+    return {row["run_id"]: row for row in iterate_rows(folder)}
+
+
+def iterate_rows(folder: Path, skip: int = 0) -> Iterator[Row]:
+    """Yield the rows as they were written, without the first `skip` and an incomplete last line."""
     path = folder / ROWS
     try:
         lines: Sequence[bytes] = path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
-    rows: dict[str, Row] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(lines[skip:], start=skip + 1):
         try:
             row = json.loads(line)
             if not {"run_id", "study", "config"} <= row.keys() or ("metrics" in row) == ("error" in row):
@@ -220,8 +224,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
             raise UserError(
                 f"{path} is damaged in line {number}: remove that line, and its run will be made again."
             ) from error
-        rows[row["run_id"]] = row
-    return rows
+        yield row
 
 
 def _now() -> str:

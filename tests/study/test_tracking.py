@@ -271,6 +271,32 @@ def test_a_run_that_was_interrupted_is_let_go(folder: Path, wandb: Path) -> None
     assert said(wandb)[-1]["exit_code"] == 255
 
 
+def test_a_row_that_comes_before_its_start_ends_the_run(folder: Path, wandb: Path) -> None:
+    wandb.write_text(SAYS)
+    one = Tracker(folder, "wandb", "offline")
+    until(lambda: (folder / "wandb" / "mirrored").exists() and len(said(wandb)) == 12)
+    one.started(expand(small())[1])
+    one.advanced(expand(small())[1], news(1, 2.0))
+    one.close()
+    assert one.warning == ""
+    assert len(said(wandb)) == 12, "no run is opened again"
+
+
+def test_a_run_that_is_trained_again_is_followed_again(folder: Path, wandb: Path) -> None:
+    wandb.write_text(SAYS)
+    track(folder)
+    run = expand(small())[1]
+    one = Tracker(folder, "wandb", "offline")
+    one.started(run)
+    row = finished_row("small", fit(run, Execution()))
+    with Store.open(folder, small()) as store:
+        store.finished.remove(run_id(run))
+        store.append({**row, "seconds": 77.0, "finished": "2100-01-01T00:00:00+00:00"})
+    one.close()
+    *_, again = said(wandb)
+    assert (len(said(wandb)), again["summary"]["seconds"], again["exit_code"]) == (13, 77.0, 0)
+
+
 def test_tables_and_figures_come_as_an_artifact(tmp_path: Path, wandb: Path) -> None:
     wandb.write_text(SAYS)
     run_study(small(), tmp_path / "out", jobs=2, wandb="offline", trainer="fake_fit")

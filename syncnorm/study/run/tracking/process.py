@@ -13,11 +13,12 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from syncnorm.registry import extend_path
-from syncnorm.study.rows import read
+from syncnorm.study.rows import Row, iterate_rows, stored_about
 from syncnorm.study.run.tracking.sinks import SINKS, Followed, Sink
 from syncnorm.study.run.tracking.trackers import STALL_SECONDS, WAITING, folder_id, marks
 
@@ -25,19 +26,27 @@ PAUSE_SECONDS = 1.0
 
 
 class Follower:
-    """Passes a study's events and rows to a tracker."""
+    """Passes a study's events and rows to a tracker.
 
-    def __init__(self, directory: Path, sink: Sink, marks: Path, labels: dict[str, str]) -> None:
-        self._directory, self._sink, self._marks, self._labels = directory, sink, marks, labels
+    Events and rows come by different ways, so a run's row may be here before the word that the run started.
+    """
+
+    def __init__(self, directory: Path, sink: Sink, marks: Path) -> None:
+        self._directory, self._sink, self._marks = directory, sink, marks
         self._folder = folder_id(directory)
+        self._labels: dict[str, str] = {}
         self._reported = False
         self._open: dict[str, Followed] = {}
+        self._ended: set[str] = set()
+        self._rows = 0
+        self._waiting: dict[str, Row] = {}
+        self._marked = set(marks.read_text().splitlines()) if marks.exists() else set[str]()
 
     def hear(self, news: dict[str, Any]) -> None:
         """Process one event."""
         if "labels" in news:
             self._labels.update(news["labels"])
-        elif "started" in news:
+        elif "started" in news and news["started"] not in self._ended:
             self._start(news["started"], news["config"])
         elif "advanced" in news and (followed := self._open.get(news["advanced"])):
             followed.advance(news)
@@ -46,17 +55,19 @@ class Follower:
 
     def catch_up(self) -> None:
         """Pass on every row that has no mark yet, and mark it; then the report, if there is a new one."""
-        marked = set(self._marks.read_text().splitlines()) if self._marks.exists() else set()
-        for run, row in read(self._directory).rows.items():
-            mark = f"{run} {'failed' if 'error' in row else 'finished'}"
-            if mark not in marked:
-                self._start(run, row["config"]).end(row)
-                del self._open[run]
-                self._mark(mark)
+        for row in iterate_rows(self._directory, self._rows):
+            self._rows += 1
+            if _mark_of(row) not in self._marked:
+                self._waiting[row["run_id"]] = row
+        for run, row in list(self._waiting.items()):
+            self._start(run, row["config"]).end(row)
+            del self._open[run], self._waiting[run]
+            self._ended.add(run)
+            self._mark(_mark_of(row))
 
         if self._reported:
+            self._sink.report(self._directory, self._study, self._folder)
             self._reported = False
-            self._sink.report(self._directory, read(self._directory).about.study, self._folder)
             self._mark("report")
 
     def leave(self) -> None:
@@ -64,17 +75,32 @@ class Follower:
         for followed in self._open.values():
             followed.leave()
 
+    def forget(self) -> None:
+        """Forget the open runs after a failure, since they may be broken."""
+        self._open.clear()
+
+    @cached_property
+    def _study(self) -> str:
+        about = stored_about(self._directory)
+        assert about is not None, "a study is described before it is tracked"
+        return str(about["study"])
+
     def _start(self, run: str, config: dict[str, Any]) -> Followed:
         if run not in self._open:
-            study = read(self._directory).about.study
             label = self._labels.get(run) or run
-            self._open[run] = self._sink.start(self._directory, study, f"{run}-{self._folder}", label, config)
+            self._open[run] = self._sink.start(self._directory, self._study, f"{run}-{self._folder}", label, config)
         return self._open[run]
 
     def _mark(self, mark: str) -> None:
+        self._marked.add(mark)
         self._marks.parent.mkdir(exist_ok=True)
         with self._marks.open("a") as file:
             file.write(f"{mark}\n")
+
+
+def _mark_of(row: Row) -> str:
+    """Name a row: a run that failed or whose code changed has another one later."""
+    return f"{row['run_id']} {'failed' if 'error' in row else 'finished'} {row['finished']}"
 
 
 def main() -> None:
@@ -85,15 +111,12 @@ def main() -> None:
     closed, news = threading.Event(), deque[str](maxlen=WAITING)
     threading.Thread(target=_watch, args=(os.getppid(), closed, news), daemon=True).start()
     reports, sys.stdout = sys.stdout, sys.stderr
-    follower: Follower | None = None
-    labels: dict[str, str] = {}
+    follower = Follower(directory, SINKS[kind](mode), marks(directory, kind))
     failed = False
     while True:
         last = closed.is_set()
         try:
             if last or not failed:
-                # Reopened after a failure: what was open may be broken.
-                follower = follower or Follower(directory, SINKS[kind](mode), marks(directory, kind), labels)
                 while news:
                     follower.hear(json.loads(news.popleft()))
                 follower.catch_up()
@@ -103,7 +126,8 @@ def main() -> None:
             if not failed or last:
                 words = " ".join(str(error).split())
                 print(f"{type(error).__name__}: {words[:200]}", file=reports, flush=True)
-            failed, follower = True, None
+            failed = True
+            follower.forget()
         if last:
             os._exit(0)
         closed.wait(PAUSE_SECONDS)
