@@ -57,12 +57,12 @@ BASE = Run(
 )
 
 TUNE = Tune(
-    {"lr": LogUniform(0.005, 1.0)},
+    {"lr": LogUniform(0.02, 4.0)},
     own={
         "gn": {"norm.options.groups": Choice([1, 2, 4, 8])},
-        "fixbn": {"method_options.frozen_from": Uniform(0.2, 0.8)},
+        "fixbn": {"method_options.frozen_from": Uniform(0.2, 0.95)},
         "fedprox": {"algorithm_options.mu": LogUniform(0.001, 1.0)},
-        "fedadam": {"algorithm_options.lr": LogUniform(0.001, 0.1)},
+        "fedadam": {"lr": LogUniform(0.005, 1.0), "algorithm_options.lr": LogUniform(0.003, 0.3)},
     },
     per=(*LINE, "alpha", "domains"),
     trials=8,
