@@ -60,7 +60,7 @@ TUNE = Tune(
     {"lr": LogUniform(0.02, 4.0)},
     own={
         "gn": {"norm.options.groups": Choice([1, 2, 4, 8])},
-        "fixbn": {"method_options.frozen_from": Uniform(0.2, 0.95)},
+        "fixbn": {"lr": LogUniform(0.005, 1.0), "method_options.frozen_from": Uniform(0.2, 0.95)},
         "fedprox": {"algorithm_options.mu": LogUniform(0.001, 1.0)},
         "fedadam": {"lr": LogUniform(0.005, 1.0), "algorithm_options.lr": LogUniform(0.003, 0.3)},
     },
