@@ -111,7 +111,7 @@ def run(arguments: list[str]) -> int:
         print(forecast(study, out, jobs=options.jobs, keep=options.keep, on=options.on))
         return 0
     command = shlex.join(["syncnorm", "run", *arguments])
-    run_study(
+    results = run_study(
         study,
         out,
         jobs=options.jobs,
@@ -125,7 +125,7 @@ def run(arguments: list[str]) -> int:
         stack=options.stack,
         command=command,
     )
-    return show(out) if rank() == 0 else 0
+    return show(out, results) if rank() == 0 else 0
 
 
 def changed(study: Study, options: RunOptions, given: Sequence[Given]) -> Study:

@@ -4,12 +4,14 @@
 needs no experiment file. Reading neither locks nor changes anything.
 """
 
+import gc
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -203,18 +205,56 @@ def stored_about(folder: Path) -> dict[str, Any] | None:
 
 def read_rows(folder: Path) -> dict[str, Row]:
     """Return the latest row of every run id, ignoring an incomplete last line."""
-    return {row["run_id"]: row for row in iterate_rows(folder)}
+    return {row["run_id"]: row for row in _last.read(folder)}
 
 
-def iterate_rows(folder: Path, skip: int = 0) -> Iterator[Row]:
-    """Yield the rows as they were written, without the first `skip` and an incomplete last line."""
+def rows_after(folder: Path, count: int) -> Iterator[Row]:
+    """Yield the rows as they were written, without the first `count` and an incomplete last line."""
+    return _decoded(folder, _lines(folder), count)
+
+
+class _Last:
+    """The rows that were read last: several parts of a command read one file, so only new lines are decoded."""
+
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+        self._digest = b""
+
+    def read(self, folder: Path) -> list[Row]:
+        """Return the rows of a folder."""
+        lines = _lines(folder)
+        known = self._rows if self._digest == _digest(lines[: len(self._rows)]) else []
+        collects = gc.isenabled()
+        gc.disable()  # it would look through all rows again and again while they come: a third of the time
+        try:
+            self._rows = [*known, *_decoded(folder, lines, len(known))]
+        finally:
+            if collects:
+                gc.enable()
+        self._digest = _digest(lines)
+        return self._rows
+
+
+_last = _Last()
+
+
+def _digest(lines: Sequence[bytes]) -> bytes:
+    return sha256(b"\n".join(lines)).digest()
+
+
+def _lines(folder: Path) -> Sequence[bytes]:
+    """Return the complete lines of a folder's file of rows."""
     path = folder / ROWS
     try:
-        lines: Sequence[bytes] = path.read_bytes().split(b"\n")[:-1]
+        return path.read_bytes().split(b"\n")[:-1]
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return ()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def _decoded(folder: Path, lines: Sequence[bytes], skip: int) -> Iterator[Row]:
+    """Yield the rows of the lines after the first `skip`."""
     for number, line in enumerate(lines[skip:], start=skip + 1):
         try:
             row = json.loads(line)
@@ -222,7 +262,7 @@ def iterate_rows(folder: Path, skip: int = 0) -> Iterator[Row]:
                 raise ValueError("not a row")
         except (ValueError, AttributeError) as error:
             raise UserError(
-                f"{path} is damaged in line {number}: remove that line, and its run will be made again."
+                f"{folder / ROWS} is damaged in line {number}: remove that line, and its run will be made again."
             ) from error
         yield row
 

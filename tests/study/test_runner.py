@@ -16,7 +16,7 @@ from syncnorm.config import Progress, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.progress import span
 from syncnorm.study.plan.spec import Grid, Study, expand
-from syncnorm.study.rows import read
+from syncnorm.study.rows import Results, read
 from syncnorm.study.run.executors.local import default_jobs
 from syncnorm.study.run.progress import Meter
 from syncnorm.study.run.runner import run_study
@@ -132,7 +132,7 @@ def test_a_full_disk_stops_the_study_with_a_sentence_and_keeps_the_rows(
 def test_a_report_that_breaks_does_not_fail_the_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(directory: Path) -> Path:
+    def broken(directory: Path, results: Results) -> Path:
         raise IndexError("no figure")
 
     monkeypatch.setattr("syncnorm.study.report.report.write_report", broken)

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,34 @@ def test_rows_come_back_and_are_not_to_be_made_again(small: Study, fill: Fill) -
     assert [row["config"]["seed"] for row in results.finished] == [0, 1]
     assert len(results.missing) == 2
     assert len(results.about.runs) == len(runs) == 4
+
+
+def test_rows_are_read_again_wherever_their_file_changed(small: Study, fill: Fill, tmp_path: Path) -> None:
+    folder = fill(small, keep=lambda run: run.norm.name == "bn")
+    file = folder / "runs.jsonl"
+    first, second = file.read_text().splitlines()
+
+    def accuracies() -> list[float]:
+        return [row["metrics"]["accuracy"] for row in read(folder).finished]
+
+    def line(accuracy: float) -> str:
+        row = json.loads(second)
+        return json.dumps({**row, "metrics": {**row["metrics"], "accuracy": accuracy}})
+
+    (before, after), again = accuracies(), accuracies()
+    assert again == [before, after], "nothing changed"
+    file.write_text(f"{first}\n{line(0.111)}\n")
+    assert accuracies() == [before, 0.111], "a line was edited, of the same length or not"
+    file.write_text(f"{first}\n{line(0.111)}\n{line(0.222)}\n")
+    assert accuracies() == [before, 0.222], "a row was appended"
+    file.write_text(f"{first}\n{line(0.111)}\n{line(0.222)}\nbroken\n")
+    with pytest.raises(UserError, match="damaged in line 4"):
+        read(folder)
+    file.write_text(f"{first}\n")
+    assert accuracies() == [before], "rows were removed"
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / "runs.jsonl").write_text("")
+    assert (read(other).finished, accuracies()) == ([], [before])
 
 
 def test_a_row_is_one_line_of_strict_json(small: Study, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from syncnorm.config import ALONE, Progress, Result, Run, run_id
 from syncnorm.errors import UserError
 from syncnorm.study.plan.about import about_plan
-from syncnorm.study.rows import REPORTED, TUNING, failed_row, finished_row
+from syncnorm.study.rows import REPORTED, TUNING, Results, failed_row, finished_row, read
 from syncnorm.study.run.label import Label
 from syncnorm.study.run.processes.attempt import Failure
 from syncnorm.study.run.processes.events import Ended
@@ -34,6 +34,8 @@ class Record:
     ) -> None:
         self.schedule = schedule
         self.meter = Meter(schedule.total, schedule.done)
+        self.results: Results | None = None
+        """What the last report was made from."""
         self._store, self._trackers, self._label, self._command = store, trackers, label, command
         self._apart: set[str] = set()
         self._grown()
@@ -82,7 +84,8 @@ class Record:
         from syncnorm.study.report.report import write_report  # imports plotting, which is slow to start
 
         try:
-            write_report(self._store.directory)
+            self.results = read(self._store.directory)
+            write_report(self._store.directory, results=self.results)
             for tracker in self._trackers:
                 tracker.reported()
         except UserError:

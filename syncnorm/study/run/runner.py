@@ -21,7 +21,7 @@ from syncnorm.registry import refuse_while_importing
 from syncnorm.study.plan.spec import Study, expand, with_engine
 from syncnorm.study.plan.trials import Plan, plan_of
 from syncnorm.study.report.plots.check import check_plots, check_tuning
-from syncnorm.study.rows import read_rows
+from syncnorm.study.rows import Results, read_rows
 from syncnorm.study.run.baselines import add_baselines, check_baselines
 from syncnorm.study.run.changes import changed_rows, stale_ids
 from syncnorm.study.run.executors.executor import Executor, Wish
@@ -60,8 +60,8 @@ def run_study(
     save_models: bool = False,
     checkpoint_every: float = Execution.checkpoint_every,
     stack: str = OFF,
-) -> None:
-    """Train a study's runs that the results folder `out` lacks, and write the report there.
+) -> Results | None:
+    """Train a study's runs that the results folder `out` lacks, write the report there, and return its content.
 
     Virtual runs and runs of clients share `jobs` worker processes (by default one per core, four per CUDA device);
     torchrun runs of one size share a launch. `on` names the executor that starts them, with its address: "local",
@@ -71,8 +71,9 @@ def run_study(
     Biases, `track` names further trackers. `save_models` saves the trained weights of every run that is trained under
     `out`/models, for `syncnorm.load_run`. `stack` says how many train in one computation (`stacking`).
     In a process that torchrun started, all ranks together train the runs with exactly that number of ranks, and only
-    rank 0 writes. A failed run gives a row with an error, and is tried again the next time. A finished run is trained
-    again if the source code of a model or plugin, or the data, has changed, unless `keep` is set.
+    rank 0 writes and returns something. A failed run gives a row with an error, and is tried again the next time. A
+    finished run is trained again if the source code of a model or plugin, or the data, has changed, unless `keep` is
+    set.
 
     Raises:
         UserError: an unusable study, folder, executor or world size, or a full disk.
@@ -84,7 +85,7 @@ def run_study(
     check_on(on, gpus_per_run)
     size, stacked = world_size(), stacking(stack)
     if size is not None and not _leads(plan, size, on, trainer):
-        return
+        return None
     label = labeller(plan)
     with ExitStack() as exits:
         exits.enter_context(ending_others())
@@ -104,6 +105,7 @@ def run_study(
                 _train_together(record, trainer, how, size)
             if trainer == TRAINER:
                 add_baselines(study, [one.run for one in schedule.known.values()], store.directory, record.meter.say)
+    return record.results
 
 
 def stacking(text: str) -> tuple[int, bool]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from syncnorm.registry import extend_path
-from syncnorm.study.rows import Row, iterate_rows, stored_about
+from syncnorm.study.rows import Row, rows_after, stored_about
 from syncnorm.study.run.tracking.sinks import SINKS, Followed, Sink
 from syncnorm.study.run.tracking.trackers import STALL_SECONDS, WAITING, folder_id, marks
 
@@ -55,7 +55,7 @@ class Follower:
 
     def catch_up(self) -> None:
         """Pass on every row that has no mark yet, and mark it; then the report, if there is a new one."""
-        for row in iterate_rows(self._directory, self._rows):
+        for row in rows_after(self._directory, self._rows):
             self._rows += 1
             if _mark_of(row) not in self._marked:
                 self._waiting[row["run_id"]] = row
