@@ -33,6 +33,7 @@ trap 'stop 143' TERM
 run() {  # run a command in the background, so that a signal is heard at once; its exit code is in $code
     "$@" &
     child=$!
+    [ -z "$stopped" ] || kill -s TERM "$child" 2>/dev/null  # the signal came before there was a child to pass it on to
     wait "$child"
     code=$?
     while kill -s 0 "$child" 2>/dev/null; do  # a signal has ended the wait

@@ -54,7 +54,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Study, Path]]:
         caught.append((study, out))
 
     monkeypatch.setattr(run_command, "run_study", catch)
-    monkeypatch.setattr(run_command, "show", lambda directory: 0)
+    monkeypatch.setattr(run_command, "show", lambda directory, results: 0)
     return caught
 
 

@@ -67,12 +67,12 @@ def _rounds(run: Run, world: Clients, checkpoint: Path | None) -> Result:
         states = json.loads(file.read_text())
     for number in range(len(states), world.rounds + 1):
         states.append(derive("round", states[-1], number))
+        if "journal" in run.model_options:  # before the checkpoint: one that is killed in between plays it again
+            with Path(run.model_options["journal"]).open("a") as journal:
+                journal.write(f"{run_id(run)} {number}\n")
         checkpoint.mkdir(parents=True, exist_ok=True)
         file.with_suffix(".tmp").write_text(json.dumps(states))
         file.with_suffix(".tmp").replace(file)
-        if "journal" in run.model_options:
-            with Path(run.model_options["journal"]).open("a") as journal:
-                journal.write(f"{run_id(run)} {number}\n")
         time.sleep(run.model_options.get("round", 0.0))
         if run.model_options.get("end") == number and _first(run.model_options.get("once")):
             os.kill(os.getpid(), signal.SIGKILL)

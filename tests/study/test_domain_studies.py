@@ -157,7 +157,7 @@ def test_options_of_the_world_hold_for_all_runs(tmp_path: Path, monkeypatch: pyt
     file.write_text(EXPERIMENT)
     started: list[Study] = []
     monkeypatch.setattr("syncnorm.commands.run.run_study", lambda study, *_, **options: started.append(study))
-    monkeypatch.setattr("syncnorm.commands.run.show", lambda directory: 0)
+    monkeypatch.setattr("syncnorm.commands.run.show", lambda directory, results: 0)
     options = ["--world.adapt", "tent", "--world.unseen", "digits-fonts", "--world.adapt-samples", "16"]
     monkeypatch.setattr("sys.argv", ["syncnorm", "run", str(file), *options])
     assert main() == 0

@@ -248,7 +248,7 @@ def test_a_run_is_followed_while_it_trains(folder: Path, wandb: Path) -> None:
     one = Tracker(folder, "wandb", "offline", {run_id(run): "norm bn, seed 0"})
     one.started(run)
     one.advanced(run, news(1, 2.0))
-    until(live.exists)
+    until(lambda: live.exists() and live.read_text().endswith("\n"))
     assert json.loads(live.read_text())[1:] == [1, {"epoch": 1, "train_loss": 2.0}]
     assert len(said(wandb)) == ended, "the run goes on"
     with Store.open(folder, small()) as store:

@@ -7,7 +7,6 @@ which its three lives started, and the results and the states of the resumed and
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from random import Random
 from typing import Any
 
 import torch
+from ports import free_port
 
 from syncnorm.config import Data, Devices, Domains, Execution, Norm, Optim, Run
 from syncnorm.devices import training as devices_training
@@ -105,9 +105,8 @@ def start(run: Run, ranks: int, checkpoint: Path | None, answer: Path) -> list[i
 
 def in_processes(ranks: int, play: Callable[[int], None]) -> list[int]:
     """Have each rank of a launch play in a process of its own; return their ids."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    world = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, **at}
 
     def work(rank: int) -> None:
         if ranks > 1:
@@ -137,6 +136,7 @@ def kill(children: list[int], victims: list[int], checkpoint: Path, random: Rand
     before = _stamps(checkpoint)
     saved: set[str] = set()
     while len(saved) < len(children):
+        assert os.waitpid(-1, os.WNOHANG) == (0, 0), "a rank ended before all had saved"
         time.sleep(0.001)
         saved |= {name for name, stamp in _stamps(checkpoint).items() if stamp != before.get(name)}
     time.sleep(random.uniform(0, 6 * PAUSE))

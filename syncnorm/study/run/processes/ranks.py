@@ -64,6 +64,8 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | No
     source = iter(jobs)
     while True:
         box: list[Job | str | None] = [next(source, None) if rank() == 0 else None]
+        if isinstance(box[0], tuple):
+            alarm.run = box[0][0]  # before another rank has the job, and may fail
         dist.broadcast_object_list(box)
         job = box[0]
         if job is None:
@@ -71,7 +73,6 @@ def take_part(jobs: Iterable[Job], trainer: Trainer, emit: Emit, tell: Tell | No
         if isinstance(job, str):
             raise SaidElsewhere("rank 0 says why this launch ends.")
         run, execution = job
-        alarm.run = run
         outcome = attempt(trainer, run, listening(execution, run, tell))
         failure = outcome if isinstance(outcome, Failure) else _lost_at_the_end()
         if failure:
@@ -132,6 +133,7 @@ class _Alarm:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         client = TCPStore(address, port, is_master=False, wait_for_workers=False)
         self.run: Run | None = None
+        """The run that trains, as far as rank 0 knows."""
         self.over = threading.Event()
         self._emit = emit
         self._store = PrefixStore(f"syncnorm/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", client)

@@ -108,8 +108,8 @@ def main() -> None:
     directory, kind, mode = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     os.nice(10)
     extend_path()
-    closed, news = threading.Event(), deque[str](maxlen=WAITING)
-    threading.Thread(target=_watch, args=(os.getppid(), closed, news), daemon=True).start()
+    closed, labels, news = threading.Event(), deque[str](), deque[str](maxlen=WAITING)
+    threading.Thread(target=_watch, args=(os.getppid(), closed, labels, news), daemon=True).start()
     reports, sys.stdout = sys.stdout, sys.stderr
     follower = Follower(directory, SINKS[kind](mode), marks(directory, kind))
     failed = False
@@ -117,8 +117,9 @@ def main() -> None:
         last = closed.is_set()
         try:
             if last or not failed:
-                while news:
-                    follower.hear(json.loads(news.popleft()))
+                for waiting in (labels, news):
+                    while waiting:
+                        follower.hear(json.loads(waiting.popleft()))
                 follower.catch_up()
                 if last:
                     follower.leave()
@@ -133,9 +134,10 @@ def main() -> None:
         closed.wait(PAUSE_SECONDS)
 
 
-def _watch(parent: int, closed: threading.Event, news: deque[str]) -> None:
+def _watch(parent: int, closed: threading.Event, labels: deque[str], news: deque[str]) -> None:
     """Collect events, and notice the end of the study; if it was killed, allow a bounded time for the rest."""
-    news.extend(iter(sys.stdin.readline, ""))
+    for line in iter(sys.stdin.readline, ""):
+        (labels if line.startswith('{"labels"') else news).append(line)
     closed.set()
     time.sleep(STALL_SECONDS)
     if os.getppid() != parent:

@@ -55,7 +55,8 @@ class Tracker:
         self._name, package = NAMES[kind]
         self._marks = marks(directory, kind)
         self._process: subprocess.Popen[str] | None = None
-        self._news: deque[dict[str, Any]] = deque([{"labels": dict(labels or {})}], WAITING)
+        self._news: deque[dict[str, Any]] = deque(maxlen=WAITING)
+        self._labels = dict(labels or {})
         self._waiting = threading.Condition()
         self._closing = False
         self._last: dict[str, float] = {}
@@ -85,7 +86,9 @@ class Tracker:
 
     def known(self, labels: Mapping[str, str]) -> None:
         """Give further readable names of the study's runs, by id."""
-        self._tell({"labels": dict(labels)})
+        with self._waiting:
+            self._labels.update(labels)
+            self._waiting.notify()
 
     def started(self, run: Run) -> None:
         """Report that a run started."""
@@ -139,10 +142,13 @@ class Tracker:
         with suppress(OSError, ValueError):  # the process may have ended
             while True:
                 with self._waiting:
-                    self._waiting.wait_for(lambda: self._news or self._closing)
-                    if not self._news:
+                    self._waiting.wait_for(lambda: self._labels or self._news or self._closing)
+                    if self._labels:
+                        news, self._labels = {"labels": self._labels}, {}
+                    elif self._news:
+                        news = self._news.popleft()
+                    else:
                         break
-                    news = self._news.popleft()
                 process.stdin.write(json.dumps(news) + "\n")
                 process.stdin.flush()
         with suppress(OSError):
