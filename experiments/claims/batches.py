@@ -11,7 +11,7 @@ MOVING = "MABN, arXiv 2001.06838, ImageNet, ResNet-50"
 RERUN = "a re-run of FedBN's official code by others (github.com/surafel58/FedBN), one seed"
 DIGITS, FEW, CIFAR = "batch_size", "small_batch", "batch_size_cifar10"
 POSITIONS = "small CNN on 16x16 digits, whose smallest layer has 16 positions"
-ONE = "strided CNN on 8x8 digits, whose last layers have one position, so that two images are two values"
+ONE = "strided CNN on 12x12 digits, whose last layer has one position, so that two images are two values"
 TUNED = "global batch 32, rates tuned for each norm and number of images"
 
 STUDIES = (DIGITS, FEW, CIFAR, "participation")

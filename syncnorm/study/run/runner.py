@@ -99,10 +99,7 @@ def run_study(
         models = store.directory / MODELS if save_models else None
         how = Placement(store.checkpoints, checkpoint_every, models, *stacked)
         with recording(record, notes + _not_stacked(schedule, how)):
-            if executor:
-                _hand_out(record, trainer, executor, how)
-            elif size:
-                _train_together(record, trainer, how, size)
+            _train(record, trainer, executor, how, size)
             if trainer == TRAINER:
                 add_baselines(study, [one.run for one in schedule.known.values()], store.directory, record.meter.say)
     return record.results
@@ -186,6 +183,14 @@ def check_study(study: Study, jobs: int | None, checkpoint_every: float, trainer
     check_tuning(plan, names=trainer == TRAINER)
     check_baselines(study, runs)
     return plan
+
+
+def _train(record: Record, trainer: str, executor: Executor | None, how: Placement, size: int | None) -> None:
+    """Train in processes that an executor starts, or with the `size` ranks of the torchrun that started this one."""
+    if executor:
+        _hand_out(record, trainer, executor, how)
+    elif size:
+        _train_together(record, trainer, how, size)
 
 
 def _hand_out(record: Record, trainer: str, executor: Executor, how: Placement) -> None:
