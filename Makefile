@@ -5,7 +5,7 @@ RUN = $(VENV)/bin
 TESTS ?=
 WORKERS ?= 2
 
-.PHONY: study test check coverage docs gpu gpu-small faults setup clean
+.PHONY: study test test-processes check coverage docs gpu gpu-small faults setup clean
 
 study: $(VENV)/ready
 	@echo "make study: training the quick study, some minutes on two cores; the first line of progress comes within one" >&2
@@ -15,6 +15,11 @@ study: $(VENV)/ready
 # further processes of their own.
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+# The tests for which real processes are the point: ranks, workers, kills, full disks.
+test-processes: $(VENV)/ready
+	OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+		-m "(dist or fault) and not slow and not gpu" $(TESTS)
 
 check: $(VENV)/ready
 	$(RUN)/ruff check

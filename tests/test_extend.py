@@ -70,6 +70,7 @@ def check(results: Results, *made_of: str, runs: int = 4) -> None:
         assert set(made_of) <= set(row["fingerprints"])
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(("where", "workers"), [("file", 1), ("module", 1), ("package", 1)])
 def test_devices_in_workers(tmp_path: Path, where: str, workers: int) -> None:
     if where == "file":
@@ -98,6 +99,7 @@ def test_devices_under_torchrun(tmp_path: Path) -> None:
         check(results, "norm scale_only", "model two_layers")
 
 
+@pytest.mark.dist
 def test_clients_in_two_workers(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(REGISTRATIONS + study("clients", "loop"))
     made_of = ("policy affine_home", "partition parity", "model two_layers", "data stripes", "algorithm half_step")
@@ -121,6 +123,7 @@ def test_every_kind_of_name_has_an_example() -> None:
         assert len([line for line in block.splitlines() if line.strip()]) <= 20, kind
 
 
+@pytest.mark.dist
 def test_an_edited_model_is_said_and_its_runs_are_trained_again(tmp_path: Path) -> None:
     module = tmp_path / "my_module.py"
     module.write_text(REGISTRATIONS)

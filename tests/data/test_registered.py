@@ -223,6 +223,7 @@ print(fingerprints(Run(data=Data("mine")))["data mine"])
 """
 
 
+@pytest.mark.dist
 def test_the_source_of_a_registered_function_names_it_in_every_process(tmp_path):
     """Its fingerprint is the same in two processes, and another one once it was edited."""
     said = []

@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 OF_STUDIES = {"lightning", "wandb", "datasets", "matplotlib", "tyro", "safetensors"}
 MODULES = {"scikit-learn": "sklearn", "pillow": "PIL"}
@@ -41,6 +43,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
+@pytest.mark.dist
 def test_the_extra_is_enough() -> None:
     block = (OF_STUDIES | names("study")) - names("federated") - {"rich"}  # Flower needs rich itself
     assert "lightning" in block
@@ -49,6 +52,7 @@ def test_the_extra_is_enough() -> None:
     assert '"accuracy"' in done.stdout
 
 
+@pytest.mark.dist
 def test_a_client_imports_only_what_it_needs() -> None:
     heavy = sorted(OF_STUDIES | {"sklearn", "scipy", "PIL", "ray", "torchmetrics", "torch._dynamo"})
     done = run(

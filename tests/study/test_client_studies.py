@@ -47,6 +47,7 @@ def test_every_run_of_clients_has_a_row_and_leaves_no_checkpoint(tmp_path: Path)
     assert (out / "report.html").is_file()
 
 
+@pytest.mark.fault
 def test_a_run_whose_worker_died_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     journal, calm = tmp_path / "journal", tmp_path / "calm"
     options = {"end": 3, "once": str(tmp_path / "once"), "journal": str(journal)}

@@ -66,6 +66,7 @@ def test_a_run_whose_worker_died_is_tried_once_more(tmp_path: Path) -> None:
     assert isinstance(got["kill"].outcome, Result)
 
 
+@pytest.mark.dist
 def test_workers_share_the_cuda_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     runs = [Run(seed=seed, model_options={"pids": str(tmp_path), "sleep": 1.0}) for seed in range(4)]
