@@ -30,7 +30,7 @@ RULE = (
     "written by hand."
 )
 DOUBT = (
-    "Everything here is small: digits of 8x8 or 16x16 pixels (one row: CIFAR-10 at 16x16), networks of up to 20 "
+    "Everything here is small: digits of 8 to 16 pixels a side (one row: CIFAR-10 at 16x16), networks of up to 20 "
     'layers, one CPU. "Does not hold here" says no more than that. The perceptron of the study claim_networks '
     "is far from trained without batch norm when its 456 steps end, so that what is compared with it there is "
     "mostly speed; and none of its lines reaches a support vector machine on pixels, so that by the stricter rule "
