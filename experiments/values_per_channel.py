@@ -61,7 +61,7 @@ BASE = Run(
     optim=Optim(lr=0.1, epochs=6),
 )
 
-TUNE = Tune({"lr": LogUniform(0.005, 0.5)}, per=(*LINE, "per_device_batch"), trials=8, halve=True, shared=False)
+TUNE = Tune({"lr": LogUniform(0.0003, 0.5)}, per=(*LINE, "per_device_batch"), trials=8, halve=True, shared=False)
 
 FIRST, *OTHERS = grids(SAMPLES)
 STUDY = Study(
