@@ -1,6 +1,8 @@
 """Experiment trackers: they follow a study, are complete in the end, and unable to fail or delay it."""
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -295,6 +297,15 @@ def test_a_run_that_is_trained_again_is_followed_again(folder: Path, wandb: Path
     one.close()
     *_, again = said(wandb)
     assert (len(said(wandb)), again["summary"]["seconds"], again["exit_code"]) == (13, 77.0, 0)
+
+
+def test_names_are_kept_however_much_waits(folder: Path, wandb: Path) -> None:
+    wandb.write_text(SAYS)
+    run = run_id(expand(small())[1])
+    lines = [{"labels": {run: "a name"}}, *[{"advanced": "another", "metrics": {}}] * 5000]
+    program = [sys.executable, "-m", "syncnorm.study.run.tracking.process", str(folder), "wandb", "offline"]
+    subprocess.run(program, input="".join(f"{json.dumps(line)}\n" for line in lines), text=True, check=True)
+    assert "a name" in {one["name"] for one in said(wandb)}
 
 
 def test_tables_and_figures_come_as_an_artifact(tmp_path: Path, wandb: Path) -> None:
